@@ -1,0 +1,19 @@
+# Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
+.PHONY: run test lint postgres
+
+# A server of one's own (DATABASE_URL) or a private one with the sample catalog.
+run: postgres
+	cargo build --release
+	@if [ -n "$$DATABASE_URL" ]; then exec target/release/model-catalog serve; else exec target/release/model-catalog demo; fi
+
+test: postgres
+	cargo test
+
+lint:
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+# Postgres' server programs, from the system's packages when there are none.
+postgres:
+	@deploy/install.sh postgresql "$${PGBIN:-}/postgres" /usr/lib/postgresql/*/bin/postgres postgres

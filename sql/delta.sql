@@ -1,0 +1,32 @@
+-- Every model that changed since the snapshot $1 was read, if this is still the history $2; and, in any case, one row.
+-- Parameters: $1 text (a pg_snapshot), $2 text (its history). Columns: see `Header` and `RawModel` in src/postgres/rows.rs.
+--
+-- Changed since $1 = visible now, and by a transaction that began after $1 or was still running at $1. The two are
+-- separate index ranges on purpose: `NOT pg_visible_in_snapshot(…)` would read every change since the oldest open
+-- transaction. The lateral look-up with OFFSET 0 can't be flattened into a join that scans the whole source.
+-- The upper bound keeps out rows that a dump brought from another history's future.
+WITH here AS MATERIALIZED (
+    SELECT pg_catalog.pg_current_snapshot() AS snapshot, h.identity AS history FROM model_catalog.history h
+), changed AS (
+    SELECT c.model_id, c.changed_at
+    FROM model_catalog.changes c
+    WHERE c.xid >= pg_catalog.pg_snapshot_xmax($1::text::pg_snapshot)
+      AND c.xid < (SELECT pg_catalog.pg_snapshot_xmax(snapshot) FROM here)
+      AND (SELECT history FROM here) = $2::text
+    UNION ALL
+    SELECT c.model_id, c.changed_at
+    FROM model_catalog.changes c
+    WHERE c.xid = ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip($1::text::pg_snapshot)))
+      AND (SELECT history FROM here) = $2::text
+)
+SELECT here.snapshot::text,
+       here.history,
+       changed.model_id,
+       (extract(epoch FROM pg_catalog.clock_timestamp() - changed.changed_at))::float8 AS age_seconds,
+       e.id, e.name, e.download_url, e.file_size_gb::text, e.hash, e.auth_required, e.auth_provider, e.save_path,
+       e.dependencies::text, e.description
+FROM here
+LEFT JOIN changed ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM model_catalog.entries WHERE entries.id = changed.model_id OFFSET 0
+) e ON true

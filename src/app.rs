@@ -1,0 +1,244 @@
+//! The only wiring: what runs on which thread, and in what order it ends.
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::catalog::model::Rules;
+use crate::catalog::store::Store;
+use crate::cli::{self, Cli, Command, LogFormat};
+use crate::http::server::{self, Phase};
+use crate::http::{Api, Limits, Routes};
+use crate::loader::{self, Loader};
+use crate::metrics::Metrics;
+use crate::postgres::migrate::migrate;
+use crate::postgres::private::{Options, Private};
+use crate::postgres::session::{self, Database};
+
+const SAMPLE: &str = include_str!("../sql/sample_models.sql");
+/// Pause before a loader that panicked is started again.
+const LOADER_PAUSE: Duration = Duration::from_secs(1);
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Runs one command; the exit status says whether it did what it was asked.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    set_up_logging(&cli.log);
+    let done = match cli.command {
+        Command::Serve { database, serve } => {
+            connection(&database).and_then(|database| run_server(database, &serve, |_| {}))
+        }
+        Command::Demo { serve } => demo(&serve),
+        Command::Migrate { database } => run_migrate(&database),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn set_up_logging(log: &cli::Log) {
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(&log.filter).with_writer(std::io::stderr).with_target(false);
+    match log.format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+fn connection(database: &cli::Database) -> Result<Database, Failure> {
+    let mut config = database.database_url.config()?;
+    if config.get_application_name().is_none() {
+        config.application_name(env!("CARGO_PKG_NAME"));
+    }
+    Ok(Database { config, channel: database.channel.clone(), timeout: database.database_timeout })
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+fn run_migrate(database: &cli::Database) -> Result<(), Failure> {
+    let database = connection(database)?;
+    runtime()?.block_on(async {
+        let mut client = session::connect(&database).await?;
+        migrate(&mut client, &database.channel).await
+    })?;
+    info!("the database has all that model-catalog needs");
+    Ok(())
+}
+
+/// Serves a private Postgres with the sample catalog.
+fn demo(serve: &cli::Serve) -> Result<(), Failure> {
+    info!("making a private Postgres");
+    let server = Private::start(Options { loopback: true, ..Options::default() })?;
+    let config = server.url("postgres").parse()?;
+    let database = Database { config, channel: "model_catalog".into(), timeout: Duration::from_secs(10) };
+    runtime()?.block_on(async {
+        let mut client = session::connect(&database).await?;
+        migrate(&mut client, &database.channel).await?;
+        client.batch_execute(SAMPLE).await?;
+        Ok::<_, Failure>(())
+    })?;
+    let postgres_port = server.port();
+    run_server(database, serve, |address| {
+        println!(
+            "\nmodel-catalog serves http://{address}, from a private Postgres at 127.0.0.1:{postgres_port}. \
+             Ctrl-C ends both. Try:\n\n  \
+             curl http://{address}/api/models/flux-dev\n  \
+             curl -d '{{\"model_ids\":[\"flux-dev\",\"sdxl-base\",\"no-such-model\"]}}' http://{address}/api/models/batch\n  \
+             psql -h 127.0.0.1 -p {postgres_port} -U postgres \
+             -c \"UPDATE models SET description = 'changed just now' WHERE id = 'flux-dev'\"\n\n\
+             and the first line again: it shows the change.\n"
+        );
+    })
+}
+
+/// Serves until a signal says to stop. `announce` is given the address once it takes connections.
+fn run_server(
+    database: Database,
+    serve: &cli::Serve,
+    announce: impl FnOnce(std::net::SocketAddr),
+) -> Result<(), Failure> {
+    let threads =
+        serve.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, |threads| threads.get());
+    let sockets = server::bind(serve.addr, threads)?;
+    let admin = serve.admin_addr.map(|address| server::bind(address, 1)).transpose()?;
+    let address = sockets[0].local_addr()?;
+
+    let store = Arc::new(Store::default());
+    let metrics = Arc::new(Metrics::new()?);
+    let api = Arc::new(Api {
+        store: Arc::clone(&store),
+        metrics: Arc::clone(&metrics),
+        limits: Limits { batch_ids: serve.max_batch_ids.get(), body_bytes: serve.max_body_bytes.get() },
+        draining: AtomicBool::new(false),
+    });
+
+    let runtime = runtime()?;
+    // Before anything is announced: a signal that comes early must find its handler.
+    let mut stop = runtime.block_on(async { Stop::new() })?;
+    let (phase, phases) = watch::channel(Phase::Serve);
+    let routes = if admin.is_some() { Routes::Api } else { Routes::All };
+    let share = serve.max_connections.get().div_ceil(threads);
+    let mut serving = Vec::new();
+    for (number, socket) in sockets.into_iter().enumerate() {
+        let task = server::serve(socket, Arc::clone(&api), routes, share, phases.clone());
+        serving.push(spawn(format!("http-{number}"), task)?);
+    }
+    for socket in admin.into_iter().flatten() {
+        info!(address = %socket.local_addr()?, "operations are served apart");
+        let task = server::serve(socket, Arc::clone(&api), Routes::Ops, ADMIN_CONNECTIONS, phases.clone());
+        serving.push(spawn("admin".into(), task)?);
+    }
+    spawn_loader(database, serve, &store, &metrics, phases)?;
+
+    info!(%address, threads, "serving");
+    announce(address);
+    runtime.block_on(async {
+        stop.asked().await;
+        drain(serve, &api, &phase, &mut stop).await;
+    });
+    Ok(())
+}
+
+/// Scrapers and probes are few; what comes beyond waits.
+const ADMIN_CONNECTIONS: usize = 256;
+
+/// Runs one task on a thread and a runtime of its own.
+fn spawn(
+    name: String,
+    task: impl Future<Output = std::io::Result<()>> + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.clone()).spawn(move || {
+        if let Err(error) = runtime().and_then(|runtime| runtime.block_on(task)) {
+            error!(thread = name, %error, "ended");
+        }
+    })
+}
+
+/// The loader has a thread of its own: making a snapshot and freeing an old one never hold up a request.
+/// It ends when the drain begins: what is in flight is answered from what there is.
+fn spawn_loader(
+    database: Database,
+    serve: &cli::Serve,
+    store: &Arc<Store>,
+    metrics: &Arc<Metrics>,
+    mut phase: watch::Receiver<Phase>,
+) -> std::io::Result<()> {
+    let rules = Rules { url_schemes: serve.url_schemes.iter().map(|scheme| scheme.to_ascii_lowercase()).collect() };
+    let poll_interval = serve.poll_interval;
+    let (store, metrics) = (Arc::clone(store), Arc::clone(metrics));
+    std::thread::Builder::new().name("loader".into()).spawn(move || {
+        let mut run = || {
+            let settings = loader::Settings { database: database.clone(), poll_interval, rules: rules.clone() };
+            let loader = Loader::new(settings, Arc::clone(&store), Arc::clone(&metrics));
+            runtime()?.block_on(async {
+                tokio::select! {
+                    never = loader.run() => match never {},
+                    _ = phase.wait_for(|phase| *phase == Phase::Drain) => Ok::<_, std::io::Error>(()),
+                }
+            })
+        };
+        // After a panic the catalog goes on being served, and a fresh loader reads everything again.
+        loop {
+            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut run)) {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error!(%error, "the loader has no runtime, trying again"),
+                Err(_) => error!("the loader panicked, starting another"),
+            }
+            std::thread::sleep(LOADER_PAUSE);
+        }
+    })?;
+    Ok(())
+}
+
+/// SIGTERM and Ctrl-C.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Not ready at once, as usual for the grace period, then no new connections and the end of those there are. A
+/// second signal ends it at once.
+async fn drain(serve: &cli::Serve, api: &Api, phase: &watch::Sender<Phase>, stop: &mut Stop) {
+    info!(grace = ?serve.drain_grace, "stopping: not ready any more");
+    api.draining.store(true, Relaxed);
+    let orderly = async {
+        tokio::time::sleep(serve.drain_grace).await;
+        phase.send_replace(Phase::Drain);
+        // Every serving thread drops its receiver when its last connection has ended.
+        if tokio::time::timeout(serve.drain_timeout, phase.closed()).await.is_err() {
+            warn!(after = ?serve.drain_timeout, "connections are still open, ending all the same");
+        }
+    };
+    tokio::select! {
+        () = orderly => info!("stopped"),
+        () = stop.asked() => warn!("a second signal: ending at once"),
+    }
+}

@@ -1,0 +1,222 @@
+//! The command line: every command and every setting, with its environment variable and default.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use clap::builder::NonEmptyStringValueParser;
+use clap::error::ContextKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+/// Serves a Postgres table of models from memory, live.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    /// How the program logs.
+    pub log: Log,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the catalog of a database.
+    Serve {
+        /// The database.
+        #[command(flatten)]
+        database: Database,
+        /// The server.
+        #[command(flatten)]
+        serve: Serve,
+    },
+    /// Try it out: a private Postgres with a sample catalog, served. It is gone when the program ends.
+    Demo {
+        /// The channel is the demo's own, the database too.
+        #[command(flatten)]
+        serve: Serve,
+    },
+    /// Make what the program needs in a database: the schema model_catalog and, where nobody defined the view
+    /// model_catalog.entries, the table public.models. Twice is harmless.
+    Migrate {
+        /// The database.
+        #[command(flatten)]
+        database: Database,
+    },
+}
+
+/// How the program logs.
+#[derive(Debug, Args)]
+pub struct Log {
+    /// What is logged: a level (error, warn, info, debug, trace), or `target=level` pairs with commas between.
+    #[arg(
+        long = "log",
+        env = "CATALOG_LOG",
+        default_value = "info,refinery_core=warn",
+        global = true,
+        value_name = "FILTER"
+    )]
+    #[arg(value_parser = log_filter)]
+    pub filter: String,
+    /// How it looks.
+    #[arg(
+        long = "log-format",
+        env = "CATALOG_LOG_FORMAT",
+        default_value = "text",
+        global = true,
+        value_name = "FORMAT"
+    )]
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Which database.
+#[derive(Debug, Args)]
+pub struct Database {
+    /// The database, as libpq writes it: postgres://user@host:5432/name, or key=value pairs.
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    pub database_url: Secret,
+    /// Channel that changes are announced on; `migrate` writes it into the database.
+    #[arg(long, env = "CATALOG_CHANNEL", default_value = "model_catalog", value_name = "NAME")]
+    #[arg(value_parser = channel)]
+    pub channel: String,
+    /// Longest silence of the database within a connect or a statement.
+    #[arg(long, env = "CATALOG_DATABASE_TIMEOUT", default_value = "10s", value_name = "DURATION")]
+    #[arg(value_parser = duration)]
+    pub database_timeout: Duration,
+}
+
+/// A text that may hold a password, so it is never shown: clap prints a value that it refuses, hence nothing is
+/// refused here.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// A database address that can't be read; says why without repeating it.
+#[derive(Debug, thiserror::Error)]
+#[error("DATABASE_URL can't be read: {0}; write postgres://user@host:5432/database or key=value pairs")]
+pub struct BadDatabaseUrl(String);
+
+impl Secret {
+    /// The address as the driver reads it.
+    ///
+    /// # Errors
+    /// It is no address of a database.
+    pub fn config(&self) -> Result<tokio_postgres::Config, BadDatabaseUrl> {
+        self.0.parse().map_err(|error: tokio_postgres::Error| {
+            let cause = std::error::Error::source(&error).map(|source| format!(": {source}"));
+            BadDatabaseUrl(format!("{error}{}", cause.unwrap_or_default()))
+        })
+    }
+}
+
+/// How to serve.
+#[derive(Debug, Clone, Args)]
+pub struct Serve {
+    /// Address of the API.
+    #[arg(long, env = "CATALOG_ADDR", default_value = "127.0.0.1:3000", value_name = "IP:PORT")]
+    #[arg(value_parser = address)]
+    pub addr: SocketAddr,
+    /// Address of /livez, /readyz and /metrics, on a thread of its own; without it they stand on the API's.
+    #[arg(long, env = "CATALOG_ADMIN_ADDR", value_name = "IP:PORT", value_parser = address)]
+    pub admin_addr: Option<SocketAddr>,
+    /// Serving threads; default: one a core.
+    #[arg(long, env = "CATALOG_THREADS", value_name = "NUMBER")]
+    pub threads: Option<NonZeroUsize>,
+    /// Time between two looks at the database when nothing is announced.
+    #[arg(long, env = "CATALOG_POLL_INTERVAL", default_value = "10s", value_name = "DURATION")]
+    #[arg(value_parser = duration)]
+    pub poll_interval: Duration,
+    /// Ids in one batch at most.
+    #[arg(long, env = "CATALOG_MAX_BATCH_IDS", default_value = "1000", value_name = "NUMBER")]
+    pub max_batch_ids: NonZeroUsize,
+    /// Bytes of a request's body at most.
+    #[arg(long, env = "CATALOG_MAX_BODY_BYTES", default_value = "1048576", value_name = "BYTES")]
+    pub max_body_bytes: NonZeroUsize,
+    /// Connections at most; further ones wait in the kernel's queue.
+    #[arg(long, env = "CATALOG_MAX_CONNECTIONS", default_value = "16384", value_name = "NUMBER")]
+    pub max_connections: NonZeroUsize,
+    /// After SIGTERM: time to answer as usual while not ready, so that load balancers look elsewhere.
+    #[arg(long, env = "CATALOG_DRAIN_GRACE", default_value = "5s", value_name = "DURATION")]
+    #[arg(value_parser = duration_or_zero)]
+    pub drain_grace: Duration,
+    /// After that: time for what is in flight to end.
+    #[arg(long, env = "CATALOG_DRAIN_TIMEOUT", default_value = "10s", value_name = "DURATION")]
+    #[arg(value_parser = duration_or_zero)]
+    pub drain_timeout: Duration,
+    /// Schemes that a download_url may have, with commas between.
+    #[arg(long, env = "CATALOG_URL_SCHEMES", default_value = "http,https", value_name = "LIST")]
+    #[arg(value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
+    pub url_schemes: Vec<String>,
+}
+
+/// The command line of this process; ends it with a message where it is wrong.
+#[must_use]
+pub fn parse() -> Cli {
+    let parsed = Cli::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.unwrap_or_else(|error| name_the_variable(error).exit())
+}
+
+/// clap names the flag alone; who set the variable in a unit file looks for that.
+fn name_the_variable(mut error: clap::Error) -> clap::Error {
+    let Some(clap::error::ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return error };
+    let flag = argument.split_whitespace().next().unwrap_or_default().trim_start_matches("--");
+    let commands = Cli::command();
+    let all = commands.get_subcommands().flat_map(clap::Command::get_arguments).chain(commands.get_arguments());
+    let mut named = all.filter(|argument| argument.get_long() == Some(flag));
+    if let Some(variable) = named.find_map(|argument| argument.get_env()) {
+        let both = format!("{argument}' (or {})", variable.to_string_lossy());
+        // clap puts the text between quotes, so the closing one stands inside.
+        error.insert(ContextKind::InvalidArg, clap::error::ContextValue::String(both.trim_end_matches('\'').into()));
+    }
+    error
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = duration_or_zero(text)?;
+    if duration.is_zero() { Err("it must be longer than zero, such as 500ms, 10s or 1h".into()) } else { Ok(duration) }
+}
+
+fn duration_or_zero(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a number with a unit, such as 500ms, 10s or 1h"))
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:3000, 0.0.0.0:3000 or [::]:3000".into())
+}
+
+fn channel(text: &str) -> Result<String, String> {
+    // Postgres cuts names at NAMEDATALEN - 1 bytes, and a cut channel would never ring.
+    if text.is_empty() || text.len() > 63 {
+        return Err("a channel's name has 1 to 63 bytes".into());
+    }
+    Ok(text.into())
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    let filter = text.parse::<tracing_subscriber::EnvFilter>();
+    filter.map(|_| text.into()).map_err(|error| format!("{error}; write a level such as info, or target=level pairs"))
+}

@@ -1,0 +1,302 @@
+//! The body of a batch: what was asked, and the answer in one buffer of the right size.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::catalog::index::Entry;
+use crate::catalog::snapshot::Snapshot;
+
+/// What is wrong with the body of a batch. The texts are part of the contract.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadBatch {
+    /// No JSON; says where.
+    #[error("invalid JSON: {0}")]
+    Syntax(String),
+    /// The key is missing, or the value no array.
+    #[error("model_ids must be an array")]
+    NotAnArray,
+    /// An element of another type, by its place.
+    #[error("model_ids[{0}] must be a string")]
+    NotAString(usize),
+    /// More ids than are answered at once.
+    #[error("model_ids has {count} ids, the limit is {limit}: ask in several batches")]
+    TooMany {
+        /// How many were asked.
+        count: usize,
+        /// How many may be.
+        limit: usize,
+    },
+}
+
+/// The ids that `body` asks for, in its order. Where several things are wrong, that it is no JSON is said first.
+///
+/// # Errors
+/// See [`BadBatch`].
+pub fn parse(body: &[u8], limit: usize) -> Result<Vec<Cow<'_, str>>, BadBatch> {
+    let batch: Batch<'_> = serde_json::from_slice(body).map_err(|error| BadBatch::Syntax(error.to_string()))?;
+    let ids = batch.0.ok_or(BadBatch::NotAnArray)?;
+    if let Some(place) = ids.not_a_string {
+        return Err(BadBatch::NotAString(place));
+    }
+    if ids.strings.len() > limit {
+        return Err(BadBatch::TooMany { count: ids.strings.len(), limit });
+    }
+    Ok(ids.strings)
+}
+
+/// Any JSON value; the ids, if it is an object with an array under `model_ids`. As in JavaScript the last of
+/// several equal keys counts.
+struct Batch<'a>(Option<Ids<'a>>);
+
+/// An array; the place of the first element that is no string.
+struct Ids<'a> {
+    strings: Vec<Cow<'a, str>>,
+    not_a_string: Option<usize>,
+}
+
+/// Any JSON value; its text, if it is a string.
+struct Text<'a>(Option<Cow<'a, str>>);
+
+/// Any JSON value; its elements, if it is an array.
+struct Array<'a>(Option<Ids<'a>>);
+
+/// The visitor methods of the values that a type takes no interest in.
+macro_rules! not_wanted {
+    (scalars) => {
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("any JSON value")
+        }
+        fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+            Ok(Self::Value::NOT_WANTED)
+        }
+        fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+            Ok(Self::Value::NOT_WANTED)
+        }
+        fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+            Ok(Self::Value::NOT_WANTED)
+        }
+        fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+            Ok(Self::Value::NOT_WANTED)
+        }
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(Self::Value::NOT_WANTED)
+        }
+    };
+    (string) => {
+        fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+            Ok(Self::Value::NOT_WANTED)
+        }
+    };
+    (array) => {
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            while seq.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(Self::Value::NOT_WANTED)
+        }
+    };
+    (object) => {
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+            Ok(Self::Value::NOT_WANTED)
+        }
+    };
+}
+
+impl Batch<'_> {
+    const NOT_WANTED: Self = Self(None);
+}
+
+impl<'de> Deserialize<'de> for Batch<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Wanted;
+        impl<'de> Visitor<'de> for Wanted {
+            type Value = Batch<'de>;
+            not_wanted!(scalars);
+            not_wanted!(string);
+            not_wanted!(array);
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Batch<'de>, A::Error> {
+                let mut ids = None;
+                while let Some(key) = map.next_key::<Text<'de>>()? {
+                    if key.0.as_deref() == Some("model_ids") {
+                        ids = map.next_value::<Array<'de>>()?.0;
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(Batch(ids))
+            }
+        }
+        deserializer.deserialize_any(Wanted)
+    }
+}
+
+impl Array<'_> {
+    const NOT_WANTED: Self = Self(None);
+}
+
+impl<'de> Deserialize<'de> for Array<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Wanted;
+        impl<'de> Visitor<'de> for Wanted {
+            type Value = Array<'de>;
+            not_wanted!(scalars);
+            not_wanted!(string);
+            not_wanted!(object);
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Array<'de>, A::Error> {
+                let mut ids = Ids { strings: Vec::new(), not_a_string: None };
+                let mut place = 0;
+                while let Some(element) = seq.next_element::<Text<'de>>()? {
+                    match element.0 {
+                        Some(text) => ids.strings.push(text),
+                        None => ids.not_a_string = ids.not_a_string.or(Some(place)),
+                    }
+                    place += 1;
+                }
+                Ok(Array(Some(ids)))
+            }
+        }
+        deserializer.deserialize_any(Wanted)
+    }
+}
+
+impl Text<'_> {
+    const NOT_WANTED: Self = Self(None);
+}
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Wanted;
+        impl<'de> Visitor<'de> for Wanted {
+            type Value = Text<'de>;
+            not_wanted!(scalars);
+            not_wanted!(array);
+            not_wanted!(object);
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Some(Cow::Borrowed(text))))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Some(Cow::Owned(text.into()))))
+            }
+        }
+        deserializer.deserialize_any(Wanted)
+    }
+}
+
+/// The answer to a batch, and how many ids it found and did not find.
+pub struct Rendered {
+    /// `{"models":[…],"not_found":[…]}`
+    pub json: Vec<u8>,
+    /// Ids that the catalog has, repeats counted.
+    pub found: usize,
+    /// Ids that it lacks, repeats counted.
+    pub not_found: usize,
+}
+
+const HEAD: &[u8] = br#"{"models":["#;
+const MIDDLE: &[u8] = br#"],"not_found":["#;
+const TAIL: &[u8] = b"]}";
+
+/// Above this many models a set finds repeats; below it, comparing all pointers is faster than hashing.
+const FEW: usize = 64;
+
+/// Answers `ids` from one snapshot: models in the order asked, each once; `not_found` in the order asked, repeats
+/// kept.
+#[must_use]
+pub fn render(snapshot: &Snapshot, ids: &[Cow<'_, str>]) -> Rendered {
+    let mut models: Vec<&Entry> = Vec::with_capacity(ids.len());
+    let mut not_found = Vec::new();
+    let mut seen = HashSet::new();
+    let mut missing = 0;
+    for id in ids {
+        match snapshot.get(id) {
+            Some(entry) if ids.len() <= FEW => {
+                if !models.iter().any(|other| other.same(entry)) {
+                    models.push(entry);
+                }
+            }
+            Some(entry) => {
+                if seen.insert(entry.id()) {
+                    models.push(entry);
+                }
+            }
+            None => {
+                missing += 1;
+                push_json(&mut not_found, id);
+            }
+        }
+    }
+
+    let commas = models.len().saturating_sub(1);
+    let bodies: usize = models.iter().map(|entry| entry.json().len()).sum();
+    let size = HEAD.len() + bodies + commas + MIDDLE.len() + not_found.len() + TAIL.len();
+    let mut json = Vec::with_capacity(size);
+    json.extend_from_slice(HEAD);
+    for (place, entry) in models.iter().enumerate() {
+        if place > 0 {
+            json.push(b',');
+        }
+        json.extend_from_slice(entry.json());
+    }
+    json.extend_from_slice(MIDDLE);
+    json.extend_from_slice(&not_found);
+    json.extend_from_slice(TAIL);
+    debug_assert_eq!(json.len(), size, "the buffer was measured wrongly");
+    Rendered { json, found: ids.len() - missing, not_found: missing }
+}
+
+fn push_json(list: &mut Vec<u8>, id: &str) {
+    if !list.is_empty() {
+        list.push(b',');
+    }
+    // Writing a string to a Vec can't fail.
+    let _ = serde_json::to_writer(list, id);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(body: &str) -> Result<Vec<String>, String> {
+        let ids = parse(body.as_bytes(), 3).map_err(|error| error.to_string())?;
+        Ok(ids.into_iter().map(Cow::into_owned).collect())
+    }
+
+    #[test]
+    fn takes_strings_in_any_form() {
+        assert_eq!(ids(r#"{"model_ids":["a","b\n\u00e4","😀"]}"#), Ok(vec!["a".into(), "b\nä".into(), "😀".into()]));
+        assert_eq!(ids(r#" {"x":{"model_ids":[1]},"model_ids":[],"y":[[]]} "#), Ok(vec![]));
+        assert_eq!(ids(r#"{"model\u005fids":["a"]}"#), Ok(vec!["a".into()]));
+        assert_eq!(ids(r#"{"model_ids":3,"model_ids":["last"]}"#), Ok(vec!["last".into()]));
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        for body in ["{}", "[]", "null", "3", "-3", "1.5", "true", r#""model_ids""#, r#"{"model_ids":null}"#] {
+            assert_eq!(ids(body), Err("model_ids must be an array".into()), "{body}");
+        }
+        for body in [r#"{"model_ids":"a"}"#, r#"{"model_ids":{"0":"a"}}"#, r#"{"Model_ids":[]}"#] {
+            assert_eq!(ids(body), Err("model_ids must be an array".into()), "{body}");
+        }
+        for element in ["1", "-1", "0.5", "null", "true", "[]", "[\"a\"]", "{}", "{\"a\":1}"] {
+            let body = format!(r#"{{"model_ids":["a","b",{element},4]}}"#);
+            assert_eq!(ids(&body), Err("model_ids[2] must be a string".into()), "{body}");
+        }
+        let many = ids(r#"{"model_ids":["a","b","c","a"]}"#);
+        assert_eq!(many, Err("model_ids has 4 ids, the limit is 3: ask in several batches".into()));
+    }
+
+    #[test]
+    fn broken_json_is_said_first_and_with_its_place() {
+        let deep = "[".repeat(100_000);
+        for body in
+            ["", " ", "{", "{]", r#"{"model_ids":[1,}"#, r#"{"model_ids":[]} x"#, r#"{"model_ids":["\ud800"]}"#, &deep]
+        {
+            let error = ids(body).expect_err(body);
+            assert!(error.starts_with("invalid JSON: ") && error.contains("line 1 column"), "{error}");
+        }
+        assert!(matches!(parse(b"{\"model_ids\":[\"\xff\"]}", 3), Err(BadBatch::Syntax(_))));
+    }
+}

@@ -1,0 +1,299 @@
+//! The HTTP API: which request gets which answer. All of it is read from one snapshot in memory.
+
+pub mod answer;
+pub mod batch;
+pub mod server;
+
+use std::borrow::Cow;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Body;
+use hyper::header::{CACHE_CONTROL, CONNECTION, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH, RETRY_AFTER};
+use hyper::{HeaderMap, Method, Request, StatusCode};
+
+use crate::catalog::snapshot::Snapshot;
+use crate::catalog::store::Store;
+use crate::metrics::{Metrics, Route, Traffic};
+use crate::ops;
+use answer::Answer;
+
+const CATALOG_REVISION: HeaderName = HeaderName::from_static("catalog-revision");
+const MODELS: &str = "/api/models/";
+
+/// What a client may ask for at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Ids in one batch.
+    pub batch_ids: usize,
+    /// Bytes of a request's body.
+    pub body_bytes: usize,
+}
+
+/// What all serving threads share.
+pub struct Api {
+    /// Where the catalog is read from.
+    pub store: Arc<Store>,
+    /// Behind `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// What a client may ask for.
+    pub limits: Limits,
+    /// Set once the process is to end: not ready any more, and connections are asked to go elsewhere.
+    pub draining: AtomicBool,
+}
+
+/// Which routes a port answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Routes {
+    /// The API alone.
+    Api,
+    /// `/livez`, `/readyz` and `/metrics` alone.
+    Ops,
+    /// Both.
+    All,
+}
+
+/// Answers the requests of one serving thread.
+pub struct Handler {
+    api: Arc<Api>,
+    traffic: Arc<Traffic>,
+    routes: Routes,
+}
+
+impl Handler {
+    /// A handler that counts under a [`Traffic`] of its own.
+    #[must_use]
+    pub fn new(api: Arc<Api>, routes: Routes) -> Self {
+        let traffic = api.metrics.thread();
+        Self { api, traffic, routes }
+    }
+
+    /// Where this thread counts.
+    #[must_use]
+    pub fn traffic(&self) -> Arc<Traffic> {
+        Arc::clone(&self.traffic)
+    }
+
+    /// Answers one request. A fault of ours ends neither the connection nor the process: it is 500.
+    pub async fn handle<B>(&self, request: Request<B>) -> Answer
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let started = Instant::now();
+        let route = self.route(request.uri().path());
+        // Nothing that is shared is changed half-way by an answer, so going on after a panic is sound. The panic
+        // hook has logged it.
+        let answer = AssertUnwindSafe(self.answer(route, request)).catch_unwind().await;
+        let mut answer = answer.unwrap_or_else(|_| answer::internal_error());
+        if self.api.draining.load(Relaxed) {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        self.traffic.request(route, answer.status().as_u16(), started.elapsed());
+        answer
+    }
+
+    fn route(&self, path: &str) -> Route {
+        match path.strip_prefix(MODELS) {
+            Some("batch") if self.routes != Routes::Ops => Route::Batch,
+            Some(segment) if self.routes != Routes::Ops && !segment.is_empty() && !segment.contains('/') => {
+                Route::Single
+            }
+            _ if self.routes == Routes::Api => Route::Other,
+            _ => match path {
+                "/livez" => Route::Livez,
+                "/readyz" => Route::Readyz,
+                "/metrics" => Route::Metrics,
+                _ => Route::Other,
+            },
+        }
+    }
+
+    async fn answer<B>(&self, route: Route, request: Request<B>) -> Answer
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let allow = match route {
+            Route::Batch => "POST",
+            _ => "GET, HEAD",
+        };
+        let allowed = match *request.method() {
+            Method::GET | Method::HEAD => route != Route::Batch,
+            Method::POST => route == Route::Batch,
+            _ => false,
+        };
+        match route {
+            Route::Other => self.with_revision(answer::error(StatusCode::NOT_FOUND, "Not found")),
+            _ if !allowed => self.with_revision(answer::method_not_allowed(allow)),
+            Route::Single => self.single(request.uri().path(), request.headers()),
+            Route::Batch => self.batch(request.into_body()).await,
+            Route::Livez => ops::livez(),
+            Route::Readyz => ops::readyz(&self.api),
+            Route::Metrics => ops::metrics(&self.api),
+        }
+    }
+
+    fn single(&self, path: &str, headers: &HeaderMap) -> Answer {
+        let current = self.api.store.load();
+        let Some(snapshot) = current.as_deref() else { return not_loaded() };
+        let answer = match decode_segment(path.strip_prefix(MODELS).unwrap_or_default()) {
+            Err(message) => answer::error(StatusCode::BAD_REQUEST, message),
+            Ok(id) => match snapshot.get(&id) {
+                Some(entry) => {
+                    self.traffic.lookups(1, 0);
+                    let etag = hex(entry.digest());
+                    let mut answer = if matches_etag(headers, &etag) {
+                        let mut answer = Answer::default();
+                        *answer.status_mut() = StatusCode::NOT_MODIFIED;
+                        answer
+                    } else {
+                        answer::json(StatusCode::OK, Bytes::copy_from_slice(entry.json()))
+                    };
+                    answer.headers_mut().insert(ETAG, header(format!("\"{etag}\"")));
+                    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+                    answer
+                }
+                None => {
+                    self.traffic.lookups(0, 1);
+                    answer::model_not_found(&id)
+                }
+            },
+        };
+        stamp(answer, snapshot)
+    }
+
+    async fn batch<B>(&self, body: B) -> Answer
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let limits = &self.api.limits;
+        let body = match read(body, limits.body_bytes).await {
+            Ok(body) => body,
+            Err(answer) => return self.with_revision(answer),
+        };
+        let ids = match batch::parse(&body, limits.batch_ids) {
+            Ok(ids) => ids,
+            Err(error) => return self.with_revision(answer::error(StatusCode::BAD_REQUEST, &error.to_string())),
+        };
+        let current = self.api.store.load();
+        let Some(snapshot) = current.as_deref() else { return not_loaded() };
+        let rendered = batch::render(snapshot, &ids);
+        self.traffic.batch(ids.len());
+        self.traffic.lookups(rendered.found, rendered.not_found);
+        stamp(answer::json(StatusCode::OK, rendered.json), snapshot)
+    }
+
+    fn with_revision(&self, answer: Answer) -> Answer {
+        match self.api.store.load().as_deref() {
+            Some(snapshot) if self.routes != Routes::Ops => stamp(answer, snapshot),
+            _ => answer,
+        }
+    }
+}
+
+/// The whole body, if it stays within the limit; nothing more than the limit is ever read.
+async fn read<B>(body: B, limit: usize) -> Result<Bytes, Answer>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let too_large = || {
+        let message = format!("the body is larger than the limit of {limit} bytes: ask in several batches");
+        answer::error(StatusCode::PAYLOAD_TOO_LARGE, &message)
+    };
+    if body.size_hint().lower() > limit as u64 {
+        return Err(too_large());
+    }
+    match Limited::new(body, limit).collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(_) => Err(answer::error(StatusCode::BAD_REQUEST, "the body broke off")),
+    }
+}
+
+fn not_loaded() -> Answer {
+    let mut answer = answer::error(StatusCode::SERVICE_UNAVAILABLE, "Catalog not loaded yet");
+    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    answer
+}
+
+fn stamp(mut answer: Answer, snapshot: &Snapshot) -> Answer {
+    answer.headers_mut().insert(CATALOG_REVISION, header(hex(snapshot.revision())));
+    answer
+}
+
+/// 16 hexadecimal digits, as revisions and entity tags are written.
+#[must_use]
+pub fn hex(digest: u64) -> String {
+    format!("{digest:016x}")
+}
+
+fn header(text: String) -> HeaderValue {
+    // Only hex digits and quotes come here, which every header value may hold.
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// RFC 9110 §13.1.2: `*` or a list of tags, compared weakly.
+fn matches_etag(headers: &HeaderMap, etag: &str) -> bool {
+    let tags = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    tags.flat_map(|list| list.split(',')).map(str::trim).any(|tag| {
+        let opaque = tag.strip_prefix("W/").unwrap_or(tag);
+        tag == "*" || opaque.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')) == Some(etag)
+    })
+}
+
+/// One percent-encoded UTF-8 segment. Strict, because a lenient decoder would answer 404 to a client's mistake.
+fn decode_segment(segment: &str) -> Result<Cow<'_, str>, &'static str> {
+    if !segment.contains('%') {
+        return Ok(Cow::Borrowed(segment));
+    }
+    let mut decoded = Vec::with_capacity(segment.len());
+    let mut bytes = segment.bytes();
+    while let Some(byte) = bytes.next() {
+        decoded.push(if byte == b'%' {
+            let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
+            match (digit(bytes.next()), digit(bytes.next())) {
+                (Some(high), Some(low)) => (high * 16 + low) as u8,
+                _ => return Err("the model id is not valid percent-encoding: `%` needs two hexadecimal digits"),
+            }
+        } else {
+            byte
+        });
+    }
+    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| "the model id is not valid UTF-8")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_decoded_strictly() {
+        assert_eq!(decode_segment("plain-1.0").as_deref(), Ok("plain-1.0"));
+        assert_eq!(decode_segment("a%2Fb%20%c3%a4+").as_deref(), Ok("a/b ä+"));
+        for broken in ["%", "%2", "%zz", "a%", "%c3", "%ff", "%+1", "%%41"] {
+            assert!(decode_segment(broken).is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn entity_tags_are_compared_weakly() {
+        let matches = |value: &'static str| {
+            let headers = HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static(value))]);
+            matches_etag(&headers, "0123456789abcdef")
+        };
+        for value in ["\"0123456789abcdef\"", "W/\"0123456789abcdef\"", "\"x\", \"0123456789abcdef\"", "*"] {
+            assert!(matches(value), "{value}");
+        }
+        for value in ["", "0123456789abcdef", "\"0123456789ABCDEF\"", "\"x\"", "\"\"", "\""] {
+            assert!(!matches(value), "{value}");
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! model-catalog: a Postgres table of models, served from memory, live.
+//!
+//! Data flows one way: `postgres` → `loader` → `catalog` → `http`. A request never touches Postgres, a lock or a row
+//! decoder.
+
+pub mod app;
+pub mod catalog;
+pub mod cli;
+pub mod http;
+pub mod loader;
+pub mod metrics;
+pub mod ops;
+pub mod postgres;

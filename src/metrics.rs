@@ -1,0 +1,370 @@
+//! Every metric of the program, in one struct that owns its registry.
+//!
+//! What a request counts lies in a [`Traffic`] that only its own thread writes, so serving threads share no cache
+//! line; a scrape sums them. The rest moves a few times a second at most and uses the library's own types.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto;
+use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// What a request is counted under: a template, never a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// `GET /api/models/{id}`
+    Single,
+    /// `POST /api/models/batch`
+    Batch,
+    /// `/livez`
+    Livez,
+    /// `/readyz`
+    Readyz,
+    /// `/metrics`
+    Metrics,
+    /// Everything else.
+    Other,
+}
+
+const ROUTES: [(Route, &str); 6] = [
+    (Route::Single, "/api/models/{id}"),
+    (Route::Batch, "/api/models/batch"),
+    (Route::Livez, "/livez"),
+    (Route::Readyz, "/readyz"),
+    (Route::Metrics, "/metrics"),
+    (Route::Other, "other"),
+];
+
+/// The statuses this program answers with; the last place counts any other.
+const STATUSES: [(u16, &str); 9] = [
+    (200, "200"),
+    (304, "304"),
+    (400, "400"),
+    (404, "404"),
+    (405, "405"),
+    (413, "413"),
+    (500, "500"),
+    (503, "503"),
+    (0, "other"),
+];
+
+/// Upper bounds in seconds. An answer from memory takes a few microseconds, a stalled client's body many seconds.
+const REQUEST_SECONDS: [f64; 14] =
+    [10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 100e-3, 1.0, 10.0];
+const BATCH_IDS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
+/// Upper bounds in seconds, from one changed row to a full load of millions.
+const REFRESH_SECONDS: [f64; 13] = [5e-4, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0];
+
+/// A histogram with `N` upper bounds that one thread writes.
+#[derive(Debug)]
+struct Buckets<const N: usize> {
+    counts: [AtomicU64; N],
+    above: AtomicU64,
+    /// Sum of what was observed, in the unit of [`Buckets::observe`].
+    sum: AtomicU64,
+}
+
+impl<const N: usize> Buckets<N> {
+    fn new() -> Self {
+        Self { counts: [const { AtomicU64::new(0) }; N], above: AtomicU64::new(0), sum: AtomicU64::new(0) }
+    }
+
+    /// `value` is an amount of the unit in `per_one`-ths, `bounds` are whole units.
+    fn observe(&self, value: u64, per_one: f64, bounds: &[f64; N]) {
+        let whole = value as f64 / per_one;
+        let slot = bounds.iter().position(|bound| whole <= *bound);
+        slot.map_or(&self.above, |slot| &self.counts[slot]).fetch_add(1, Relaxed);
+        self.sum.fetch_add(value, Relaxed);
+    }
+}
+
+const NANOS: f64 = 1e9;
+
+/// What one serving thread counts.
+#[derive(Debug)]
+pub struct Traffic {
+    requests: [[AtomicU64; STATUSES.len()]; ROUTES.len()],
+    seconds: [Buckets<{ REQUEST_SECONDS.len() }>; ROUTES.len()],
+    batch_ids: Buckets<{ BATCH_IDS.len() }>,
+    found: AtomicU64,
+    not_found: AtomicU64,
+    opened: AtomicU64,
+    closed: AtomicU64,
+}
+
+impl Traffic {
+    fn new() -> Self {
+        Self {
+            requests: [const { [const { AtomicU64::new(0) }; STATUSES.len()] }; ROUTES.len()],
+            seconds: std::array::from_fn(|_| Buckets::new()),
+            batch_ids: Buckets::new(),
+            found: AtomicU64::new(0),
+            not_found: AtomicU64::new(0),
+            opened: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
+        }
+    }
+
+    /// A request was answered; `took` runs from its head having been read to its answer being ready to send.
+    pub fn request(&self, route: Route, status: u16, took: Duration) {
+        let place = STATUSES.iter().position(|(known, _)| *known == status).unwrap_or(STATUSES.len() - 1);
+        self.requests[route as usize][place].fetch_add(1, Relaxed);
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.seconds[route as usize].observe(nanos, NANOS, &REQUEST_SECONDS);
+    }
+
+    /// Ids were looked up, by a batch or one by one.
+    pub fn lookups(&self, found: usize, not_found: usize) {
+        self.found.fetch_add(found as u64, Relaxed);
+        self.not_found.fetch_add(not_found as u64, Relaxed);
+    }
+
+    /// A batch asked for this many ids.
+    pub fn batch(&self, ids: usize) {
+        self.batch_ids.observe(ids as u64, 1.0, &BATCH_IDS);
+    }
+
+    /// A connection was accepted.
+    pub fn connection_opened(&self) {
+        self.opened.fetch_add(1, Relaxed);
+    }
+
+    /// A connection ended.
+    pub fn connection_closed(&self) {
+        self.closed.fetch_add(1, Relaxed);
+    }
+}
+
+/// Sums the [`Traffic`] of all threads at a scrape.
+#[derive(Clone)]
+struct TrafficCollector {
+    threads: Arc<Mutex<Vec<Arc<Traffic>>>>,
+    requests: Desc,
+    seconds: Desc,
+    connections: Desc,
+    batch_ids: Desc,
+    lookups: Desc,
+}
+
+impl TrafficCollector {
+    fn new() -> prometheus::Result<Self> {
+        let desc = |name: &str, help: &str, labels: &[&str]| {
+            let labels = labels.iter().map(ToString::to_string).collect();
+            Desc::new(name.into(), help.into(), labels, Default::default())
+        };
+        Ok(Self {
+            threads: Arc::default(),
+            requests: desc("catalog_http_requests_total", "Requests answered.", &["route", "status"])?,
+            seconds: desc(
+                "catalog_http_request_duration_seconds",
+                "Time from a request's head read to its answer ready to send.",
+                &["route"],
+            )?,
+            connections: desc("catalog_http_connections", "Connections open now.", &[])?,
+            batch_ids: desc("catalog_batch_ids", "Ids asked for in one batch.", &[])?,
+            lookups: desc("catalog_lookups_total", "Ids looked up, by outcome.", &["outcome"])?,
+        })
+    }
+}
+
+impl Collector for TrafficCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.requests, &self.seconds, &self.connections, &self.batch_ids, &self.lookups]
+    }
+
+    fn collect(&self) -> Vec<proto::MetricFamily> {
+        // A panic can't leave a list of pointers half-written, so a poisoned lock is as good as a sound one.
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let sum = |of: &dyn Fn(&Traffic) -> &AtomicU64| threads.iter().map(|t| of(t).load(Relaxed)).sum::<u64>();
+
+        let mut requests = Vec::new();
+        let mut seconds = Vec::new();
+        for (route, template) in ROUTES {
+            let of_route = requests.len();
+            for (place, (_, status)) in STATUSES.iter().enumerate() {
+                let count = sum(&|t| &t.requests[route as usize][place]);
+                if count > 0 {
+                    requests.push(counter(count, &[("route", template), ("status", status)]));
+                }
+            }
+            if requests.len() > of_route {
+                let parts: Vec<_> = threads.iter().map(|t| &t.seconds[route as usize]).collect();
+                seconds.push(histogram(&parts, NANOS, &REQUEST_SECONDS, &[("route", template)]));
+            }
+        }
+        let batch_ids: Vec<_> = threads.iter().map(|t| &t.batch_ids).collect();
+        let lookups = vec![
+            counter(sum(&|t| &t.found), &[("outcome", "found")]),
+            counter(sum(&|t| &t.not_found), &[("outcome", "not_found")]),
+        ];
+        let mut connections = proto::Gauge::default();
+        connections.set_value(sum(&|t| &t.opened).saturating_sub(sum(&|t| &t.closed)) as f64);
+
+        use proto::MetricType::{COUNTER, GAUGE, HISTOGRAM};
+        let mut families = vec![
+            family(&self.connections, GAUGE, vec![proto::Metric::from_gauge(connections)]),
+            family(&self.batch_ids, HISTOGRAM, vec![histogram(&batch_ids, 1.0, &BATCH_IDS, &[])]),
+            family(&self.lookups, COUNTER, lookups),
+        ];
+        if !requests.is_empty() {
+            families.push(family(&self.requests, COUNTER, requests));
+            families.push(family(&self.seconds, HISTOGRAM, seconds));
+        }
+        families
+    }
+}
+
+fn labels(pairs: &[(&str, &str)]) -> Vec<proto::LabelPair> {
+    let label = |(name, value): &(&str, &str)| {
+        let mut pair = proto::LabelPair::default();
+        pair.set_name((*name).into());
+        pair.set_value((*value).into());
+        pair
+    };
+    pairs.iter().map(label).collect()
+}
+
+fn counter(value: u64, pairs: &[(&str, &str)]) -> proto::Metric {
+    let mut counter = proto::Counter::default();
+    counter.set_value(value as f64);
+    let mut metric = proto::Metric::from_label(labels(pairs));
+    metric.set_counter(counter);
+    metric
+}
+
+fn histogram<const N: usize>(
+    parts: &[&Buckets<N>],
+    per_one: f64,
+    bounds: &[f64; N],
+    pairs: &[(&str, &str)],
+) -> proto::Metric {
+    let sum = |of: &dyn Fn(&Buckets<N>) -> &AtomicU64| parts.iter().map(|part| of(part).load(Relaxed)).sum::<u64>();
+    let mut cumulative = 0;
+    let mut buckets = Vec::with_capacity(N);
+    for (slot, bound) in bounds.iter().enumerate() {
+        cumulative += sum(&|part| &part.counts[slot]);
+        let mut bucket = proto::Bucket::default();
+        bucket.set_cumulative_count(cumulative);
+        bucket.set_upper_bound(*bound);
+        buckets.push(bucket);
+    }
+    let mut histogram = proto::Histogram::default();
+    histogram.set_bucket(buckets);
+    histogram.set_sample_count(cumulative + sum(&|part| &part.above));
+    histogram.set_sample_sum(sum(&|part| &part.sum) as f64 / per_one);
+    let mut metric = proto::Metric::from_label(labels(pairs));
+    metric.set_histogram(histogram);
+    metric
+}
+
+fn family(desc: &Desc, kind: proto::MetricType, metrics: Vec<proto::Metric>) -> proto::MetricFamily {
+    let mut family = proto::MetricFamily::default();
+    family.set_name(desc.fq_name.clone());
+    family.set_help(desc.help.clone());
+    family.set_field_type(kind);
+    family.set_metric(metrics);
+    family
+}
+
+/// Every metric that is not counted per request.
+pub struct Metrics {
+    registry: Registry,
+    traffic: TrafficCollector,
+    /// `catalog_models`
+    pub models: IntGauge,
+    /// `catalog_models_rejected`
+    pub models_rejected: IntGauge,
+    /// `catalog_snapshot_bytes`
+    pub snapshot_bytes: IntGauge,
+    /// `catalog_refreshes_total{kind,outcome}`
+    pub refreshes: IntCounterVec,
+    /// `catalog_refresh_duration_seconds{kind}`
+    pub refresh_seconds: HistogramVec,
+    /// `catalog_propagation_seconds`
+    pub propagation_seconds: Histogram,
+    /// `catalog_last_sync_timestamp_seconds`
+    pub last_sync: Gauge,
+    /// `catalog_listener_connected`
+    pub listener_connected: IntGauge,
+    /// `catalog_notifications_total`
+    pub notifications: IntCounter,
+}
+
+impl Metrics {
+    /// All metrics, registered in a registry of their own.
+    ///
+    /// # Errors
+    /// A name that is invalid or taken: a fault of this file.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let traffic = TrafficCollector::new()?;
+        let refresh = HistogramOpts::new("catalog_refresh_duration_seconds", "Time a refresh took, by kind.")
+            .buckets(REFRESH_SECONDS.into());
+        let propagation =
+            HistogramOpts::new("catalog_propagation_seconds", "Time from a row being changed to its being served.")
+                .buckets(REFRESH_SECONDS.into());
+        let metrics = Self {
+            models: IntGauge::new("catalog_models", "Models served.")?,
+            models_rejected: IntGauge::new(
+                "catalog_models_rejected",
+                "Rows that are not served as they stand, because they break a rule.",
+            )?,
+            snapshot_bytes: IntGauge::new("catalog_snapshot_bytes", "Bytes of all rendered answers and ids.")?,
+            refreshes: IntCounterVec::new(
+                Opts::new("catalog_refreshes_total", "Reads of the database, by kind and outcome."),
+                &["kind", "outcome"],
+            )?,
+            refresh_seconds: HistogramVec::new(refresh, &["kind"])?,
+            propagation_seconds: Histogram::with_opts(propagation)?,
+            last_sync: Gauge::new(
+                "catalog_last_sync_timestamp_seconds",
+                "When the catalog was last known to equal the database, in seconds since 1970; 0 = never.",
+            )?,
+            listener_connected: IntGauge::new(
+                "catalog_listener_connected",
+                "1 while changes are announced to this process by the database.",
+            )?,
+            notifications: IntCounter::new("catalog_notifications_total", "Announcements of changes received.")?,
+            traffic: traffic.clone(),
+            registry,
+        };
+        let build_info = IntGauge::with_opts(
+            Opts::new("catalog_build_info", "1, labelled with the version.")
+                .const_label("version", env!("CARGO_PKG_VERSION")),
+        )?;
+        build_info.set(1);
+
+        let registry = &metrics.registry;
+        registry.register(Box::new(traffic))?;
+        registry.register(Box::new(build_info))?;
+        registry.register(Box::new(metrics.models.clone()))?;
+        registry.register(Box::new(metrics.models_rejected.clone()))?;
+        registry.register(Box::new(metrics.snapshot_bytes.clone()))?;
+        registry.register(Box::new(metrics.refreshes.clone()))?;
+        registry.register(Box::new(metrics.refresh_seconds.clone()))?;
+        registry.register(Box::new(metrics.propagation_seconds.clone()))?;
+        registry.register(Box::new(metrics.last_sync.clone()))?;
+        registry.register(Box::new(metrics.listener_connected.clone()))?;
+        registry.register(Box::new(metrics.notifications.clone()))?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(metrics)
+    }
+
+    /// The counters of one more serving thread.
+    #[must_use]
+    pub fn thread(&self) -> Arc<Traffic> {
+        let traffic = Arc::new(Traffic::new());
+        self.traffic.threads.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&traffic));
+        traffic
+    }
+
+    /// The text exposition of all of it.
+    ///
+    /// # Errors
+    /// A metric that can't be written as text: a fault of this file.
+    pub fn render(&self) -> prometheus::Result<String> {
+        prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}

@@ -1,0 +1,67 @@
+//! `/livez`, `/readyz` and `/metrics`: what operators ask. None of it waits for Postgres.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use hyper::StatusCode;
+use hyper::header::HeaderValue;
+use serde::Serialize;
+
+use crate::http::answer::{self, Answer};
+use crate::http::{Api, hex};
+
+/// The process answers.
+pub fn livez() -> Answer {
+    answer::json(StatusCode::OK, r#"{"status":"alive"}"#)
+}
+
+#[derive(Serialize)]
+struct Readiness {
+    status: &'static str,
+    revision: Option<String>,
+    models: usize,
+    rejected: usize,
+    source: Option<&'static str>,
+    synced_seconds_ago: Option<f64>,
+}
+
+/// Ready from the first catalog until the drain begins, whatever becomes of Postgres in between.
+pub fn readyz(api: &Api) -> Answer {
+    let current = api.store.load();
+    let snapshot = current.as_deref();
+    let sync = api.store.sync();
+    let status = match snapshot {
+        _ if api.draining.load(Relaxed) => "draining",
+        Some(_) => "ready",
+        None => "loading",
+    };
+    let readiness = Readiness {
+        status,
+        revision: snapshot.map(|snapshot| hex(snapshot.revision())),
+        models: snapshot.map_or(0, |snapshot| snapshot.len()),
+        rejected: snapshot.map_or(0, |snapshot| snapshot.rejected().len()),
+        source: snapshot.map(|_| "postgres"),
+        // Milliseconds are as fine as anybody reads.
+        synced_seconds_ago: sync.at.map(|at| (at.elapsed().as_secs_f64() * 1e3).round() / 1e3),
+    };
+    let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    match serde_json::to_vec(&readiness) {
+        Ok(body) => answer::json(code, body),
+        Err(error) => fault("/readyz", &error),
+    }
+}
+
+/// The text exposition format.
+pub fn metrics(api: &Api) -> Answer {
+    match api.metrics.render() {
+        Ok(text) => {
+            let text_format = HeaderValue::from_static(prometheus::TEXT_FORMAT);
+            answer::with_type(StatusCode::OK, text_format, text)
+        }
+        Err(error) => fault("/metrics", &error),
+    }
+}
+
+fn fault(route: &str, error: &(dyn std::error::Error + 'static)) -> Answer {
+    tracing::error!(route, error, "could not be rendered");
+    answer::internal_error()
+}
