@@ -83,6 +83,7 @@ pub enum LogFormat {
 
 /// Which database.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub struct Database {
     /// The database, as libpq writes it: postgres://user@host:5432/name, or key=value pairs.
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
@@ -134,6 +135,7 @@ impl Secret {
 
 /// How to serve.
 #[derive(Debug, Clone, Args)]
+#[group(skip)]
 pub struct Serve {
     /// Address of the API.
     #[arg(long, env = "CATALOG_ADDR", default_value = "127.0.0.1:3000", value_name = "IP:PORT")]
@@ -187,9 +189,9 @@ fn name_the_variable(mut error: clap::Error) -> clap::Error {
     let all = commands.get_subcommands().flat_map(clap::Command::get_arguments).chain(commands.get_arguments());
     let mut named = all.filter(|argument| argument.get_long() == Some(flag));
     if let Some(variable) = named.find_map(|argument| argument.get_env()) {
-        let both = format!("{argument}' (or {})", variable.to_string_lossy());
-        // clap puts the text between quotes, so the closing one stands inside.
-        error.insert(ContextKind::InvalidArg, clap::error::ContextValue::String(both.trim_end_matches('\'').into()));
+        // clap puts quotes around the whole, so the inner ones stand here.
+        let both = format!("{argument}' or '{}", variable.to_string_lossy());
+        error.insert(ContextKind::InvalidArg, clap::error::ContextValue::String(both));
     }
     error
 }

@@ -3,7 +3,6 @@
 //! Postgres runs under a shell that waits for the end of a pipe which only this process holds. So the server ends
 //! however this process ends, kill -9 included. (PR_SET_PDEATHSIG would fire when the spawning thread ends.)
 
-use std::ffi::OsString;
 use std::io;
 use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
@@ -288,7 +287,7 @@ fn find_programs() -> Option<PathBuf> {
         let output = Command::new("pg_config").arg("--bindir").output().ok()?;
         Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
     };
-    let path = std::env::var_os("PATH").unwrap_or_else(OsString::new);
+    let path = std::env::var_os("PATH").unwrap_or_default();
     let chosen = std::env::var_os("PGBIN").map(PathBuf::from).into_iter();
     let mut candidates =
         chosen.chain(installed().unwrap_or_default()).chain(std::env::split_paths(&path)).chain(pg_config());

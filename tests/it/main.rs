@@ -1,0 +1,6 @@
+//! Tests with real parts: a real Postgres, the real program, real sockets. One file a subject.
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
+mod support;
+
+mod smoke;
