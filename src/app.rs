@@ -1,6 +1,7 @@
 //! The only wiring: what runs on which thread, and in what order it ends.
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -19,9 +20,11 @@ use crate::http::server::{self, Phase};
 use crate::http::{Api, Limits, Routes};
 use crate::loader::{self, Loader};
 use crate::metrics::Metrics;
+use crate::postgres::address::{Address, Surroundings};
 use crate::postgres::migrate::migrate;
 use crate::postgres::private::{Options, Private};
 use crate::postgres::session::{self, Database};
+use crate::saver::{self, Newest};
 
 const SAMPLE: &str = include_str!("../sql/sample_models.sql");
 /// Pause before a loader that panicked is started again.
@@ -59,11 +62,9 @@ fn set_up_logging(log: &cli::Log) {
 }
 
 fn connection(database: &cli::Database) -> Result<Database, Failure> {
-    let mut config = database.database_url.config()?;
-    if config.get_application_name().is_none() {
-        config.application_name(env!("CARGO_PKG_NAME"));
-    }
-    Ok(Database { config, channel: database.channel.clone(), timeout: database.database_timeout })
+    let timeout = database.database_timeout;
+    let address = Address::parse(database.database_url.reveal(), &Surroundings::of_process(), timeout)?;
+    Ok(Database { address, channel: database.channel.clone(), timeout })
 }
 
 fn runtime() -> std::io::Result<Runtime> {
@@ -84,8 +85,9 @@ fn run_migrate(database: &cli::Database) -> Result<(), Failure> {
 fn demo(serve: &cli::Serve) -> Result<(), Failure> {
     info!("making a private Postgres");
     let server = Private::start(Options { loopback: true, ..Options::default() })?;
-    let config = server.url("postgres").parse()?;
-    let database = Database { config, channel: "model_catalog".into(), timeout: Duration::from_secs(10) };
+    let timeout = Duration::from_secs(10);
+    let address = Address::parse(&server.url("postgres"), &Surroundings::default(), timeout)?;
+    let database = Database { address, channel: "model_catalog".into(), timeout };
     runtime()?.block_on(async {
         let mut client = session::connect(&database).await?;
         migrate(&mut client, &database.channel).await?;
@@ -143,14 +145,33 @@ fn run_server(
         let task = server::serve(socket, Arc::clone(&api), Routes::Ops, ADMIN_CONNECTIONS, phases.clone());
         serving.push(spawn("admin".into(), task)?);
     }
-    spawn_loader(database, serve, &store, &metrics, phases)?;
+    let (newest, to_save) = watch::channel(None);
+    let saver = serve.snapshot_file.clone().map(|path| {
+        let metrics = Arc::clone(&metrics);
+        spawn("saver".into(), async move {
+            saver::run(path, to_save, metrics).await;
+            Ok(())
+        })
+    });
+    let settings = loader::Settings {
+        database,
+        poll_interval: serve.poll_interval,
+        audit_interval: serve.audit_interval,
+        rules: Rules { url_schemes: serve.url_schemes.iter().map(|scheme| scheme.to_ascii_lowercase()).collect() },
+    };
+    let loader = spawn_loader(settings, serve.snapshot_file.clone(), store, metrics, newest, phases)?;
 
     info!(%address, threads, "serving");
     announce(address);
-    runtime.block_on(async {
+    let orderly = runtime.block_on(async {
         stop.asked().await;
-        drain(serve, &api, &phase, &mut stop).await;
+        drain(serve, &api, &phase, &mut stop).await
     });
+    if orderly {
+        // The loader ends first; its end of the channel is what the saver waits for.
+        let threads = std::iter::once(loader).chain(saver.transpose()?);
+        threads.for_each(|thread| drop(thread.join()));
+    }
     Ok(())
 }
 
@@ -169,29 +190,31 @@ fn spawn(
     })
 }
 
-/// The loader has a thread of its own: making a snapshot and freeing an old one never hold up a request.
-/// It ends when the drain begins: what is in flight is answered from what there is.
+/// The loader has a thread of its own: making a snapshot and freeing an old one never hold up a request. It ends
+/// when the drain begins: what is in flight is answered from what there is.
 fn spawn_loader(
-    database: Database,
-    serve: &cli::Serve,
-    store: &Arc<Store>,
-    metrics: &Arc<Metrics>,
+    settings: loader::Settings,
+    snapshot_file: Option<PathBuf>,
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    newest: watch::Sender<Newest>,
     mut phase: watch::Receiver<Phase>,
-) -> std::io::Result<()> {
-    let rules = Rules { url_schemes: serve.url_schemes.iter().map(|scheme| scheme.to_ascii_lowercase()).collect() };
-    let poll_interval = serve.poll_interval;
-    let (store, metrics) = (Arc::clone(store), Arc::clone(metrics));
+) -> std::io::Result<JoinHandle<()>> {
+    let mut run = move || {
+        let mut loader = Loader::new(settings.clone(), Arc::clone(&store), Arc::clone(&metrics), newest.clone());
+        if let Some(path) = snapshot_file.as_ref().filter(|_| store.load().is_none())
+            && let Some(saved) = saver::restore(path, &metrics)
+        {
+            loader.restore(saved);
+        }
+        runtime()?.block_on(async {
+            tokio::select! {
+                never = loader.run() => match never {},
+                _ = phase.wait_for(|phase| *phase == Phase::Drain) => Ok::<_, std::io::Error>(()),
+            }
+        })
+    };
     std::thread::Builder::new().name("loader".into()).spawn(move || {
-        let mut run = || {
-            let settings = loader::Settings { database: database.clone(), poll_interval, rules: rules.clone() };
-            let loader = Loader::new(settings, Arc::clone(&store), Arc::clone(&metrics));
-            runtime()?.block_on(async {
-                tokio::select! {
-                    never = loader.run() => match never {},
-                    _ = phase.wait_for(|phase| *phase == Phase::Drain) => Ok::<_, std::io::Error>(()),
-                }
-            })
-        };
         // After a panic the catalog goes on being served, and a fresh loader reads everything again.
         loop {
             match std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut run)) {
@@ -201,8 +224,7 @@ fn spawn_loader(
             }
             std::thread::sleep(LOADER_PAUSE);
         }
-    })?;
-    Ok(())
+    })
 }
 
 /// SIGTERM and Ctrl-C.
@@ -225,8 +247,8 @@ impl Stop {
 }
 
 /// Not ready at once, as usual for the grace period, then no new connections and the end of those there are. A
-/// second signal ends it at once.
-async fn drain(serve: &cli::Serve, api: &Api, phase: &watch::Sender<Phase>, stop: &mut Stop) {
+/// second signal ends it at once; false then.
+async fn drain(serve: &cli::Serve, api: &Api, phase: &watch::Sender<Phase>, stop: &mut Stop) -> bool {
     info!(grace = ?serve.drain_grace, "stopping: not ready any more");
     api.draining.store(true, Relaxed);
     let orderly = async {
@@ -238,7 +260,13 @@ async fn drain(serve: &cli::Serve, api: &Api, phase: &watch::Sender<Phase>, stop
         }
     };
     tokio::select! {
-        () = orderly => info!("stopped"),
-        () = stop.asked() => warn!("a second signal: ending at once"),
+        () = orderly => {
+            info!("stopped");
+            true
+        }
+        () = stop.asked() => {
+            warn!("a second signal: ending at once");
+            false
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
@@ -85,7 +86,8 @@ pub enum LogFormat {
 #[derive(Debug, Args)]
 #[group(skip)]
 pub struct Database {
-    /// The database, as libpq writes it: postgres://user@host:5432/name, or key=value pairs.
+    /// The database, as libpq writes it: postgres://user@host:5432/name, or key=value pairs. A password can also come
+    /// from PGPASSWORD or PGPASSFILE, the TLS settings from PGSSLMODE and PGSSLROOTCERT.
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: Secret,
     /// Channel that changes are announced on; `migrate` writes it into the database.
@@ -115,21 +117,11 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A database address that can't be read; says why without repeating it.
-#[derive(Debug, thiserror::Error)]
-#[error("DATABASE_URL can't be read: {0}; write postgres://user@host:5432/database or key=value pairs")]
-pub struct BadDatabaseUrl(String);
-
 impl Secret {
-    /// The address as the driver reads it.
-    ///
-    /// # Errors
-    /// It is no address of a database.
-    pub fn config(&self) -> Result<tokio_postgres::Config, BadDatabaseUrl> {
-        self.0.parse().map_err(|error: tokio_postgres::Error| {
-            let cause = std::error::Error::source(&error).map(|source| format!(": {source}"));
-            BadDatabaseUrl(format!("{error}{}", cause.unwrap_or_default()))
-        })
+    /// The text itself.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
     }
 }
 
@@ -151,6 +143,13 @@ pub struct Serve {
     #[arg(long, env = "CATALOG_POLL_INTERVAL", default_value = "10s", value_name = "DURATION")]
     #[arg(value_parser = duration)]
     pub poll_interval: Duration,
+    /// Time between two audits, give or take a fifth: all of the view is read and compared with what is served.
+    #[arg(long, env = "CATALOG_AUDIT_INTERVAL", default_value = "1h", value_name = "DURATION")]
+    #[arg(value_parser = duration)]
+    pub audit_interval: Duration,
+    /// Where the catalog is kept on disk, so that a start needs no database; without it, nowhere.
+    #[arg(long, env = "CATALOG_SNAPSHOT_FILE", value_name = "PATH")]
+    pub snapshot_file: Option<PathBuf>,
     /// Ids in one batch at most.
     #[arg(long, env = "CATALOG_MAX_BATCH_IDS", default_value = "1000", value_name = "NUMBER")]
     pub max_batch_ids: NonZeroUsize,

@@ -11,3 +11,4 @@ pub mod loader;
 pub mod metrics;
 pub mod ops;
 pub mod postgres;
+pub mod saver;

@@ -5,17 +5,19 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use tokio::sync::Notify;
-use tracing::{debug, info, warn};
+use tokio::sync::{Notify, watch};
+use tracing::{debug, error, info, warn};
 
-use crate::catalog::model::{Fault, Rules};
+use crate::catalog::file::{Position, Saved};
+use crate::catalog::model::Rules;
 use crate::catalog::snapshot::{Refresh, Refreshed, Snapshot};
-use crate::catalog::store::{Publisher, Store};
+use crate::catalog::store::{Follow, Publisher, Store};
 use crate::metrics::Metrics;
-use crate::postgres::rows::{self, Position};
+use crate::postgres::rows;
 use crate::postgres::session::{ConnectError, Database, ReadError, Session};
+use crate::saver::Newest;
 
 /// First wait after a failure; it doubles from there, up to the poll interval.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -28,11 +30,14 @@ const DELTA_ATTEMPTS: u32 = 2;
 const REJECTIONS_LOGGED: usize = 20;
 
 /// What a loader needs to know.
+#[derive(Clone)]
 pub struct Settings {
     /// The database to follow.
     pub database: Database,
     /// Time between two deltas when nothing rings.
     pub poll_interval: Duration,
+    /// Time between two audits, give or take a fifth.
+    pub audit_interval: Duration,
     /// The rules a row must pass.
     pub rules: Rules,
 }
@@ -46,6 +51,8 @@ enum SessionError {
     Read(#[from] ReadError),
     #[error("connection lost: {0}")]
     Closed(String),
+    #[error("the standby was promoted, connecting anew to listen")]
+    Promoted,
 }
 
 /// The loader's state.
@@ -57,6 +64,10 @@ pub struct Loader {
     current: Arc<Snapshot>,
     /// The moment at which `current` equals the database; `None` = load everything.
     position: Option<Position>,
+    /// Where the newest state goes to be kept.
+    newest: watch::Sender<Newest>,
+    next_audit: Instant,
+    said: Option<Follow>,
     doorbell: Arc<Notify>,
     delta_timeouts: u32,
     outage: Option<Outage>,
@@ -70,20 +81,35 @@ struct Outage {
 }
 
 impl Loader {
-    /// A loader that publishes to `store`.
+    /// A loader that publishes to `store` and hands what is to be kept to `newest`.
     #[must_use]
-    pub fn new(settings: Settings, store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(settings: Settings, store: Arc<Store>, metrics: Arc<Metrics>, newest: watch::Sender<Newest>) -> Self {
         let current = store.load().clone().unwrap_or_default();
+        let next_audit = Instant::now() + jittered(settings.audit_interval);
         Self {
             settings,
             metrics,
             publisher: Publisher::new(store),
             current,
             position: None,
+            newest,
+            next_audit,
+            said: None,
             doorbell: Arc::new(Notify::new()),
             delta_timeouts: 0,
             outage: None,
         }
+    }
+
+    /// Serves what a file held. Rows that passed other rules are served, too, until everything is read again.
+    pub fn restore(&mut self, saved: Saved<Snapshot>) {
+        self.current = self.publisher.publish(saved.snapshot);
+        self.position = Some(saved.position).filter(|_| saved.rules == self.rules_text());
+        self.show();
+    }
+
+    fn rules_text(&self) -> String {
+        self.settings.rules.url_schemes.join(",")
     }
 
     /// Follows the database for ever.
@@ -103,9 +129,10 @@ impl Loader {
             doorbell.notify_one();
         };
         // Listening comes before the first read: what commits in between rings.
-        let mut session = Session::open(&self.settings.database, ring).await?;
+        let mut session = Session::open(&self.database(), ring).await?;
+        self.say_how(session.follow());
         self.refresh(&session).await?;
-        self.metrics.listener_connected.set(1);
+        self.metrics.listener_connected.set(i64::from(session.follow() == Follow::Live));
         self.regained();
         let doorbell = Arc::clone(&self.doorbell);
         loop {
@@ -118,8 +145,25 @@ impl Loader {
         }
     }
 
+    /// The address as it stands; after a failure its hosts come in any order.
+    fn database(&self) -> Database {
+        let database = &self.settings.database;
+        let address = if self.outage.is_some() { database.address.shuffled() } else { database.address.clone() };
+        Database { address, ..database.clone() }
+    }
+
     /// Brings what is served in step with the database.
-    async fn refresh(&mut self, session: &Session) -> Result<(), ReadError> {
+    async fn refresh(&mut self, session: &Session) -> Result<(), SessionError> {
+        if session.follow() == Follow::Standby {
+            // No delta there: its snapshots leave out the transactions in progress.
+            self.whole(session, "full").await?;
+            // It has become a primary, which can announce.
+            let promoted = self.position.as_ref().is_some_and(|position| !position.is_standby());
+            return if promoted { Err(SessionError::Promoted) } else { Ok(()) };
+        }
+        if self.position.is_some() && Instant::now() >= self.next_audit {
+            return Ok(self.whole(session, "audit").await?);
+        }
         if let Some(since) = self.position.clone().filter(|_| self.delta_timeouts < DELTA_ATTEMPTS) {
             let started = Instant::now();
             let delta = self.delta(session, &since).await;
@@ -132,19 +176,55 @@ impl Loader {
                 Ok(false) => info!("the database's history is another one, loading everything"),
                 Err(error) => {
                     self.delta_timeouts += u32::from(matches!(error, ReadError::Timeout(_)));
-                    return Err(error);
+                    return Err(error.into());
                 }
             }
         }
+        Ok(self.whole(session, "full").await?)
+    }
+
+    /// Reads all of the view in one transaction: to load it, or to compare it with what is served.
+    async fn whole(&mut self, session: &Session, kind: &'static str) -> Result<(), ReadError> {
         let started = Instant::now();
-        let full = self.full(session).await;
-        self.measured("full", started, &full);
+        let whole = async {
+            let position = session.begin().await?;
+            if kind == "audit" {
+                self.audit(session, &position).await?;
+            }
+            self.full(session, position, kind).await
+        };
+        let whole = whole.await;
+        self.measured(kind, started, &whole);
         self.delta_timeouts = 0;
-        full
+        self.next_audit = Instant::now() + jittered(self.settings.audit_interval);
+        whole
+    }
+
+    /// Counts what the full read that follows in this transaction would find to be different from memory, which
+    /// has to be brought to the same moment first.
+    async fn audit(&mut self, session: &Session, now: &Position) -> Result<(), ReadError> {
+        if let Some(since) = self.position.clone()
+            && !self.read_delta(session, &since).await?
+        {
+            self.position = None;
+        }
+        debug!(snapshot = now.snapshot, "auditing");
+        Ok(())
     }
 
     /// Publishes what changed since `since`; false if that is a moment of another history.
     async fn delta(&mut self, session: &Session, since: &Position) -> Result<bool, ReadError> {
+        if session.follow() == Follow::Live {
+            return self.read_delta(session, since).await;
+        }
+        // A pooler may give each statement another connection, but for those of one transaction.
+        session.begin().await?;
+        let same_history = self.read_delta(session, since).await?;
+        session.commit().await?;
+        Ok(same_history)
+    }
+
+    async fn read_delta(&mut self, session: &Session, since: &Position) -> Result<bool, ReadError> {
         let started = Instant::now();
         let previous = Arc::clone(&self.current);
         let mut refresh = Refresh::delta(&previous, &self.settings.rules);
@@ -155,7 +235,8 @@ impl Loader {
             for row in &chunk {
                 if position.is_none() {
                     let now = rows::position(row)?;
-                    if now.history != since.history {
+                    // A lower xmax is a history taken back, such as a restored disk: its identity stays the same.
+                    if now.history != since.history || now.xmax() < since.xmax() {
                         return Ok(false);
                     }
                     position = Some(now);
@@ -169,7 +250,7 @@ impl Loader {
             }
         }
         let refreshed = refresh.finish();
-        self.publish(refreshed, position, started, "delta", ages.len());
+        self.publish(refreshed, position, started, session.follow(), ("delta", ages.len()));
         for age in ages {
             // The age by the database's clock, when it ran the statement that we sent at `started`, and what has
             // passed since by ours: no two clocks are ever compared.
@@ -178,12 +259,11 @@ impl Loader {
         Ok(true)
     }
 
-    /// Publishes all of the view, read in one transaction.
-    async fn full(&mut self, session: &Session) -> Result<(), ReadError> {
+    /// Publishes all of the view, read in the transaction that stands at `position`.
+    async fn full(&mut self, session: &Session, position: Position, kind: &'static str) -> Result<(), ReadError> {
         let started = Instant::now();
         let previous = Arc::clone(&self.current);
         let mut refresh = Refresh::full(&previous, &self.settings.rules);
-        let position = session.begin().await?;
         let mut count = 0;
         let mut rows = session.entries().await?;
         while let Some(chunk) = rows.next().await? {
@@ -196,7 +276,11 @@ impl Loader {
         }
         session.commit().await?;
         let refreshed = refresh.finish();
-        self.publish(refreshed, Some(position), started, "full", count);
+        if kind == "audit" && self.position.is_some() && refreshed.changed > 0 {
+            self.metrics.audit_mismatches.inc_by(refreshed.changed as u64);
+            error!(models = refreshed.changed, "the audit found models that differ from the database; they are mended");
+        }
+        self.publish(refreshed, Some(position), started, session.follow(), (kind, count));
         Ok(())
     }
 
@@ -205,31 +289,63 @@ impl Loader {
         refreshed: Refreshed,
         position: Option<Position>,
         started: Instant,
-        kind: &'static str,
-        rows: usize,
+        follow: Follow,
+        (kind, rows): (&'static str, usize),
     ) {
         let Refreshed { snapshot, changed, newly_rejected } = refreshed;
-        let rejections_changed = snapshot.rejected() != self.current.rejected();
-        if changed > 0 || rejections_changed || self.position.is_none() {
+        let history = |position: &Option<Position>| position.as_ref().map(|position| position.history.clone());
+        let moved = history(&self.position) != history(&position);
+        self.position = position;
+        if changed > 0 || moved || snapshot.rejected() != self.current.rejected() {
             self.current = self.publisher.publish(snapshot);
+            self.show();
+            self.keep();
         }
-        self.position = position.or(self.position.take());
-        self.publisher.synced(started);
-
-        let current = &self.current;
-        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        self.metrics.models.set(count(current.len()));
-        self.metrics.models_rejected.set(count(current.rejected().len()));
-        self.metrics.snapshot_bytes.set(count(current.bytes()));
-        self.metrics.last_sync.set(std::time::UNIX_EPOCH.elapsed().map_or(0.0, |now| now.as_secs_f64()));
+        self.publisher.synced(started, follow);
+        self.metrics.last_sync.set(UNIX_EPOCH.elapsed().map_or(0.0, |now| now.as_secs_f64()));
 
         log_rejections(&newly_rejected);
-        let (revision, took) = (format!("{:016x}", current.revision()), started.elapsed());
-        if kind == "full" || rows > 0 {
-            info!(kind, rows, changed, models = current.len(), ?took, revision, "refreshed");
+        let (revision, took) = (format!("{:016x}", self.current.revision()), started.elapsed());
+        if kind != "delta" || rows > 0 {
+            info!(kind, rows, changed, models = self.current.len(), ?took, revision, "refreshed");
         } else {
             debug!(kind, rows, ?took, revision, "heartbeat");
         }
+    }
+
+    /// Sets the gauges to what is served.
+    fn show(&self) {
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.metrics.models.set(count(self.current.len()));
+        self.metrics.models_rejected.set(count(self.current.rejected().len()));
+        self.metrics.snapshot_bytes.set(count(self.current.bytes()));
+    }
+
+    /// Hands the state to the saver. A state without a position is no state to start from.
+    fn keep(&self) {
+        if let Some(position) = &self.position {
+            let (snapshot, position) = (Arc::clone(&self.current), position.clone());
+            self.newest.send_replace(Some(Saved { snapshot, position, rules: self.rules_text() }));
+        }
+    }
+
+    /// Says once how the database can be followed, where that is not as usual.
+    fn say_how(&mut self, follow: Follow) {
+        let every = self.settings.poll_interval;
+        match follow {
+            _ if self.said == Some(follow) => {}
+            Follow::Live => {}
+            Follow::Polling => {
+                warn!(
+                    ?every,
+                    "a connection pooler is in between: no announcements, changes are looked for in intervals; connect to Postgres itself"
+                );
+            }
+            Follow::Standby => {
+                warn!(?every, "this is a hot standby: no announcements, everything is read in intervals")
+            }
+        }
+        self.said = Some(follow);
     }
 
     fn measured<T>(&self, kind: &str, started: Instant, result: &Result<T, ReadError>) {
@@ -263,9 +379,14 @@ impl Loader {
     }
 }
 
-fn log_rejections(rejected: &[(Box<str>, Fault)]) {
-    for (id, fault) in rejected.iter().take(REJECTIONS_LOGGED) {
-        warn!(%id, reason = %fault, "row rejected; the last good version of it stays served, if there was one");
+/// The interval, give or take a fifth, so that replicas started together do not stay together.
+fn jittered(interval: Duration) -> Duration {
+    interval.mul_f64(0.8 + 0.4 * fastrand::f64())
+}
+
+fn log_rejections(rejected: &[(Box<str>, Box<str>)]) {
+    for (id, reason) in rejected.iter().take(REJECTIONS_LOGGED) {
+        warn!(%id, %reason, "row rejected; the last good version of it stays served, if there was one");
     }
     if let Some(more) = rejected.len().checked_sub(REJECTIONS_LOGGED).filter(|more| *more > 0) {
         warn!(more, "further rows rejected");

@@ -290,6 +290,10 @@ pub struct Metrics {
     pub listener_connected: IntGauge,
     /// `catalog_notifications_total`
     pub notifications: IntCounter,
+    /// `catalog_audit_mismatches_total`
+    pub audit_mismatches: IntCounter,
+    /// `catalog_snapshot_file_operations_total{operation,outcome}`
+    pub snapshot_file: IntCounterVec,
 }
 
 impl Metrics {
@@ -327,6 +331,17 @@ impl Metrics {
                 "1 while changes are announced to this process by the database.",
             )?,
             notifications: IntCounter::new("catalog_notifications_total", "Announcements of changes received.")?,
+            audit_mismatches: IntCounter::new(
+                "catalog_audit_mismatches_total",
+                "Models that an audit found to differ from the database; anything but 0 is a fault.",
+            )?,
+            snapshot_file: IntCounterVec::new(
+                Opts::new(
+                    "catalog_snapshot_file_operations_total",
+                    "Reads and writes of the snapshot file, by operation and outcome.",
+                ),
+                &["operation", "outcome"],
+            )?,
             traffic: traffic.clone(),
             registry,
         };
@@ -348,6 +363,8 @@ impl Metrics {
         registry.register(Box::new(metrics.last_sync.clone()))?;
         registry.register(Box::new(metrics.listener_connected.clone()))?;
         registry.register(Box::new(metrics.notifications.clone()))?;
+        registry.register(Box::new(metrics.audit_mismatches.clone()))?;
+        registry.register(Box::new(metrics.snapshot_file.clone()))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(metrics)
     }

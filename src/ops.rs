@@ -6,6 +6,7 @@ use hyper::StatusCode;
 use hyper::header::HeaderValue;
 use serde::Serialize;
 
+use crate::catalog::store::Follow;
 use crate::http::answer::{self, Answer};
 use crate::http::{Api, hex};
 
@@ -22,6 +23,7 @@ struct Readiness {
     rejected: usize,
     source: Option<&'static str>,
     synced_seconds_ago: Option<f64>,
+    follow: Option<&'static str>,
 }
 
 /// Ready from the first catalog until the drain begins, whatever becomes of Postgres in between.
@@ -39,9 +41,14 @@ pub fn readyz(api: &Api) -> Answer {
         revision: snapshot.map(|snapshot| hex(snapshot.revision())),
         models: snapshot.map_or(0, |snapshot| snapshot.len()),
         rejected: snapshot.map_or(0, |snapshot| snapshot.rejected().len()),
-        source: snapshot.map(|_| "postgres"),
+        source: snapshot.map(|_| if sync.is_some() { "postgres" } else { "file" }),
         // Milliseconds are as fine as anybody reads.
-        synced_seconds_ago: sync.at.map(|at| (at.elapsed().as_secs_f64() * 1e3).round() / 1e3),
+        synced_seconds_ago: sync.map(|sync| (sync.at.elapsed().as_secs_f64() * 1e3).round() / 1e3),
+        follow: sync.map(|sync| match sync.follow {
+            Follow::Live => "live",
+            Follow::Polling => "polling",
+            Follow::Standby => "standby",
+        }),
     };
     let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     match serde_json::to_vec(&readiness) {

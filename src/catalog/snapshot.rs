@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::index::{Entry, Index};
 use super::model::{Fault, RawModel, Rules};
 
-/// Rows that are not served, by id, with the reason.
-pub type Rejected = BTreeMap<Box<str>, Fault>;
+/// Rows that are not served as they stand, by id, with the reason.
+pub type Rejected = BTreeMap<Box<str>, Box<str>>;
 
 /// One immutable state of the catalog.
 #[derive(Clone, Debug, Default)]
@@ -63,6 +63,16 @@ impl Snapshot {
         self.index.iter()
     }
 
+    /// A snapshot to be filled by [`Snapshot::restore`].
+    pub(super) fn restored(models: usize, rejected: Rejected) -> Self {
+        Self { index: Index::with_capacity(models), rejected: Arc::new(rejected), ..Self::default() }
+    }
+
+    /// Adds a model as it was when it was saved.
+    pub(super) fn restore(&mut self, entry: Entry) {
+        self.put(entry);
+    }
+
     fn put(&mut self, entry: Entry) {
         self.bytes += size(&entry);
         self.revision = self.revision.wrapping_add(entry.digest());
@@ -100,7 +110,7 @@ pub struct Refresh<'a> {
     full: bool,
     group: Group,
     json: Vec<u8>,
-    newly_rejected: Vec<(Box<str>, Fault)>,
+    newly_rejected: Vec<(Box<str>, Box<str>)>,
     /// Answers added, replaced or removed so far.
     changed: usize,
     /// Ids of `previous` that a full load found again.
@@ -121,7 +131,7 @@ pub struct Refreshed {
     /// Answers that were added, replaced or removed; 0 = the catalog is what it was.
     pub changed: usize,
     /// Rejections that the previous snapshot did not have, each to be logged once.
-    pub newly_rejected: Vec<(Box<str>, Fault)>,
+    pub newly_rejected: Vec<(Box<str>, Box<str>)>,
 }
 
 impl<'a> Refresh<'a> {
@@ -165,7 +175,7 @@ impl<'a> Refresh<'a> {
         let mut json = std::mem::take(&mut self.json);
         match row.and_then(|row| row.render(self.rules, &mut json)) {
             Ok(()) => self.good(id, &json),
-            Err(fault) => self.reject(id, fault),
+            Err(fault) => self.reject(id, &fault),
         }
         self.json = json;
     }
@@ -186,7 +196,7 @@ impl<'a> Refresh<'a> {
         let smaller = current.is_none_or(|current| json < current.json());
         let same = current.is_some_and(|current| json == current.json());
         if duplicate {
-            self.reject(id, Fault::Duplicate);
+            self.reject(id, &Fault::Duplicate);
         }
         if same || (duplicate && !smaller) {
             return;
@@ -202,11 +212,12 @@ impl<'a> Refresh<'a> {
         }
     }
 
-    fn reject(&mut self, id: &str, fault: Fault) {
-        if self.previous.rejected.get(id) != Some(&fault) {
-            self.newly_rejected.push((id.into(), fault.clone()));
+    fn reject(&mut self, id: &str, fault: &Fault) {
+        let reason: Box<str> = fault.to_string().into();
+        if self.previous.rejected.get(id) != Some(&reason) {
+            self.newly_rejected.push((id.into(), reason.clone()));
         }
-        Arc::make_mut(&mut self.next.rejected).insert(id.into(), fault);
+        Arc::make_mut(&mut self.next.rejected).insert(id.into(), reason);
     }
 
     /// The next snapshot.

@@ -3,22 +3,36 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use arc_swap::{ArcSwapOption, Guard};
 
 use super::snapshot::Snapshot;
 
-/// Where the current snapshot came from, and when it was last known to be the truth.
-#[derive(Debug, Clone, Copy, Default)]
+/// How the database is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follow {
+    /// Every change is announced.
+    Live,
+    /// Through a pooler that loses announcements: looked at in intervals.
+    Polling,
+    /// A hot standby, which can't announce: all of it is read in intervals.
+    Standby,
+}
+
+/// When the current snapshot was last known to be the truth. Before the first read of the database there is no such
+/// moment, and a snapshot that is served came from the file.
+#[derive(Debug, Clone, Copy)]
 pub struct Sync {
-    /// The moment the last read of the database that succeeded began; `None` before the first.
-    pub at: Option<Instant>,
+    /// The moment the last read that succeeded began.
+    pub at: Instant,
+    /// What that read was part of.
+    pub follow: Follow,
 }
 
 /// The current snapshot, if there is one yet.
 #[derive(Debug, Default)]
 pub struct Store {
     current: ArcSwapOption<Snapshot>,
-    sync: ArcSwap<Sync>,
+    sync: ArcSwapOption<Sync>,
 }
 
 impl Store {
@@ -31,8 +45,8 @@ impl Store {
 
     /// How far the current snapshot is in step with the database.
     #[must_use]
-    pub fn sync(&self) -> Sync {
-        **self.sync.load()
+    pub fn sync(&self) -> Option<Sync> {
+        self.sync.load().as_deref().copied()
     }
 }
 
@@ -62,8 +76,8 @@ impl Publisher {
     }
 
     /// The current snapshot is what the database held at `at` or later.
-    pub fn synced(&mut self, at: Instant) {
-        self.store.sync.store(Arc::new(Sync { at: Some(at) }));
+    pub fn synced(&mut self, at: Instant, follow: Follow) {
+        self.store.sync.store(Some(Arc::new(Sync { at, follow })));
         self.sweep();
     }
 

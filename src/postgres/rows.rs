@@ -2,16 +2,8 @@
 
 use tokio_postgres::Row;
 
+use crate::catalog::file::Position;
 use crate::catalog::model::{Fault, RawModel};
-
-/// The moment in a database's history at which a snapshot was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Position {
-    /// `system identifier/timeline/database/epoch`: what the transaction ids below belong to.
-    pub history: String,
-    /// A `pg_snapshot` as Postgres prints it.
-    pub snapshot: String,
-}
 
 /// The ten columns of `model_catalog.entries`, of which the first is column `first` of `row`.
 ///

@@ -3,17 +3,21 @@
 //! Every wait for the database has a limit. After any error the session is to be dropped, never mended.
 
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::ReadyChunks;
 use postgres_protocol::escape::escape_identifier;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Row, RowStream};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, Row, RowStream, Socket};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::rows::{self, Position};
+use super::address::Address;
+use super::rows;
+use crate::catalog::file::Position;
+use crate::catalog::store::Follow;
 
 const SESSION: &str = include_str!("../../sql/session.sql");
 const HERE: &str = include_str!("../../sql/here.sql");
@@ -25,12 +29,16 @@ const ENTRIES: &str = include_str!("../../sql/entries.sql");
 const ROWS_AT_ONCE: usize = 256;
 /// A view that sorts or aggregates gives its first row late; a full load may be silent this many times longer.
 const FULL_LOAD_PATIENCE: u32 = 6;
+/// Asked for when connecting, and looked for afterwards: a pooler refuses it or loses it.
+const MARK: &str = "-c plan_cache_mode=force_custom_plan";
+const PROBE: &str = "SELECT pg_catalog.current_setting('plan_cache_mode') = 'force_custom_plan', \
+                     pg_catalog.pg_is_in_recovery()";
 
 /// Which database, and how long to wait for it.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Database {
     /// Where and as whom.
-    pub config: Config,
+    pub address: Address,
     /// The channel that changes are announced on.
     pub channel: String,
     /// Longest silence of the database within a connect or a statement.
@@ -79,23 +87,43 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
 /// # Errors
 /// See [`ConnectError`].
 pub async fn connect(database: &Database) -> Result<Client, ConnectError> {
-    let (client, mut connection) = dial(database).await?;
-    tokio::spawn(async move { while poll_fn(|cx| connection.poll_message(cx)).await.is_some_and(|m| m.is_ok()) {} });
+    let (client, connection) = dial(database, &database.address.config).await?;
+    drive(connection, || {});
     Ok(client)
 }
 
-type Plain = Connection<tokio_postgres::Socket, tokio_postgres::tls::NoTlsStream>;
+type Dialed = Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
 
-async fn dial(database: &Database) -> Result<(Client, Plain), ConnectError> {
-    let connecting = database.config.connect(NoTls);
-    let connected = tokio::time::timeout(database.timeout, connecting).await;
-    Ok(connected.map_err(|_| ConnectError::Timeout(database.timeout))??)
+async fn dial(database: &Database, config: &Config) -> Result<(Client, Dialed), ConnectError> {
+    // Each host has its own limit for the connect; TLS and the password come on top.
+    let limit = database.timeout * (database.address.hosts() + 1);
+    let connected = tokio::time::timeout(limit, config.connect(database.address.tls.clone())).await;
+    Ok(connected.map_err(|_| ConnectError::Timeout(limit))??)
 }
 
-/// A connection that listens.
+/// Runs a connection to its end, which the receiver is told; `ring` is called for every notification.
+fn drive(mut connection: Dialed, ring: impl Fn() + Send + 'static) -> oneshot::Receiver<Option<tokio_postgres::Error>> {
+    let (ended, closed) = oneshot::channel();
+    tokio::spawn(async move {
+        let end = loop {
+            match poll_fn(|cx| connection.poll_message(cx)).await {
+                Some(Ok(AsyncMessage::Notification(_))) => ring(),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => break Some(error),
+                None => break None,
+            }
+        };
+        // Nobody listening means that the client was dropped first.
+        let _ = ended.send(end);
+    });
+    closed
+}
+
+/// A connection that listens, as far as the database lets it.
 pub struct Session {
     client: Client,
     timeout: Duration,
+    follow: Follow,
     closed: oneshot::Receiver<Option<tokio_postgres::Error>>,
 }
 
@@ -106,24 +134,34 @@ impl Session {
     /// # Errors
     /// See [`ConnectError`].
     pub async fn open(database: &Database, ring: impl Fn() + Send + 'static) -> Result<Self, ConnectError> {
-        let (client, mut connection) = dial(database).await?;
-        let (ended, closed) = oneshot::channel();
-        tokio::spawn(async move {
-            let end = loop {
-                match poll_fn(|cx| connection.poll_message(cx)).await {
-                    Some(Ok(AsyncMessage::Notification(_))) => ring(),
-                    Some(Ok(_)) => {}
-                    Some(Err(error)) => break Some(error),
-                    None => break None,
-                }
+        let (client, connection) = dial_marked(database).await?;
+        let closed = drive(connection, ring);
+        let timeout = database.timeout;
+        let mut session = Self { client, timeout, follow: Follow::Polling, closed };
+        let prepare = async {
+            let probe = session.client.query_typed(PROBE, &[]).await?;
+            let (direct, standby) = match probe.first() {
+                Some(row) => (row.try_get::<_, Option<bool>>(0)?.unwrap_or(false), row.try_get(1)?),
+                None => (false, false),
             };
-            // Nobody listening means that the session was dropped first.
-            let _ = ended.send(end);
-        });
-        let listen = format!("{SESSION}; LISTEN {};", escape_identifier(&database.channel));
-        let prepared = tokio::time::timeout(database.timeout, client.batch_execute(&listen)).await;
-        prepared.map_err(|_| ConnectError::Timeout(database.timeout))??;
-        Ok(Self { client, timeout: database.timeout, closed })
+            let (follow, listen) = match (direct, standby) {
+                // What is set on a pooler's connection would stay there for the next client.
+                (false, _) => return Ok(if standby { Follow::Standby } else { Follow::Polling }),
+                (true, true) => (Follow::Standby, String::new()),
+                (true, false) => (Follow::Live, format!("LISTEN {};", escape_identifier(&database.channel))),
+            };
+            session.client.batch_execute(&format!("{SESSION}{listen}")).await?;
+            Ok::<_, tokio_postgres::Error>(follow)
+        };
+        let prepared = tokio::time::timeout(timeout, prepare).await;
+        session.follow = prepared.map_err(|_| ConnectError::Timeout(timeout))??;
+        Ok(session)
+    }
+
+    /// How far this connection lets the database be followed.
+    #[must_use]
+    pub fn follow(&self) -> Follow {
+        self.follow
     }
 
     /// Waits until the connection is gone, and says why if it is known.
@@ -149,6 +187,9 @@ impl Session {
     /// See [`ReadError`].
     pub async fn begin(&self) -> Result<Position, ReadError> {
         self.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        if self.follow != Follow::Live {
+            self.execute(&SESSION.replace("\nSET ", "\nSET LOCAL ")).await?;
+        }
         let mut rows = self.stream(HERE, [], self.timeout).await?;
         let mut position = None;
         while let Some(chunk) = rows.next().await? {
@@ -211,5 +252,16 @@ impl Rows {
     }
 }
 
-/// Rings that have come since they were last looked at; many are one.
-pub type Doorbell = Arc<Notify>;
+/// Dials with the mark, or without it where a pooler refuses it.
+async fn dial_marked(database: &Database) -> Result<(Client, Dialed), ConnectError> {
+    let plain = &database.address.config;
+    let mut marked = plain.clone();
+    marked.options(format!("{} {MARK}", plain.get_options().unwrap_or_default()));
+    match dial(database, &marked).await {
+        // PgBouncer's words, since its first release; it gives them the code of any protocol violation.
+        Err(ConnectError::Postgres(error)) if describe(&error).contains("unsupported startup parameter") => {
+            dial(database, plain).await
+        }
+        dialed => dialed,
+    }
+}

@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Request};
 use hyper_util::client::legacy::{Client as HttpClient, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
+use model_catalog::postgres::address::{Address, Surroundings};
 use model_catalog::postgres::migrate::migrate;
 use model_catalog::postgres::private::{Options, Private};
 use model_catalog::postgres::session::{self, Database};
@@ -37,7 +38,11 @@ pub fn private(settings: &[(&str, &str)]) -> Private {
 
 /// How the library would connect to an address.
 pub fn database(url: &str) -> Database {
-    Database { config: url.parse().unwrap(), channel: "model_catalog".into(), timeout: PATIENCE }
+    Database {
+        address: Address::parse(url, &Surroundings::default(), PATIENCE).unwrap(),
+        channel: "model_catalog".into(),
+        timeout: PATIENCE,
+    }
 }
 
 /// Connects and migrates.
