@@ -1,6 +1,11 @@
 //! Tests with real parts: a real Postgres, the real program, real sockets. One file a subject.
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
+mod raw;
 mod support;
 
+mod contract_batch;
+mod contract_ops;
+mod contract_revision;
+mod contract_single;
 mod smoke;

@@ -113,6 +113,13 @@ impl Db {
     }
 }
 
+/// The answer for a model that [`Db::add`] added. The id must need no escaping in JSON.
+pub fn plain(id: &str) -> String {
+    format!(
+        r#"{{"id":"{id}","name":"{id}.safetensors","download_url":"https://example.org/{id}","file_size_gb":null,"hash":null,"auth_required":false,"auth_provider":null,"save_path":"checkpoints/{id}","dependencies":[],"description":null}}"#
+    )
+}
+
 /// Runs statements; gives the first column of the last row.
 pub async fn sql(client: &Client, statements: &str) -> Option<String> {
     let messages = client.simple_query(statements).await.unwrap_or_else(|error| {
