@@ -90,7 +90,7 @@ impl Handler {
         // Nothing that is shared is changed half-way by an answer, so going on after a panic is sound. The panic
         // hook has logged it.
         let answer = AssertUnwindSafe(self.answer(route, request)).catch_unwind().await;
-        let mut answer = answer.unwrap_or_else(|_| answer::internal_error());
+        let mut answer = answer.unwrap_or_else(|_| self.with_revision(answer::internal_error()));
         if self.api.draining.load(Relaxed) {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }

@@ -8,4 +8,5 @@ mod contract_batch;
 mod contract_ops;
 mod contract_revision;
 mod contract_single;
+mod contract_stop;
 mod smoke;
