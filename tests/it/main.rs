@@ -9,4 +9,5 @@ mod contract_ops;
 mod contract_revision;
 mod contract_single;
 mod contract_stop;
+mod demo;
 mod smoke;

@@ -1,0 +1,127 @@
+//! `model-catalog demo` as a newcomer tries it: the lines it prints, Ctrl-C, and a kill that leaves no time to tidy.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+use crate::support::{PATIENCE, until};
+
+/// The program with its private Postgres, in a temporary directory and a process group of its own.
+struct Demo {
+    child: Child,
+    directory: PathBuf,
+    lines: Receiver<String>,
+}
+
+impl Demo {
+    fn start(name: &str) -> Self {
+        // Short, for a socket's path may have 107 bytes; in memory where that can be had.
+        let parent = ["/dev/shm", "/tmp"].map(Path::new).into_iter().find(|path| path.is_dir()).unwrap();
+        let directory = parent.join(format!("demo-{name}-{}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        // As /tmp is: when we are root, the server runs as another account and removes its directory.
+        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o1777)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
+        command.arg("demo").env("TMPDIR", &directory).env("CATALOG_ADDR", "127.0.0.1:0");
+        command.env("CATALOG_DRAIN_GRACE", "0s").env_remove("DATABASE_URL").process_group(0);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = channel();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || output.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+        Self { child, directory, lines }
+    }
+
+    /// The lines to try, as soon as they are printed.
+    fn lines_to_try(&self) -> [String; 3] {
+        let line = || loop {
+            let line = self.lines.recv_timeout(PATIENCE).expect("the demo printed no three lines to try");
+            if let Some(command) = line.strip_prefix("  ") {
+                return command.to_owned();
+            }
+        };
+        [line(), line(), line()]
+    }
+
+    fn signal(&self, arguments: &[&str], of: &str) {
+        assert!(Command::new("kill").args(arguments).arg("--").arg(of).status().unwrap().success());
+    }
+
+    /// Command lines of the processes that work in its directory.
+    fn processes(&self) -> Vec<String> {
+        let directory = self.directory.to_str().unwrap();
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let commands = processes.filter_map(|process| std::fs::read_to_string(process.path().join("cmdline")).ok());
+        commands.map(|command| command.replace('\0', " ")).filter(|command| command.contains(directory)).collect()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        std::fs::read_dir(&self.directory).unwrap().flatten().map(|entry| entry.path()).collect()
+    }
+
+    fn nothing_is_left(&self) -> bool {
+        self.processes().is_empty() && self.files().is_empty()
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// What a line prints when a newcomer pastes it into a shell.
+fn shell(line: &str) -> String {
+    let output = Command::new("sh").args(["-c", line]).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "`{line}` failed, is its program installed? {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn the_three_lines_do_what_they_say_and_ctrl_c_ends_all_of_it() {
+    let mut demo = Demo::start("lines");
+    let [single, batch, change] = demo.lines_to_try();
+    assert!(single.starts_with("curl ") && batch.starts_with("curl ") && change.starts_with("psql "));
+    assert_eq!(demo.processes().iter().filter(|command| command.contains("-D")).count(), 2, "a guard and a server");
+
+    // It is announced when it takes connections, which may be before it has a catalog.
+    until("there is a catalog", || std::future::ready(!shell(&single).contains("not loaded"))).await;
+    let before = shell(&single);
+    let model: serde_json::Value = serde_json::from_str(&before).unwrap();
+    assert_eq!(model["id"], "flux-dev");
+    assert_eq!(model["description"], "FLUX.1-dev - Professional AI image generation model");
+    let batch: serde_json::Value = serde_json::from_str(&shell(&batch)).unwrap();
+    assert_eq!(batch["models"][0], model);
+    assert_eq!(batch["models"][1]["id"], "sdxl-base");
+    assert_eq!(batch["not_found"], serde_json::json!(["no-such-model"]));
+
+    assert_eq!(shell(&change), "UPDATE 1\n");
+    let after = before.replace("FLUX.1-dev - Professional AI image generation model", "changed just now");
+    until("the first line shows the change", || std::future::ready(shell(&single) == after)).await;
+
+    // As a terminal sends it: to the whole group. When the program has ended, all the rest has.
+    demo.signal(&["-INT"], &format!("-{}", demo.child.id()));
+    let mut ended = None;
+    until("it has ended", || {
+        ended = demo.child.try_wait().unwrap();
+        std::future::ready(ended.is_some())
+    })
+    .await;
+    assert_eq!(ended.unwrap().code(), Some(0));
+    assert!(demo.nothing_is_left(), "{:?} {:?}", demo.processes(), demo.files());
+}
+
+#[tokio::test]
+async fn a_kill_leaves_no_postgres_behind() {
+    let mut demo = Demo::start("kill");
+    demo.lines_to_try();
+    assert!(!demo.nothing_is_left());
+    demo.signal(&["-KILL"], &demo.child.id().to_string());
+    demo.child.wait().unwrap();
+    until("its Postgres and its directory are gone", || std::future::ready(demo.nothing_is_left())).await;
+}
