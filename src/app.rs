@@ -20,7 +20,7 @@ use crate::http::server::{self, Phase};
 use crate::http::{Api, Limits, Routes};
 use crate::loader::{self, Loader};
 use crate::metrics::Metrics;
-use crate::postgres::address::{Address, Surroundings};
+use crate::postgres::address::{Address, AddressError, Surroundings};
 use crate::postgres::migrate::migrate;
 use crate::postgres::private::{Options, Private};
 use crate::postgres::session::{self, Database};
@@ -45,6 +45,11 @@ pub fn run(cli: Cli) -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        // A wrong setting like any other: said as clap says them, whatever the log's filter.
+        Err(error) if error.is::<AddressError>() => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
         Err(error) => {
             error!("{error}");
             ExitCode::FAILURE
@@ -157,7 +162,7 @@ fn run_server(
         database,
         poll_interval: serve.poll_interval,
         audit_interval: serve.audit_interval,
-        rules: Rules { url_schemes: serve.url_schemes.iter().map(|scheme| scheme.to_ascii_lowercase()).collect() },
+        rules: Rules { url_schemes: serve.url_schemes.clone() },
     };
     let loader = spawn_loader(settings, serve.snapshot_file.clone(), store, metrics, newest, phases)?;
 

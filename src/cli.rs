@@ -6,8 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::NonEmptyStringValueParser;
-use clap::error::ContextKind;
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 /// Serves a Postgres table of models from memory, live.
@@ -137,7 +136,7 @@ pub struct Serve {
     #[arg(long, env = "CATALOG_ADMIN_ADDR", value_name = "IP:PORT", value_parser = address)]
     pub admin_addr: Option<SocketAddr>,
     /// Serving threads; default: one a core.
-    #[arg(long, env = "CATALOG_THREADS", value_name = "NUMBER")]
+    #[arg(long, env = "CATALOG_THREADS", value_name = "NUMBER", value_parser = number)]
     pub threads: Option<NonZeroUsize>,
     /// Time between two looks at the database when nothing is announced.
     #[arg(long, env = "CATALOG_POLL_INTERVAL", default_value = "10s", value_name = "DURATION")]
@@ -152,12 +151,15 @@ pub struct Serve {
     pub snapshot_file: Option<PathBuf>,
     /// Ids in one batch at most.
     #[arg(long, env = "CATALOG_MAX_BATCH_IDS", default_value = "1000", value_name = "NUMBER")]
+    #[arg(value_parser = number)]
     pub max_batch_ids: NonZeroUsize,
     /// Bytes of a request's body at most.
     #[arg(long, env = "CATALOG_MAX_BODY_BYTES", default_value = "1048576", value_name = "BYTES")]
+    #[arg(value_parser = number)]
     pub max_body_bytes: NonZeroUsize,
     /// Connections at most; further ones wait in the kernel's queue.
     #[arg(long, env = "CATALOG_MAX_CONNECTIONS", default_value = "16384", value_name = "NUMBER")]
+    #[arg(value_parser = number)]
     pub max_connections: NonZeroUsize,
     /// After SIGTERM: time to answer as usual while not ready, so that load balancers look elsewhere.
     #[arg(long, env = "CATALOG_DRAIN_GRACE", default_value = "5s", value_name = "DURATION")]
@@ -169,7 +171,7 @@ pub struct Serve {
     pub drain_timeout: Duration,
     /// Schemes that a download_url may have, with commas between.
     #[arg(long, env = "CATALOG_URL_SCHEMES", default_value = "http,https", value_name = "LIST")]
-    #[arg(value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
+    #[arg(value_delimiter = ',', value_parser = scheme)]
     pub url_schemes: Vec<String>,
 }
 
@@ -182,17 +184,34 @@ pub fn parse() -> Cli {
 
 /// clap names the flag alone; who set the variable in a unit file looks for that.
 fn name_the_variable(mut error: clap::Error) -> clap::Error {
-    let Some(clap::error::ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return error };
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => {
+            // clap puts quotes around the whole, so the inner ones stand here.
+            if let Some(variable) = variable_of(argument) {
+                let both = format!("{argument}' or '{variable}");
+                error.insert(ContextKind::InvalidArg, ContextValue::String(both));
+            }
+        }
+        Some(ContextValue::Strings(missing)) => {
+            let both = |argument: &String| match variable_of(argument) {
+                Some(variable) => format!("{argument} or the environment variable {variable}"),
+                None => argument.clone(),
+            };
+            let both = missing.iter().map(both).collect();
+            error.insert(ContextKind::InvalidArg, ContextValue::Strings(both));
+        }
+        _ => {}
+    }
+    error
+}
+
+/// The environment variable of `--flag <VALUE>`.
+fn variable_of(argument: &str) -> Option<String> {
     let flag = argument.split_whitespace().next().unwrap_or_default().trim_start_matches("--");
     let commands = Cli::command();
     let all = commands.get_subcommands().flat_map(clap::Command::get_arguments).chain(commands.get_arguments());
     let mut named = all.filter(|argument| argument.get_long() == Some(flag));
-    if let Some(variable) = named.find_map(|argument| argument.get_env()) {
-        // clap puts quotes around the whole, so the inner ones stand here.
-        let both = format!("{argument}' or '{}", variable.to_string_lossy());
-        error.insert(ContextKind::InvalidArg, clap::error::ContextValue::String(both));
-    }
-    error
+    named.find_map(|argument| Some(argument.get_env()?.to_string_lossy().into_owned()))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -203,6 +222,20 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn duration_or_zero(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a number with a unit, such as 500ms, 10s or 1h"))
+}
+
+fn number(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "write a whole number above 0, such as 1000".into())
+}
+
+fn scheme(text: &str) -> Result<String, String> {
+    // RFC 3986 §3.1. Without this `https://` would be taken, and every row rejected for it.
+    let rest = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+    if text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(rest) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("write schemes with commas between, such as https or http,https,s3".into())
+    }
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

@@ -23,7 +23,10 @@ const KEEPALIVE_PROBES: u32 = 3;
 #[derive(Debug, thiserror::Error)]
 pub enum AddressError {
     /// It can't be read.
-    #[error("DATABASE_URL can't be read: {0}; write postgres://user@host:5432/database or key=value pairs")]
+    #[error(
+        "DATABASE_URL {0}; write postgres://user@host:5432/database, \
+         or key=value pairs such as host=/run/postgresql dbname=models"
+    )]
     Syntax(String),
     /// Its TLS settings can't be used.
     #[error("DATABASE_URL: {0}")]
@@ -82,9 +85,17 @@ impl Address {
         let Split { rest, sslmode, sslrootcert } =
             if text.contains("://") { split_url(text) } else { split_pairs(text) };
         let mut config: Config = rest.parse().map_err(|error: tokio_postgres::Error| {
-            let cause = std::error::Error::source(&error).map(|source| format!(": {source}"));
-            AddressError::Syntax(format!("{error}{}", cause.unwrap_or_default()))
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            // Here the driver quotes the address, and where that is misspelt the quotation holds the password.
+            let quoted = cause.starts_with("unknown option") || cause.starts_with("unexpected character");
+            AddressError::Syntax(match cause.as_str() {
+                _ if quoted => "has an option that is not known or a character out of place".into(),
+                cause => format!("can't be read: {cause}"),
+            })
         })?;
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err(AddressError::Syntax("names no host".into()));
+        }
         let sslmode = sslmode.or_else(|| surroundings.sslmode.clone());
         let mode = sslmode.map_or(Ok(Mode::Prefer), |mode| mode.parse())?;
         let root = sslrootcert.or_else(|| surroundings.sslrootcert.clone());
