@@ -30,8 +30,7 @@ async fn before_anything_is_loaded_the_api_is_503_and_the_process_alive() {
         assert_eq!((reply.header("content-type"), reply.header("retry-after")), ("application/json", "1"));
     }
     let ready = server.get("/readyz").await;
-    let nothing =
-        r#"{"status":"loading","revision":null,"models":0,"rejected":0,"source":null,"synced_seconds_ago":null}"#;
+    let nothing = r#"{"status":"loading","revision":null,"models":0,"rejected":0,"source":null,"synced_seconds_ago":null,"follow":null}"#;
     assert_eq!((ready.status, ready.text()), (503, nothing.into()));
     assert_eq!(server.get("/livez").await.status, 200);
     assert_eq!(server.metric("catalog_listener_connected").await, 0.0);
@@ -48,10 +47,11 @@ async fn ready_says_what_is_served() {
     let server = Server::start(&db).await;
     let reply = server.get("/readyz").await;
     assert_eq!((reply.status, reply.header("content-type")), (200, "application/json"));
-    assert_eq!(keys(&reply), ["status", "revision", "models", "rejected", "source", "synced_seconds_ago"]);
+    assert_eq!(keys(&reply), ["status", "revision", "models", "rejected", "source", "synced_seconds_ago", "follow"]);
     let json = reply.json();
     assert_eq!(json["revision"], server.get("/api/models/a").await.revision());
     assert_eq!((&json["status"], &json["source"]), (&"ready".into(), &"postgres".into()));
+    assert_eq!(json["follow"], "live");
     assert_eq!((&json["models"], &json["rejected"]), (&2.into(), &1.into()));
     let age = json["synced_seconds_ago"].as_f64().unwrap();
     assert!((0.0..30.0).contains(&age), "{age}");

@@ -4,10 +4,12 @@
 mod raw;
 mod support;
 
+mod cli;
 mod contract_batch;
 mod contract_ops;
 mod contract_revision;
 mod contract_single;
 mod contract_stop;
 mod demo;
+mod readme;
 mod smoke;

@@ -45,6 +45,11 @@ pub fn database(url: &str) -> Database {
     }
 }
 
+/// Connects to an address.
+pub async fn connect(url: &str) -> Client {
+    session::connect(&database(url)).await.unwrap()
+}
+
 /// Connects and migrates.
 pub async fn migrated(url: &str) -> Client {
     let mut client = session::connect(&database(url)).await.unwrap();
@@ -97,7 +102,7 @@ impl Db {
 
     /// One more connection.
     pub async fn connect(&self) -> Client {
-        session::connect(&database(&self.url)).await.unwrap()
+        connect(&self.url).await
     }
 
     /// Runs statements; gives the first column of the last row.

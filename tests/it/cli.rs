@@ -1,0 +1,231 @@
+//! The command line: wrong settings are said in full, passwords never, and the README lists what there is.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Output, Stdio};
+use std::time::Instant;
+
+use crate::support::{Db, PATIENCE, Server};
+
+const README: &str = include_str!("../../README.md");
+const COMMANDS: [&str; 3] = ["serve", "demo", "migrate"];
+/// Refused at once by the system, so that a setting that is taken by mistake does no harm.
+const NOWHERE: &str = "host=/nonexistent user=nobody dbname=none";
+
+/// Runs the program with nothing but these variables, to its end.
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
+    command.args(arguments).env_clear().envs(variables.iter().copied());
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(3));
+    }
+    let ran_on = child.try_wait().unwrap().is_none();
+    child.kill().unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(!ran_on, "{arguments:?} {variables:?} did not end: {}", said(&output));
+    output
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn a_wrong_value_is_named_with_its_variable_and_what_would_do() {
+    let long = "c".repeat(64);
+    for (variable, value, what_would_do) in [
+        ("CATALOG_ADDR", "localhost", "127.0.0.1:3000"),
+        ("CATALOG_ADMIN_ADDR", "9000", "127.0.0.1:3000"),
+        ("CATALOG_THREADS", "0", "a whole number above 0"),
+        ("CATALOG_MAX_BATCH_IDS", "many", "a whole number above 0"),
+        ("CATALOG_MAX_BODY_BYTES", "1MiB", "a whole number above 0"),
+        ("CATALOG_MAX_CONNECTIONS", "-1", "a whole number above 0"),
+        ("CATALOG_POLL_INTERVAL", "10", "such as 500ms, 10s or 1h"),
+        ("CATALOG_POLL_INTERVAL", "0s", "such as 500ms, 10s or 1h"),
+        ("CATALOG_DATABASE_TIMEOUT", "soon", "such as 500ms, 10s or 1h"),
+        ("CATALOG_DRAIN_GRACE", "5 apples", "such as 500ms, 10s or 1h"),
+        ("CATALOG_DRAIN_TIMEOUT", "-1s", "such as 500ms, 10s or 1h"),
+        ("CATALOG_CHANNEL", &long, "1 to 63 bytes"),
+        ("CATALOG_URL_SCHEMES", "https://", "such as https"),
+        ("CATALOG_URL_SCHEMES", "https,1s3", "such as https"),
+        ("CATALOG_LOG", "info,http=loud", "a level such as info"),
+        ("CATALOG_LOG_FORMAT", "xml", "text, json"),
+    ] {
+        let output = run(&["serve"], &[("DATABASE_URL", NOWHERE), (variable, value)]);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{variable}={value}: {said}");
+        // Of a list the wrong element is shown, of everything else all.
+        let shown = value.rsplit(',').next().unwrap();
+        for part in [variable, shown, what_would_do] {
+            assert!(said.contains(part), "{variable}={value}: no `{part}` in {said}");
+        }
+    }
+}
+
+#[test]
+fn the_flag_and_the_variable_are_the_same_setting() {
+    let output = run(&["serve", "--threads", "none"], &[("DATABASE_URL", NOWHERE)]);
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("'--threads <NUMBER>' or 'CATALOG_THREADS'"), "{said}");
+}
+
+#[test]
+fn a_missing_database_is_said_by_the_name_of_its_variable() {
+    for command in ["serve", "migrate"] {
+        let output = run(&[command], &[]);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("DATABASE_URL") && said.contains("--database-url"), "{said}");
+    }
+}
+
+#[test]
+fn an_address_in_use_is_an_error_that_names_it() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for variable in ["CATALOG_ADDR", "CATALOG_ADMIN_ADDR"] {
+        let variables = [("CATALOG_ADDR", "127.0.0.1:0"), ("DATABASE_URL", NOWHERE), (variable, &address)];
+        let output = run(&["serve"], &variables);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(&format!("cannot listen on {address}")), "{said}");
+    }
+}
+
+#[test]
+fn a_malformed_database_url_is_an_error_that_keeps_the_password() {
+    for url in [
+        "",
+        "user=me password=s3cret dbname=models",
+        "postgres://me:s3cret@db:port/models",
+        "postgres://me:s3cret@db/models?sslmode=perhaps",
+        "postgres://me:s3cret@db/models?no_such_option=1",
+        "postgres://%ff:s3cret@db/models",
+        "postgre://me:s3cret@db/models?sslmode=disable",
+        "postgresqls3cret",
+        "jdbc:postgresql://db/models?user=me&password=s3cret",
+        "host=db password=my s3cret=word",
+        "host=db password='s3cret",
+        "host=db passwort=s3cret",
+        "s3cret",
+    ] {
+        for command in ["serve", "migrate"] {
+            let output = run(&[command], &[("DATABASE_URL", url), ("CATALOG_LOG", "off")]);
+            let said = said(&output);
+            assert_eq!(output.status.code(), Some(2), "{url}: {said}");
+            assert!(!said.contains("s3cret"), "{url}: {said}");
+            let mode = url.contains("perhaps");
+            let what_would_do =
+                if mode { "use disable, prefer, require" } else { "postgres://user@host:5432/database" };
+            for part in ["DATABASE_URL", what_would_do] {
+                assert!(said.contains(part), "{url}: no `{part}` in {said}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_database_out_of_reach_does_not_bring_the_password_to_light() {
+    // Nobody listens on port 1.
+    for url in ["postgres://me:s3cret@127.0.0.1:1/models", "host=/nonexistent user=me password=s3cret"] {
+        let output = run(&["migrate"], &[("DATABASE_URL", url), ("CATALOG_LOG", "trace")]);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(said(&output).contains("ERROR") && !said(&output).contains("s3cret"), "{}", said(&output));
+
+        let server = Server::spawn(url, &[("CATALOG_LOG", "trace")]).await;
+        let away = |s: &Server| std::future::ready(s.logged("the database is away") > 0);
+        server.until("it has said that the database is away", away).await;
+        assert_eq!(server.logged("s3cret"), 0, "{:#?}", server.log());
+    }
+}
+
+/// A setting as `--help` shows it: flag, variable, default.
+type Setting = (String, String, Option<String>);
+
+fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
+    text.split_once(start)?.1.split_once(end).map(|(inner, _)| inner)
+}
+
+fn settings(command: &str) -> Vec<Setting> {
+    let output = run(&[command, "--help"], &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let help = said(&output);
+    let options = help.split_once("Options:").unwrap().1.split("\n      --").skip(1);
+    let options = options.map(|option| option.split("\n  -").next().unwrap());
+    options
+        .map(|option| {
+            let flag = format!("--{}", option.split_whitespace().next().unwrap());
+            let variable =
+                between(option, "[env: ", "]").unwrap_or_else(|| panic!("{flag} shows no variable: {option}"));
+            let variable = variable.trim_end_matches('=').to_owned();
+            (flag, variable, between(option, "[default: ", "]").map(str::to_owned))
+        })
+        .collect()
+}
+
+#[test]
+fn help_shows_every_setting_and_the_readme_too() {
+    let mut all = BTreeMap::new();
+    for command in COMMANDS {
+        let settings = settings(command);
+        let has = |variable: &str| settings.iter().any(|(_, name, _)| name == variable);
+        assert!(has("CATALOG_LOG") && has("CATALOG_LOG_FORMAT"), "{command}: {settings:?}");
+        for variable in ["DATABASE_URL", "CATALOG_CHANNEL", "CATALOG_DATABASE_TIMEOUT"] {
+            assert_eq!(has(variable), command != "demo", "{command}: {variable}");
+        }
+        for variable in ["CATALOG_ADDR", "CATALOG_ADMIN_ADDR", "CATALOG_POLL_INTERVAL", "CATALOG_DRAIN_GRACE"] {
+            assert_eq!(has(variable), command != "migrate", "{command}: {variable}");
+        }
+        all.extend(settings.into_iter().map(|(flag, variable, default)| (variable, (flag, default))));
+    }
+    assert!(all.len() > 10, "the help could not be read: {all:?}");
+    for (variable, (flag, default)) in &all {
+        let default = default.as_ref().map_or("–".into(), |default| format!("`{default}`"));
+        let row = format!("\n| `{variable}` | `{flag}` | {default} | ");
+        assert!(README.contains(&row), "README.md lacks the row {row}");
+    }
+    for word in README.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
+        let setting = word == "DATABASE_URL" || word.starts_with("CATALOG_");
+        assert!(!setting || all.contains_key(word), "README.md speaks of {word}, which no command takes");
+    }
+}
+
+/// The metrics of an exposition with the names of their labels.
+fn metrics(text: &str) -> BTreeMap<String, Vec<String>> {
+    let mut found = BTreeMap::new();
+    let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    for name in names {
+        let samples = text.lines().filter_map(|line| line.strip_prefix(name)?.split_once('{'));
+        let mut labels = Vec::new();
+        for (_, rest) in samples.filter(|(suffix, _)| ["", "_bucket"].contains(suffix)) {
+            // A template holds braces, but no quote and no comma.
+            let pairs = rest.rsplit_once('}').unwrap().0.split(',');
+            labels.extend(pairs.map(|pair| pair.split('=').next().unwrap().to_owned()));
+        }
+        labels.sort();
+        labels.dedup();
+        labels.retain(|label| label != "le");
+        found.insert(name.to_owned(), labels);
+    }
+    found
+}
+
+#[tokio::test]
+async fn the_readme_lists_every_metric_with_its_labels() {
+    let db = Db::new().await;
+    // Some metrics show themselves only with the part that moves them.
+    let server = Server::start_with(&db.url, &[("CATALOG_SNAPSHOT_FILE", "/nonexistent/catalog")]).await;
+    let exposed = metrics(&server.get("/metrics").await.text());
+    assert!(exposed.len() > 10, "{exposed:?}");
+    let mut listed = BTreeMap::new();
+    let rows = README.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    for (metric, _) in rows.filter(|(metric, _)| metric.starts_with("catalog_") || metric.starts_with("process_")) {
+        let (name, labels) = metric.trim_end_matches('}').split_once('{').unwrap_or((metric, ""));
+        let mut labels: Vec<_> = labels.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect();
+        labels.sort();
+        listed.insert(name.to_owned(), labels);
+    }
+    assert_eq!(listed, exposed);
+}

@@ -1,0 +1,68 @@
+//! The SQL that the README gives to DBAs, run as it stands there, with roles that have just the rights it grants.
+
+use crate::support::{Db, Server, sql};
+
+const README: &str = include_str!("../../README.md");
+
+/// The README's SQL block that contains `text`.
+fn block(text: &str) -> &'static str {
+    let blocks = README.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let mut found = blocks.filter(|block| block.contains(text));
+    found.next().unwrap_or_else(|| panic!("README.md has no SQL with `{text}`"))
+}
+
+#[tokio::test]
+async fn an_existing_table_is_served_by_roles_with_the_least_rights() {
+    let db = Db::new().await;
+    for text in
+        ["CREATE TABLE registry.weights", "VIEW model_catalog.entries", "ROLE catalog_server", "ROLE model_writer"]
+    {
+        db.sql(block(text)).await;
+    }
+    let as_role = |role: &str| db.url.replace("user=postgres", &format!("user={role}"));
+    // Nothing but the bell can bring a change in time.
+    let settings = [("CATALOG_POLL_INTERVAL", "1h")];
+    let server = Server::start_with(&as_role("catalog_server"), &settings).await;
+    let writer = crate::support::connect(&as_role("model_writer")).await;
+
+    let weights = "INSERT INTO registry.weights VALUES ('flux-dev', 'flux1-dev.safetensors', 'https://example.org/f',
+                   23802932552, NULL, true, 'checkpoints', NULL)";
+    sql(&writer, weights).await;
+    server.until("it is served", |s| async move { s.get("/api/models/flux-dev").await.status == 200 }).await;
+    let model = r#"{"id":"flux-dev","name":"flux1-dev.safetensors","download_url":"https://example.org/f","file_size_gb":23.8,"hash":null,"auth_required":true,"auth_provider":"huggingface","save_path":"checkpoints/flux1-dev.safetensors","dependencies":[],"description":null}"#;
+    assert_eq!(server.get("/api/models/flux-dev").await.text(), model);
+
+    sql(&writer, "INSERT INTO registry.needs VALUES ('flux-dev', 'flux-vae'), ('flux-dev', 'clip-l')").await;
+    let needs = serde_json::json!(["clip-l", "flux-vae"]);
+    server
+        .until("the other table is followed too", |s| async {
+            s.get("/api/models/flux-dev").await.json()["dependencies"] == needs
+        })
+        .await;
+    sql(&writer, "TRUNCATE registry.weights").await;
+    server.until("it is gone", |s| async move { s.get("/api/models/flux-dev").await.status == 404 }).await;
+
+    for (role, forbidden) in [
+        ("catalog_server", "SELECT FROM registry.weights"),
+        ("catalog_server", "SELECT model_catalog.reload()"),
+        ("model_writer", "SELECT FROM model_catalog.changes"),
+    ] {
+        let refused = crate::support::connect(&as_role(role)).await.simple_query(forbidden).await.unwrap_err();
+        assert_eq!(refused.code().map(|code| code.code()), Some("42501"), "{role}: {forbidden}");
+    }
+}
+
+#[test]
+fn every_dependency_is_accounted_for() {
+    let manifest = include_str!("../../Cargo.toml");
+    let mut inside = false;
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            inside = line.ends_with("dependencies]");
+        } else if let Some((name, _)) = line.split_once(" = ").filter(|_| inside) {
+            let rows = README.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | "));
+            let mut named = rows.flat_map(|(names, _)| names.split(", "));
+            assert!(named.any(|other| other == name), "README.md does not say what {name} is for");
+        }
+    }
+}
