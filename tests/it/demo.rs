@@ -87,7 +87,8 @@ async fn the_three_lines_do_what_they_say_and_ctrl_c_ends_all_of_it() {
     let mut demo = Demo::start("lines");
     let [single, batch, change] = demo.lines_to_try();
     assert!(single.starts_with("curl ") && batch.starts_with("curl ") && change.starts_with("psql "));
-    assert_eq!(demo.processes().iter().filter(|command| command.contains("-D")).count(), 2, "a guard and a server");
+    let server = |command: &String| command.contains("postgres -D");
+    assert!(demo.processes().iter().any(server), "no server in {:?}", demo.processes());
 
     // It is announced when it takes connections, which may be before it has a catalog.
     until("there is a catalog", || std::future::ready(!shell(&single).contains("not loaded"))).await;
