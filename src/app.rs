@@ -30,6 +30,9 @@ const SAMPLE: &str = include_str!("../sql/sample_models.sql");
 /// Pause before a loader that panicked is started again.
 const LOADER_PAUSE: Duration = Duration::from_secs(1);
 
+/// Time between two looks for the first catalog.
+const ANNOUNCE_POLL: Duration = Duration::from_millis(10);
+
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// Runs one command; the exit status says whether it did what it was asked.
@@ -113,7 +116,7 @@ fn demo(serve: &cli::Serve) -> Result<(), Failure> {
     })
 }
 
-/// Serves until a signal says to stop. `announce` is given the address once it takes connections.
+/// Serves until a signal says to stop. `announce` is given the address once there is a catalog.
 fn run_server(
     database: Database,
     serve: &cli::Serve,
@@ -167,9 +170,18 @@ fn run_server(
     let loader = spawn_loader(settings, serve.snapshot_file.clone(), store, metrics, newest, phases)?;
 
     info!(%address, threads, "serving");
-    announce(address);
     let orderly = runtime.block_on(async {
-        stop.asked().await;
+        let announced = async {
+            while api.store.load().is_none() {
+                tokio::time::sleep(ANNOUNCE_POLL).await;
+            }
+            announce(address);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = announced => {}
+            () = stop.asked() => {}
+        }
         drain(serve, &api, &phase, &mut stop).await
     });
     if orderly {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::index::Entry;
+use super::index::Draft;
 use super::snapshot::{Rejected, Snapshot};
 
 /// Raised whenever an older file would be read wrongly: another format, other rules for rows, other JSON.
@@ -181,10 +181,12 @@ pub fn read(path: &Path) -> Result<Saved<Snapshot>, FileError> {
         (rules.into_owned(), position.into_owned(), Rejected::from(rejected.into_owned()));
     // A header that lies about the number must not make us reserve all memory.
     let mut snapshot = Snapshot::restored(models.min(1 << 24), rejected);
+    let mut draft = Draft::default();
     for _ in 0..models {
         let json = lines.next()?.ok_or(FileError::Damaged("it is cut off"))?;
         let id = id_of(json).ok_or(FileError::Damaged("a line is no model"))?;
-        snapshot.restore(Entry::new(&id, json));
+        draft.begin(&id).extend_from_slice(json);
+        snapshot.restore(draft.finish(&id));
     }
     let expected = checksum(&lines.sum);
     let last = lines.next()?.ok_or(FileError::Damaged("it is cut off"))?;

@@ -19,14 +19,6 @@ const DIGEST: usize = size_of::<u64>();
 const HEADER: usize = DIGEST + size_of::<u32>();
 
 impl Entry {
-    /// `json` is the whole answer for `id`. An id is a column of a row, which Postgres keeps below 1 GiB.
-    #[must_use]
-    pub fn new(id: &str, json: &[u8]) -> Self {
-        let length = u32::try_from(id.len()).unwrap_or(u32::MAX);
-        let bytes = [&xxh3_64(json).to_le_bytes(), &length.to_le_bytes()[..], id.as_bytes(), json].concat();
-        Self(bytes.into())
-    }
-
     fn split(&self) -> (&[u8], &[u8]) {
         let mut length = [0; HEADER - DIGEST];
         length.copy_from_slice(&self.0[DIGEST..HEADER]);
@@ -60,6 +52,37 @@ impl Entry {
     }
 }
 
+/// An entry being written, in a buffer that is used again for the next one.
+#[derive(Debug, Default)]
+pub struct Draft(Vec<u8>);
+
+impl Draft {
+    /// Starts over with this id; gives the buffer that its rendered answer is to be appended to. An id is a column
+    /// of a row, which Postgres keeps below 1 GiB.
+    pub fn begin(&mut self, id: &str) -> &mut Vec<u8> {
+        let length = u32::try_from(id.len()).unwrap_or(u32::MAX);
+        self.0.clear();
+        self.0.extend_from_slice(&[0; DIGEST]);
+        self.0.extend_from_slice(&length.to_le_bytes());
+        self.0.extend_from_slice(id.as_bytes());
+        &mut self.0
+    }
+
+    /// The answer as far as it is written, if it is that of `id`.
+    #[must_use]
+    pub fn json(&self, id: &str) -> &[u8] {
+        self.0.get(HEADER + id.len()..).unwrap_or_default()
+    }
+
+    /// The entry of `id`, with which the draft was begun.
+    #[must_use]
+    pub fn finish(&mut self, id: &str) -> Entry {
+        let digest = xxh3_64(self.json(id));
+        self.0[..DIGEST].copy_from_slice(&digest.to_le_bytes());
+        Entry(self.0.as_slice().into())
+    }
+}
+
 type Table = Arc<HashTable<Entry>>;
 type Branch = Arc<Vec<Table>>;
 
@@ -84,7 +107,7 @@ impl Index {
         Self { root: vec![branch; 1 << bits.div_ceil(2)], bits, len: 0 }
     }
 
-    /// Room for `entries` without a split.
+    /// Tables for this many entries.
     #[must_use]
     pub fn with_capacity(entries: usize) -> Self {
         Self::with_bits((entries / ENTRIES_PER_TABLE).checked_ilog2().unwrap_or(0))
@@ -168,6 +191,12 @@ mod tests {
     use super::*;
     use std::collections::HashMap;
 
+    fn entry(id: &str, json: &[u8]) -> Entry {
+        let mut draft = Draft::default();
+        draft.begin(id).extend_from_slice(json);
+        draft.finish(id)
+    }
+
     #[test]
     fn agrees_with_a_plain_map_and_leaves_clones_alone() {
         let mut random = fastrand::Rng::with_seed(7);
@@ -178,13 +207,13 @@ mod tests {
                 assert_eq!(index.remove(id.as_bytes()).is_some(), plain.remove(&id).is_some());
             } else {
                 let json = step.to_string();
-                let before = index.insert(Entry::new(&id, json.as_bytes()));
+                let before = index.insert(entry(&id, json.as_bytes()));
                 assert_eq!(before.map(|entry| entry.json().to_vec()), plain.insert(id, json.into_bytes()));
             }
         }
         let frozen = index.clone();
         for id in plain.keys().take(1_000) {
-            index.insert(Entry::new(id, b"later"));
+            index.insert(entry(id, b"later"));
         }
         assert_eq!((frozen.len(), frozen.iter().count()), (plain.len(), plain.len()));
         for (id, json) in &plain {
@@ -197,10 +226,10 @@ mod tests {
     fn a_change_shares_all_but_one_path() {
         let mut index = Index::with_capacity(100_000);
         for number in 0..100_000 {
-            index.insert(Entry::new(&number.to_string(), b"{}"));
+            index.insert(entry(&number.to_string(), b"{}"));
         }
         let before = index.clone();
-        index.insert(Entry::new("77", b"{\"new\":1}"));
+        index.insert(entry("77", b"{\"new\":1}"));
         let copied = |a: &[Branch], b: &[Branch]| a.iter().zip(b).filter(|(a, b)| !Arc::ptr_eq(a, b)).count();
         assert_eq!(copied(&before.root, &index.root), 1);
         let tables = before.root.iter().zip(&index.root).flat_map(|(a, b)| a.iter().zip(b.iter()));

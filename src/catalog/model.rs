@@ -89,13 +89,12 @@ struct Model<'a> {
 }
 
 impl<'a> RawModel<'a> {
-    /// Replaces `json` by the row's answer. On a fault the content of `json` is unspecified.
+    /// Appends the row's answer to `json`; on a fault, nothing or a part of it.
     ///
     /// # Errors
     /// The first rule that the row breaks.
     pub fn render(&self, rules: &Rules, json: &mut Vec<u8>) -> Result<(), Fault> {
         let model = self.check(rules)?;
-        json.clear();
         serde_json::to_writer(json, &model).map_err(|error| Fault::Unreadable(error.to_string()))
     }
 

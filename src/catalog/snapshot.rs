@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::index::{Entry, Index};
+use super::index::{Draft, Entry, Index};
 use super::model::{Fault, RawModel, Rules};
 
 /// Rows that are not served as they stand, by id, with the reason.
@@ -73,25 +73,25 @@ impl Snapshot {
         self.put(entry);
     }
 
-    fn put(&mut self, entry: Entry) {
+    /// Adds or replaces; gives back what was replaced.
+    fn put(&mut self, entry: Entry) -> Option<Entry> {
         self.bytes += size(&entry);
         self.revision = self.revision.wrapping_add(entry.digest());
         let before = self.index.insert(entry);
-        self.forget(before);
+        self.forget(before)
     }
 
-    fn take(&mut self, id: &str) -> bool {
+    fn take(&mut self, id: &str) -> Option<Entry> {
         let before = self.index.remove(id.as_bytes());
-        let taken = before.is_some();
-        self.forget(before);
-        taken
+        self.forget(before)
     }
 
-    fn forget(&mut self, before: Option<Entry>) {
-        if let Some(entry) = before {
-            self.bytes -= size(&entry);
+    fn forget(&mut self, before: Option<Entry>) -> Option<Entry> {
+        if let Some(entry) = &before {
+            self.bytes -= size(entry);
             self.revision = self.revision.wrapping_sub(entry.digest());
         }
+        before
     }
 }
 
@@ -107,14 +107,13 @@ pub struct Refresh<'a> {
     previous: &'a Snapshot,
     rules: &'a Rules,
     next: Snapshot,
-    full: bool,
+    /// What a full load found so far; the index is made at its end, when its size is known.
+    found: Option<Vec<Entry>>,
     group: Group,
-    json: Vec<u8>,
+    draft: Draft,
     newly_rejected: Vec<(Box<str>, Box<str>)>,
     /// Answers added, replaced or removed so far.
     changed: usize,
-    /// Ids of `previous` that a full load found again.
-    kept: usize,
 }
 
 /// The rows of one id that came one after the other.
@@ -139,49 +138,45 @@ impl<'a> Refresh<'a> {
     /// so a full load of an unchanged catalog needs little memory beyond it.
     #[must_use]
     pub fn full(previous: &'a Snapshot, rules: &'a Rules) -> Self {
-        let index = Index::with_capacity(previous.len());
-        Self::new(previous, rules, Snapshot { index, ..Snapshot::default() }, true)
+        Self::new(previous, rules, Snapshot::default(), Some(Vec::with_capacity(previous.len())))
     }
 
     /// Starts from `previous`: what no row names stays. All rows of one id must come one after the other.
     #[must_use]
     pub fn delta(previous: &'a Snapshot, rules: &'a Rules) -> Self {
-        Self::new(previous, rules, previous.clone(), false)
+        Self::new(previous, rules, previous.clone(), None)
     }
 
-    fn new(previous: &'a Snapshot, rules: &'a Rules, next: Snapshot, full: bool) -> Self {
+    fn new(previous: &'a Snapshot, rules: &'a Rules, next: Snapshot, found: Option<Vec<Entry>>) -> Self {
         Self {
             previous,
             rules,
             next,
-            full,
+            found,
             group: Group::default(),
-            json: Vec::new(),
+            draft: Draft::default(),
             newly_rejected: Vec::new(),
             changed: 0,
-            kept: 0,
         }
     }
 
     /// The table has no row with this id any more (delta only).
     pub fn deleted(&mut self, id: &str) {
         self.group(id);
-        self.changed += usize::from(self.next.take(id));
+        self.changed += usize::from(self.next.take(id).is_some());
     }
 
     /// A row of the table.
     pub fn row(&mut self, id: &str, row: Result<RawModel<'_>, Fault>) {
         self.group(id);
-        let mut json = std::mem::take(&mut self.json);
-        match row.and_then(|row| row.render(self.rules, &mut json)) {
-            Ok(()) => self.good(id, &json),
+        match row.and_then(|row| row.render(self.rules, self.draft.begin(id))) {
+            Ok(()) => self.good(id),
             Err(fault) => self.reject(id, &fault),
         }
-        self.json = json;
     }
 
     fn group(&mut self, id: &str) {
-        if !self.full && self.group.id.as_deref() != Some(id) {
+        if self.found.is_none() && self.group.id.as_deref() != Some(id) {
             self.group = Group { id: Some(id.into()), good: false };
             if self.next.rejected.contains_key(id) {
                 Arc::make_mut(&mut self.next.rejected).remove(id);
@@ -189,26 +184,23 @@ impl<'a> Refresh<'a> {
         }
     }
 
-    fn good(&mut self, id: &str, json: &[u8]) {
-        let current = self.next.get(id);
-        let duplicate = if self.full { current.is_some() } else { self.group.good };
-        self.group.good = true;
-        let smaller = current.is_none_or(|current| json < current.json());
-        let same = current.is_some_and(|current| json == current.json());
-        if duplicate {
-            self.reject(id, &Fault::Duplicate);
-        }
-        if same || (duplicate && !smaller) {
+    /// The draft is the answer of a row that passed the rules.
+    fn good(&mut self, id: &str) {
+        let json = self.draft.json(id);
+        if let Some(found) = &mut self.found {
+            let unchanged = self.previous.get(id).filter(|entry| entry.json() == json).cloned();
+            found.push(unchanged.unwrap_or_else(|| self.draft.finish(id)));
             return;
         }
-        let known = self.previous.get(id);
-        self.kept += usize::from(known.is_some() && !duplicate);
-        match known.filter(|entry| entry.json() == json) {
-            Some(unchanged) => self.next.put(unchanged.clone()),
-            None => {
-                self.next.put(Entry::new(id, json));
-                self.changed += 1;
-            }
+        let duplicate = std::mem::replace(&mut self.group.good, true);
+        let current = self.next.get(id).map(Entry::json);
+        let better = current.is_none_or(|current| if duplicate { json < current } else { json != current });
+        if better {
+            self.next.put(self.draft.finish(id));
+            self.changed += 1;
+        }
+        if duplicate {
+            self.reject(id, &Fault::Duplicate);
         }
     }
 
@@ -223,15 +215,35 @@ impl<'a> Refresh<'a> {
     /// The next snapshot.
     #[must_use]
     pub fn finish(mut self) -> Refreshed {
-        if self.full {
-            let last_good: Vec<Entry> = (self.next.rejected.keys())
-                .filter(|id| self.next.get(id).is_none())
-                .filter_map(|id| self.previous.get(id).cloned())
-                .collect();
-            let removed = self.previous.len() - self.kept - last_good.len();
-            self.changed += removed;
-            last_good.into_iter().for_each(|entry| self.next.put(entry));
+        if let Some(found) = self.found.take() {
+            self.index(found);
         }
         Refreshed { snapshot: self.next, changed: self.changed, newly_rejected: self.newly_rejected }
+    }
+
+    /// Makes the next snapshot of all that a full load found.
+    fn index(&mut self, found: Vec<Entry>) {
+        self.next.index = Index::with_capacity(found.len());
+        for entry in found {
+            let Some(other) = self.next.put(entry) else { continue };
+            let id = String::from_utf8_lossy(other.id()).into_owned();
+            if self.next.get(&id).is_some_and(|entry| other.json() < entry.json()) {
+                self.next.put(other);
+            }
+            self.reject(&id, &Fault::Duplicate);
+        }
+        let last_good: Vec<Entry> = (self.next.rejected.keys())
+            .filter(|id| self.next.get(id).is_none())
+            .filter_map(|id| self.previous.get(id).cloned())
+            .collect();
+        last_good.into_iter().for_each(|entry| drop(self.next.put(entry)));
+
+        let mut kept = 0;
+        for entry in self.next.iter() {
+            let before = self.previous.index.get(entry.id());
+            kept += usize::from(before.is_some());
+            self.changed += usize::from(before.is_none_or(|before| !before.same(entry)));
+        }
+        self.changed += self.previous.len() - kept;
     }
 }
