@@ -247,3 +247,118 @@ impl<'a> Refresh<'a> {
         self.changed += self.previous.len() - kept;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// A row that is good if its path is.
+    fn row<'a>(id: &'a str, path: &'a str) -> Result<RawModel<'a>, Fault> {
+        let (id, path) = (Some(id), Some(path));
+        let download_url = Some("https://example.org/x");
+        Ok(RawModel { id, name: id, download_url, auth_required: Some(true), save_path: path, ..RawModel::default() })
+    }
+
+    fn full(previous: &Snapshot, rows: &[(&str, &str)]) -> Refreshed {
+        let rules = Rules::default();
+        let mut refresh = Refresh::full(previous, &rules);
+        rows.iter().for_each(|(id, path)| refresh.row(id, row(id, path)));
+        refresh.finish()
+    }
+
+    fn delta(previous: &Snapshot, rows: &[(&str, Option<&str>)]) -> Refreshed {
+        let rules = Rules::default();
+        let mut refresh = Refresh::delta(previous, &rules);
+        for (id, path) in rows {
+            match path {
+                Some(path) => refresh.row(id, row(id, path)),
+                None => refresh.deleted(id),
+            }
+        }
+        refresh.finish()
+    }
+
+    fn content(snapshot: &Snapshot) -> BTreeMap<String, String> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let content: BTreeMap<_, _> = snapshot.iter().map(|entry| (text(entry.id()), text(entry.json()))).collect();
+        assert_eq!(
+            (content.len(), content.values().chain(content.keys()).map(String::len).sum()),
+            (snapshot.len(), snapshot.bytes())
+        );
+        content
+    }
+
+    #[test]
+    fn any_sequence_of_deltas_equals_a_load_from_scratch() {
+        let mut random = fastrand::Rng::with_seed(11);
+        let ids: Vec<String> = (0..40).map(|number| format!("model-{number}")).collect();
+        let paths = ["a", "b/c", "d", "e"];
+        let mut table: BTreeMap<&str, &str> = BTreeMap::new();
+        let mut snapshot = Snapshot::default();
+        for _ in 0..500 {
+            let mut rows = BTreeMap::new();
+            for _ in 0..random.usize(0..4) {
+                let path = random.bool().then(|| paths[random.usize(0..paths.len())]);
+                rows.insert(ids[random.usize(0..ids.len())].as_str(), path);
+            }
+            for (id, path) in &rows {
+                match path {
+                    Some(path) => table.insert(id, path),
+                    None => table.remove(id),
+                };
+            }
+            let refreshed = delta(&snapshot, &rows.into_iter().collect::<Vec<_>>());
+            assert_eq!(refreshed.changed == 0, refreshed.snapshot.revision() == snapshot.revision());
+            snapshot = refreshed.snapshot;
+            let rows: Vec<_> = table.iter().map(|(id, path)| (*id, *path)).collect();
+            let scratch = full(&Snapshot::default(), &rows);
+            assert_eq!(content(&snapshot), content(&scratch.snapshot));
+            assert_eq!(snapshot.revision(), scratch.snapshot.revision());
+            assert_eq!(full(&snapshot, &rows).changed, 0);
+        }
+    }
+
+    #[test]
+    fn a_bad_row_keeps_its_last_good_version_until_it_is_mended_or_gone() {
+        let good = full(&Snapshot::default(), &[("a", "good"), ("b", "good")]).snapshot;
+        for bad in [delta(&good, &[("a", Some("../x"))]), full(&good, &[("a", "../x"), ("b", "good")])] {
+            assert_eq!((bad.changed, bad.newly_rejected.len()), (0, 1));
+            assert_eq!((content(&bad.snapshot), bad.snapshot.rejected().len()), (content(&good), 1));
+            assert_eq!(delta(&bad.snapshot, &[("a", Some("../x"))]).newly_rejected.len(), 0);
+            for mended in
+                [delta(&bad.snapshot, &[("a", Some("new"))]), full(&bad.snapshot, &[("a", "new"), ("b", "good")])]
+            {
+                assert_eq!((mended.changed, mended.snapshot.rejected().len()), (1, 0));
+            }
+            for gone in [delta(&bad.snapshot, &[("a", None)]), full(&bad.snapshot, &[("b", "good")])] {
+                assert_eq!((gone.changed, gone.snapshot.rejected().len(), gone.snapshot.len()), (1, 0, 1));
+            }
+        }
+        let never_good = full(&Snapshot::default(), &[("a", "../x")]).snapshot;
+        assert_eq!((never_good.len(), never_good.rejected().len()), (0, 1));
+    }
+
+    #[test]
+    fn of_two_rows_with_one_id_every_replica_serves_the_same() {
+        let start = full(&Snapshot::default(), &[("a", "before")]).snapshot;
+        let orders = [[("a", "x"), ("a", "y")], [("a", "y"), ("a", "x")]];
+        let mut revisions = Vec::new();
+        for rows in orders {
+            let changes = rows.map(|(id, path)| (id, Some(path)));
+            for refreshed in [full(&Snapshot::default(), &rows), full(&start, &rows), delta(&start, &changes)] {
+                assert_eq!((refreshed.snapshot.len(), refreshed.snapshot.rejected().len()), (1, 1));
+                revisions.push(refreshed.snapshot.revision());
+            }
+        }
+        assert!(revisions.iter().all(|revision| *revision == revisions[0]), "{revisions:x?}");
+        // A good row beside a bad one is served, and the bad one is reported, in either order.
+        for rows in [[("a", "x"), ("a", "/y")], [("a", "/y"), ("a", "x")]] {
+            let changes = rows.map(|(id, path)| (id, Some(path)));
+            for refreshed in [full(&start, &rows), delta(&start, &changes)] {
+                assert!(content(&refreshed.snapshot)["a"].contains("\"save_path\":\"x\""));
+                assert_eq!(refreshed.snapshot.rejected().len(), 1);
+            }
+        }
+    }
+}
