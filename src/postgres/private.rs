@@ -3,7 +3,7 @@
 //! Postgres runs under a shell that waits for the end of a pipe which only this process holds. So the server ends
 //! however this process ends, kill -9 included. (PR_SET_PDEATHSIG would fire when the spawning thread ends.)
 
-use std::io;
+use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::os::unix::process::CommandExt;
@@ -16,15 +16,16 @@ const MAX_DIRECTORY: usize = 107 - 15;
 /// initdb and a first start on a slow disk.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// `$1` = the directory to remove, the rest = the server. `read` returns at the end of the pipe. SIGINT is
-/// Postgres' fast shutdown: it ends sessions and leaves the data sound.
+/// `$1` = the directory to remove, the rest = the server. `read` returns at the end of the pipe, or with the word that
+/// the directory stays. SIGINT is Postgres' fast shutdown: it ends sessions and leaves the data sound. Only this shell
+/// can wait for its child, which is a zombie until then.
 const GUARD: &str = r#"
 directory=$1; shift
 "$@" & server=$!
-read -r _
+read -r word
 kill -INT $server 2>/dev/null
 wait $server
-[ -z "$directory" ] || rm -rf "$directory"
+[ "$word" = keep ] || rm -rf "$directory"
 "#;
 
 /// Why there is no private server.
@@ -98,6 +99,18 @@ impl Private {
         server.run_program("initdb", &["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"])?;
         server.resume()?;
         Ok(server)
+    }
+
+    /// A streaming hot standby of `primary`, under the same settings.
+    ///
+    /// # Errors
+    /// See [`PrivateError`].
+    pub fn standby_of(primary: &Self) -> Result<Self, PrivateError> {
+        let mut standby = Self::create(primary.options.clone())?;
+        let source = primary.url("postgres");
+        standby.run_program("pg_basebackup", &["-d", &source, "-R", "-X", "stream", "-c", "fast", "--no-sync"])?;
+        standby.resume()?;
+        Ok(standby)
     }
 
     /// Everything but the data.
@@ -202,7 +215,7 @@ impl Private {
         let state = self.data_directory().join("postmaster.pid");
         loop {
             let text = std::fs::read_to_string(&state).unwrap_or_default();
-            if text.lines().nth(7).is_some_and(|line| line.trim() == "ready") && self.is_alive(&text) {
+            if text.lines().nth(7).is_some_and(|line| line.trim() == "ready") && Self::is_alive(&text) {
                 return Ok(());
             }
             if Instant::now() > deadline || self.postmaster_ended() {
@@ -214,8 +227,8 @@ impl Private {
     }
 
     /// Whether the file is of a living server: one that was killed leaves it behind.
-    fn is_alive(&self, pid_file: &str) -> bool {
-        pid_file.lines().next().is_some_and(|pid| Path::new("/proc").join(pid.trim()).exists())
+    fn is_alive(pid_file: &str) -> bool {
+        pid_file.lines().next().and_then(|pid| pid.trim().parse().ok()).is_some_and(is_running)
     }
 
     /// A server that ends by itself leaves its guard waiting for us, without a child.
@@ -238,20 +251,16 @@ impl Private {
     /// # Errors
     /// See [`PrivateError`].
     pub fn stop(&mut self, signal: &str) -> Result<(), PrivateError> {
-        let Some((guard, pipe)) = self.guard.take() else { return Ok(()) };
+        let Some((mut guard, mut pipe)) = self.guard.take() else { return Ok(()) };
         if let Some(pid) = self.pid() {
             let killed = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
             killed.map_err(io_error("run kill"))?;
-            while Path::new("/proc").join(pid.to_string()).exists() {
+            while is_running(pid) {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
-        // The guard would remove the directory; it has no server left to end.
-        let mut guard = guard;
-        guard.kill().map_err(io_error("end the guard"))?;
+        pipe.write_all(b"keep\n").map_err(io_error("end the guard"))?;
         guard.wait().map_err(io_error("end the guard"))?;
-        drop(pipe);
-        // A killed server leaves this, and its backends end a moment later; the next start looks at it.
         Ok(())
     }
 
@@ -268,6 +277,13 @@ impl Drop for Private {
         self.end();
         let _ = std::fs::remove_dir_all(&self.directory);
     }
+}
+
+/// Whether the process is there and more than a zombie.
+fn is_running(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    // The state follows the name, which may hold anything.
+    stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X'])))
 }
 
 fn free_port() -> io::Result<u16> {
