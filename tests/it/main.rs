@@ -1,8 +1,10 @@
 //! Tests with real parts: a real Postgres, the real program, real sockets. One file a subject.
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
+mod proxy;
 mod raw;
 mod support;
+mod witness;
 
 mod cli;
 mod contract_batch;
@@ -11,5 +13,6 @@ mod contract_revision;
 mod contract_single;
 mod contract_stop;
 mod demo;
+mod faults;
 mod readme;
 mod smoke;
