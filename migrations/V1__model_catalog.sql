@@ -88,6 +88,10 @@ BEGIN
         touched);
     GET DIAGNOSTICS logged = ROW_COUNT;
     IF logged > 0 THEN
+        -- What servers have seen must not be taken back by a crash, so such a commit is never asynchronous.
+        IF current_setting('synchronous_commit') = 'off' THEN
+            PERFORM set_config('synchronous_commit', 'local', true);
+        END IF;
         PERFORM model_catalog.ring();
     END IF;
     RETURN NULL;

@@ -3,6 +3,7 @@
 //! Data flows one way: `postgres` → `loader` → `catalog` → `http`. A request never touches Postgres, a lock or a row
 //! decoder.
 
+pub mod anchor;
 pub mod app;
 pub mod catalog;
 pub mod cli;

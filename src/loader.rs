@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, error, info, warn};
 
+use crate::anchor::Anchor;
 use crate::catalog::file::{Position, Saved};
 use crate::catalog::model::Rules;
 use crate::catalog::snapshot::{Refresh, Refreshed, Snapshot};
@@ -64,6 +65,7 @@ pub struct Loader {
     current: Arc<Snapshot>,
     /// The moment at which `current` equals the database; `None` = load everything.
     position: Option<Position>,
+    anchor: Anchor,
     /// Where the newest state goes to be kept.
     newest: watch::Sender<Newest>,
     next_audit: Instant,
@@ -92,6 +94,7 @@ impl Loader {
             publisher: Publisher::new(store),
             current,
             position: None,
+            anchor: Anchor::default(),
             newest,
             next_audit,
             said: None,
@@ -104,12 +107,9 @@ impl Loader {
     /// Serves what a file held. Rows that passed other rules are served, too, until everything is read again.
     pub fn restore(&mut self, saved: Saved<Snapshot>) {
         self.current = self.publisher.publish(saved.snapshot);
-        self.position = Some(saved.position).filter(|_| saved.rules == self.rules_text());
+        self.position = Some(saved.position).filter(|_| saved.rules == self.settings.rules.text());
+        self.anchor.moved(self.position.as_ref());
         self.show();
-    }
-
-    fn rules_text(&self) -> String {
-        self.settings.rules.url_schemes.join(",")
     }
 
     /// Follows the database for ever.
@@ -131,13 +131,14 @@ impl Loader {
         // Listening comes before the first read: what commits in between rings.
         let mut session = Session::open(&self.database(), ring).await?;
         self.say_how(session.follow());
+        // The database may have crashed meanwhile.
+        self.position = self.position.take().and_then(|position| self.anchor.position().cloned().or(Some(position)));
         self.refresh(&session).await?;
         self.metrics.listener_connected.set(i64::from(session.follow() == Follow::Live));
         self.regained();
-        let doorbell = Arc::clone(&self.doorbell);
         loop {
             tokio::select! {
-                () = doorbell.notified() => {}
+                () = self.doorbell.notified() => {}
                 () = tokio::time::sleep(self.settings.poll_interval) => {}
                 why = session.closed() => return Err(SessionError::Closed(why)),
             }
@@ -229,7 +230,7 @@ impl Loader {
         let previous = Arc::clone(&self.current);
         let mut refresh = Refresh::delta(&previous, &self.settings.rules);
         let mut position = None;
-        let mut ages = Vec::new();
+        let (mut ages, mut rows_read) = (Vec::new(), 0);
         let mut rows = session.delta(since).await?;
         while let Some(chunk) = rows.next().await? {
             for row in &chunk {
@@ -242,15 +243,20 @@ impl Loader {
                     position = Some(now);
                 }
                 let Some(change) = rows::changed(row)? else { continue };
-                ages.push(change.age_seconds);
+                rows_read += 1;
+                let before = refresh.changed();
                 match change.row {
                     Some(row) => refresh.row(change.id, row),
                     None => refresh.deleted(change.id),
                 }
+                // After a new connect, what is served already comes once more.
+                if refresh.changed() > before {
+                    ages.push(change.age_seconds);
+                }
             }
         }
         let refreshed = refresh.finish();
-        self.publish(refreshed, position, started, session.follow(), ("delta", ages.len()));
+        self.publish(refreshed, position, started, session.follow(), ("delta", rows_read));
         for age in ages {
             // The age by the database's clock, when it ran the statement that we sent at `started`, and what has
             // passed since by ours: no two clocks are ever compared.
@@ -293,9 +299,9 @@ impl Loader {
         (kind, rows): (&'static str, usize),
     ) {
         let Refreshed { snapshot, changed, newly_rejected } = refreshed;
-        let history = |position: &Option<Position>| position.as_ref().map(|position| position.history.clone());
-        let moved = history(&self.position) != history(&position);
+        let moved = self.position.as_ref().map(|at| &at.history) != position.as_ref().map(|at| &at.history);
         self.position = position;
+        self.anchor.moved(self.position.as_ref());
         if changed > 0 || moved || snapshot.rejected() != self.current.rejected() {
             self.current = self.publisher.publish(snapshot);
             self.show();
@@ -303,7 +309,6 @@ impl Loader {
         }
         self.publisher.synced(started, follow);
         self.metrics.last_sync.set(UNIX_EPOCH.elapsed().map_or(0.0, |now| now.as_secs_f64()));
-
         log_rejections(&newly_rejected);
         let (revision, took) = (format!("{:016x}", self.current.revision()), started.elapsed());
         if kind != "delta" || rows > 0 {
@@ -323,9 +328,9 @@ impl Loader {
 
     /// Hands the state to the saver. A state without a position is no state to start from.
     fn keep(&self) {
-        if let Some(position) = &self.position {
+        if let Some(position) = self.anchor.position().filter(|_| self.position.is_some()) {
             let (snapshot, position) = (Arc::clone(&self.current), position.clone());
-            self.newest.send_replace(Some(Saved { snapshot, position, rules: self.rules_text() }));
+            self.newest.send_replace(Some(Saved { snapshot, position, rules: self.settings.rules.text() }));
         }
     }
 

@@ -67,6 +67,14 @@ pub struct Rules {
     pub url_schemes: Vec<String>,
 }
 
+impl Rules {
+    /// The rules in one line, to be compared with those of another run.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.url_schemes.join(",")
+    }
+}
+
 impl Default for Rules {
     fn default() -> Self {
         Self { url_schemes: vec!["http".into(), "https".into()] }

@@ -212,6 +212,12 @@ impl<'a> Refresh<'a> {
         Arc::make_mut(&mut self.next.rejected).insert(id.into(), reason);
     }
 
+    /// Answers added, replaced or removed so far.
+    #[must_use]
+    pub fn changed(&self) -> usize {
+        self.changed
+    }
+
     /// The next snapshot.
     #[must_use]
     pub fn finish(mut self) -> Refreshed {

@@ -13,6 +13,7 @@ mod contract_revision;
 mod contract_single;
 mod contract_stop;
 mod demo;
+mod failover;
 mod faults;
 mod readme;
 mod smoke;

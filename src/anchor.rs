@@ -1,0 +1,44 @@
+//! Where to read from again after a connection was lost: a moment that a crash of the database can't take back.
+//!
+//! Postgres makes the end of a transaction durable when it commits a change, and lazily when it rolls back. A crash
+//! forgets the latest of these, and the server that comes back gives the same transaction ids out again, in the same
+//! history. A delta from a position that counts them as over would miss what they change the second time.
+
+use std::time::{Duration, Instant};
+
+use crate::catalog::file::Position;
+
+/// Everything that happened this long ago is durable: Postgres' WAL writer takes three times `wal_writer_delay`,
+/// which is 10 s at most.
+const SETTLED_AFTER: Duration = Duration::from_secs(30);
+
+/// A position that is between one and two times [`SETTLED_AFTER`] old, or the oldest of this history. Reading from it
+/// again gives changes that are served already, which does no harm.
+#[derive(Default)]
+pub struct Anchor {
+    settled: Option<Position>,
+    next: Option<(Position, Instant)>,
+}
+
+impl Anchor {
+    /// The catalog has come to `position`.
+    pub fn moved(&mut self, position: Option<&Position>) {
+        let Some(position) = position else { return };
+        if self.settled.as_ref().is_none_or(|settled| settled.history != position.history) {
+            *self = Self { settled: Some(position.clone()), next: None };
+        }
+        match &self.next {
+            Some((_, since)) if since.elapsed() < SETTLED_AFTER => {}
+            _ => {
+                let settled = self.next.replace((position.clone(), Instant::now()));
+                self.settled = settled.map(|(settled, _)| settled).or(self.settled.take());
+            }
+        }
+    }
+
+    /// Where to read from after a new connect or a restart.
+    #[must_use]
+    pub fn position(&self) -> Option<&Position> {
+        self.settled.as_ref()
+    }
+}
