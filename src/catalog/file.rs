@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -122,6 +123,8 @@ pub fn write(path: &Path, saved: &Saved<impl AsRef<Snapshot>>) -> Result<(), Fil
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => return Err(FileError::Busy),
         Err(TryLockError::Error(error)) => return Err(error.into()),
+        // Between the open and the lock, the other one may have renamed it to the very file that must stay whole.
+        Ok(()) if !is_at(&file, &temporary) => return Err(FileError::Busy),
         Ok(()) => {}
     }
     let written = write_to(&file, saved).and_then(|()| std::fs::rename(&temporary, path));
@@ -132,6 +135,12 @@ pub fn write(path: &Path, saved: &Saved<impl AsRef<Snapshot>>) -> Result<(), Fil
     }
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok(File::open(directory)?.sync_all()?)
+}
+
+/// Whether `path` names this very file.
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    matches!((file.metadata().map(identity), std::fs::metadata(path).map(identity)), (Ok(a), Ok(b)) if a == b)
 }
 
 fn write_to(file: &File, saved: &Saved<impl AsRef<Snapshot>>) -> io::Result<()> {
@@ -194,6 +203,9 @@ pub fn read(path: &Path) -> Result<Saved<Snapshot>, FileError> {
         serde_json::from_slice(last).map_err(|_| FileError::Damaged("the last line is no checksum"))?;
     if trailer.checksum != expected {
         return Err(FileError::Damaged("the checksum does not fit"));
+    }
+    if lines.next()?.is_some() {
+        return Err(FileError::Damaged("something follows the checksum"));
     }
     if revision != format!("{:016x}", snapshot.revision()) || snapshot.len() != models {
         return Err(FileError::Damaged("the revision does not fit"));

@@ -17,3 +17,4 @@ mod failover;
 mod faults;
 mod readme;
 mod smoke;
+mod snapshot_file;

@@ -1,0 +1,309 @@
+//! The catalog on disk: a start without a database, files that can't be used, disks that are full, deaths at any moment.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use model_catalog::catalog::file;
+
+use crate::proxy::{Mode, Proxy};
+use crate::support::{self, Db, Server, migrated, sql, until};
+use crate::witness::{self, Witness, bump, difference, in_step};
+
+const PAIRS: usize = 20;
+/// Where nobody answers.
+const NOWHERE: &str = "host=/nowhere user=postgres dbname=postgres";
+
+/// A folder that is gone after the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("snapshot-{:x}", fastrand::u64(..)));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self) -> String {
+        self.0.join("catalog").display().to_string()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+async fn start(url: &str, file: &str) -> Server {
+    Server::start_with(url, &[("CATALOG_SNAPSHOT_FILE", file), ("CATALOG_POLL_INTERVAL", "300ms")]).await
+}
+
+async fn operations(server: &Server, operation: &str, outcome: &str) -> f64 {
+    let labels = format!("{{operation=\"{operation}\",outcome=\"{outcome}\"}}");
+    server.metric(&format!("catalog_snapshot_file_operations_total{labels}")).await
+}
+
+async fn fulls(server: &Server) -> f64 {
+    server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}").await
+}
+
+async fn saved(server: &Server) {
+    server.until("the file is written", |s| async { operations(s, "write", "ok").await > 0.0 }).await;
+}
+
+async fn ended(server: &Server) {
+    server.signal("TERM");
+    server.until("it ended", |s| async { s.exited().is_some() }).await;
+    assert!(server.exited().unwrap().success());
+}
+
+/// A database with pairs and a file of what it held.
+async fn database_and_file() -> (Db, Folder) {
+    let (db, folder) = (Db::new().await, Folder::new());
+    witness::add_pairs(&db.client, PAIRS).await;
+    let server = start(&db.url, &folder.file()).await;
+    saved(&server).await;
+    ended(&server).await;
+    (db, folder)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_needs_no_database_and_catches_up_with_one_delta() {
+    let postgres = support::private(&[]);
+    let client = migrated(&postgres.url("postgres")).await;
+    witness::add_pairs(&client, PAIRS).await;
+    let proxy = Proxy::before(&postgres).await;
+    let folder = Folder::new();
+    let url = proxy.url("postgres");
+    let server = start(&url, &folder.file()).await;
+    // SIGTERM writes the last state, without the pause between two writes.
+    saved(&server).await;
+    sql(&client, &bump(0)).await;
+    in_step(&server, &client).await;
+    let revision = server.get("/api/models/pair-0-a").await.revision();
+    ended(&server).await;
+
+    proxy.set(Mode::Refuse).await;
+    let server = start(&url, &folder.file()).await;
+    let ready = server.get("/readyz").await.json();
+    assert_eq!((ready["source"].as_str(), ready["models"].as_u64()), (Some("file"), Some(2 * PAIRS as u64)), "{ready}");
+    assert!(ready["follow"].is_null() && ready["synced_seconds_ago"].is_null(), "{ready}");
+    let reply = server.get("/api/models/pair-0-a").await;
+    assert_eq!((reply.revision(), reply.json()["description"].as_str()), (revision, Some("1")));
+
+    // What happened while it was down and while Postgres was away.
+    let witness = Witness::start(&server, PAIRS - 1, false);
+    sql(&client, &bump(1)).await;
+    let last = PAIRS - 1;
+    sql(&client, &format!("DELETE FROM models WHERE id LIKE 'pair-{last}-_'")).await;
+    proxy.set(Mode::Pass).await;
+    in_step(&server, &client).await;
+    assert_eq!(fulls(&server).await, 0.0);
+    server.until("it follows", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
+    witness.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_of_another_history_serves_until_postgres_answers() {
+    let (_, folder) = database_and_file().await;
+    let postgres = support::private(&[]);
+    let client = migrated(&postgres.url("postgres")).await;
+    witness::add_pairs(&client, 2).await;
+    let proxy = Proxy::before(&postgres).await;
+    proxy.set(Mode::Refuse).await;
+    let server = start(&proxy.url("postgres"), &folder.file()).await;
+    assert_eq!(server.get("/readyz").await.json()["models"], 2 * PAIRS);
+    proxy.set(Mode::Pass).await;
+    in_step(&server, &client).await;
+    assert_eq!((fulls(&server).await, server.logged("history is another one")), (1.0, 1));
+    // The file follows.
+    saved(&server).await;
+    ended(&server).await;
+    assert_eq!(file::read(Path::new(&folder.file())).unwrap().snapshot.len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_rules_read_everything_again() {
+    let (db, folder) = database_and_file().await;
+    db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('s3', 's3', 's3://a/b', 'a/b')").await;
+    let server = start(&db.url, &folder.file()).await;
+    server.until("it follows", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
+    assert_eq!((fulls(&server).await, server.get("/api/models/s3").await.status), (0.0, 404));
+    ended(&server).await;
+    let settings = [("CATALOG_SNAPSHOT_FILE", &*folder.file()), ("CATALOG_URL_SCHEMES", "https,s3")];
+    let server = Server::start_with(&db.url, &settings).await;
+    in_step(&server, &db.client).await;
+    assert_eq!((fulls(&server).await, server.get("/api/models/s3").await.status), (1.0, 200));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_cannot_be_used_is_set_aside() {
+    let (db, folder) = database_and_file().await;
+    let good = std::fs::read(folder.file()).unwrap();
+    let mut cases = vec![("empty", Vec::new()), ("garbage", vec![0xa5; 5_000]), ("text", b"hello\n".repeat(9))];
+    for length in [1, 40, good.len() / 2, good.len() - 40, good.len() - 1] {
+        cases.push(("truncated", good[..length].to_vec()));
+    }
+    for place in (7..good.len()).step_by(good.len() / 8) {
+        let mut flipped = good.clone();
+        flipped[place] ^= 1;
+        cases.push(("flipped", flipped));
+    }
+    let text = String::from_utf8(good.clone()).unwrap();
+    cases.push(("version", text.replacen("\"version\":", "\"version\":9", 1).into_bytes()));
+    cases.push(("appended", [&good[..], b"more\n"].concat()));
+    let aside = PathBuf::from(format!("{}.damaged", folder.file()));
+    for (case, bytes) in cases {
+        std::fs::write(folder.file(), &bytes).unwrap();
+        // Nothing of it is served when nobody knows better.
+        let server = Server::spawn(NOWHERE, &[("CATALOG_SNAPSHOT_FILE", &folder.file())]).await;
+        let read = "the snapshot file can't be used";
+        server.until("it is said", |s| async move { s.logged(read) == 1 }).await;
+        assert_eq!(operations(&server, "read", "error").await, 1.0, "{case}");
+        assert_eq!(server.get("/readyz").await.status, 503, "{case}");
+        assert!(!Path::new(&folder.file()).exists(), "{case}");
+        assert_eq!(std::fs::read(&aside).unwrap(), bytes, "{case}");
+    }
+    let server = start(&db.url, &folder.file()).await;
+    assert_eq!(difference(&server, &db.client).await, None);
+
+    // A folder in its place: it is set aside where that can be, and survived where not.
+    drop(server);
+    for times in 0..2 {
+        std::fs::remove_file(folder.file()).ok();
+        std::fs::create_dir_all(Path::new(&folder.file()).join("inner")).unwrap();
+        let server = start(&db.url, &folder.file()).await;
+        assert_eq!(operations(&server, "read", "error").await, 1.0);
+        assert_eq!(difference(&server, &db.client).await, None);
+        if times == 0 {
+            assert!(!aside.is_dir());
+            std::fs::remove_file(&aside).unwrap();
+        }
+        let outcome = if Path::new(&folder.file()).is_dir() { "error" } else { "ok" };
+        server.until("a write ended", |s| async move { operations(s, "write", outcome).await > 0.0 }).await;
+        if Path::new(&folder.file()).is_dir() {
+            std::fs::remove_dir_all(folder.file()).unwrap();
+        }
+    }
+}
+
+/// A disk of 64 kB; unmounted with the test.
+struct SmallDisk(Folder);
+
+impl SmallDisk {
+    /// Nothing where this is not allowed.
+    fn mount() -> Option<Self> {
+        let folder = Folder::new();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(&folder.0).output();
+        mounted.is_ok_and(|output| output.status.success()).then_some(Self(folder))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        assert!(Command::new("umount").arg("-l").arg(&self.0.0).status().unwrap().success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_stops_the_file_and_nothing_else() {
+    let Some(disk) = SmallDisk::mount() else {
+        return eprintln!("not run: a small tmpfs can't be mounted here");
+    };
+    let db = Db::new().await;
+    witness::add_pairs(&db.client, PAIRS).await;
+    let server = start(&db.url, &disk.0.file()).await;
+    saved(&server).await;
+    let before = std::fs::read(disk.0.file()).unwrap();
+    let witness = Witness::start(&server, PAIRS, false);
+    db.sql(
+        "INSERT INTO models (id, name, download_url, save_path) \
+            SELECT 'big' || n, repeat('x', 1000), 'https://example.org/', 'a/b' FROM generate_series(1, 100) n",
+    )
+    .await;
+    server.until("a write failed", |s| async { operations(s, "write", "error").await > 0.0 }).await;
+    in_step(&server, &db.client).await;
+    assert_eq!(std::fs::read(disk.0.file()).unwrap(), before, "the old file stays");
+    assert!(server.logged("the snapshot file can't be written") == 1 && server.logged("No space left") >= 1);
+    db.sql("DELETE FROM models WHERE id LIKE 'big%'").await;
+    db.sql(&bump(0)).await;
+    server.until("there is room again", |s| async { s.logged("could be written again") == 1 }).await;
+    in_step(&server, &db.client).await;
+    ended_with(server, witness).await;
+    let kept = file::read(Path::new(&disk.0.file())).unwrap();
+    assert_eq!(kept.snapshot.len(), 2 * PAIRS);
+    let json = kept.snapshot.get("pair-0-a").unwrap().json().to_vec();
+    assert!(String::from_utf8(json).unwrap().contains("\"description\":\"1\""));
+}
+
+async fn ended_with(server: Server, witness: Witness) {
+    witness.finish().await;
+    ended(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn death_at_any_moment_leaves_a_whole_file() {
+    let (db, folder) = (Db::new().await, Folder::new());
+    witness::add_pairs(&db.client, 2_000).await;
+    for round in 0..20_u64 {
+        db.sql(&bump(0)).await;
+        let server = start(&db.url, &folder.file()).await;
+        let temporary = format!("{}.tmp", folder.file());
+        // From the first byte of a write to after its end, which takes a few milliseconds.
+        db.sql("UPDATE models SET hash = coalesce(hash, '') || 'x'").await;
+        until("a write begins", || async { Path::new(&temporary).exists() || Path::new(&folder.file()).exists() })
+            .await;
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=2 * round))).await;
+        server.signal("KILL");
+        server.until("it ended", |s| async { s.exited().is_some() }).await;
+        match file::read(Path::new(&folder.file())) {
+            Ok(kept) => assert_eq!(kept.snapshot.len(), 4_000),
+            Err(error) => assert!(matches!(error, file::FileError::Missing) && round < 3, "round {round}: {error}"),
+        }
+        if round % 5 == 0 {
+            std::fs::remove_file(folder.file()).ok();
+        }
+    }
+    let server = start(&db.url, &folder.file()).await;
+    in_step(&server, &db.client).await;
+    assert_eq!(operations(&server, "read", "error").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_on_one_file_keep_it_whole() {
+    let (db, folder) = database_and_file().await;
+    let path = PathBuf::from(folder.file());
+    let (one, two) = (start(&db.url, &folder.file()).await, start(&db.url, &folder.file()).await);
+    db.sql(&bump(0)).await;
+    for server in [&one, &two] {
+        in_step(server, &db.client).await;
+        ended(server).await;
+    }
+    assert!(file::read(&path).unwrap().snapshot.len() == 2 * PAIRS);
+
+    // Much faster than any two processes do: writers that find each other's temporary file, and readers.
+    let state = file::read(&path).unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(2);
+    std::thread::scope(|scope| {
+        let writer = || {
+            let shared = file::Saved {
+                snapshot: std::sync::Arc::new(state.snapshot.clone()),
+                position: state.position.clone(),
+                rules: state.rules.clone(),
+            };
+            while std::time::Instant::now() < deadline {
+                match file::write(&path, &shared) {
+                    Ok(()) | Err(file::FileError::Busy) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        for _ in 0..4 {
+            scope.spawn(writer);
+        }
+        while std::time::Instant::now() < deadline {
+            file::read(&path).unwrap_or_else(|error| panic!("{error}"));
+        }
+    });
+}
