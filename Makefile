@@ -1,13 +1,18 @@
 # Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
-.PHONY: run test lint postgres
+.PHONY: run test soak lint postgres test-tools
 
 # A server of one's own (DATABASE_URL) or a private one with the sample catalog.
 run: postgres
 	cargo build --release
 	@if [ -n "$$DATABASE_URL" ]; then exec target/release/model-catalog serve; else exec target/release/model-catalog demo; fi
 
-test: postgres
+test: postgres test-tools
 	cargo test
+
+# The long run: random writers under random faults, a few minutes of it.
+soak: export SOAK_SECONDS ?= 240
+soak: test-tools
+	cargo test --test it soak:: -- --nocapture
 
 lint:
 	cargo fmt --check
@@ -17,3 +22,8 @@ lint:
 # Postgres' server programs, from the system's packages when there are none.
 postgres:
 	@deploy/install.sh postgresql "$${PGBIN:-}/postgres" /usr/lib/postgresql/*/bin/postgres postgres
+
+# What some tests put between the program and Postgres; installing starts nothing.
+test-tools: postgres
+	@deploy/install.sh pgbouncer pgbouncer /usr/sbin/pgbouncer
+	@deploy/install.sh faketime faketime

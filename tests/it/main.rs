@@ -18,3 +18,4 @@ mod faults;
 mod readme;
 mod smoke;
 mod snapshot_file;
+mod soak;

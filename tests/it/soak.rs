@@ -1,0 +1,187 @@
+//! The long run: random writers on top of random faults, for `SOAK_SECONDS` (here 10, under `make soak` a few minutes).
+//!
+//! A batch is never torn, a reader never goes back in time, no request fails; at the end memory equals the table, and
+//! an audit that ran all along has counted nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use model_catalog::postgres::private::Private;
+use model_catalog::postgres::session;
+use tokio_postgres::Client;
+
+use crate::proxy::{Mode, Proxy};
+use crate::support::{self, Server, database, migrated, sql, until};
+use crate::witness::{self, Witness, bump, in_step};
+
+const PAIRS: usize = 50;
+
+fn length() -> Duration {
+    let seconds = std::env::var("SOAK_SECONDS").map_or(10, |text| text.parse().expect("SOAK_SECONDS is a number"));
+    Duration::from_secs(seconds)
+}
+
+/// One statement or transaction of the kinds that a catalog sees; each leaves every pair equal.
+fn change() -> String {
+    let pair = fastrand::usize(..PAIRS);
+    let other = fastrand::u32(..500);
+    match fastrand::u32(..12) {
+        0..5 => bump(pair),
+        // The first update runs alone: the two must not be seen apart.
+        5 => {
+            let half =
+                |half: &str| bump(pair).replace(&format!("LIKE 'pair-{pair}-_'"), &format!("= 'pair-{pair}-{half}'"));
+            format!("BEGIN; {}; SELECT pg_sleep(0.005); {}; COMMIT", half("a"), half("b"))
+        }
+        6 => format!("BEGIN; {}; ROLLBACK", bump(pair)),
+        7 => format!(
+            "BEGIN; {}; SAVEPOINT s; DELETE FROM models WHERE id LIKE 'pair-%'; ROLLBACK TO s; COMMIT",
+            bump(pair)
+        ),
+        8 => format!("DELETE FROM models WHERE id = 'other-{other}'"),
+        9 => format!("UPDATE models SET id = 'other-{}' WHERE id = 'other-{other}'", 1_000 + fastrand::u32(..500)),
+        10 => "UPDATE models SET hash = md5(random()::text) WHERE id LIKE 'other-%'".into(),
+        _ => format!(
+            "INSERT INTO models (id, name, download_url, save_path) \
+             VALUES ('other-{other}', 'other', 'https://example.org/{other}', 'a/b') \
+             ON CONFLICT (id) DO UPDATE SET name = excluded.name || random()"
+        ),
+    }
+}
+
+/// Writes until told to stop; its connection goes with the server, and it comes back.
+async fn write(url: String, stop: Arc<AtomicBool>, changes: Arc<AtomicU64>) {
+    while !stop.load(SeqCst) {
+        let Ok(client) = session::connect(&database(&url)).await else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        while !stop.load(SeqCst) && !client.is_closed() {
+            // A deadlock or a taken id fails alone, as it would for anybody.
+            if client.batch_execute(&change()).await.is_err() {
+                let _ = client.batch_execute("ROLLBACK").await;
+            }
+            changes.fetch_add(1, SeqCst);
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(..12))).await;
+        }
+    }
+}
+
+/// Breaks one thing for a moment and mends it; gives its name.
+async fn fault(postgres: &mut Private, proxy: &Proxy) -> &'static str {
+    let moment = Duration::from_millis(fastrand::u64(50..1_500));
+    let url = postgres.url("postgres");
+    let admin = async || session::connect(&database(&url)).await.unwrap();
+    match fastrand::u32(..9) {
+        signal @ 0..3 => {
+            let names = ["INT", "QUIT", "KILL"];
+            postgres.stop(names[signal as usize]).unwrap();
+            tokio::time::sleep(moment / 2).await;
+            postgres.resume().unwrap();
+            ["postgres stopped", "postgres stopped at once", "postgres killed"][signal as usize]
+        }
+        3 => {
+            proxy.cut();
+            "connections cut"
+        }
+        4 => {
+            proxy.cut_after(fastrand::i64(1..60_000));
+            tokio::time::sleep(moment).await;
+            "an answer cut"
+        }
+        5 => {
+            proxy.set(Mode::Swallow).await;
+            tokio::time::sleep(2 * moment).await;
+            proxy.set(Mode::Pass).await;
+            "network silent"
+        }
+        6 => {
+            proxy.set(Mode::Refuse).await;
+            proxy.cut();
+            tokio::time::sleep(moment).await;
+            proxy.set(Mode::Pass).await;
+            "connections refused"
+        }
+        7 => {
+            let admin = admin().await;
+            sql(&admin, "BEGIN; LOCK models IN ACCESS EXCLUSIVE MODE").await;
+            tokio::time::sleep(2 * moment).await;
+            sql(&admin, "COMMIT").await;
+            "table locked"
+        }
+        _ => {
+            let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                          WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+            let admin = admin().await;
+            sql(&admin, others).await;
+            if fastrand::bool() {
+                sql(&admin, "SELECT model_catalog.reload()").await;
+            }
+            "sessions terminated"
+        }
+    }
+}
+
+async fn usage(server: &Server) -> String {
+    let resident = server.metric("process_resident_memory_bytes").await / 1e6;
+    format!("{resident:.1} MB resident, {} descriptors", server.metric("process_open_fds").await)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn random_changes_under_random_faults() {
+    let mut postgres = support::private(&[]);
+    let client: Client = migrated(&postgres.url("postgres")).await;
+    witness::add_pairs(&client, PAIRS).await;
+    let proxy = Proxy::before(&postgres).await;
+    let file = std::env::temp_dir().join(format!("soak-{:x}", fastrand::u64(..)));
+    let settings = [
+        ("CATALOG_POLL_INTERVAL", "500ms"),
+        ("CATALOG_DATABASE_TIMEOUT", "1s"),
+        ("CATALOG_AUDIT_INTERVAL", "2s"),
+        ("CATALOG_SNAPSHOT_FILE", file.to_str().unwrap()),
+    ];
+    let server = Server::start_with(&proxy.url("postgres"), &settings).await;
+    let witness = Witness::start(&server, PAIRS, false);
+    let (stop, changes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let writers: Vec<_> = (0..3)
+        .map(|_| tokio::spawn(write(postgres.url("postgres"), Arc::clone(&stop), Arc::clone(&changes))))
+        .collect();
+
+    let (started, length) = (Instant::now(), length());
+    let mut faults = std::collections::BTreeMap::<_, u32>::new();
+    for third in 1..=3 {
+        while started.elapsed() < length * third / 3 {
+            *faults.entry(fault(&mut postgres, &proxy).await).or_default() += 1;
+            // Longer than a heartbeat now and then, so that it gets into step in between.
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(..1_500))).await;
+        }
+        eprintln!("after {third}/3 of {length:?}: {}", usage(&server).await);
+    }
+    stop.store(true, SeqCst);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+
+    let client = session::connect(&database(&postgres.url("postgres"))).await.unwrap();
+    until("nobody writes any more", || async {
+        let others = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid() \
+                      AND query ILIKE '%UPDATE%'";
+        sql(&client, others).await.as_deref() == Some("0")
+    })
+    .await;
+    in_step(&server, &client).await;
+    let audits = server.metric("catalog_refreshes_total{kind=\"audit\",outcome=\"ok\"}").await;
+    server
+        .until("a last audit", |s| async move {
+            s.metric("catalog_refreshes_total{kind=\"audit\",outcome=\"ok\"}").await > audits
+        })
+        .await;
+    assert_eq!(server.metric("catalog_audit_mismatches_total").await, 0.0);
+    eprintln!("{} changes, {} answers, {} audits; {faults:?}", changes.load(SeqCst), witness.answers(), audits + 1.0);
+    witness.finish().await;
+    drop(server);
+    for suffix in ["", ".tmp"] {
+        let _ = std::fs::remove_file(format!("{}{suffix}", file.display()));
+    }
+}
