@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -72,49 +73,56 @@ pub enum TlsError {
 pub fn connector(mode: Mode, root: Option<&str>) -> Result<MakeRustlsConnect, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mode = if mode == Mode::Require && root.is_some() { Mode::VerifyCa } else { mode };
-    let verifier: Arc<dyn ServerCertVerifier> = match mode {
-        Mode::Disable | Mode::Prefer | Mode::Require => {
-            Arc::new(Lenient { provider: Arc::clone(&provider), chain: None })
-        }
+    let trusted = match mode {
+        Mode::Disable | Mode::Prefer | Mode::Require => None,
         Mode::VerifyCa | Mode::VerifyFull => {
-            let roots = Arc::new(roots(root.ok_or(TlsError::NoRoot)?)?);
-            let strict = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
-            let strict = strict.map_err(|error| rustls::Error::General(error.to_string()))?;
-            if mode == Mode::VerifyFull {
-                strict
-            } else {
-                Arc::new(Lenient { provider: Arc::clone(&provider), chain: Some(strict) })
-            }
+            let (roots, own) = roots(root.ok_or(TlsError::NoRoot)?)?;
+            let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
+            let chain = chain.map_err(|error| rustls::Error::General(error.to_string()))?;
+            Some(Trusted { chain, own, name: mode == Mode::VerifyFull })
         }
     };
+    let verifier = Arc::new(LikeLibpq { provider: Arc::clone(&provider), trusted });
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let config = config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
     Ok(MakeRustlsConnect::new(config))
 }
 
-fn roots(root: &str) -> Result<RootCertStore, TlsError> {
+/// The certificates of `root`, and those of them that a server could show as its own.
+fn roots(root: &str) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), TlsError> {
     let path = Path::new(root);
     let failed = |reason: String| TlsError::Root { path: path.into(), reason };
-    let mut store = RootCertStore::empty();
+    let (mut store, mut own) = (RootCertStore::empty(), Vec::new());
     if root == "system" {
         store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     } else {
         for certificate in CertificateDer::pem_file_iter(path).map_err(|error| failed(error.to_string()))? {
             let certificate = certificate.map_err(|error| failed(error.to_string()))?;
-            store.add(certificate).map_err(|error| failed(error.to_string()))?;
+            store.add(certificate.clone()).map_err(|error| failed(error.to_string()))?;
+            own.push(certificate);
         }
     }
-    if store.is_empty() { Err(failed("it has no certificate".into())) } else { Ok(store) }
+    if store.is_empty() { Err(failed("it has no certificate".into())) } else { Ok((store, own)) }
 }
 
 /// Looks at less than a browser would: at the chain alone (verify-ca) or at nothing (prefer, require).
 #[derive(Debug)]
-struct Lenient {
+struct LikeLibpq {
     provider: Arc<CryptoProvider>,
-    chain: Option<Arc<WebPkiServerVerifier>>,
+    trusted: Option<Trusted>,
 }
 
-impl ServerCertVerifier for Lenient {
+/// What a server's certificate is measured by.
+#[derive(Debug)]
+struct Trusted {
+    chain: Arc<WebPkiServerVerifier>,
+    /// Certificates that are trusted as they stand: the one that PostgreSQL's manual makes is signed by itself.
+    own: Vec<CertificateDer<'static>>,
+    /// Whether it must be for the very host.
+    name: bool,
+}
+
+impl ServerCertVerifier for LikeLibpq {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -123,12 +131,23 @@ impl ServerCertVerifier for Lenient {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
-        // The verifier looks at the chain first and at the name last, so a wrong name means a good chain.
-        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+        let Some(Trusted { chain, own, name }) = &self.trusted else { return Ok(ServerCertVerified::assertion()) };
+        let verdict = chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        match verdict {
+            // The verifier looks at the chain first and at the name last, so a wrong name means a good chain.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
+            )) if !name => Ok(ServerCertVerified::assertion()),
+            // It looks at the dates before this, which it says of an authority's certificate that is shown as a
+            // server's. OpenSSL takes one that is trusted itself.
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(why)))
+                if why.0.to_string() == "CaUsedAsEndEntity" && own.iter().any(|trusted| trusted == end_entity) =>
+            {
+                if *name {
+                    verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                }
+                Ok(ServerCertVerified::assertion())
+            }
             verdict => verdict,
         }
     }

@@ -6,6 +6,7 @@ mod raw;
 mod support;
 mod witness;
 
+mod audit;
 mod cli;
 mod contract_batch;
 mod contract_ops;
@@ -15,7 +16,10 @@ mod contract_stop;
 mod demo;
 mod failover;
 mod faults;
+mod pooler;
 mod readme;
+mod skew;
 mod smoke;
 mod snapshot_file;
 mod soak;
+mod tls;
