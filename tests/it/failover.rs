@@ -186,8 +186,12 @@ async fn no_change_is_served_that_a_crash_takes_back() {
     }
     in_step(&server, &client).await;
     assert_eq!(server.get("/api/models/pair-0-a").await.json()["description"], "5");
+    // It has to die after the server, and before the server counts as stopped.
+    let server_pid = postgres.pid().unwrap();
+    let after = format!("while kill -0 {server_pid} 2>/dev/null; do sleep 0.01; done; kill -KILL {writer}");
+    let mut killer = std::process::Command::new("/bin/sh").args(["-c", &after]).spawn().unwrap();
     postgres.stop("KILL").unwrap();
-    kill("-KILL", &writer);
+    assert!(killer.wait().unwrap().success());
     postgres.resume().unwrap();
     let client = connect(&postgres).await;
     sql(&client, &bump(1)).await;

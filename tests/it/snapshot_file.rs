@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model_catalog::catalog::file;
 
 use crate::proxy::{Mode, Proxy};
-use crate::support::{self, Db, Server, migrated, sql, until};
+use crate::support::{self, Db, Server, migrated, sql};
 use crate::witness::{self, Witness, bump, difference, in_step};
 
 const PAIRS: usize = 20;
@@ -242,23 +242,35 @@ async fn ended_with(server: Server, witness: Witness) {
     ended(&server).await;
 }
 
+/// What can be seen of a folder's files from outside.
+fn state(folder: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
+    let files = std::fs::read_dir(folder).unwrap().flatten();
+    let seen = files.filter_map(|file| Some((file.path(), file.metadata().ok()?)));
+    let mut state: Vec<_> = seen.map(|(path, seen)| (path, seen.len(), seen.modified().unwrap())).collect();
+    state.sort();
+    state
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn death_at_any_moment_leaves_a_whole_file() {
     let (db, folder) = (Db::new().await, Folder::new());
-    witness::add_pairs(&db.client, 2_000).await;
+    witness::add_pairs(&db.client, 4_000).await;
     for round in 0..20_u64 {
         db.sql(&bump(0)).await;
         let server = start(&db.url, &folder.file()).await;
-        let temporary = format!("{}.tmp", folder.file());
-        // From the first byte of a write to after its end, which takes a few milliseconds.
+        let before = state(&folder.0);
+        // A write of a few megabytes takes some milliseconds; it is killed from its first byte to after its end.
         db.sql("UPDATE models SET hash = coalesce(hash, '') || 'x'").await;
-        until("a write begins", || async { Path::new(&temporary).exists() || Path::new(&folder.file()).exists() })
-            .await;
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=2 * round))).await;
+        let deadline = Instant::now() + support::PATIENCE;
+        while state(&folder.0) == before {
+            assert!(Instant::now() < deadline, "nothing is written");
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        std::thread::sleep(Duration::from_micros(fastrand::u64(0..=2_000 * round)));
         server.signal("KILL");
         server.until("it ended", |s| async { s.exited().is_some() }).await;
         match file::read(Path::new(&folder.file())) {
-            Ok(kept) => assert_eq!(kept.snapshot.len(), 4_000),
+            Ok(kept) => assert_eq!(kept.snapshot.len(), 8_000),
             Err(error) => assert!(matches!(error, file::FileError::Missing) && round < 3, "round {round}: {error}"),
         }
         if round % 5 == 0 {
@@ -284,7 +296,7 @@ async fn two_processes_on_one_file_keep_it_whole() {
 
     // Much faster than any two processes do: writers that find each other's temporary file, and readers.
     let state = file::read(&path).unwrap();
-    let deadline = std::time::Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + Duration::from_secs(2);
     std::thread::scope(|scope| {
         let writer = || {
             let shared = file::Saved {
@@ -292,7 +304,7 @@ async fn two_processes_on_one_file_keep_it_whole() {
                 position: state.position.clone(),
                 rules: state.rules.clone(),
             };
-            while std::time::Instant::now() < deadline {
+            while Instant::now() < deadline {
                 match file::write(&path, &shared) {
                     Ok(()) | Err(file::FileError::Busy) => {}
                     Err(error) => panic!("{error}"),
@@ -302,7 +314,7 @@ async fn two_processes_on_one_file_keep_it_whole() {
         for _ in 0..4 {
             scope.spawn(writer);
         }
-        while std::time::Instant::now() < deadline {
+        while Instant::now() < deadline {
             file::read(&path).unwrap_or_else(|error| panic!("{error}"));
         }
     });
