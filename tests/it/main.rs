@@ -3,5 +3,8 @@
 
 mod support;
 
+mod exact;
+mod explain;
 mod live;
+mod migrate;
 mod smoke;

@@ -30,7 +30,8 @@ async fn a_bad_row_is_rejected_alone_and_its_last_good_version_stays() {
     assert!(line.contains("\"id\":\"a\"") && line.contains("save_path"), "{line}");
 
     // Further refreshes, of other rows and of this one, bad in the same way, do not say it again.
-    db.sql("UPDATE models SET description = 'still bad' WHERE id = 'a'; UPDATE models SET name = 'n' WHERE id = 'b'").await;
+    db.sql("UPDATE models SET description = 'still bad' WHERE id = 'a'; UPDATE models SET name = 'n' WHERE id = 'b'")
+        .await;
     server.until_named("b", "n").await;
     db.sql("SELECT model_catalog.reload()").await;
     server.until("all was read again", |s| async move { s.refreshes("full").await == 2.0 }).await;
@@ -88,8 +89,10 @@ async fn of_two_rows_with_one_id_the_same_one_is_served_by_every_replica() {
     let db = Db::new().await;
     db.sql(WITHOUT_A_KEY).await;
     // By the first load, and (the second) by a delta; the rows lie in the table in both orders.
-    db.sql("INSERT INTO loose VALUES ('twice', 'x1'), ('twice', 'x2'), ('other', 'x'), ('twice2', 'x2'), ('twice2', 'x1')")
-        .await;
+    db.sql(
+        "INSERT INTO loose VALUES ('twice', 'x1'), ('twice', 'x2'), ('other', 'x'), ('twice2', 'x2'), ('twice2', 'x1')",
+    )
+    .await;
     let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
     rejected(&server, 2).await;
     db.sql("INSERT INTO loose VALUES ('later', 'x2'), ('later', 'x1'), ('later2', 'x1'), ('later2', 'x2')").await;

@@ -116,7 +116,9 @@ async fn a_stopped_postgres_is_not_noticed_by_clients() {
 
     for signal in ["INT", "QUIT", "KILL"] {
         cluster.stop(signal).unwrap();
-        server.until("the loss is noticed", |s| async move { s.metric("catalog_listener_connected").await == 0.0 }).await;
+        server
+            .until("the loss is noticed", |s| async move { s.metric("catalog_listener_connected").await == 0.0 })
+            .await;
         let before = answers.load(Relaxed);
         server.until("many were answered without", |_| async { answers.load(Relaxed) > before + 50 }).await;
         cluster.resume().unwrap();

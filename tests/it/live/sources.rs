@@ -31,7 +31,10 @@ async fn copy_merge_upsert_and_a_writable_cte() {
     ))
     .await;
     server.until_named("one", "merged").await;
-    assert_eq!((server.field("three", "name").await, server.field("two", "id").await), ("new".into(), None::<()>.into()));
+    assert_eq!(
+        (server.field("three", "name").await, server.field("two", "id").await),
+        ("new".into(), None::<()>.into())
+    );
 
     db.sql(&format!(
         "INSERT INTO models {columns} SELECT id, 'upserted', 'https://example.org/x', 'x' FROM \
@@ -48,7 +51,10 @@ async fn copy_merge_upsert_and_a_writable_cte() {
     ))
     .await;
     server.until_named("five", "upserted").await;
-    assert_eq!((server.field("three", "name").await, server.field("one", "id").await), ("renamed".into(), None::<()>.into()));
+    assert_eq!(
+        (server.field("three", "name").await, server.field("one", "id").await),
+        ("renamed".into(), None::<()>.into())
+    );
     assert_eq!(server.refreshes("full").await, 1.0);
 }
 
@@ -78,7 +84,8 @@ async fn a_partitioned_table() {
     assert_eq!(server.refreshes("full").await, fulls);
 
     // A partition made later is written through the root at once, and by itself after one more watch().
-    db.sql("CREATE TABLE parts_c PARTITION OF parts FOR VALUES IN ('c'); INSERT INTO parts VALUES ('4', 'four', 'c')").await;
+    db.sql("CREATE TABLE parts_c PARTITION OF parts FOR VALUES IN ('c'); INSERT INTO parts VALUES ('4', 'four', 'c')")
+        .await;
     server.until_named("4", "four").await;
     db.sql("SELECT model_catalog.watch('parts', 'id'); UPDATE parts_c SET name = 'direct'").await;
     server.until_named("4", "direct").await;
@@ -103,13 +110,18 @@ async fn cascades_and_a_join_table() {
         "(SELECT coalesce(jsonb_agg(n.needed ORDER BY n.needed), '[]') FROM needs n WHERE n.model = m.id) AS \
          dependencies, m.family AS description FROM members m",
     );
-    db.sql(&format!("{make} {from} SELECT model_catalog.watch('members', 'id'); SELECT model_catalog.watch('needs', 'model')"))
-        .await;
+    db.sql(&format!(
+        "{make} {from} SELECT model_catalog.watch('members', 'id'); SELECT model_catalog.watch('needs', 'model')"
+    ))
+    .await;
     let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
     assert_eq!(server.field("f1", "dependencies").await, serde_json::json!(["vae"]));
 
     db.sql("INSERT INTO needs VALUES ('f1', 't5'), ('s1', 'vae')").await;
-    server.until("the join table is followed", |s| async move { s.field("s1", "dependencies").await == serde_json::json!(["vae"]) })
+    server
+        .until("the join table is followed", |s| async move {
+            s.field("s1", "dependencies").await == serde_json::json!(["vae"])
+        })
         .await;
     assert_eq!(server.field("f1", "dependencies").await, serde_json::json!(["t5", "vae"]));
 
