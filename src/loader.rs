@@ -189,9 +189,7 @@ impl Loader {
         while let Some(chunk) = rows.next().await? {
             count += chunk.len();
             for row in &chunk {
-                let model = rows::model(row, 0);
-                let id = model.as_ref().ok().and_then(|model| model.id).unwrap_or_default();
-                refresh.row(id, model.clone());
+                refresh.row(rows::id(row)?, rows::model(row, 0));
             }
         }
         session.commit().await?;

@@ -1,6 +1,7 @@
 //! What the columns of `sql/delta.sql`, `sql/entries.sql` and `sql/here.sql` mean.
 
 use tokio_postgres::Row;
+use tokio_postgres::types::WrongType;
 
 use crate::catalog::model::{Fault, RawModel};
 
@@ -31,6 +32,18 @@ pub fn model(row: &Row, first: usize) -> Result<RawModel<'_>, Fault> {
         dependencies: text(8)?,
         description: text(9)?,
     })
+}
+
+/// The id of a row of the view, empty if there is none that can be read.
+///
+/// # Errors
+/// The view's `id` is no text at all: a fault of the view, not of this row, so nothing of it is to be believed.
+pub fn id(row: &Row) -> Result<&str, tokio_postgres::Error> {
+    match row.try_get::<_, Option<&str>>(0) {
+        Ok(id) => Ok(id.unwrap_or_default()),
+        Err(error) if std::error::Error::source(&error).is_some_and(|source| source.is::<WrongType>()) => Err(error),
+        Err(_) => Ok(""),
+    }
 }
 
 fn unreadable(error: tokio_postgres::Error) -> Fault {

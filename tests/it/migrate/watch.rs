@@ -110,3 +110,33 @@ async fn the_fleet_sees_a_changed_view_after_reload() {
         assert_eq!(server.refreshes("full").await, 2.0, "one reload, one full load");
     }
 }
+#[tokio::test]
+async fn a_view_of_the_wrong_types_does_not_empty_what_is_served() {
+    let db = Db::new().await;
+    db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('1', 'good', 'https://example.org/x', 'x')")
+        .await;
+    let server = Server::start_with(&db.url, &[("CATALOG_POLL_INTERVAL", "200ms")]).await;
+    // CREATE OR REPLACE keeps the types; who drops the view first can make one whose ids are numbers.
+    db.sql(&format!(
+        "BEGIN; DROP VIEW model_catalog.entries; {} SELECT model_catalog.reload(); COMMIT",
+        view("id", "name", "models").replace("id::text AS id", "id::int AS id")
+    ))
+    .await;
+    // One that starts now has no catalog to serve, rather than an empty one.
+    let started = Server::spawn(&db.url, &[("CATALOG_POLL_INTERVAL", "200ms")]).await;
+    for server in [&server, &started] {
+        server.until("it is said", |s| async move { s.logged("the database is away") > 0 }).await;
+    }
+    assert_eq!(server.field("1", "name").await, "good", "{:#?}", server.log());
+    assert_eq!(started.get("/readyz").await.status, 503);
+
+    db.sql(&format!(
+        "BEGIN; DROP VIEW model_catalog.entries; {} SELECT model_catalog.reload(); COMMIT",
+        view("id", "'mended'", "models")
+    ))
+    .await;
+    for server in [&server, &started] {
+        server.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
+        server.until_named("1", "mended").await;
+    }
+}
