@@ -3,7 +3,7 @@
 //! Postgres runs under a shell that waits for the end of a pipe which only this process holds. So the server ends
 //! however this process ends, kill -9 included. (PR_SET_PDEATHSIG would fire when the spawning thread ends.)
 
-use std::io;
+use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::os::unix::process::CommandExt;
@@ -16,15 +16,16 @@ const MAX_DIRECTORY: usize = 107 - 15;
 /// initdb and a first start on a slow disk.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// `$1` = the directory to remove, the rest = the server. `read` returns at the end of the pipe. SIGINT is
-/// Postgres' fast shutdown: it ends sessions and leaves the data sound.
+/// `$1` = the directory to remove, the rest = the server. `read` returns at the end of the pipe, or with an order to
+/// keep the data of a server that is ending by itself. SIGINT is Postgres' fast shutdown: it ends sessions and leaves
+/// the data sound. `wait` reaps the server: as a zombie it would still own its data in the eyes of the next one.
 const GUARD: &str = r#"
 directory=$1; shift
 "$@" & server=$!
-read -r _
-kill -INT $server 2>/dev/null
+read -r order
+[ "$order" = keep ] || kill -INT $server 2>/dev/null
 wait $server
-[ -z "$directory" ] || rm -rf "$directory"
+[ "$order" = keep ] || [ -z "$directory" ] || rm -rf "$directory"
 "#;
 
 /// Why there is no private server.
@@ -215,15 +216,14 @@ impl Private {
 
     /// Whether the file is of a living server: one that was killed leaves it behind.
     fn is_alive(&self, pid_file: &str) -> bool {
-        pid_file.lines().next().is_some_and(|pid| Path::new("/proc").join(pid.trim()).exists())
+        pid_file.lines().next().is_some_and(|pid| runs(pid.trim()))
     }
 
     /// A server that ends by itself leaves its guard waiting for us, without a child.
     fn postmaster_ended(&mut self) -> bool {
         let Some((guard, _)) = &mut self.guard else { return true };
-        let children = format!("/proc/{0}/task/{0}/children", guard.id());
         let log = std::fs::metadata(self.directory.join("server.log")).map_or(0, |log| log.len());
-        log > 0 && std::fs::read_to_string(children).is_ok_and(|children| children.trim().is_empty())
+        log > 0 && !children(guard.id()).split_whitespace().any(runs)
     }
 
     /// Process id of the server.
@@ -238,20 +238,18 @@ impl Private {
     /// # Errors
     /// See [`PrivateError`].
     pub fn stop(&mut self, signal: &str) -> Result<(), PrivateError> {
-        let Some((guard, pipe)) = self.guard.take() else { return Ok(()) };
+        let Some((mut guard, mut pipe)) = self.guard.take() else { return Ok(()) };
         if let Some(pid) = self.pid() {
+            let backends = children(pid);
             let killed = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
             killed.map_err(io_error("run kill"))?;
-            while Path::new("/proc").join(pid.to_string()).exists() {
+            pipe.write_all(b"keep\n").map_err(io_error("tell the guard"))?;
+            guard.wait().map_err(io_error("wait for the guard"))?;
+            // A killed server's backends end a moment later, and hold the shared memory that the next start wants.
+            while backends.split_whitespace().any(runs) {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
-        // The guard would remove the directory; it has no server left to end.
-        let mut guard = guard;
-        guard.kill().map_err(io_error("end the guard"))?;
-        guard.wait().map_err(io_error("end the guard"))?;
-        drop(pipe);
-        // A killed server leaves this, and its backends end a moment later; the next start looks at it.
         Ok(())
     }
 
@@ -268,6 +266,18 @@ impl Drop for Private {
         self.end();
         let _ = std::fs::remove_dir_all(&self.directory);
     }
+}
+
+/// Process ids of a process' children, with spaces between.
+fn children(pid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default()
+}
+
+/// Whether this process has not ended yet. Its guard, which sits in `read`, leaves an ended server as a zombie.
+fn runs(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap_or_default();
+    // The name, which comes before the state, is in parentheses and may hold anything.
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
 
 fn free_port() -> io::Result<u16> {

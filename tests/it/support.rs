@@ -22,6 +22,9 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 /// Longest wait for any condition. Only a failed test ever waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Settings under which only the bell brings a change.
+pub const ONLY_THE_BELL: &[(&str, &str)] = &[("CATALOG_POLL_INTERVAL", "1h")];
+
 const TEMPLATE: &str = "catalog_template";
 
 /// The run's Postgres. It ends with this process: its guard sees the pipe close.
@@ -281,6 +284,27 @@ impl Server {
     /// A batch with this body.
     pub async fn batch(&self, body: &str) -> Reply {
         self.send(self.request("POST", "/api/models/batch", body)).await
+    }
+
+    /// One field of a model; null if there is none.
+    pub async fn field(&self, id: &str, field: &str) -> serde_json::Value {
+        let asked = serde_json::json!({"model_ids": [id]}).to_string();
+        self.batch(&asked).await.json()["models"][0][field].clone()
+    }
+
+    /// Waits until a model has this name.
+    pub async fn until_named(&self, id: &str, name: &str) {
+        self.until(&format!("{id} is named {name}"), |s| async move { s.field(id, "name").await == name }).await;
+    }
+
+    /// Waits until there is no such model.
+    pub async fn until_gone(&self, id: &str) {
+        self.until(&format!("{id} is gone"), |s| async move { s.field(id, "id").await.is_null() }).await;
+    }
+
+    /// Reads of the database that succeeded, by kind.
+    pub async fn refreshes(&self, kind: &str) -> f64 {
+        self.metric(&format!("catalog_refreshes_total{{kind=\"{kind}\",outcome=\"ok\"}}")).await
     }
 
     /// The value of a metric, with its labels as they are printed; 0 where there is none.
