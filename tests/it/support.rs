@@ -33,7 +33,13 @@ static CLUSTER: LazyLock<Private> = LazyLock::new(|| private(&[]));
 /// A Postgres of a test's own, on a tmpfs where there is one, without the syncing that only a power cut needs.
 pub fn private(settings: &[(&str, &str)]) -> Private {
     let tmpfs = std::path::PathBuf::from("/dev/shm");
-    let quick = [("fsync", "off"), ("max_connections", "300"), ("shared_buffers", "64MB")];
+    // A killed server leaves its dynamic shared memory behind; as a mapped file it goes with the data.
+    let quick = [
+        ("fsync", "off"),
+        ("max_connections", "300"),
+        ("shared_buffers", "64MB"),
+        ("dynamic_shared_memory_type", "mmap"),
+    ];
     let settings = quick.iter().chain(settings).map(|(name, value)| (name.to_string(), value.to_string())).collect();
     let options = Options { parent: tmpfs.is_dir().then_some(tmpfs), settings, ..Options::default() };
     Private::start(options).unwrap_or_else(|error| panic!("{error}"))
