@@ -1,5 +1,5 @@
 # Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
-.PHONY: run test lint bench bench-peers postgres
+.PHONY: run test lint bench bench-micro bench-peers postgres
 
 # A server of one's own (DATABASE_URL) or a private one with the sample catalog.
 run: postgres
@@ -18,6 +18,10 @@ lint:
 # (5) times 2.5 minutes; BENCH_SECONDS (4) is one run of wrk, BENCH_BURST and BENCH_IDLE (10000) count connections.
 bench: postgres bench-peers
 	cargo bench --bench load
+
+# The parts alone: look-up, batch, parse, delta, full build.
+bench-micro:
+	cargo bench --bench micro
 
 # wrk is needed; a peer that can't be had is said to be missing in the table.
 bench-peers:
