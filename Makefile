@@ -1,5 +1,5 @@
 # Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
-.PHONY: run test soak lint postgres test-tools
+.PHONY: run test soak lint bench bench-micro bench-scale bench-peers postgres test-tools
 
 # A server of one's own (DATABASE_URL) or a private one with the sample catalog.
 run: postgres
@@ -18,6 +18,26 @@ lint:
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+# The server and its peers under load, in turns; the table goes to benches/results/load.md. It takes about BENCH_ROUNDS
+# (5) times 2.5 minutes; BENCH_SECONDS (4) is one run of wrk, BENCH_BURST and BENCH_IDLE (10000) count connections.
+bench: postgres bench-peers
+	cargo bench --bench load
+
+# What size costs, up to a million models; the table goes to benches/results/scale.md. It takes some minutes.
+bench-scale: postgres
+	cargo bench --bench scale
+
+# The parts alone: look-up, batch, parse, delta, full build.
+bench-micro:
+	cargo bench --bench micro
+
+# wrk is needed; a peer that can't be had is said to be missing in the table.
+bench-peers:
+	@deploy/install.sh wrk wrk
+	-@deploy/install.sh nginx nginx /usr/sbin/nginx
+	-@deploy/install.sh nodejs node && deploy/install.sh npm npm
+	-@[ -d benches/peers/express/node_modules ] || npm ci --prefix benches/peers/express --silent --no-audit --no-fund
 
 # Postgres' server programs, from the system's packages when there are none.
 postgres:

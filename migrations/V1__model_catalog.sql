@@ -56,7 +56,8 @@ COMMENT ON FUNCTION model_catalog.reload() IS 'makes every server read the whole
 
 -- The trigger behind watch(). It runs as its owner, so that a role that may write models needs no other right.
 -- TG_ARGV[0] is the id column. Rows are compared as text because that works for every type (json has no `=`),
--- and with ALL, because a table without a key may hold the same row twice. Ids are written in order, so that two
+-- and with ALL, because a table without a key may hold the same row twice; `(o.*)` and not `o`, which would be a column
+-- of that name where there is one. Ids are written in order, so that two
 -- transactions over the same models wait for each other instead of deadlocking.
 CREATE FUNCTION model_catalog.log_change() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -74,9 +75,11 @@ BEGIN
         touched := format('SELECT o.%1$I::text AS id FROM old_rows o', TG_ARGV[0]);
     ELSE
         touched := format(
-            '(SELECT o.%1$I::text AS id, o::text FROM old_rows o EXCEPT ALL SELECT n.%1$I::text, n::text FROM new_rows n)
+            '(SELECT o.%1$I::text AS id, (o.*)::text FROM old_rows o
+              EXCEPT ALL SELECT n.%1$I::text, (n.*)::text FROM new_rows n)
              UNION ALL
-             (SELECT n.%1$I::text AS id, n::text FROM new_rows n EXCEPT ALL SELECT o.%1$I::text, o::text FROM old_rows o)',
+             (SELECT n.%1$I::text AS id, (n.*)::text FROM new_rows n
+              EXCEPT ALL SELECT o.%1$I::text, (o.*)::text FROM old_rows o)',
             TG_ARGV[0]);
     END IF;
 

@@ -24,7 +24,9 @@ impl Anchor {
     /// The catalog has come to `position`.
     pub fn moved(&mut self, position: Option<&Position>) {
         let Some(position) = position else { return };
-        if self.settled.as_ref().is_none_or(|settled| settled.history != position.history) {
+        // A lower xmax is a history taken back under the same name, such as a restored disk.
+        let goes_on = |before: &Position| before.history == position.history && before.xmax() <= position.xmax();
+        if !self.next.as_ref().is_some_and(|(next, _)| goes_on(next)) {
             *self = Self { settled: Some(position.clone()), next: None };
         }
         match &self.next {
@@ -40,5 +42,30 @@ impl Anchor {
     #[must_use]
     pub fn position(&self) -> Option<&Position> {
         self.settled.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_stays_behind_and_never_outlives_its_history() {
+        let position = |history: &str, xmax: u64| Position { history: history.into(), snapshot: format!("1:{xmax}:") };
+        let mut anchor = Anchor::default();
+        for xmax in [5, 7, 9] {
+            anchor.moved(Some(&position("a", xmax)));
+            assert_eq!(anchor.position(), Some(&position("a", 5)));
+        }
+        // What was next settles once it is old enough.
+        anchor.next = Some((position("a", 9), Instant::now().checked_sub(SETTLED_AFTER).expect("a clock past 30 s")));
+        anchor.moved(Some(&position("a", 11)));
+        assert_eq!(anchor.position(), Some(&position("a", 9)));
+        anchor.moved(Some(&position("a", 10)));
+        assert_eq!(anchor.position(), Some(&position("a", 10)));
+        anchor.moved(Some(&position("b", 20)));
+        assert_eq!(anchor.position(), Some(&position("b", 20)));
+        anchor.moved(None);
+        assert_eq!(anchor.position(), Some(&position("b", 20)));
     }
 }

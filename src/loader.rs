@@ -30,6 +30,9 @@ const DELTA_ATTEMPTS: u32 = 2;
 /// Rejected rows that one refresh names in the log; the rest it counts.
 const REJECTIONS_LOGGED: usize = 20;
 
+/// A COPY that is not as the protocol says.
+const NO_ROW: &str = "the database sent something that is no row of model_catalog.entries";
+
 /// What a loader needs to know.
 #[derive(Clone)]
 pub struct Settings {
@@ -131,8 +134,7 @@ impl Loader {
         // Listening comes before the first read: what commits in between rings.
         let mut session = Session::open(&self.database(), ring).await?;
         self.say_how(session.follow());
-        // The database may have crashed meanwhile.
-        self.position = self.position.take().and_then(|position| self.anchor.position().cloned().or(Some(position)));
+        self.position = self.position.take().and_then(|_| self.anchor.position().cloned());
         self.refresh(&session).await?;
         self.metrics.listener_connected.set(i64::from(session.follow() == Follow::Live));
         self.regained();
@@ -273,11 +275,10 @@ impl Loader {
         let mut count = 0;
         let mut rows = session.entries().await?;
         while let Some(chunk) = rows.next().await? {
-            count += chunk.len();
-            for row in &chunk {
-                let model = rows::model(row, 0);
-                let id = model.as_ref().ok().and_then(|model| model.id).unwrap_or_default();
-                refresh.row(id, model.clone());
+            for message in chunk.iter().filter(|message| !rows::is_copy_end(message)) {
+                let (id, row) = rows::copied(message).ok_or_else(|| ReadError::View(NO_ROW.into()))?;
+                refresh.row(id, row);
+                count += 1;
             }
         }
         session.commit().await?;

@@ -16,16 +16,16 @@ const MAX_DIRECTORY: usize = 107 - 15;
 /// initdb and a first start on a slow disk.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// `$1` = the directory to remove, the rest = the server. `read` returns at the end of the pipe, or with the word that
-/// the directory stays. SIGINT is Postgres' fast shutdown: it ends sessions and leaves the data sound. Only this shell
-/// can wait for its child, which is a zombie until then.
+/// `$1` = the directory to remove, the rest = the server. `read` returns at the end of the pipe, or with an order to
+/// keep the data of a server that is ending by itself. SIGINT is Postgres' fast shutdown: it ends sessions and leaves
+/// the data sound. `wait` reaps the server: as a zombie it would still own its data in the eyes of the next one.
 const GUARD: &str = r#"
 directory=$1; shift
 "$@" & server=$!
-read -r word
-kill -INT $server 2>/dev/null
+read -r order
+[ "$order" = keep ] || kill -INT $server 2>/dev/null
 wait $server
-[ "$word" = keep ] || rm -rf "$directory"
+[ "$order" = keep ] || [ -z "$directory" ] || rm -rf "$directory"
 "#;
 
 /// Why there is no private server.
@@ -215,7 +215,7 @@ impl Private {
         let state = self.data_directory().join("postmaster.pid");
         loop {
             let text = std::fs::read_to_string(&state).unwrap_or_default();
-            if text.lines().nth(7).is_some_and(|line| line.trim() == "ready") && Self::is_alive(&text) {
+            if text.lines().nth(7).is_some_and(|line| line.trim() == "ready") && self.is_alive(&text) {
                 return Ok(());
             }
             if Instant::now() > deadline || self.postmaster_ended() {
@@ -227,16 +227,15 @@ impl Private {
     }
 
     /// Whether the file is of a living server: one that was killed leaves it behind.
-    fn is_alive(pid_file: &str) -> bool {
-        pid_file.lines().next().and_then(|pid| pid.trim().parse().ok()).is_some_and(is_running)
+    fn is_alive(&self, pid_file: &str) -> bool {
+        pid_file.lines().next().is_some_and(|pid| runs(pid.trim()))
     }
 
     /// A server that ends by itself leaves its guard waiting for us, without a child.
     fn postmaster_ended(&mut self) -> bool {
         let Some((guard, _)) = &mut self.guard else { return true };
-        let children = format!("/proc/{0}/task/{0}/children", guard.id());
         let log = std::fs::metadata(self.directory.join("server.log")).map_or(0, |log| log.len());
-        log > 0 && std::fs::read_to_string(children).is_ok_and(|children| children.trim().is_empty())
+        log > 0 && !children(guard.id()).split_whitespace().any(runs)
     }
 
     /// Process id of the server.
@@ -253,14 +252,16 @@ impl Private {
     pub fn stop(&mut self, signal: &str) -> Result<(), PrivateError> {
         let Some((mut guard, mut pipe)) = self.guard.take() else { return Ok(()) };
         if let Some(pid) = self.pid() {
+            let backends = children(pid);
             let killed = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
             killed.map_err(io_error("run kill"))?;
-            while is_running(pid) {
+            pipe.write_all(b"keep\n").map_err(io_error("tell the guard"))?;
+            guard.wait().map_err(io_error("wait for the guard"))?;
+            // A killed server's backends end a moment later, and hold the shared memory that the next start wants.
+            while backends.split_whitespace().any(runs) {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
-        pipe.write_all(b"keep\n").map_err(io_error("end the guard"))?;
-        guard.wait().map_err(io_error("end the guard"))?;
         Ok(())
     }
 
@@ -279,11 +280,16 @@ impl Drop for Private {
     }
 }
 
-/// Whether the process is there and more than a zombie.
-fn is_running(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-    // The state follows the name, which may hold anything.
-    stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X'])))
+/// Process ids of a process' children, with spaces between.
+fn children(pid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default()
+}
+
+/// Whether this process has not ended yet. Its guard, which sits in `read`, leaves an ended server as a zombie.
+fn runs(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap_or_default();
+    // The name, which comes before the state, is in parentheses and may hold anything.
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
 
 fn free_port() -> io::Result<u16> {

@@ -1,11 +1,12 @@
 //! What the columns of `sql/delta.sql`, `sql/entries.sql` and `sql/here.sql` mean.
 
-use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Row, Statement};
 
 use crate::catalog::file::Position;
 use crate::catalog::model::{Fault, RawModel};
 
-/// The ten columns of `model_catalog.entries`, of which the first is column `first` of `row`.
+/// The ten columns of `model_catalog.entries` in a row of the delta, of which the first is column `first`.
 ///
 /// # Errors
 /// A column that is not what the view's types promise, such as text that is no UTF-8.
@@ -23,6 +24,80 @@ pub fn model(row: &Row, first: usize) -> Result<RawModel<'_>, Fault> {
         dependencies: text(8)?,
         description: text(9)?,
     })
+}
+
+/// One row of a binary COPY of `sql/entries.sql`, as the protocol's documentation describes it: the number of
+/// columns, then the length (-1 = NULL) and the bytes of each. A full load reads rows this way because the driver's
+/// own rows cost about as much as all else that is done with them.
+///
+/// # Errors
+/// A column that is no text. The inner result; `None` = not such a row.
+pub fn copied(row: &[u8]) -> Option<(&str, Result<RawModel<'_>, Fault>)> {
+    let (columns, mut rest) = row.split_first_chunk()?;
+    if i16::from_be_bytes(*columns) != MODEL_COLUMNS {
+        return None;
+    }
+    let mut values = [None; MODEL_COLUMNS as usize];
+    for value in &mut values {
+        let (length, after) = rest.split_first_chunk()?;
+        rest = after;
+        if let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) {
+            let (bytes, after) = rest.split_at_checked(length)?;
+            (*value, rest) = (Some(bytes), after);
+        }
+    }
+    let text = |column: usize| {
+        let unreadable = |error| Fault::Unreadable(format!("column {}: {error}", column + 1));
+        values[column].map(std::str::from_utf8).transpose().map_err(unreadable)
+    };
+    let model = || {
+        Ok(RawModel {
+            id: text(0)?,
+            name: text(1)?,
+            download_url: text(2)?,
+            file_size_gb: text(3)?,
+            hash: text(4)?,
+            auth_required: values[5].map(|bytes| bytes != [0]),
+            auth_provider: text(6)?,
+            save_path: text(7)?,
+            dependencies: text(8)?,
+            description: text(9)?,
+        })
+    };
+    Some((text(0).ok().flatten().unwrap_or_default(), model()))
+}
+
+/// Columns of the view.
+const MODEL_COLUMNS: i16 = 10;
+/// What a binary COPY begins with: a signature, flags, and the length of an extension that does not exist.
+const COPY_HEADER: usize = 11 + 4 + 4;
+
+/// The first message of a binary COPY without its header.
+#[must_use]
+pub fn without_header(message: &[u8]) -> &[u8] {
+    message.get(COPY_HEADER..).unwrap_or_default()
+}
+
+/// Whether this is the end of a binary COPY.
+#[must_use]
+pub fn is_copy_end(row: &[u8]) -> bool {
+    row == (-1_i16).to_be_bytes() || row.is_empty()
+}
+
+/// Whether a statement's columns can be read by [`copied`]; if not, what is wrong with them. A view whose id is no
+/// text would else be a catalog in which every row is bad.
+///
+/// # Errors
+/// The name of the first column of another type, and its type.
+pub fn check_types(statement: &Statement) -> Result<(), String> {
+    for column in statement.columns() {
+        let wanted = if column.name() == "auth_required" { &[Type::BOOL][..] } else { &[Type::TEXT, Type::VARCHAR] };
+        if !wanted.contains(column.type_()) {
+            let (name, found, wanted) = (column.name(), column.type_().name(), wanted[0].name());
+            return Err(format!("column {name} of model_catalog.entries is of type {found}, it must be {wanted}"));
+        }
+    }
+    Ok(())
 }
 
 fn unreadable(error: tokio_postgres::Error) -> Fault {

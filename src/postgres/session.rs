@@ -3,15 +3,17 @@
 //! Every wait for the database has a limit. After any error the session is to be dropped, never mended.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::ReadyChunks;
 use postgres_protocol::escape::escape_identifier;
 use tokio::sync::oneshot;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, Row, RowStream, Socket};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, CopyOutStream, Row, RowStream, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::address::Address;
@@ -65,6 +67,9 @@ pub enum ReadError {
     /// The connection or the statement failed.
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
+    /// The view is not what it must be.
+    #[error("{0}")]
+    View(String),
 }
 
 /// The error with what caused it: tokio-postgres' own text is no more than "db error".
@@ -199,12 +204,17 @@ impl Session {
         position.ok_or(ReadError::Timeout(self.timeout))
     }
 
-    /// Every row of the view.
+    /// Every row of the view. See [`rows::copied`].
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub async fn entries(&self) -> Result<Rows, ReadError> {
-        self.stream(ENTRIES, [], self.timeout * FULL_LOAD_PATIENCE).await
+    pub async fn entries(&self) -> Result<Copied, ReadError> {
+        let limit = self.timeout * FULL_LOAD_PATIENCE;
+        let statement = within(self.timeout, self.client.prepare(ENTRIES)).await?;
+        rows::check_types(&statement).map_err(ReadError::View)?;
+        let copy = format!("COPY ({ENTRIES}) TO STDOUT (FORMAT binary)");
+        let stream = within(limit, self.client.copy_out(&copy)).await?;
+        Ok(Copied { chunks: Box::pin(stream).ready_chunks(ROWS_AT_ONCE), timeout: limit, first: true })
     }
 
     /// Ends what [`Session::begin`] began.
@@ -216,8 +226,7 @@ impl Session {
     }
 
     async fn execute(&self, statement: &str) -> Result<(), ReadError> {
-        let done = tokio::time::timeout(self.timeout, self.client.batch_execute(statement)).await;
-        Ok(done.map_err(|_| ReadError::Timeout(self.timeout))??)
+        within(self.timeout, self.client.batch_execute(statement)).await
     }
 
     /// One round trip: the statement is parsed, planned for just these values and run. A named statement would save
@@ -228,15 +237,22 @@ impl Session {
         parameters: [(&String, Type); N],
         timeout: Duration,
     ) -> Result<Rows, ReadError> {
-        let started = tokio::time::timeout(timeout, self.client.query_typed_raw(statement, parameters)).await;
-        let stream = started.map_err(|_| ReadError::Timeout(timeout))??;
+        let stream = within(timeout, self.client.query_typed_raw(statement, parameters)).await?;
         Ok(Rows { chunks: Box::pin(stream).ready_chunks(ROWS_AT_ONCE), timeout })
     }
 }
 
+/// A wait for the database, with its limit.
+async fn within<T>(
+    limit: Duration,
+    wait: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, ReadError> {
+    Ok(tokio::time::timeout(limit, wait).await.map_err(|_| ReadError::Timeout(limit))??)
+}
+
 /// Rows as they arrive.
 pub struct Rows {
-    chunks: ReadyChunks<std::pin::Pin<Box<RowStream>>>,
+    chunks: ReadyChunks<Pin<Box<RowStream>>>,
     timeout: Duration,
 }
 
@@ -246,9 +262,31 @@ impl Rows {
     /// # Errors
     /// See [`ReadError`].
     pub async fn next(&mut self) -> Result<Option<Vec<Row>>, ReadError> {
-        let next = tokio::time::timeout(self.timeout, self.chunks.next()).await;
-        let chunk = next.map_err(|_| ReadError::Timeout(self.timeout))?;
-        Ok(chunk.map(|rows| rows.into_iter().collect::<Result<_, _>>()).transpose()?)
+        within(self.timeout, async { self.chunks.next().await.map(|rows| rows.into_iter().collect()).transpose() })
+            .await
+    }
+}
+
+/// Rows of a binary COPY as they arrive.
+pub struct Copied {
+    chunks: ReadyChunks<Pin<Box<CopyOutStream>>>,
+    timeout: Duration,
+    first: bool,
+}
+
+impl Copied {
+    /// The next few rows, each in a message of its own; `None` after the last.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn next(&mut self) -> Result<Option<Vec<Bytes>>, ReadError> {
+        let chunk = async { self.chunks.next().await.map(|rows| rows.into_iter().collect()).transpose() };
+        let mut chunk: Option<Vec<Bytes>> = within(self.timeout, chunk).await?;
+        for message in chunk.iter_mut().flatten().take(usize::from(self.first)) {
+            *message = message.slice_ref(rows::without_header(message));
+            self.first = false;
+        }
+        Ok(chunk)
     }
 }
 

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 
 use crate::proxy::{Mode, Proxy};
 use crate::support::{self, Server, database, migrated, sql, until};
-use crate::witness::{self, Witness, bump, difference, in_step};
+use crate::witness::{self, Witness, bump, difference, fulls, in_step};
 
 const PAIRS: usize = 3;
 const SETTINGS: [(&str, &str); 2] = [("CATALOG_POLL_INTERVAL", "300ms"), ("CATALOG_DATABASE_TIMEOUT", "2s")];
@@ -82,7 +82,7 @@ async fn a_failover_is_followed_though_its_transaction_ids_repeat() {
     assert_ne!(server.get("/api/models/pair-0-a").await.json()["name"], "lost");
     sql(&standby_client, &bump(2)).await;
     in_step(&server, &standby_client).await;
-    assert_eq!(server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}").await, 2.0);
+    assert_eq!(fulls(&server, 2.0).await, 2.0);
     assert_eq!(server.logged("history is another one"), 1);
     witness.finish().await;
 }

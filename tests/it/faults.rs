@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 
 use crate::proxy::{Mode, Proxy};
 use crate::support::{self, Db, Server, database, migrated, sql, until};
-use crate::witness::{self, Witness, bump, difference, in_step};
+use crate::witness::{self, Witness, bump, difference, fulls, in_step};
 
 const PAIRS: usize = 5;
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -44,17 +44,9 @@ impl Scene {
         arrives(&self.server, &self.client, limit).await;
     }
 
-    async fn fulls(&self) -> f64 {
-        fulls(&self.server).await
-    }
-
     async fn finish(self) {
         self.witness.finish().await;
     }
-}
-
-async fn fulls(server: &Server) -> f64 {
-    server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}").await
 }
 
 async fn arrives(server: &Server, client: &Client, limit: Duration) {
@@ -90,7 +82,7 @@ async fn postgres_stops_and_comes_back_on_the_same_port() {
         arrives(&server, &client, HEARTBEAT + SLACK).await;
         server.until("it listens again", |s| async { s.metric("catalog_listener_connected").await == 1.0 }).await;
     }
-    assert_eq!(fulls(&server).await, 1.0, "a restart is caught up with by a delta");
+    assert_eq!(fulls(&server, 1.0).await, 1.0, "a restart is caught up with by a delta");
     witness.finish().await;
 }
 
@@ -107,7 +99,7 @@ async fn connections_are_cut_or_refused() {
     scene.server.until("it tries in vain", |s| async move { s.logged("the database is away") > 0 }).await;
     scene.proxy.set(Mode::Pass).await;
     scene.recovers(HEARTBEAT + SLACK).await;
-    assert_eq!(scene.fulls().await, 1.0);
+    assert_eq!(fulls(&scene.server, 1.0).await, 1.0);
     scene.finish().await;
 }
 
@@ -194,7 +186,7 @@ async fn the_listening_backend_is_terminated() {
         scene.recovers(HEARTBEAT + SLACK).await;
         scene.server.until("it is back", |s| async move { s.logged("in step again") == times }).await;
     }
-    assert_eq!(scene.fulls().await, 1.0);
+    assert_eq!(fulls(&scene.server, 1.0).await, 1.0);
     scene.finish().await;
 }
 
@@ -240,7 +232,7 @@ async fn the_view_is_broken_and_mended() {
     .await;
     db.sql(VIEW).await;
     arrives(&server, &db.client, HEARTBEAT + SLACK).await;
-    assert_eq!(fulls(&server).await, 1.0, "a delta is enough");
+    assert_eq!(fulls(&server, 1.0).await, 1.0, "a delta is enough");
 
     // A column goes and takes the view along; it comes back with other content, which is what reload() is for.
     let broken = server.logged("the database is away");
@@ -279,7 +271,7 @@ async fn a_reload_reads_everything_again() {
     assert!(difference(&server, &db.client).await.is_some());
     db.sql("SELECT model_catalog.reload()").await;
     arrives(&server, &db.client, HEARTBEAT + SLACK).await;
-    assert_eq!(fulls(&server).await, 2.0);
+    assert_eq!(fulls(&server, 2.0).await, 2.0);
     assert_eq!(server.logged("history is another one"), 1);
 }
 
@@ -317,17 +309,17 @@ async fn a_dump_is_restored_elsewhere() {
                   description) VALUES ('pair-0-a', 'new', 'https://example.org/new', 'a/b', '1')",
     )
     .await;
-    assert_eq!(scene.fulls().await, 1.0);
+    assert_eq!(fulls(&scene.server, 1.0).await, 1.0);
     scene.proxy.point_to(&other);
     scene.proxy.cut();
     arrives(&scene.server, &client, HEARTBEAT + SLACK).await;
-    assert_eq!(scene.fulls().await, 2.0, "another history is read as a whole");
+    assert_eq!(fulls(&scene.server, 2.0).await, 2.0, "another history is read as a whole");
     // The log that came along holds this server's future; changes arrive all the same, as deltas.
     for pair in 0..PAIRS {
         sql(&client, &bump(pair)).await;
         arrives(&scene.server, &client, HEARTBEAT + SLACK).await;
     }
-    assert_eq!(scene.fulls().await, 2.0);
+    assert_eq!(fulls(&scene.server, 2.0).await, 2.0);
     scene.finish().await;
 }
 

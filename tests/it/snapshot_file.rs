@@ -8,7 +8,7 @@ use model_catalog::catalog::file;
 
 use crate::proxy::{Mode, Proxy};
 use crate::support::{self, Db, Server, migrated, sql};
-use crate::witness::{self, Witness, bump, difference, in_step};
+use crate::witness::{self, Witness, bump, difference, fulls, in_step};
 
 const PAIRS: usize = 20;
 /// Where nobody answers.
@@ -42,10 +42,6 @@ async fn start(url: &str, file: &str) -> Server {
 async fn operations(server: &Server, operation: &str, outcome: &str) -> f64 {
     let labels = format!("{{operation=\"{operation}\",outcome=\"{outcome}\"}}");
     server.metric(&format!("catalog_snapshot_file_operations_total{labels}")).await
-}
-
-async fn fulls(server: &Server) -> f64 {
-    server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}").await
 }
 
 async fn saved(server: &Server) {
@@ -99,7 +95,7 @@ async fn a_start_needs_no_database_and_catches_up_with_one_delta() {
     sql(&client, &format!("DELETE FROM models WHERE id LIKE 'pair-{last}-_'")).await;
     proxy.set(Mode::Pass).await;
     in_step(&server, &client).await;
-    assert_eq!(fulls(&server).await, 0.0);
+    assert_eq!(fulls(&server, 0.0).await, 0.0);
     server.until("it follows", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
     witness.finish().await;
 }
@@ -116,7 +112,7 @@ async fn a_file_of_another_history_serves_until_postgres_answers() {
     assert_eq!(server.get("/readyz").await.json()["models"], 2 * PAIRS);
     proxy.set(Mode::Pass).await;
     in_step(&server, &client).await;
-    assert_eq!((fulls(&server).await, server.logged("history is another one")), (1.0, 1));
+    assert_eq!((fulls(&server, 1.0).await, server.logged("history is another one")), (1.0, 1));
     // The file follows.
     saved(&server).await;
     ended(&server).await;
@@ -129,12 +125,12 @@ async fn other_rules_read_everything_again() {
     db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('s3', 's3', 's3://a/b', 'a/b')").await;
     let server = start(&db.url, &folder.file()).await;
     server.until("it follows", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
-    assert_eq!((fulls(&server).await, server.get("/api/models/s3").await.status), (0.0, 404));
+    assert_eq!((fulls(&server, 0.0).await, server.get("/api/models/s3").await.status), (0.0, 404));
     ended(&server).await;
     let settings = [("CATALOG_SNAPSHOT_FILE", &*folder.file()), ("CATALOG_URL_SCHEMES", "https,s3")];
     let server = Server::start_with(&db.url, &settings).await;
     in_step(&server, &db.client).await;
-    assert_eq!((fulls(&server).await, server.get("/api/models/s3").await.status), (1.0, 200));
+    assert_eq!((fulls(&server, 1.0).await, server.get("/api/models/s3").await.status), (1.0, 200));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -22,6 +22,9 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 /// Longest wait for any condition. Only a failed test ever waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Settings under which only the bell brings a change.
+pub const ONLY_THE_BELL: &[(&str, &str)] = &[("CATALOG_POLL_INTERVAL", "1h")];
+
 const TEMPLATE: &str = "catalog_template";
 
 /// The run's Postgres. It ends with this process: its guard sees the pipe close.
@@ -30,7 +33,13 @@ static CLUSTER: LazyLock<Private> = LazyLock::new(|| private(&[]));
 /// A Postgres of a test's own, on a tmpfs where there is one, without the syncing that only a power cut needs.
 pub fn private(settings: &[(&str, &str)]) -> Private {
     let tmpfs = std::path::PathBuf::from("/dev/shm");
-    let quick = [("fsync", "off"), ("max_connections", "300"), ("shared_buffers", "64MB")];
+    // A killed server leaves its dynamic shared memory behind; as a mapped file it goes with the data.
+    let quick = [
+        ("fsync", "off"),
+        ("max_connections", "300"),
+        ("shared_buffers", "64MB"),
+        ("dynamic_shared_memory_type", "mmap"),
+    ];
     let settings = quick.iter().chain(settings).map(|(name, value)| (name.to_string(), value.to_string())).collect();
     let options = Options { parent: tmpfs.is_dir().then_some(tmpfs), settings, ..Options::default() };
     Private::start(options).unwrap_or_else(|error| panic!("{error}"))
@@ -281,6 +290,27 @@ impl Server {
     /// A batch with this body.
     pub async fn batch(&self, body: &str) -> Reply {
         self.send(self.request("POST", "/api/models/batch", body)).await
+    }
+
+    /// One field of a model; null if there is none.
+    pub async fn field(&self, id: &str, field: &str) -> serde_json::Value {
+        let asked = serde_json::json!({"model_ids": [id]}).to_string();
+        self.batch(&asked).await.json()["models"][0][field].clone()
+    }
+
+    /// Waits until a model has this name.
+    pub async fn until_named(&self, id: &str, name: &str) {
+        self.until(&format!("{id} is named {name}"), |s| async move { s.field(id, "name").await == name }).await;
+    }
+
+    /// Waits until there is no such model.
+    pub async fn until_gone(&self, id: &str) {
+        self.until(&format!("{id} is gone"), |s| async move { s.field(id, "id").await.is_null() }).await;
+    }
+
+    /// Reads of the database that succeeded, by kind.
+    pub async fn refreshes(&self, kind: &str) -> f64 {
+        self.metric(&format!("catalog_refreshes_total{{kind=\"{kind}\",outcome=\"ok\"}}")).await
     }
 
     /// The value of a metric, with its labels as they are printed; 0 where there is none.

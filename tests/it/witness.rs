@@ -156,3 +156,11 @@ pub async fn difference(server: &Server, client: &Client) -> Option<String> {
 pub async fn in_step(server: &Server, client: &Client) {
     server.until("what is served equals the table", |s| async move { difference(s, client).await.is_none() }).await;
 }
+
+/// Full loads that succeeded. They are counted a moment after what they read is served, so more of them than `at_least`
+/// show at once, and fewer are waited for.
+pub async fn fulls(server: &Server, at_least: f64) -> f64 {
+    let count = async || server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}").await;
+    support::until("a full load is counted", || async { count().await >= at_least }).await;
+    count().await
+}

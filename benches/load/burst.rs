@@ -1,0 +1,157 @@
+//! The burst: all connections opened at once, one request on each, all kept open until the last answer.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+
+use crate::Result;
+use crate::client::answer_size;
+use crate::peers::{Load, Peer};
+use crate::wrk::{Bench, Figures};
+
+/// After this long what is not answered counts as failed. The kernel asks again for a connection after 1, 3 and 7 s.
+const LIMIT: Duration = Duration::from_secs(30);
+
+struct Machine {
+    stream: Option<TcpStream>,
+    sent: bool,
+    received: usize,
+    head: Vec<u8>,
+    size: Option<usize>,
+}
+
+enum Step {
+    Waits,
+    Answered,
+    Failed,
+    Reset,
+}
+
+/// Opens `count` connections to `peer`. The time is that of the last answer; percentiles count from the first connect.
+pub fn burst(bench: &Bench<'_>, peer: &Peer, count: usize) -> Result<Figures> {
+    bench.bodies.check(peer, Load::Burst, bench.sample)?;
+    let port = peer.port(Load::Burst);
+    let request = Load::Burst.ask(bench.sample).bytes(port, Load::Burst.connection());
+    let wanted = bench.bodies.body(Load::Burst).len();
+    let (cpu, overflows) = (peer.process.cpu_ns()?, overflows()?);
+    let mut poll = Poll::new()?;
+    let mut machines = Vec::with_capacity(count);
+
+    let started = Instant::now();
+    for number in 0..count {
+        let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port)))
+            .map_err(|error| format!("connection {number} of the burst: {error}"))?;
+        poll.registry().register(&mut stream, Token(number), Interest::READABLE | Interest::WRITABLE)?;
+        machines.push(Machine { stream: Some(stream), sent: false, received: 0, head: Vec::new(), size: None });
+    }
+
+    let mut events = Events::with_capacity(1024);
+    let mut buffer = vec![0; 64 * 1024];
+    let mut answers = Vec::with_capacity(count);
+    let (mut failed, mut resets) = (0, 0);
+    while answers.len() + failed + resets < count {
+        let Some(left) = LIMIT.checked_sub(started.elapsed()) else { break };
+        poll.poll(&mut events, Some(left))?;
+        for event in &events {
+            let machine = &mut machines[event.token().0];
+            match machine.step(&request, wanted, &mut buffer) {
+                Step::Waits => continue,
+                Step::Answered => answers.push(started.elapsed().as_secs_f64()),
+                Step::Failed => failed += 1,
+                Step::Reset => resets += 1,
+            }
+        }
+    }
+    let cpu_seconds = (peer.process.cpu_ns()? - cpu) as f64 / 1e9;
+    let overflows = self::overflows()? - overflows;
+    drop(machines);
+
+    bench.bodies.check(peer, Load::Burst, bench.sample)?;
+    let figures = figures(&answers, count, cpu_seconds);
+    Ok(Figures { resets: resets as f64, overflows: overflows as f64, ..figures })
+}
+
+/// Every answer that did not come right is a failure.
+fn figures(answers: &[f64], count: usize, cpu_seconds: f64) -> Figures {
+    // They were noted as they came, so they are in order.
+    let at =
+        |share: f64| answers.get((answers.len() as f64 * share) as usize).map_or(f64::NAN, |seconds| seconds * 1e3);
+    Figures {
+        requests: answers.len() as f64,
+        seconds: answers.last().copied().unwrap_or(f64::NAN),
+        cpu_seconds,
+        p50: at(0.5),
+        p99: at(0.99),
+        p999: at(0.999),
+        failures: (count - answers.len()) as f64,
+        ..Figures::default()
+    }
+}
+
+impl Machine {
+    /// Goes as far as the socket lets it. An answered connection stays open.
+    fn step(&mut self, request: &[u8], wanted: usize, buffer: &mut [u8]) -> Step {
+        if self.stream.is_none() || self.done() {
+            return Step::Waits;
+        }
+        match self.advance(request, wanted, buffer) {
+            Ok(Step::Waits) => Step::Waits,
+            Ok(Step::Answered) => Step::Answered,
+            Ok(step) => {
+                self.stream = None;
+                step
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Step::Waits,
+            Err(error) if error.kind() == ErrorKind::NotConnected => Step::Waits,
+            Err(error) => {
+                self.stream = None;
+                if error.kind() == ErrorKind::ConnectionReset { Step::Reset } else { Step::Failed }
+            }
+        }
+    }
+
+    fn done(&self) -> bool {
+        self.size.is_some_and(|size| self.received >= size)
+    }
+
+    fn advance(&mut self, request: &[u8], wanted: usize, buffer: &mut [u8]) -> std::io::Result<Step> {
+        let Some(stream) = &mut self.stream else { return Ok(Step::Waits) };
+        if !self.sent {
+            // It fits the send buffer of a new connection, so it goes out whole or not at all.
+            self.sent = stream.write(request)? == request.len();
+        }
+        loop {
+            let count = stream.read(buffer)?;
+            if count == 0 {
+                return Ok(Step::Failed);
+            }
+            self.received += count;
+            if self.size.is_none() {
+                self.head.extend_from_slice(&buffer[..count]);
+                if let Some(size) = answer_size(&self.head) {
+                    if size.status != 200 || size.body != wanted {
+                        return Ok(Step::Failed);
+                    }
+                    self.size = Some(size.head + size.body);
+                    self.head = Vec::new();
+                }
+            }
+            if self.size.is_some_and(|size| self.received >= size) {
+                return Ok(Step::Answered);
+            }
+        }
+    }
+}
+
+/// How often a listen queue of this machine was full.
+fn overflows() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/net/netstat")?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+    let found = pairs.find(|(name, _)| *name == "ListenOverflows").and_then(|(_, value)| value.parse().ok());
+    found.ok_or_else(|| "/proc/net/netstat has no ListenOverflows".into())
+}

@@ -1,0 +1,189 @@
+//! What is measured on our server alone: memory for idle connections, a second thread, a scrape and a stream of
+//! refreshes under full load.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::client;
+use crate::idle::bytes_per_connection;
+use crate::peers::{self, Load, Peer};
+use crate::rounds::median;
+use crate::sample::{CHANGED, runtime};
+use crate::settings::{CONNECTIONS, GENERATOR_CORE, SERVER_CORE, Settings};
+use crate::wrk::{Bench, Figures, Run};
+
+/// Prometheus asks every 15 s or so; this often, so that even a short run has its share of them.
+const SCRAPES: Duration = Duration::from_millis(250);
+/// 100 a second.
+const CHANGES: Duration = Duration::from_millis(10);
+/// Enough for SO_REUSEPORT to share them out evenly.
+const SPREAD: usize = 4 * CONNECTIONS;
+
+/// Two ways of running, measured in turns.
+#[derive(Default)]
+pub struct Pair {
+    pub runs: Vec<(Figures, Figures)>,
+}
+
+impl Pair {
+    fn measure(settings: &Settings, mut both: impl FnMut() -> Result<(Figures, Figures)>) -> Result<Self> {
+        let runs = (0..settings.rounds).map(|_| both()).collect::<Result<_>>()?;
+        Ok(Self { runs })
+    }
+
+    /// Medians of a figure of the first and of the second way, and of second over first.
+    pub fn medians(&self, figure: impl Fn(&Figures) -> f64) -> [f64; 3] {
+        let of = |value: &dyn Fn(&(Figures, Figures)) -> f64| {
+            median(self.runs.iter().map(value).collect()).unwrap_or(f64::NAN)
+        };
+        [of(&|run| figure(&run.0)), of(&|run| figure(&run.1)), of(&|run| figure(&run.1) / figure(&run.0))]
+    }
+
+    pub fn failures(&self) -> f64 {
+        self.runs.iter().map(|(first, second)| first.failures + second.failures).sum()
+    }
+}
+
+/// All of it.
+pub struct Proofs {
+    /// Bytes a connection: ours and, if it is there, nginx's.
+    pub idle: (f64, Option<f64>),
+    /// One thread on half of the machine, two on the whole.
+    pub threads: Pair,
+    /// Without and with scrapes.
+    pub scrape: Pair,
+    /// Milliseconds of each scrape.
+    pub scrapes: Vec<f64>,
+    /// Without and with a stream of changes.
+    pub refresh: Pair,
+    /// Snapshots published in a second of that stream.
+    pub published: f64,
+}
+
+impl Proofs {
+    pub fn run(bench: &Bench<'_>, settings: &Settings, ours: &Peer, with_nginx: bool) -> Result<Self> {
+        let (scrape, scrapes) = scrape(bench, settings, ours)?;
+        let (refresh, published) = refresh(bench, settings, ours)?;
+        let idle = idle(bench, settings, with_nginx)?;
+        Ok(Self { idle, threads: threads(bench, settings)?, scrape, scrapes, refresh, published })
+    }
+}
+
+fn full_load(bench: &Bench<'_>, settings: &Settings, peer: &Peer) -> Result<Figures> {
+    let run = Run { cores: GENERATOR_CORE, threads: 1, connections: CONNECTIONS, duration: settings.run };
+    bench.wrk(peer, Load::Single, run)
+}
+
+/// New servers, whose memory nothing has touched yet.
+fn idle(bench: &Bench<'_>, settings: &Settings, with_nginx: bool) -> Result<(f64, Option<f64>)> {
+    eprintln!("memory of {} idle connections", settings.idle);
+    let ours = peers::catalog(bench.shop, bench.sample, 1, SERVER_CORE)?;
+    let ours = bytes_per_connection(bench, &ours, settings.idle)?;
+    let nginx = with_nginx.then(|| peers::nginx(bench.shop, bench.sample, bench.bodies)).transpose()?;
+    let nginx = nginx.map(|nginx| bytes_per_connection(bench, &nginx, settings.idle)).transpose()?;
+    Ok((ours, nginx))
+}
+
+/// Generator and server share what they are given, once half of the machine, once all of it: so both have the same
+/// part of it, and the requests tell how the server scales.
+fn threads(bench: &Bench<'_>, settings: &Settings) -> Result<Pair> {
+    eprintln!("two threads against one");
+    let both = format!("{SERVER_CORE},{GENERATOR_CORE}");
+    let half = peers::catalog(bench.shop, bench.sample, 1, SERVER_CORE)?;
+    let whole = peers::catalog(bench.shop, bench.sample, 2, &both)?;
+    Pair::measure(settings, || {
+        let one = Run { cores: SERVER_CORE, threads: 1, connections: SPREAD, duration: settings.run };
+        let two = Run { cores: &both, threads: 2, connections: 2 * SPREAD, duration: settings.run };
+        Ok((bench.wrk(&half, Load::Batch10, one)?, bench.wrk(&whole, Load::Batch10, two)?))
+    })
+}
+
+fn scrape(bench: &Bench<'_>, settings: &Settings, ours: &Peer) -> Result<(Pair, Vec<f64>)> {
+    eprintln!("scrapes under full load");
+    let mut times = Vec::new();
+    let port = ours.port(Load::Single);
+    let pair = Pair::measure(settings, || {
+        let without = full_load(bench, settings, ours)?;
+        let (with, scrapes) = beside(
+            |over| {
+                let mut times = Vec::new();
+                while !over.load(Relaxed) {
+                    let started = Instant::now();
+                    let answer = client::get(port, "/metrics")?;
+                    if answer.status != 200 {
+                        return Err(format!("a scrape was answered with {}", answer.status).into());
+                    }
+                    times.push(started.elapsed().as_secs_f64() * 1e3);
+                    std::thread::sleep(SCRAPES);
+                }
+                Ok(times)
+            },
+            || full_load(bench, settings, ours),
+        )?;
+        times.extend(scrapes);
+        Ok((without, with))
+    })?;
+    Ok((pair, times))
+}
+
+/// Runs `load` while `other` goes on on a thread of its own, until the flag says that the load is over.
+fn beside<T: Send>(
+    other: impl FnOnce(&AtomicBool) -> Result<T> + Send,
+    load: impl FnOnce() -> Result<Figures>,
+) -> Result<(Figures, T)> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| other(&over));
+        let figures = load();
+        over.store(true, Relaxed);
+        let came = thread.join().map_err(|_| "the thread beside the load panicked")?;
+        Ok((figures?, came?))
+    })
+}
+
+fn refresh(bench: &Bench<'_>, settings: &Settings, ours: &Peer) -> Result<(Pair, f64)> {
+    eprintln!("refreshes under full load");
+    let database = bench.sample.postgres.url("postgres");
+    let mut rates = Vec::new();
+    let pair = Pair::measure(settings, || {
+        let without = full_load(bench, settings, ours)?;
+        let before = published(ours)?;
+        let started = Instant::now();
+        let (with, ()) = beside(|over| change(&database, over), || full_load(bench, settings, ours))?;
+        rates.push((published(ours)? - before) / started.elapsed().as_secs_f64());
+        Ok((without, with))
+    })?;
+    Ok((pair, median(rates).unwrap_or(f64::NAN)))
+}
+
+/// Changes one model again and again.
+fn change(database: &str, over: &AtomicBool) -> Result<()> {
+    runtime()?.block_on(async {
+        let (client, connection) = tokio_postgres::connect(database, tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        let statement = client.prepare("UPDATE models SET description = $1 WHERE id = $2").await?;
+        let mut clock = tokio::time::interval(CHANGES);
+        for number in 0_u32.. {
+            if over.load(Relaxed) {
+                break;
+            }
+            clock.tick().await;
+            client.execute(&statement, &[&number.to_string(), &CHANGED]).await?;
+        }
+        Ok(())
+    })
+}
+
+/// Deltas that succeeded so far, by the server's own count. All but the heartbeats find a change and publish it.
+fn published(ours: &Peer) -> Result<f64> {
+    let answer = client::get(ours.port(Load::Single), "/metrics")?;
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    let count = text.lines().filter_map(|line| line.strip_prefix("catalog_refreshes_total{")).find_map(|line| {
+        let (labels, count) = line.split_once('}')?;
+        let delta = labels.contains("kind=\"delta\"") && labels.contains("outcome=\"ok\"");
+        if delta { count.trim().parse::<f64>().ok() } else { None }
+    });
+    // A counter is there once it has counted.
+    Ok(count.unwrap_or(0.0))
+}

@@ -1,0 +1,283 @@
+//! The tables, in Markdown: made to be read and to be pasted.
+
+use std::fmt::Write;
+
+use crate::machine::Machine;
+use crate::peers::{Bodies, Kind, Load};
+use crate::proofs::Proofs;
+use crate::rounds::{Rounds, median};
+use crate::settings::{CONNECTIONS, Settings};
+use crate::wrk::Figures;
+
+/// Everything that is said.
+pub struct Report<'a> {
+    pub machine: &'a Machine,
+    pub settings: &'a Settings,
+    pub bodies: &'a Bodies,
+    pub missing: Vec<String>,
+    pub rounds: Rounds,
+    pub proofs: Proofs,
+}
+
+const PEERS: [Kind; 3] = [Kind::Nginx, Kind::Limit, Kind::Express];
+
+/// The most that our processor time for a request may be of the peer's.
+fn target(load: Load, peer: Kind) -> Option<f64> {
+    match (load, peer) {
+        (Load::Single, Kind::Nginx) => Some(0.88),
+        (Load::Single, Kind::Limit) => Some(1.12),
+        (Load::Batch10, Kind::Nginx) => Some(0.92),
+        (Load::Batch10, Kind::Limit) => Some(1.22),
+        (Load::Batch50, Kind::Nginx) => Some(1.0),
+        (Load::Storm, Kind::Nginx) => Some(0.95),
+        (Load::Storm, Kind::Limit) => Some(1.15),
+        (Load::Single | Load::Batch10 | Load::Batch50, Kind::Express) => Some(1.0 / 20.0),
+        _ => None,
+    }
+}
+
+impl Kind {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Catalog => "model-catalog",
+            Self::Nginx => "nginx, static files",
+            Self::Limit => "the limit",
+            Self::Express => "Express + node-postgres",
+        }
+    }
+}
+
+impl Report<'_> {
+    pub fn write(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String can't fail.
+        let _ = self.head(&mut text);
+        let _ = self.ratios(&mut text);
+        let _ = self.loads(&mut text);
+        let _ = self.proofs(&mut text);
+        text
+    }
+
+    fn title(&self, load: Load) -> String {
+        match load {
+            Load::Single => "single, keep-alive".into(),
+            Load::Batch10 => "batch of 10, keep-alive".into(),
+            Load::Batch50 => "batch of 50, keep-alive".into(),
+            Load::Storm => "storm: a new connection for each batch of 10".into(),
+            Load::Burst => format!("burst: {} connections at once, a batch of 10 each", self.settings.burst),
+        }
+    }
+
+    fn head(&self, text: &mut String) -> std::fmt::Result {
+        let Machine { name, cpu, cores, kernel, somaxconn, load, date, commit, .. } = self.machine;
+        let Settings { rounds, run, .. } = self.settings;
+        let said = |version: &Option<String>| version.clone().unwrap_or_else(|| "missing".into());
+        writeln!(text, "# Load: model-catalog and its peers\n")?;
+        writeln!(text, "Written by `make bench` on {date} at commit {commit}; not edited by hand.\n")?;
+        writeln!(
+            text,
+            "- Machine: {name}, {cpu}, {cores} cores, Linux {kernel}, somaxconn {somaxconn}, load average before the start \
+             {load}"
+        )?;
+        writeln!(
+            text,
+            "- Versions: model-catalog {}, {}, {} on node {}, {}",
+            env!("CARGO_PKG_VERSION"),
+            said(&self.machine.nginx),
+            said(&self.machine.express),
+            said(&self.machine.node),
+            self.machine.wrk
+        )?;
+        writeln!(
+            text,
+            "- {rounds} rounds, the peers in turns, {} s a run, {CONNECTIONS} connections; one serving thread on one core, \
+             generator and Postgres on another; all metrics on. Express: every other round, half as long, its own \
+             process alone.",
+            run.as_secs()
+        )?;
+        writeln!(
+            text,
+            "- All peers answer with the same bytes, compared before and after each run: single {} bytes, batch of 10 \
+             {}, batch of 50 {}. Failures are refused or broken connections, other statuses, other lengths.",
+            self.bodies.single.body.len(),
+            self.bodies.batch10.body.len(),
+            self.bodies.batch50.body.len()
+        )?;
+        writeln!(
+            text,
+            "- CPU: user and system time of all threads of the server (and of nginx's worker), over the requests done. \
+             Medians over the rounds; a ratio is the median of the ratios within a round."
+        )?;
+        for missing in &self.missing {
+            writeln!(text, "- **Missing:** {missing}")?;
+        }
+        Ok(())
+    }
+
+    fn ratios(&self, text: &mut String) -> std::fmt::Result {
+        writeln!(text, "\n## CPU per request against the peers\n")?;
+        writeln!(text, "In brackets the target; **bold** where it is missed.\n")?;
+        writeln!(text, "| load | model-catalog, µs | against nginx | against the limit | against Express |")?;
+        writeln!(text, "|---|---:|---:|---:|---:|")?;
+        for load in Load::ALL {
+            let ours = number(self.rounds.median(load, Kind::Catalog, Figures::cpu), 2);
+            write!(text, "| {} | {ours} |", self.title(load))?;
+            for peer in PEERS {
+                let ratio = self.rounds.ratio(load, peer, Figures::cpu);
+                let digits = if peer == Kind::Express { 4 } else { 3 };
+                match (ratio, target(load, peer)) {
+                    (Some(ratio), Some(most)) => {
+                        write!(text, " {} (≤ {most}) |", judged(ratio, digits, ratio <= most))?
+                    }
+                    (ratio, _) => write!(text, " {} |", number(ratio, digits))?,
+                }
+            }
+            writeln!(text)?;
+        }
+        Ok(())
+    }
+
+    fn loads(&self, text: &mut String) -> std::fmt::Result {
+        for load in Load::ALL {
+            writeln!(text, "\n## {}\n", self.title(load))?;
+            if load == Load::Burst {
+                self.burst(text)?;
+                continue;
+            }
+            writeln!(
+                text,
+                "| server | CPU, µs/request | core busy | requests/s | p50, ms | p99, ms | p99.9, ms | failures |"
+            )?;
+            writeln!(text, "|---|---:|---:|---:|---:|---:|---:|---:|")?;
+            for kind in [Kind::Catalog].into_iter().chain(PEERS) {
+                let median =
+                    |figure: fn(&Figures) -> f64, digits| number(self.rounds.median(load, kind, figure), digits);
+                writeln!(
+                    text,
+                    "| {} | {} | {} % | {} | {} | {} | {} | {} |",
+                    kind.title(),
+                    median(Figures::cpu, 2),
+                    median(|run| run.busy() * 100.0, 0),
+                    median(Figures::rate, 0),
+                    median(|run| run.p50, 2),
+                    median(|run| run.p99, 2),
+                    median(|run| run.p999, 2),
+                    self.rounds.sum(load, kind, |run| run.failures)
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn burst(&self, text: &mut String) -> std::fmt::Result {
+        writeln!(
+            text,
+            "All connections are opened before the first request is sent, and stay open until the last answer. Where \
+             the listen queue overflows, the kernel tries again after a second. Latency counts from the first connect.\n"
+        )?;
+        writeln!(
+            text,
+            "| server | last answer, ms | p50, ms | p99, ms | CPU, µs/request | failures | resets | queue overflows |"
+        )?;
+        writeln!(text, "|---|---:|---:|---:|---:|---:|---:|---:|")?;
+        for kind in [Kind::Catalog].into_iter().chain(PEERS) {
+            let median =
+                |figure: fn(&Figures) -> f64, digits| number(self.rounds.median(Load::Burst, kind, figure), digits);
+            let sum = |figure: fn(&Figures) -> f64| self.rounds.sum(Load::Burst, kind, figure);
+            writeln!(
+                text,
+                "| {} | {} | {} | {} | {} | {} | {} | {} |",
+                kind.title(),
+                median(|run| run.seconds * 1e3, 0),
+                median(|run| run.p50, 0),
+                median(|run| run.p99, 0),
+                median(Figures::cpu, 2),
+                sum(|run| run.failures),
+                sum(|run| run.resets),
+                sum(|run| run.overflows)
+            )?;
+        }
+        if let Some(ratio) = self.rounds.ratio(Load::Burst, Kind::Nginx, |run| run.seconds) {
+            writeln!(text, "\nOur last answer against nginx's: {} (≤ 1)", judged(ratio, 3, ratio <= 1.0))?;
+        }
+        Ok(())
+    }
+
+    fn proofs(&self, text: &mut String) -> std::fmt::Result {
+        writeln!(text, "\n## What else it must show\n\n| what | measured | target |\n|---|---|---|")?;
+        let (ours, nginx) = self.proofs.idle;
+        let other = nginx.map_or("missing".into(), |bytes| format!("{:.1} KiB", bytes / 1024.0));
+        writeln!(
+            text,
+            "| resident memory of an idle keep-alive connection, {} of them (nginx: {other}) | {} KiB | ≤ 10 KiB |",
+            self.settings.idle,
+            judged(ours / 1024.0, 2, ours <= 10.0 * 1024.0)
+        )?;
+        self.threads(text)?;
+        self.scrape(text)?;
+        self.refresh(text)
+    }
+
+    fn threads(&self, text: &mut String) -> std::fmt::Result {
+        let pair = &self.proofs.threads;
+        let [one, two, gain] = pair.medians(Figures::rate);
+        let [cpu_one, cpu_two, cpu] = pair.medians(Figures::cpu);
+        let [busy_one, busy_two, _] = pair.medians(Figures::busy);
+        writeln!(
+            text,
+            "| 2 serving threads and generator on 2 cores, against 1 and generator on 1 core (batch of 10): requests/s | \
+             {one:.0} → {two:.0}: {} times, {} failures | ≥ 1.8 times |",
+            judged(gain, 2, gain >= 1.8),
+            pair.failures()
+        )?;
+        writeln!(
+            text,
+            "| – CPU per request | {cpu_one:.2} → {cpu_two:.2} µs: {cpu:.3} times | the same |\n\
+             | – cores busy with the server; the rest is the generator's | {busy_one:.2} of 1 → {busy_two:.2} of 2 | – |"
+        )
+    }
+
+    fn scrape(&self, text: &mut String) -> std::fmt::Result {
+        let pair = &self.proofs.scrape;
+        let [without, with, ratio] = pair.medians(|run| run.p99);
+        let worst = self.proofs.scrapes.iter().copied().fold(0.0, f64::max);
+        writeln!(
+            text,
+            "| `/metrics` under full load (single), 4 scrapes a second | median {} ms, longest {} ms of {} | < 100 ms |",
+            number(median(self.proofs.scrapes.clone()), 2),
+            judged(worst, 2, worst < 100.0),
+            self.proofs.scrapes.len()
+        )?;
+        writeln!(
+            text,
+            "| – p99 of look-ups without → with | {without:.3} → {with:.3} ms: {} times, {} failures | < 1.1 times |",
+            judged(ratio, 3, ratio < 1.1),
+            pair.failures()
+        )
+    }
+
+    fn refresh(&self, text: &mut String) -> std::fmt::Result {
+        let pair = &self.proofs.refresh;
+        let [without, with, ratio] = pair.medians(Figures::rate);
+        let [cpu_without, cpu_with, _] = pair.medians(Figures::cpu);
+        let failures = pair.failures();
+        writeln!(
+            text,
+            "| {:.0} refreshes published a second under full load (single): requests/s without → with | {without:.0} → \
+             {with:.0}: {} times | > 0.9 times |",
+            self.proofs.published,
+            judged(ratio, 3, ratio > 0.9)
+        )?;
+        writeln!(text, "| – CPU of the whole process per request | {cpu_without:.2} → {cpu_with:.2} µs | – |")?;
+        writeln!(text, "| – failures | {} | 0 |", judged(failures, 0, failures == 0.0))
+    }
+}
+
+fn number(value: Option<f64>, digits: usize) -> String {
+    value.map_or("missing".into(), |value| format!("{value:.digits$}"))
+}
+
+/// Bold where a target is missed.
+fn judged(value: f64, digits: usize, reached: bool) -> String {
+    if reached { format!("{value:.digits$}") } else { format!("**{value:.digits$}**") }
+}

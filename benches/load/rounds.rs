@@ -1,0 +1,81 @@
+//! The turns: every load, every peer, one after the other, round by round; and the medians of what came out.
+
+use crate::Result;
+use crate::burst::burst;
+use crate::peers::{Kind, Load, Peer};
+use crate::settings::{CONNECTIONS, GENERATOR_CORE, Settings};
+use crate::wrk::{Bench, Figures, Run};
+
+/// Figures by load, peer and round; a peer sits out a round at most.
+#[derive(Default)]
+pub struct Rounds {
+    runs: Vec<(Load, Kind, usize, Figures)>,
+}
+
+impl Rounds {
+    /// Measures all `peers` in turns.
+    pub fn run(bench: &Bench<'_>, settings: &Settings, peers: &[Peer]) -> Result<Self> {
+        let mut rounds = Self::default();
+        for round in 0..settings.rounds {
+            for load in Load::ALL {
+                for peer in peers {
+                    if peer.kind == Kind::Express && !settings.with_express(round) {
+                        continue;
+                    }
+                    let figures = turn(bench, settings, peer, load)?;
+                    eprintln!(
+                        "round {} of {}: {load:?} {:?}: {:.2} µs, {:.0}/s, {} failures",
+                        round + 1,
+                        settings.rounds,
+                        peer.kind,
+                        figures.cpu(),
+                        figures.rate(),
+                        figures.failures
+                    );
+                    rounds.runs.push((load, peer.kind, round, figures));
+                }
+            }
+        }
+        Ok(rounds)
+    }
+
+    fn of(&self, load: Load, kind: Kind) -> impl Iterator<Item = (usize, &Figures)> {
+        let runs = self.runs.iter().filter(move |run| run.0 == load && run.1 == kind);
+        runs.map(|(_, _, round, figures)| (*round, figures))
+    }
+
+    /// Median of one figure over the rounds; `None` if the peer was not there.
+    pub fn median(&self, load: Load, kind: Kind, figure: impl Fn(&Figures) -> f64) -> Option<f64> {
+        median(self.of(load, kind).map(|(_, figures)| figure(figures)).collect())
+    }
+
+    /// Sum of one figure over the rounds.
+    pub fn sum(&self, load: Load, kind: Kind, figure: impl Fn(&Figures) -> f64) -> f64 {
+        self.of(load, kind).map(|(_, figures)| figure(figures)).sum()
+    }
+
+    /// Median of our figure over the peer's of the same round.
+    pub fn ratio(&self, load: Load, kind: Kind, figure: impl Fn(&Figures) -> f64) -> Option<f64> {
+        let pairs = self.of(load, kind).filter_map(|(round, theirs)| {
+            let ours = self.of(load, Kind::Catalog).find(|(other, _)| *other == round)?.1;
+            Some(figure(ours) / figure(theirs))
+        });
+        median(pairs.collect())
+    }
+}
+
+fn turn(bench: &Bench<'_>, settings: &Settings, peer: &Peer, load: Load) -> Result<Figures> {
+    if load == Load::Burst {
+        return burst(bench, peer, settings.burst);
+    }
+    let duration = if peer.kind == Kind::Express { settings.express_run() } else { settings.run };
+    bench.wrk(peer, load, Run { cores: GENERATOR_CORE, threads: 1, connections: CONNECTIONS, duration })
+}
+
+/// The middle one; of an even number, the mean of the middle two.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let half = values.len() / 2;
+    let upper = *values.get(half)?;
+    Some(if values.len() % 2 == 1 { upper } else { (values[half - 1] + upper) / 2.0 })
+}

@@ -1,0 +1,87 @@
+//! What is asked: a private Postgres with the sample catalog, three requests, and the answers that are right.
+
+use std::time::Duration;
+
+use model_catalog::postgres::address::{Address, Surroundings};
+use model_catalog::postgres::migrate::migrate;
+use model_catalog::postgres::private::{Options, Private};
+use model_catalog::postgres::session::{self, Database};
+
+use crate::Result;
+
+const SAMPLE: &str = include_str!("../../sql/sample_models.sql");
+/// Beside the sample, so that the index has several tables.
+const GENERATED: &str = "INSERT INTO public.models
+    SELECT 'generated-' || n, 'generated-' || n || '.safetensors',
+           'https://example.org/models/generated-' || n || '.safetensors', n / 100.0, md5(n::text), false, NULL,
+           'checkpoints/generated-' || n || '.safetensors', '[]', 'Made for the bench'
+    FROM generate_series(1, 1000) n";
+/// Asked alone.
+const SINGLE: &str = "flux-dev";
+/// Never asked, so a refresh may change it without changing an answer.
+pub const CHANGED: &str = "generated-1";
+
+/// One kind of request.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub method: &'static str,
+    pub path: String,
+    pub body: Vec<u8>,
+}
+
+impl Ask {
+    fn batch(ids: &[String]) -> Self {
+        let list: Vec<String> = ids.iter().map(|id| format!("\"{id}\"")).collect();
+        let body = format!("{{\"model_ids\":[{}]}}", list.join(",")).into_bytes();
+        Self { method: "POST", path: "/api/models/batch".into(), body }
+    }
+
+    /// The request as it is sent.
+    pub fn bytes(&self, port: u16, connection: &str) -> Vec<u8> {
+        let mut bytes =
+            format!("{} {} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: {connection}\r\n", self.method, self.path);
+        if !self.body.is_empty() {
+            bytes += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", self.body.len());
+        }
+        [bytes.as_bytes(), b"\r\n", &self.body].concat()
+    }
+}
+
+/// The database, and what is asked of all peers.
+pub struct Sample {
+    pub postgres: Private,
+    pub single: Ask,
+    pub batch10: Ask,
+    pub batch50: Ask,
+}
+
+impl Sample {
+    pub fn start() -> Result<Self> {
+        let settings = [("fsync", "off"), ("synchronous_commit", "off")];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let postgres = Private::start(Options { loopback: true, settings, ..Options::default() })?;
+        let address = Address::parse(&postgres.url("postgres"), &Surroundings::default(), LIMIT)?;
+        let database = Database { address, channel: "model_catalog".into(), timeout: LIMIT };
+        let ids = runtime()?.block_on(async {
+            let mut client = session::connect(&database).await?;
+            migrate(&mut client, &database.channel).await?;
+            client.batch_execute(SAMPLE).await?;
+            client.batch_execute(GENERATED).await?;
+            let ids = "SELECT id FROM models WHERE id NOT LIKE 'generated-%' ORDER BY id LIMIT 50";
+            let rows = client.query(ids, &[]).await?;
+            rows.iter().map(|row| Ok(row.try_get(0)?)).collect::<Result<Vec<String>>>()
+        })?;
+        if ids.len() < 50 {
+            return Err(format!("the sample catalog has {} models, a batch needs 50", ids.len()).into());
+        }
+        let single = Ask { method: "GET", path: format!("/api/models/{SINGLE}"), body: Vec::new() };
+        Ok(Self { postgres, single, batch10: Ask::batch(&ids[..10]), batch50: Ask::batch(&ids) })
+    }
+}
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A runtime on the calling thread.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}

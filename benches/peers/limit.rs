@@ -1,0 +1,179 @@
+//! The limit of the machine: one thread, epoll, one read and one write a request. It looks for the end of a request
+//! and no further, and gives constant answers: one a port of 127.0.0.1, each with head and body.
+//!
+//! It is started with `PORT=FILE` arguments; a file has one answer. What is answered from a file whose name ends in
+//! `.close` ends its connection.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
+
+use memchr::memmem;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token};
+use socket2::{Domain, Socket, Type};
+
+/// As many as the kernel holds; it takes no more than `net.core.somaxconn`.
+const BACKLOG: i32 = 65_535;
+/// Larger than any request of the bench.
+const BUFFER: usize = 64 * 1024;
+
+/// A port and what is answered on it.
+struct Port {
+    listener: TcpListener,
+    answer: Vec<u8>,
+    close: bool,
+}
+
+struct Connection {
+    stream: TcpStream,
+    port: usize,
+    /// The beginning of a request that is not complete yet; empty as a rule.
+    begun: Vec<u8>,
+    /// The part of an answer that the kernel did not take yet; empty as a rule.
+    rest: Vec<u8>,
+}
+
+/// Serves until the process is ended.
+pub fn run(arguments: &[String]) -> io::Result<()> {
+    let mut poll = Poll::new()?;
+    let mut ports = Vec::new();
+    for argument in arguments {
+        let mut port = Port::open(argument)?;
+        poll.registry().register(&mut port.listener, Token(ports.len()), Interest::READABLE)?;
+        ports.push(port);
+    }
+
+    let mut connections: Vec<Option<Connection>> = Vec::new();
+    let mut free = Vec::new();
+    let mut events = Events::with_capacity(1024);
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        poll.poll(&mut events, None)?;
+        for event in &events {
+            let Token(token) = event.token();
+            let Some(slot) = token.checked_sub(ports.len()) else {
+                accept(&poll, &ports, token, &mut connections, &mut free)?;
+                continue;
+            };
+            let Some(connection) = connections.get_mut(slot).and_then(Option::as_mut) else { continue };
+            let port = &ports[connection.port];
+            if !matches!(connection.go_on(port, &mut buffer), Ok(true)) {
+                connections[slot] = None;
+                free.push(slot);
+            }
+        }
+    }
+}
+
+impl Port {
+    fn open(argument: &str) -> io::Result<Self> {
+        let parts = argument.split_once('=').and_then(|(port, file)| Some((port.parse::<u16>().ok()?, file)));
+        let (port, file) = parts.ok_or_else(|| io::Error::other(format!("{argument} is not PORT=FILE")))?;
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], port)).into())?;
+        socket.listen(BACKLOG)?;
+        let listener = TcpListener::from_std(socket.into());
+        Ok(Self { listener, answer: std::fs::read(file)?, close: file.ends_with(".close") })
+    }
+}
+
+/// Takes all connections that wait at this port.
+fn accept(
+    poll: &Poll,
+    ports: &[Port],
+    port: usize,
+    connections: &mut Vec<Option<Connection>>,
+    free: &mut Vec<usize>,
+) -> io::Result<()> {
+    loop {
+        let mut stream = match ports[port].listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
+            Err(error) => return Err(error),
+        };
+        let slot = free.pop().unwrap_or_else(|| {
+            connections.push(None);
+            connections.len() - 1
+        });
+        let token = Token(ports.len() + slot);
+        poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        connections[slot] = Some(Connection { stream, port, begun: Vec::new(), rest: Vec::new() });
+    }
+}
+
+impl Connection {
+    /// Reads and answers what there is; false = the connection has ended.
+    fn go_on(&mut self, port: &Port, buffer: &mut [u8]) -> io::Result<bool> {
+        if !self.rest.is_empty() {
+            let rest = std::mem::take(&mut self.rest);
+            self.write(&rest)?;
+        }
+        loop {
+            let count = match self.stream.read(buffer) {
+                Ok(0) => return Ok(false),
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
+                Err(error) => return Err(error),
+            };
+            // A whole request in one read needs no copy.
+            let answers = if self.begun.is_empty() {
+                let (answers, used) = complete(&buffer[..count]);
+                self.begun.extend_from_slice(&buffer[used..count]);
+                answers
+            } else {
+                self.begun.extend_from_slice(&buffer[..count]);
+                let (answers, used) = complete(&self.begun);
+                self.begun.drain(..used);
+                answers
+            };
+            for _ in 0..answers {
+                self.write(&port.answer)?;
+            }
+            if port.close && answers > 0 && self.rest.is_empty() {
+                return Ok(false);
+            }
+            // A short read has emptied the socket: more will come with an event of its own.
+            if count < buffer.len() {
+                return Ok(true);
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !self.rest.is_empty() {
+            self.rest.extend_from_slice(bytes);
+            return Ok(());
+        }
+        match self.stream.write(bytes) {
+            Ok(count) => self.rest.extend_from_slice(&bytes[count..]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => self.rest.extend_from_slice(bytes),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+/// How many whole requests there are, and how many bytes they take.
+fn complete(bytes: &[u8]) -> (usize, usize) {
+    let (mut requests, mut used) = (0, 0);
+    while let Some(head) = memmem::find(&bytes[used..], b"\r\n\r\n") {
+        let body = if bytes[used] == b'P' { content_length(&bytes[used..used + head]) } else { 0 };
+        let end = used + head + 4 + body;
+        if end > bytes.len() {
+            break;
+        }
+        (requests, used) = (requests + 1, end);
+    }
+    (requests, used)
+}
+
+fn content_length(head: &[u8]) -> usize {
+    let name = b"\r\nContent-Length: ";
+    let Some(place) = memmem::find(head, name) else { return 0 };
+    let digits = head[place + name.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+    digits.fold(0, |length, digit| length * 10 + usize::from(digit - b'0'))
+}

@@ -1,0 +1,157 @@
+//! What size costs: the same measurements at a thousand, a hundred thousand and a million models, in one run.
+//!
+//! `make bench-scale` prints the table and writes it to `benches/results/scale.md`. SCALE_SIZES, SCALE_CHANGES and
+//! SCALE_SINGLE_CHANGES set its length.
+
+mod probe;
+#[path = "../load/process.rs"]
+#[allow(dead_code, reason = "the load bench uses the rest")]
+mod process;
+mod subject;
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use probe::{Latencies, Probe};
+use subject::{Database, Server};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// What was measured at one size.
+struct Row {
+    models: usize,
+    bytes: f64,
+    copy: Duration,
+    full: Duration,
+    file: Duration,
+    resident: f64,
+    peak: f64,
+    churned: f64,
+    change: Latencies,
+    many: Duration,
+    idle: Latencies,
+    busy: Vec<(&'static str, Latencies)>,
+}
+
+fn main() -> Result<()> {
+    let sizes = setting("SCALE_SIZES", "1000,100000,1000000");
+    let sizes: Vec<usize> = sizes.split(',').map(str::parse).collect::<std::result::Result<_, _>>()?;
+    let changes: usize = setting("SCALE_CHANGES", "300").parse()?;
+    let churn: usize = setting("SCALE_SINGLE_CHANGES", "100000").parse()?;
+    let database = Database::start()?;
+    let mut rows = Vec::new();
+    for models in sizes {
+        eprintln!("{models} models");
+        rows.push(measure(&database, models, changes, churn)?);
+    }
+    let report = report(&rows, churn)?;
+    println!("{report}");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results");
+    std::fs::create_dir_all(folder)?;
+    std::fs::write(format!("{folder}/scale.md"), report)?;
+    Ok(())
+}
+
+fn setting(name: &str, default: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| default.into())
+}
+
+fn measure(database: &Database, models: usize, changes: usize, churn: usize) -> Result<Row> {
+    let source = database.fill(models)?;
+    // In turns, so that a noisy moment hits both.
+    let (mut copies, mut fulls) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        copies.push(source.copy()?);
+        fulls.push(Server::start(&source, None)?.loaded()?);
+    }
+    let server = Server::start(&source, Some("catalog.snapshot"))?;
+    server.loaded()?;
+    let bytes = server.metric("catalog_snapshot_bytes")?;
+    let resident = server.memory("VmRSS")?;
+
+    let probe = Probe::start(server.address(), "/api/models/model-1");
+    std::thread::sleep(Duration::from_secs(2));
+    let idle = probe.take();
+    let change = Latencies::of((0..changes).map(|_| source.change_and_see(&server)).collect::<Result<_>>()?);
+    let mut busy = vec![("single changes", probe.take())];
+    let many = source.change_many(&server, 10_000.min(models))?;
+    busy.push(("10,000 rows", probe.take()));
+    source.reload(&server)?;
+    busy.push(("full reload", probe.take()));
+    let peak = server.memory("VmHWM")?;
+    source.churn(&server, churn)?;
+    busy.push(("churn", probe.take()));
+    drop(probe);
+    let churned = server.memory("VmRSS")?;
+
+    let path = server.stop()?;
+    let started = Instant::now();
+    let restarted = Server::start_without_database(&path)?;
+    restarted.answers()?;
+    let file = started.elapsed();
+    Ok(Row {
+        models,
+        bytes,
+        copy: median(copies),
+        full: median(fulls),
+        file,
+        resident,
+        peak,
+        churned,
+        change,
+        many,
+        idle,
+        busy,
+    })
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn report(rows: &[Row], churn: usize) -> Result<String> {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
+    let cpu = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let cores = std::thread::available_parallelism()?;
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let date = process::output("date", &["+%Y-%m-%d"])?;
+    let mut text = format!(
+        "# Scale\n\nWritten by `make bench-scale` on {}; not edited by hand. Machine: {} {cores} cores; load average at \
+         the end {}. Postgres, server and bench share the cores.\n\n| what |",
+        date.trim(),
+        cpu.trim_start_matches(['\t', ' ', ':']),
+        load.split(' ').next().unwrap_or_default(),
+    );
+    for row in rows {
+        write!(text, " {} models |", row.models)?;
+    }
+    write!(text, "\n|---|{}\n", "---:|".repeat(rows.len()))?;
+    let mut line = |what: &str, of: &dyn Fn(&Row) -> String| {
+        let cells: Vec<String> = rows.iter().map(of).collect();
+        text += &format!("| {what} | {} |\n", cells.join(" | "));
+    };
+    let ms = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1e3);
+    let mib = |bytes: f64| bytes / f64::from(1 << 20);
+    line("one changed row, commit → served, median", &|row| ms(row.change.quantile(0.5)));
+    line("– p99", &|row| ms(row.change.quantile(0.99)));
+    line("10,000 rows (or all) in one transaction, commit → last one served", &|row| ms(row.many));
+    line("`psql` COPY of the view, binary, to nowhere", &|row| ms(row.copy));
+    line("full load", &|row| ms(row.full));
+    line("– against the COPY", &|row| format!("{:.2} times", row.full.as_secs_f64() / row.copy.as_secs_f64()));
+    line("start from the snapshot file, without a database, to the first answer", &|row| ms(row.file));
+    line("– against the full load", &|row| format!("{:.2} times", row.file.as_secs_f64() / row.full.as_secs_f64()));
+    line("bytes of all answers and ids", &|row| format!("{:.1} MiB", mib(row.bytes)));
+    let memory = |of: f64, row: &Row| format!("{:.1} MiB, {:.2} times", mib(of), of / row.bytes);
+    line("resident memory after the load", &|row| memory(row.resident, row));
+    line("– peak, a full reload included", &|row| memory(row.peak, row));
+    line(&format!("– after {churn} single changes"), &|row| memory(row.churned, row));
+    line("single look-up, idle, p99", &|row| ms(row.idle.quantile(0.99)));
+    for (place, (what, _)) in rows.iter().flat_map(|row| row.busy.iter().enumerate()).take(4) {
+        line(&format!("– during: {what}"), &|row| {
+            let p99 = row.busy[place].1.quantile(0.99);
+            format!("{}, {:.2} times", ms(p99), p99.as_secs_f64() / row.idle.quantile(0.99).as_secs_f64())
+        });
+    }
+    Ok(text)
+}

@@ -1,0 +1,116 @@
+//! A keep-alive client that asks for one model again and again, at a steady pace, and notes how long each took.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::Result;
+
+/// Time between two look-ups of the probe.
+const PACE: Duration = Duration::from_micros(500);
+
+/// Times, sorted.
+pub struct Latencies(Vec<Duration>);
+
+impl Latencies {
+    /// Sorts them.
+    pub fn of(mut times: Vec<Duration>) -> Self {
+        times.sort();
+        Self(times)
+    }
+
+    /// The time that this share of all did not exceed.
+    pub fn quantile(&self, share: f64) -> Duration {
+        let place = (self.0.len() as f64 * share).ceil() as usize;
+        self.0.get(place.saturating_sub(1)).copied().unwrap_or_default()
+    }
+}
+
+/// One keep-alive connection.
+pub struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+impl Client {
+    /// Connects.
+    pub fn new(address: &str) -> Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// Status and body of a GET.
+    pub fn get(&mut self, path: &str) -> Result<(u16, Vec<u8>)> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n");
+        self.stream.get_mut().write_all(request.as_bytes())?;
+        let mut line = String::new();
+        self.stream.read_line(&mut line)?;
+        let status = line.split(' ').nth(1).ok_or("no status")?.parse()?;
+        let mut length = 0;
+        loop {
+            line.clear();
+            self.stream.read_line(&mut line)?;
+            if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body)?;
+        Ok((status, body))
+    }
+}
+
+/// The client on its own thread; dropping it ends it.
+pub struct Probe {
+    times: Arc<Mutex<Vec<Duration>>>,
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Probe {
+    /// Starts asking.
+    pub fn start(address: &str, path: &'static str) -> Self {
+        let (times, ended) = (Arc::<Mutex<Vec<Duration>>>::default(), Arc::<AtomicBool>::default());
+        let (noted, end, address) = (Arc::clone(&times), Arc::clone(&ended), address.to_owned());
+        let thread = std::thread::spawn(move || {
+            let ask = || -> Result<()> {
+                let mut client = Client::new(&address)?;
+                while !end.load(Relaxed) {
+                    let started = Instant::now();
+                    let (status, _) = client.get(path)?;
+                    let took = started.elapsed();
+                    if status != 200 {
+                        return Err(format!("the probe was answered {status}").into());
+                    }
+                    noted.lock().unwrap_or_else(PoisonError::into_inner).push(took);
+                    std::thread::sleep(PACE);
+                }
+                Ok(())
+            };
+            if let Err(error) = ask() {
+                eprintln!("FAILED: {error}");
+                std::process::exit(1);
+            }
+        });
+        Self { times, ended, thread: Some(thread) }
+    }
+
+    /// What was noted since the last call.
+    pub fn take(&self) -> Latencies {
+        Latencies::of(std::mem::take(&mut *self.times.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.ended.store(true, Relaxed);
+        self.thread.take().into_iter().for_each(|thread| drop(thread.join()));
+    }
+}

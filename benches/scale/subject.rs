@@ -1,0 +1,256 @@
+//! What is measured: a database of so many models, and the server on it.
+
+use std::cell::{Cell, RefCell};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use model_catalog::postgres::address::{Address, Surroundings};
+use model_catalog::postgres::migrate::migrate;
+use model_catalog::postgres::private::{Options, Private};
+use model_catalog::postgres::session;
+use tokio::runtime::Runtime;
+use tokio_postgres::Client as Sql;
+
+use crate::Result;
+use crate::probe::Client;
+use crate::process::Process;
+
+const PATIENCE: Duration = Duration::from_secs(300);
+const CHANNEL: &str = "model_catalog";
+
+/// A private Postgres.
+pub struct Database {
+    server: Private,
+    runtime: Runtime,
+}
+
+/// One database of it.
+pub struct Source<'a> {
+    database: &'a Database,
+    name: String,
+    sql: Sql,
+    number: Cell<u32>,
+}
+
+impl Database {
+    pub fn start() -> Result<Self> {
+        let settings = [("fsync", "off"), ("shared_buffers", "1GB"), ("max_wal_size", "16GB"), ("autovacuum", "on")];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let server = Private::start(Options { settings, ..Options::default() })?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        Ok(Self { server, runtime })
+    }
+
+    /// A database with so many models, made up but of a real one's size.
+    pub fn fill(&self, models: usize) -> Result<Source<'_>> {
+        let name = format!("scale_{models}");
+        self.runtime.block_on(async {
+            let admin = session::connect(&self.target("postgres")?).await?;
+            admin.batch_execute(&format!("CREATE DATABASE {name}")).await?;
+            let target = self.target(&name)?;
+            let mut sql = session::connect(&target).await?;
+            migrate(&mut sql, CHANNEL).await?;
+            let insert = format!(
+                "INSERT INTO models
+                 SELECT 'model-' || n, 'model-' || n || '.safetensors',
+                        'https://huggingface.co/some-organisation/repository-' || n || '/resolve/main/model-' || n || '.safetensors',
+                        (n % 3000) / 100.0, md5(n::text) || md5((n + 1)::text), n % 3 = 0,
+                        CASE WHEN n % 3 = 0 THEN 'huggingface' END, 'checkpoints/model-' || n || '.safetensors',
+                        CASE WHEN n % 5 = 0 THEN jsonb_build_array('model-' || (n % {models} + 1)) ELSE '[]' END,
+                        'Made up for a measurement, number ' || n
+                 FROM generate_series(1, {models}) n"
+            );
+            sql.batch_execute(&insert).await?;
+            sql.batch_execute("VACUUM ANALYZE").await?;
+            Ok(Source { database: self, name, sql, number: Cell::new(0) })
+        })
+    }
+
+    fn target(&self, name: &str) -> Result<session::Database> {
+        let address = Address::parse(&self.server.url(name), &Surroundings::default(), PATIENCE)?;
+        Ok(session::Database { address, channel: CHANNEL.into(), timeout: PATIENCE })
+    }
+}
+
+impl Source<'_> {
+    fn run(&self, statement: &str) -> Result<()> {
+        Ok(self.database.runtime.block_on(self.sql.batch_execute(statement))?)
+    }
+
+    /// How long `psql` needs for all rows of the view.
+    pub fn copy(&self) -> Result<Duration> {
+        let copy = "COPY (SELECT * FROM model_catalog.entries) TO STDOUT (FORMAT binary)";
+        let mut psql = self.database.server.program("psql");
+        let started = Instant::now();
+        let status =
+            psql.arg(self.database.server.url(&self.name)).args(["-c", copy]).stdout(Stdio::null()).status()?;
+        if status.success() { Ok(started.elapsed()) } else { Err("psql failed".into()) }
+    }
+
+    /// Changes one row; gives the time from its commit being sent to the change being served.
+    pub fn change_and_see(&self, server: &Server) -> Result<Duration> {
+        let text = self.next();
+        self.run(&format!("BEGIN; UPDATE models SET description = '{text}' WHERE id = 'model-7'"))?;
+        let started = Instant::now();
+        self.run("COMMIT")?;
+        server.until_served("/api/models/model-7", &text)?;
+        let took = started.elapsed();
+        // So that the next change meets a loader at rest, as it would in life.
+        std::thread::sleep(Duration::from_millis(3));
+        Ok(took)
+    }
+
+    /// The same for many rows in one transaction; gives the time from the commit being done.
+    pub fn change_many(&self, server: &Server, rows: usize) -> Result<Duration> {
+        let text = self.next();
+        self.run(&format!(
+            "UPDATE models SET description = '{text}'
+             WHERE id IN (SELECT 'model-' || n FROM generate_series(1, {rows}) n)"
+        ))?;
+        let started = Instant::now();
+        server.until_served(&format!("/api/models/model-{rows}"), &text)?;
+        Ok(started.elapsed())
+    }
+
+    /// Everything is read again.
+    pub fn reload(&self, server: &Server) -> Result<()> {
+        let before = server.metric(FULL_LOADS)?;
+        self.run("SELECT model_catalog.reload()")?;
+        server.until("the reload", || Ok(server.metric(FULL_LOADS)? > before))
+    }
+
+    /// So many transactions of one row each.
+    pub fn churn(&self, server: &Server, changes: usize) -> Result<()> {
+        self.run(&format!(
+            "DO $$ BEGIN
+               FOR n IN 1..{changes} LOOP
+                 UPDATE models SET description = 'churned ' || n
+                 WHERE id = 'model-' || (1 + (n::bigint * 7919) % (SELECT greatest(reltuples::bigint, 1) FROM pg_class WHERE oid = 'models'::regclass));
+                 COMMIT;
+               END LOOP;
+             END $$"
+        ))?;
+        let text = self.next();
+        self.run(&format!("UPDATE models SET description = '{text}' WHERE id = 'model-7'"))?;
+        server.until_served("/api/models/model-7", &text)
+    }
+
+    fn next(&self) -> String {
+        self.number.set(self.number.get() + 1);
+        format!("change {} of {}", self.number.get(), self.name)
+    }
+}
+
+const FULL_LOADS: &str = "catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}";
+const FULL_SECONDS: &str = "catalog_refresh_duration_seconds_sum{kind=\"full\"}";
+
+/// The program on a database.
+pub struct Server {
+    process: Process,
+    address: String,
+    client: RefCell<Option<Client>>,
+    file: Option<PathBuf>,
+}
+
+impl Server {
+    pub fn start(source: &Source<'_>, file: Option<&str>) -> Result<Self> {
+        let file = file.map(|name| std::env::temp_dir().join(format!("{}-{}-{name}", source.name, std::process::id())));
+        Self::spawn(&source.database.server.url(&source.name), file)
+    }
+
+    /// On what a stopped one has kept.
+    pub fn start_without_database(file: &std::path::Path) -> Result<Self> {
+        Self::spawn("host=/nowhere user=nobody", Some(file.into()))
+    }
+
+    fn spawn(url: &str, file: Option<PathBuf>) -> Result<Self> {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        let path = file.as_ref().map(|path| path.display().to_string());
+        let mut variables = vec![("DATABASE_URL", url), ("CATALOG_ADDR", &address), ("CATALOG_THREADS", "1")];
+        variables.extend([("CATALOG_DRAIN_GRACE", "0s"), ("CATALOG_DATABASE_TIMEOUT", "60s")]);
+        variables.extend(path.as_deref().map(|path| ("CATALOG_SNAPSHOT_FILE", path)));
+        let log = std::env::temp_dir().join(format!("scale-{}.log", std::process::id()));
+        let program = [env!("CARGO_BIN_EXE_model-catalog"), "serve"];
+        let process = Process::start("0-1", &program, &variables, &log)?;
+        Ok(Self { process, address, client: RefCell::default(), file })
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    fn get(&self, path: &str) -> Result<(u16, Vec<u8>)> {
+        let mut client = self.client.borrow_mut();
+        if client.is_none() {
+            *client = Some(Client::new(&self.address)?);
+        }
+        let answer = client.as_mut().ok_or("no client")?.get(path);
+        if answer.is_err() {
+            *client = None;
+        }
+        answer
+    }
+
+    fn until(&self, what: &str, condition: impl Fn() -> Result<bool>) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition()? {
+            if Instant::now() > deadline {
+                return Err(format!("waited in vain for {what}").into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Waits for the first load; gives how long it took by the server's own metric.
+    pub fn loaded(&self) -> Result<Duration> {
+        self.until("the first load", || Ok(matches!(self.get("/readyz"), Ok((200, _)))))?;
+        Ok(Duration::from_secs_f64(self.metric(FULL_SECONDS)?))
+    }
+
+    /// Waits for the first answer.
+    pub fn answers(&self) -> Result<()> {
+        self.until("the first answer", || Ok(matches!(self.get("/api/models/model-1"), Ok((200, _)))))
+    }
+
+    /// Asks without a pause until the answer contains `text`.
+    pub fn until_served(&self, path: &str, text: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let (_, body) = self.get(path)?;
+            if body.windows(text.len()).any(|part| part == text.as_bytes()) {
+                return Ok(());
+            }
+        }
+        Err(format!("waited in vain for {text}").into())
+    }
+
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let (_, body) = self.get("/metrics")?;
+        let text = String::from_utf8(body)?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.ok_or_else(|| format!("there is no {name}").into())
+    }
+
+    /// `VmRSS` or `VmHWM`, in bytes.
+    pub fn memory(&self, what: &str) -> Result<f64> {
+        self.process.memory(what).map(|bytes| bytes as f64)
+    }
+
+    /// Ends it in order; gives its snapshot file.
+    pub fn stop(mut self) -> Result<PathBuf> {
+        let file = self.file.take();
+        drop(self);
+        file.ok_or_else(|| "it kept no file".into())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for path in self.file.iter() {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The delta is exact: at every step, under writers that collide, the snapshot made of deltas equals the table.
+//!
+//! `CATALOG_TEST_SECONDS` is its length, `CATALOG_TEST_SEED` repeats the writers' choices (not their timing).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use model_catalog::catalog::file::Position;
+use model_catalog::catalog::model::Rules;
+use model_catalog::catalog::snapshot::{Refresh, Refreshed, Snapshot};
+use model_catalog::postgres::rows;
+use model_catalog::postgres::session::{self, Session};
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use crate::support::{ONLY_THE_BELL, Server, database, migrated, private, sql};
+
+const WRITERS: usize = 8;
+/// So few that writers meet all the time.
+const IDS: u32 = 40;
+/// Deltas with something in them without which the test has shown nothing.
+const ENOUGH: usize = 50;
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+}
+
+/// Prints the seed if the test fails.
+struct Seed(u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("again with CATALOG_TEST_SEED={}", self.0);
+        }
+    }
+}
+
+/// One statement that some transaction might run.
+fn statement(random: &mut Rng) -> String {
+    let id = |random: &mut Rng| format!("m{}", random.u32(..IDS));
+    let (a, b, name) = (id(random), id(random), random.u32(..));
+    let new = |what: &str| format!("SELECT {what}, '{name}', 'https://example.org/x', 1.50, NULL, false, NULL, 'x/y'");
+    match random.u8(0..14) {
+        0..3 => format!("UPDATE models SET name = '{name}' WHERE id = '{a}'"),
+        3 => format!("INSERT INTO models {}", new(&format!("'{a}'"))),
+        4 => format!("INSERT INTO models {} ON CONFLICT DO NOTHING", new(&format!("'{a}'"))),
+        5 | 6 => format!(
+            "INSERT INTO models {} FROM generate_series({}, {}) n ON CONFLICT (id) DO UPDATE SET name = excluded.name",
+            new("'m' || n"),
+            random.u32(..IDS / 2),
+            random.u32(IDS / 2..IDS / 2 + 5)
+        ),
+        7 => format!("UPDATE models SET id = '{a}' WHERE id = '{b}'"),
+        8 => format!(
+            "UPDATE models SET id = '{a}' WHERE id = '{b}' AND NOT EXISTS (SELECT FROM models WHERE id = '{a}')"
+        ),
+        9 => format!("DELETE FROM models WHERE id = '{a}'"),
+        10 => format!("DELETE FROM models WHERE id IN ('{a}', '{b}', '{}')", id(random)),
+        11 => format!(
+            "UPDATE models SET name = '{name}', hash = CASE WHEN id = '{a}' THEN '{name}' END WHERE id <= '{b}'"
+        ),
+        12 => "UPDATE models SET name = name".into(),
+        _ => format!(
+            "WITH gone AS (DELETE FROM models WHERE id = '{a}' RETURNING *) INSERT INTO models \
+             SELECT '{b}', name, download_url, 2.5, NULL, true, NULL, save_path FROM gone \
+             ON CONFLICT (id) DO UPDATE SET name = '{name}'"
+        ),
+    }
+}
+
+/// A transaction: some statements, some of them in savepoints, some time open, and an end.
+async fn transaction(client: &Client, random: &mut Rng) -> Result<(), tokio_postgres::Error> {
+    client.batch_execute("BEGIN").await?;
+    let mut depth = 0;
+    for _ in 0..random.u8(1..6) {
+        match random.u8(0..6) {
+            0 => {
+                depth += 1;
+                client.batch_execute(&format!("SAVEPOINT s{depth}")).await?;
+            }
+            end @ (1 | 2) if depth > 0 => {
+                let how = if end == 1 { "ROLLBACK TO" } else { "RELEASE" };
+                client.batch_execute(&format!("{how} s{depth}")).await?;
+                depth -= u32::from(end == 2);
+            }
+            3 => tokio::time::sleep(Duration::from_millis(random.u64(0..30))).await,
+            _ => client.batch_execute(&statement(random)).await?,
+        }
+    }
+    client.batch_execute(if random.u8(..) < 40 { "ROLLBACK" } else { "COMMIT" }).await
+}
+
+/// Writes until told to stop; what may happen between writers is taken as it comes.
+async fn write(client: Client, mut random: Rng, stop: Arc<AtomicBool>, committed: Arc<AtomicU32>) {
+    while !stop.load(Relaxed) {
+        let done = if random.bool() {
+            client.batch_execute(&statement(&mut random)).await
+        } else {
+            transaction(&client, &mut random).await
+        };
+        match done {
+            Ok(()) => _ = committed.fetch_add(1, Relaxed),
+            Err(error) => {
+                let expected = [SqlState::UNIQUE_VIOLATION, SqlState::T_R_DEADLOCK_DETECTED];
+                let known = error.code().is_some_and(|code| expected.contains(code));
+                assert!(known, "{}", session::describe(&error));
+                client.batch_execute("ROLLBACK").await.unwrap();
+            }
+        }
+    }
+}
+
+/// The table as a plain map, by no code of the catalog's own.
+type Plain = BTreeMap<String, (String, Option<String>)>;
+
+/// What one step read, all of one moment.
+struct Step {
+    position: Position,
+    changes: usize,
+    snapshot: Snapshot,
+    full: Snapshot,
+    plain: Plain,
+}
+
+async fn step(session: &Session, before: &Snapshot, since: &Position) -> Step {
+    let rules = Rules::default();
+    let here = session.begin().await.unwrap();
+    let (mut refresh, mut position, mut changes) = (Refresh::delta(before, &rules), None, 0);
+    let mut delta = session.delta(since).await.unwrap();
+    while let Some(chunk) = delta.next().await.unwrap() {
+        for row in &chunk {
+            position = Some(rows::position(row).unwrap());
+            if let Some(change) = rows::changed(row).unwrap() {
+                changes += 1;
+                match change.row {
+                    Some(row) => refresh.row(change.id, row),
+                    None => refresh.deleted(change.id),
+                }
+            }
+        }
+    }
+    let nothing = Snapshot::default();
+    let (mut full, mut plain) = (Refresh::full(&nothing, &rules), Plain::new());
+    let mut entries = session.entries().await.unwrap();
+    while let Some(chunk) = entries.next().await.unwrap() {
+        for message in chunk.iter().filter(|message| !rows::is_copy_end(message)) {
+            let (id, row) = rows::copied(message).unwrap();
+            let row = row.unwrap();
+            plain.insert(id.to_owned(), (row.name.unwrap().to_owned(), row.hash.map(str::to_owned)));
+            full.row(id, Ok(row));
+        }
+    }
+    session.commit().await.unwrap();
+    assert_eq!(position.as_ref(), Some(&here), "the delta and the transaction are of different moments");
+    let (Refreshed { snapshot, .. }, full) = (refresh.finish(), full.finish().snapshot);
+    Step { position: here, changes, snapshot, full, plain }
+}
+
+/// What a snapshot holds, as its answers say.
+fn decoded(snapshot: &Snapshot) -> Plain {
+    let entry = |json: &[u8]| {
+        let model: serde_json::Value = serde_json::from_slice(json).unwrap();
+        let text = |key: &str| model[key].as_str().map(str::to_owned);
+        (text("id").unwrap(), (text("name").unwrap(), text("hash")))
+    };
+    snapshot.iter().map(|model| entry(model.json())).collect()
+}
+
+fn same(step: &Step, number: usize) {
+    let (snapshot, full) = (&step.snapshot, &step.full);
+    assert_eq!(decoded(snapshot), step.plain, "step {number}: the deltas and the table differ");
+    assert_eq!((snapshot.len(), snapshot.revision()), (full.len(), full.revision()), "step {number}");
+    assert_eq!(snapshot.bytes(), full.bytes(), "step {number}");
+    for model in full.iter() {
+        let id = std::str::from_utf8(model.id()).unwrap();
+        assert_eq!(snapshot.get(id).map(|entry| entry.json()), Some(model.json()), "step {number}: {id}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deltas_equal_the_table_at_every_step() {
+    let seed = Seed(from_environment("CATALOG_TEST_SEED").unwrap_or_else(|| fastrand::u64(..)));
+    let length = Duration::from_secs(from_environment("CATALOG_TEST_SECONDS").unwrap_or(5));
+    // All databases of a cluster share transaction ids, so this one is the test's own.
+    let cluster = private(&[("deadlock_timeout", "20ms")]);
+    let url = cluster.url("postgres");
+    let client = migrated(&url).await;
+    let server = Server::start_with(&url, ONLY_THE_BELL).await;
+    let session = Session::open(&database(&url), || {}).await.unwrap();
+    let mut position = session.begin().await.unwrap();
+    session.commit().await.unwrap();
+
+    let (stop, committed) = (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default());
+    let mut writers = Vec::new();
+    for number in 0..WRITERS {
+        let connection = session::connect(&database(&url)).await.unwrap();
+        let random = Rng::with_seed(seed.0.wrapping_add(number as u64));
+        writers.push(tokio::spawn(write(connection, random, Arc::clone(&stop), Arc::clone(&committed))));
+    }
+    let (began, mut current) = (Instant::now(), Snapshot::default());
+    let (mut steps, mut with_changes, mut changes, mut overlapping) = (0, 0, 0, 0);
+    loop {
+        let ending = began.elapsed() >= length;
+        if ending {
+            stop.store(true, Relaxed);
+            for writer in writers.drain(..) {
+                writer.await.unwrap();
+            }
+        }
+        // Some steps see one transaction, some see many.
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..8))).await;
+        let next = step(&session, &current, &position).await;
+        same(&next, steps);
+        steps += 1;
+        changes += next.changes;
+        with_changes += usize::from(next.changes > 0);
+        overlapping += usize::from(!next.position.snapshot.ends_with(':'));
+        (current, position) = (next.snapshot, next.position);
+        if ending {
+            break;
+        }
+        assert!(!writers.iter().any(|writer| writer.is_finished()), "a writer gave up");
+    }
+    println!(
+        "{steps} steps, {with_changes} with {changes} changes, {overlapping} with transactions open, {} commits",
+        committed.load(Relaxed)
+    );
+    assert!(with_changes > ENOUGH && overlapping > ENOUGH, "too little happened to show anything");
+    equal(&server, &client, current.revision()).await;
+}
+
+/// The program, which followed by the bell alone, serves what the table holds.
+async fn equal(server: &Server, client: &Client, revision: u64) {
+    let revision = format!("{revision:016x}");
+    let revision = &revision;
+    server
+        .until("it serves the last state", |s| async move { s.get("/readyz").await.json()["revision"] == **revision })
+        .await;
+    let table = "SELECT coalesce(json_agg(to_json(m) ORDER BY id COLLATE \"C\"), '[]') FROM models m";
+    let table: serde_json::Value = serde_json::from_str(&sql(client, table).await.unwrap()).unwrap();
+    let ids: Vec<String> = (0..IDS * 2).map(|number| format!("m{number}")).collect();
+    let answer = server.batch(&serde_json::json!({"model_ids": ids}).to_string()).await.json();
+    let mut served = answer["models"].as_array().unwrap().clone();
+    served.sort_by_key(|model| model["id"].as_str().unwrap().to_owned());
+    assert_eq!(serde_json::Value::from(served), table);
+    assert_eq!(server.refreshes("full").await, 1.0, "it fell back to full loads");
+}

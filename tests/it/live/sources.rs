@@ -1,0 +1,138 @@
+//! Every way a row can come into a table, or leave it, without a plain statement on that table.
+
+use crate::support::{Db, ONLY_THE_BELL, Server};
+
+/// `SELECT` for the view, over a relation with columns `id` and `name`.
+fn view(from: &str) -> String {
+    format!(
+        "CREATE OR REPLACE VIEW model_catalog.entries AS SELECT m.id, m.name, 'https://example.org/x'::text AS \
+         download_url, NULL::numeric AS file_size_gb, NULL::text AS hash, false AS auth_required, NULL::text AS \
+         auth_provider, 'x/y'::text AS save_path, {from};"
+    )
+}
+
+const BARE: &str = "'[]'::jsonb AS dependencies, NULL::text AS description FROM";
+
+#[tokio::test]
+async fn copy_merge_upsert_and_a_writable_cte() {
+    let db = Db::new().await;
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let columns = "(id, name, download_url, save_path)";
+    db.sql(&format!(
+        "COPY models {columns} FROM PROGRAM $$printf '%s,x,https://example.org/x,x\\n' one two$$ (FORMAT csv)"
+    ))
+    .await;
+    server.until_named("one", "x").await;
+
+    db.sql(&format!(
+        "MERGE INTO models m USING (VALUES ('one', 'merged'), ('two', NULL), ('three', 'new')) s (id, name) ON m.id = s.id \
+         WHEN MATCHED AND s.name IS NULL THEN DELETE WHEN MATCHED THEN UPDATE SET name = s.name \
+         WHEN NOT MATCHED THEN INSERT {columns} VALUES (s.id, s.name, 'https://example.org/x', 'x')"
+    ))
+    .await;
+    server.until_named("one", "merged").await;
+    assert_eq!(
+        (server.field("three", "name").await, server.field("two", "id").await),
+        ("new".into(), None::<()>.into())
+    );
+
+    db.sql(&format!(
+        "INSERT INTO models {columns} SELECT id, 'upserted', 'https://example.org/x', 'x' FROM \
+         (VALUES ('one'), ('four')) v (id) ON CONFLICT (id) DO UPDATE SET name = excluded.name"
+    ))
+    .await;
+    server.until_named("one", "upserted").await;
+    assert_eq!(server.field("four", "name").await, "upserted");
+
+    db.sql(&format!(
+        "WITH gone AS (DELETE FROM models WHERE id = 'one' RETURNING *), \
+              renamed AS (UPDATE models SET name = 'renamed' WHERE id = 'three') \
+         INSERT INTO models {columns} SELECT 'five', name, download_url, save_path FROM gone"
+    ))
+    .await;
+    server.until_named("five", "upserted").await;
+    assert_eq!(
+        (server.field("three", "name").await, server.field("one", "id").await),
+        ("renamed".into(), None::<()>.into())
+    );
+    assert_eq!(server.refreshes("full").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_partitioned_table() {
+    let db = Db::new().await;
+    let make = "CREATE TABLE parts (id text, name text, kind text, PRIMARY KEY (id, kind)) PARTITION BY LIST (kind);
+        CREATE TABLE parts_a PARTITION OF parts FOR VALUES IN ('a');
+        CREATE TABLE parts_b PARTITION OF parts FOR VALUES IN ('b') PARTITION BY RANGE (id);
+        CREATE TABLE parts_b_all PARTITION OF parts_b DEFAULT;";
+    db.sql(&format!("{make} {} SELECT model_catalog.watch('parts', 'id')", view(&format!("{BARE} parts m")))).await;
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let fulls = server.refreshes("full").await;
+
+    db.sql("INSERT INTO parts VALUES ('1', 'one', 'a'), ('2', 'two', 'b')").await;
+    server.until_named("2", "two").await;
+    assert_eq!(server.field("1", "name").await, "one");
+    db.sql("UPDATE parts SET kind = 'b', name = 'moved' WHERE id = '1'").await;
+    server.until_named("1", "moved").await;
+    // Past the root, at a leaf.
+    db.sql("INSERT INTO parts_b_all VALUES ('3', 'leaf', 'b')").await;
+    server.until_named("3", "leaf").await;
+    db.sql("UPDATE parts_b SET name = 'middle' WHERE id = '3'").await;
+    server.until_named("3", "middle").await;
+    db.sql("DELETE FROM parts WHERE id = '2'").await;
+    server.until_gone("2").await;
+    assert_eq!(server.refreshes("full").await, fulls);
+
+    // A partition made later is written through the root at once, and by itself after one more watch().
+    db.sql("CREATE TABLE parts_c PARTITION OF parts FOR VALUES IN ('c'); INSERT INTO parts VALUES ('4', 'four', 'c')")
+        .await;
+    server.until_named("4", "four").await;
+    db.sql("SELECT model_catalog.watch('parts', 'id'); UPDATE parts_c SET name = 'direct'").await;
+    server.until_named("4", "direct").await;
+    db.sql("UPDATE parts_c SET name = 'direct again'").await;
+    server.until_named("4", "direct again").await;
+    db.sql("TRUNCATE parts_b").await;
+    server.until_gone("1").await;
+    assert_eq!(server.field("4", "name").await, "direct again");
+}
+
+#[tokio::test]
+async fn cascades_and_a_join_table() {
+    let db = Db::new().await;
+    let make = "CREATE TABLE families (name text PRIMARY KEY);
+        CREATE TABLE members (id text PRIMARY KEY, name text,
+            family text REFERENCES families ON DELETE CASCADE ON UPDATE CASCADE);
+        CREATE TABLE needs (model text REFERENCES members ON DELETE CASCADE ON UPDATE CASCADE, needed text);
+        INSERT INTO families VALUES ('flux'), ('sdxl');
+        INSERT INTO members VALUES ('f1', 'x', 'flux'), ('f2', 'x', 'flux'), ('s1', 'x', 'sdxl');
+        INSERT INTO needs VALUES ('f1', 'vae');";
+    let from = view(
+        "(SELECT coalesce(jsonb_agg(n.needed ORDER BY n.needed), '[]') FROM needs n WHERE n.model = m.id) AS \
+         dependencies, m.family AS description FROM members m",
+    );
+    db.sql(&format!(
+        "{make} {from} SELECT model_catalog.watch('members', 'id'); SELECT model_catalog.watch('needs', 'model')"
+    ))
+    .await;
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    assert_eq!(server.field("f1", "dependencies").await, serde_json::json!(["vae"]));
+
+    db.sql("INSERT INTO needs VALUES ('f1', 't5'), ('s1', 'vae')").await;
+    server
+        .until("the join table is followed", |s| async move {
+            s.field("s1", "dependencies").await == serde_json::json!(["vae"])
+        })
+        .await;
+    assert_eq!(server.field("f1", "dependencies").await, serde_json::json!(["t5", "vae"]));
+
+    db.sql("UPDATE families SET name = 'flux.1' WHERE name = 'flux'").await;
+    server.until("ON UPDATE CASCADE is seen", |s| async move { s.field("f2", "description").await == "flux.1" }).await;
+    db.sql("UPDATE members SET id = 'f1b' WHERE id = 'f1'").await;
+    server.until_gone("f1").await;
+    assert_eq!(server.field("f1b", "dependencies").await, serde_json::json!(["t5", "vae"]));
+    db.sql("DELETE FROM families WHERE name = 'flux.1'").await;
+    server.until_gone("f1b").await;
+    server.until_gone("f2").await;
+    assert_eq!(server.field("s1", "description").await, "sdxl");
+    assert_eq!(server.refreshes("full").await, 1.0);
+}

@@ -1,0 +1,163 @@
+//! What `migrate` makes, and what `watch()`, `reload()` and rights do with it.
+
+mod rights;
+mod watch;
+
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::support::{Db, ONLY_THE_BELL, Server};
+
+/// The program's `migrate` on a database.
+fn start(url: &str, settings: &[(&str, &str)]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
+    command.arg("migrate").env_clear().env("DATABASE_URL", url).envs(settings.iter().copied());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn run(url: &str, settings: &[(&str, &str)]) {
+    let output = start(url, settings).wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+/// Everything that is defined in a database, and every row of what the program keeps there, with the transactions
+/// that wrote it: no change of any kind leaves this as it was.
+async fn fingerprint(db: &Db) -> String {
+    let parts = [
+        "SELECT string_agg(concat_ws(' ', oid, xmin, relname, relfilenode, relacl), E'\\n' ORDER BY oid) \
+         FROM pg_class WHERE oid >= 16384",
+        "SELECT string_agg(concat_ws(' ', oid, xmin, tgname, tgenabled), E'\\n' ORDER BY oid) FROM pg_trigger",
+        "SELECT string_agg(concat_ws(' ', oid, xmin, proname, proacl), E'\\n' ORDER BY oid) FROM pg_proc WHERE oid >= 16384",
+        "SELECT string_agg(concat_ws(' ', xmin, s), E'\\n') FROM model_catalog.state s",
+        "SELECT string_agg(concat_ws(' ', xmin, m), E'\\n') FROM model_catalog.migrations m",
+        "SELECT string_agg(concat_ws(' ', xmin, c), E'\\n') FROM model_catalog.changes c",
+        "SELECT string_agg(concat_ws(' ', xmin, ctid, m), E'\\n') FROM public.models m",
+    ];
+    let mut all = String::new();
+    for part in parts {
+        all += &db.sql(part).await.unwrap_or_default();
+    }
+    all
+}
+
+async fn epoch(db: &Db) -> String {
+    db.sql("SELECT epoch FROM model_catalog.state").await.unwrap()
+}
+
+#[tokio::test]
+async fn an_empty_database_gets_all_it_needs_and_a_second_run_changes_nothing() {
+    let db = Db::empty().await;
+    run(&db.url, &[]);
+    db.add("a").await;
+    let before = fingerprint(&db).await;
+    assert!(before.contains("model_catalog_truncate") && before.contains("changes_xid_idx"), "{before}");
+    run(&db.url, &[]);
+    run(&db.url, &[]);
+    assert_eq!(fingerprint(&db).await, before);
+
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    db.sql("UPDATE models SET name = 'new'").await;
+    server.until_named("a", "new").await;
+}
+
+#[tokio::test]
+async fn five_at_once_do_it_once() {
+    let db = Db::empty().await;
+    let running: Vec<_> = (0..5).map(|_| start(&db.url, &[])).collect();
+    for child in running {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    let alone = Db::empty().await;
+    run(&alone.url, &[]);
+    let all = "SELECT string_agg(concat_ws(' ', version, name, checksum), ',') FROM model_catalog.migrations";
+    assert_eq!(db.sql(all).await, alone.sql(all).await);
+    assert_eq!(epoch(&db).await, epoch(&alone).await, "more than one of them put triggers on the table");
+}
+
+#[tokio::test]
+async fn a_table_with_other_columns_is_left_alone_and_said() {
+    let db = Db::empty().await;
+    db.sql("CREATE TABLE models (uid int PRIMARY KEY, title text); INSERT INTO models VALUES (1, 'x')").await;
+    let table = "SELECT concat_ws(' ', c.oid, c.xmin, relfilenode, m.xmin, m, \
+                     (SELECT count(*) FROM pg_trigger WHERE tgrelid = c.oid)) \
+                 FROM pg_class c, models m WHERE c.oid = 'models'::regclass";
+    let before = db.sql(table).await;
+    for _ in 0..2 {
+        let output = start(&db.url, &[]).wait_with_output().unwrap();
+        let said = said(&output);
+        assert!(!output.status.success(), "{said}");
+        for part in ["column", "does not exist", "define the view model_catalog.entries yourself"] {
+            assert!(said.contains(part), "`{part}` is not said: {said}");
+        }
+        assert_eq!(db.sql(table).await, before);
+    }
+
+    // What it says to do is what helps.
+    db.sql(
+        "CREATE VIEW model_catalog.entries AS SELECT uid::text AS id, title AS name, 'https://example.org/x'::text AS \
+         download_url, NULL::numeric AS file_size_gb, NULL::text AS hash, false AS auth_required, NULL::text AS \
+         auth_provider, 'x/y'::text AS save_path, '[]'::jsonb AS dependencies, NULL::text AS description FROM models;
+         SELECT model_catalog.watch('models', 'uid')",
+    )
+    .await;
+    run(&db.url, &[]);
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    db.sql("UPDATE models SET title = 'y'").await;
+    server.until_named("1", "y").await;
+}
+
+#[tokio::test]
+async fn a_table_that_fits_is_served_and_gets_triggers_only() {
+    let db = Db::empty().await;
+    db.sql(
+        "CREATE TABLE models (extra int, id varchar(40) UNIQUE, name varchar, download_url text, file_size_gb float8, \
+         hash char(4), auth_required boolean, auth_provider text, save_path text, dependencies text[], description text); \
+         INSERT INTO models VALUES (7, 'a', 'mine', 'https://example.org/a', 0.1, 'abcd', true, 'hf', 'x/y', '{\"b c\"}')",
+    )
+    .await;
+    let table = "SELECT string_agg(concat_ws(' ', c.oid, c.relfilenode, c.relnatts, a.attname, a.atttypid, a.attnotnull, \
+                     m.xmin, m.ctid, m), E'\\n' ORDER BY attnum) \
+                 FROM pg_class c JOIN pg_attribute a ON attrelid = c.oid, models m WHERE c.oid = 'models'::regclass";
+    let before = db.sql(table).await;
+    run(&db.url, &[]);
+    assert_eq!(db.sql(table).await, before);
+    let triggers = "SELECT string_agg(tgname, ' ' ORDER BY tgname) FROM pg_trigger WHERE tgrelid = 'models'::regclass";
+    let ours = "model_catalog_delete model_catalog_insert model_catalog_truncate model_catalog_update";
+    assert_eq!(db.sql(triggers).await.as_deref(), Some(ours));
+
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let served = server.get("/api/models/a").await.json();
+    let expected = serde_json::json!({
+        "id": "a", "name": "mine", "download_url": "https://example.org/a", "file_size_gb": 0.1, "hash": "abcd",
+        "auth_required": true, "auth_provider": "hf", "save_path": "x/y", "dependencies": ["b c"], "description": null
+    });
+    assert_eq!(served, expected);
+    db.sql("UPDATE models SET name = 'still mine'").await;
+    server.until_named("a", "still mine").await;
+    let log = "SELECT string_agg(model_id, ' ') FROM model_catalog.changes";
+    db.sql("UPDATE models SET extra = 8").await;
+    assert_eq!(db.sql(log).await.as_deref(), Some("a"));
+}
+
+#[tokio::test]
+async fn a_channel_of_any_name_works_from_end_to_end() {
+    let names =
+        ["Upper Case", "a\"b", "quote'; DROP TABLE public.models; --", "\"; SELECT pg_sleep(9); --", "größe", "$1"];
+    let db = Db::empty().await;
+    for (number, name) in names.into_iter().enumerate() {
+        let settings = [("CATALOG_CHANNEL", name), ONLY_THE_BELL[0]];
+        run(&db.url, &settings[..1]);
+        assert_eq!(db.sql("SELECT channel FROM model_catalog.state").await.as_deref(), Some(name));
+        if number == 0 {
+            db.add("a").await;
+        }
+        let server = Server::start_with(&db.url, &settings).await;
+        db.sql(&format!("UPDATE models SET name = 'change {number}'")).await;
+        server.until_named("a", &format!("change {number}")).await;
+        assert_eq!(server.metric("catalog_notifications_total").await, 1.0, "{name}");
+    }
+}

@@ -1,0 +1,124 @@
+//! Least rights: what each kind of role needs, and what none may do.
+
+use model_catalog::postgres::session;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+
+use crate::support::{Db, ONLY_THE_BELL, Server, database};
+
+/// What a role that `serve` connects as needs, and all it needs.
+const SERVE: [&str; 4] = [
+    "USAGE ON SCHEMA model_catalog",
+    "SELECT ON model_catalog.changes",
+    "SELECT ON model_catalog.history",
+    "SELECT ON model_catalog.entries",
+];
+
+/// A fresh role of this database, and the address to connect as it.
+async fn role(db: &Db, what: &str) -> (String, String) {
+    let name = format!("{what}_{}", db.name);
+    db.sql(&format!("CREATE ROLE {name} LOGIN")).await;
+    let url = db.url.replace("user=postgres", &format!("user={name}"));
+    (name, url)
+}
+
+async fn grant(db: &Db, rights: &[&str], role: &str) {
+    for right in rights {
+        db.sql(&format!("GRANT {right} TO {role}")).await;
+    }
+}
+
+async fn refused(client: &Client, statement: &str) {
+    let error = client.batch_execute(statement).await.expect_err(statement);
+    assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}: {}", session::describe(&error));
+}
+
+#[tokio::test]
+async fn a_writer_of_models_needs_no_other_right() {
+    let db = Db::new().await;
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let (writer, url) = role(&db, "writer").await;
+    grant(&db, &["INSERT, UPDATE, DELETE, SELECT, TRUNCATE ON models"], &writer).await;
+    let client = session::connect(&database(&url)).await.unwrap();
+    // What it puts first in its own search path is not taken for what the trigger means.
+    let shadow = "CREATE TEMP TABLE changes (model_id text); CREATE TEMP TABLE state (channel text); \
+                  CREATE FUNCTION pg_temp.pg_current_xact_id() RETURNS xid8 LANGUAGE sql AS $$ SELECT NULL::xid8 $$; \
+                  SET search_path = pg_temp, public, pg_catalog";
+    client.batch_execute(shadow).await.unwrap();
+    let run = async |statement: &str| client.batch_execute(statement).await.unwrap();
+
+    run("INSERT INTO models (id, name, download_url, save_path) VALUES ('a', 'x', 'https://example.org/a', 'a')").await;
+    server.until_named("a", "x").await;
+    run("UPDATE models SET name = 'y'").await;
+    server.until_named("a", "y").await;
+    run("UPDATE models SET id = 'b'").await;
+    server.until_named("b", "y").await;
+    run("DELETE FROM models WHERE id = 'b'").await;
+    server.until_gone("b").await;
+    run("INSERT INTO models (id, name, download_url, save_path) VALUES ('c', 'x', 'https://example.org/a', 'a')").await;
+    server.until_named("c", "x").await;
+    run("TRUNCATE models").await;
+    server.until_gone("c").await;
+}
+
+#[tokio::test]
+async fn a_role_that_serves_needs_just_these_rights() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let (reader, url) = role(&db, "reader").await;
+    grant(&db, &SERVE, &reader).await;
+    let server = Server::start_with(&url, ONLY_THE_BELL).await;
+    db.sql("UPDATE models SET name = 'by a delta'").await;
+    server.until_named("a", "by a delta").await;
+    db.sql("SELECT model_catalog.reload(); UPDATE models SET name = 'by a full load'").await;
+    server.until_named("a", "by a full load").await;
+    assert_eq!(server.refreshes("full").await, 2.0);
+
+    // Without any one of them, the delta is refused.
+    for right in SERVE {
+        let client = session::connect(&database(&url)).await.unwrap();
+        db.sql(&format!("REVOKE {right} FROM {reader}")).await;
+        let nothing: [(&(dyn ToSql + Sync), Type); 2] = [(&"1:1:", Type::TEXT), (&"", Type::TEXT)];
+        let error = client.query_typed(session::DELTA, &nothing).await.expect_err(right);
+        assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{right}: {}", session::describe(&error));
+        db.sql(&format!("GRANT {right} TO {reader}")).await;
+    }
+
+    let client = session::connect(&database(&url)).await.unwrap();
+    for statement in [
+        "SELECT model_catalog.watch('public.models', 'id')",
+        "SELECT model_catalog.reload()",
+        "SELECT model_catalog.ring()",
+        "CREATE TEMP TABLE t (id text); CREATE TRIGGER t AFTER INSERT ON t EXECUTE FUNCTION model_catalog.log_change('id')",
+        "INSERT INTO model_catalog.changes VALUES ('x', '1', now())",
+        "UPDATE model_catalog.changes SET xid = '1'",
+        "DELETE FROM model_catalog.changes",
+        "TRUNCATE model_catalog.changes",
+        "SELECT * FROM model_catalog.state",
+        "UPDATE model_catalog.state SET epoch = 9",
+        "SELECT * FROM model_catalog.migrations",
+        "SELECT * FROM public.models",
+        "DELETE FROM model_catalog.entries",
+        "CREATE TABLE model_catalog.x ()",
+    ] {
+        refused(&client, statement).await;
+    }
+}
+
+#[tokio::test]
+async fn a_role_without_rights_may_do_nothing() {
+    let db = Db::new().await;
+    let (_, url) = role(&db, "nobody").await;
+    let client = session::connect(&database(&url)).await.unwrap();
+    for statement in [
+        "SELECT model_catalog.watch('public.models', 'id')",
+        "SELECT model_catalog.reload()",
+        "SELECT model_catalog.ring()",
+        "SELECT * FROM model_catalog.entries",
+        "INSERT INTO model_catalog.changes VALUES ('x', '1', now())",
+        "UPDATE model_catalog.state SET epoch = 9",
+    ] {
+        refused(&client, statement).await;
+    }
+}

@@ -1,0 +1,142 @@
+//! `watch()` and `reload()` on tables and views as they are found in the wild.
+
+use model_catalog::postgres::session::describe;
+
+use super::{epoch, fingerprint};
+use crate::support::{Db, ONLY_THE_BELL, Server};
+
+/// A view over one table, of which only id and name matter.
+fn view(id: &str, name: &str, from: &str) -> String {
+    format!(
+        "CREATE OR REPLACE VIEW model_catalog.entries AS SELECT {id}::text AS id, {name}::text AS name, \
+         'https://example.org/x'::text AS download_url, NULL::numeric AS file_size_gb, NULL::text AS hash, \
+         false AS auth_required, NULL::text AS auth_provider, 'x/y'::text AS save_path, '[]'::jsonb AS dependencies, \
+         NULL::text AS description FROM {from};"
+    )
+}
+
+/// Watches a table of any name and makes each kind of change in it.
+async fn follows(table: &str, column: &str, id_type: &str, ids: [&str; 2]) {
+    let db = Db::new().await;
+    let [first, second] = ids;
+    let quoted = table.replace('\'', "''");
+    let name = column.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(column);
+    let argument = name.replace("\"\"", "\"").replace('\'', "''");
+    // Columns named like what a trigger might call its rows must not be taken for them.
+    let make = format!("CREATE TABLE {table} ({column} {id_type}, n text, o text, u text, t text, id2 text);");
+    db.sql(&format!("CREATE SCHEMA \"Odd Schema; \"\"x\"\"\"; {make}")).await;
+    db.sql(&format!("{} SELECT model_catalog.watch('{quoted}', '{argument}')", view(column, "id2", table))).await;
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+
+    db.sql(&format!("INSERT INTO {table} ({column}, id2) VALUES ('{first}', 'inserted')")).await;
+    server.until_named(first, "inserted").await;
+    db.sql(&format!("UPDATE {table} SET id2 = 'updated'")).await;
+    server.until_named(first, "updated").await;
+    db.sql(&format!("UPDATE {table} SET {column} = '{second}'")).await;
+    server.until_named(second, "updated").await;
+    assert!(server.field(first, "id").await.is_null());
+    db.sql(&format!("DELETE FROM {table}")).await;
+    server.until_gone(second).await;
+    assert_eq!(server.refreshes("full").await, 1.0);
+    db.sql(&format!("TRUNCATE {table}")).await;
+    server.until("TRUNCATE is heard", |s| async move { s.refreshes("full").await == 2.0 }).await;
+}
+
+#[tokio::test]
+async fn tables_and_columns_of_any_name() {
+    follows("\"Modèles; DROP TABLE models --\"", "\"Model \"\"Id\"\"\"", "text PRIMARY KEY", ["a", "b"]).await;
+    follows("\"Odd Schema; \"\"x\"\"\".\"select\"", "\"user's id\"", "varchar(9)", ["a", "b/c"]).await;
+    follows("\"new_rows\"", "\"%I %s\"", "text", ["a%b", "b\"c"]).await;
+}
+
+#[tokio::test]
+async fn ids_of_other_types() {
+    follows("numbered", "id", "bigint PRIMARY KEY", ["1", "-20"]).await;
+    let ids = ["7f3c0a52-9d1e-4a7b-8f0e-2f6d5b1c9a01", "00000000-0000-4000-8000-000000000000"];
+    follows("identified", "uid", "uuid PRIMARY KEY", ids).await;
+}
+
+#[tokio::test]
+async fn a_second_call_is_harmless() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let before = fingerprint(&db).await;
+    db.sql("SELECT model_catalog.watch('public.models', 'id')").await;
+    db.sql("SET search_path = ''; SELECT model_catalog.watch('public.models', 'id'); RESET search_path").await;
+    assert_eq!(fingerprint(&db).await, before);
+
+    // With another column it is another call, and everything is read again.
+    let was = epoch(&db).await;
+    db.sql("SELECT model_catalog.watch('models', 'name')").await;
+    assert_ne!(epoch(&db).await, was);
+    db.sql("UPDATE models SET hash = 'x'").await;
+    let log = "SELECT string_agg(model_id, ' ' ORDER BY model_id) FROM model_catalog.changes";
+    assert_eq!(db.sql(log).await.as_deref(), Some("a a.safetensors"));
+}
+
+#[tokio::test]
+async fn a_column_that_is_not_there_is_said() {
+    let db = Db::new().await;
+    db.sql("CREATE TABLE other (id text, gone text); ALTER TABLE other DROP COLUMN gone").await;
+    let before = fingerprint(&db).await;
+    for column in ["uid", "gone", "ctid", "ID", "........pg.dropped.2........"] {
+        let error = db.client.batch_execute(&format!("SELECT model_catalog.watch('other', '{column}')")).await;
+        let said = describe(&error.unwrap_err());
+        assert!(said.contains(&format!("table public.other has no column \"{column}\"")), "{said}");
+        assert!(said.contains("The second argument of watch()"), "no hint: {said}");
+    }
+    assert_eq!(fingerprint(&db).await, before);
+}
+
+#[tokio::test]
+async fn the_fleet_sees_a_changed_view_after_reload() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let fleet = [Server::start_with(&db.url, ONLY_THE_BELL).await, Server::start_with(&db.url, ONLY_THE_BELL).await];
+    db.sql(&view("id", "upper(name)", "models WHERE id <> 'hidden'")).await;
+    db.add("hidden").await;
+    for server in &fleet {
+        assert_eq!(server.field("a", "name").await, "a.safetensors", "nobody was told yet");
+    }
+    db.sql("SELECT model_catalog.reload()").await;
+    for server in &fleet {
+        server.until_named("a", "A.SAFETENSORS").await;
+        assert!(server.field("hidden", "id").await.is_null());
+        assert_eq!(server.refreshes("full").await, 2.0);
+    }
+    db.sql("UPDATE models SET name = 'after' WHERE id = 'a'").await;
+    for server in &fleet {
+        server.until_named("a", "AFTER").await;
+        assert_eq!(server.refreshes("full").await, 2.0, "one reload, one full load");
+    }
+}
+#[tokio::test]
+async fn a_view_of_the_wrong_types_does_not_empty_what_is_served() {
+    let db = Db::new().await;
+    db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('1', 'good', 'https://example.org/x', 'x')")
+        .await;
+    let server = Server::start_with(&db.url, &[("CATALOG_POLL_INTERVAL", "200ms")]).await;
+    // CREATE OR REPLACE keeps the types; who drops the view first can make one whose ids are numbers.
+    db.sql(&format!(
+        "BEGIN; DROP VIEW model_catalog.entries; {} SELECT model_catalog.reload(); COMMIT",
+        view("id", "name", "models").replace("id::text AS id", "id::int AS id")
+    ))
+    .await;
+    // One that starts now has no catalog to serve, rather than an empty one.
+    let started = Server::spawn(&db.url, &[("CATALOG_POLL_INTERVAL", "200ms")]).await;
+    for server in [&server, &started] {
+        server.until("it is said", |s| async move { s.logged("the database is away") > 0 }).await;
+    }
+    assert_eq!(server.field("1", "name").await, "good", "{:#?}", server.log());
+    assert_eq!(started.get("/readyz").await.status, 503);
+
+    db.sql(&format!(
+        "BEGIN; DROP VIEW model_catalog.entries; {} SELECT model_catalog.reload(); COMMIT",
+        view("id", "'mended'", "models")
+    ))
+    .await;
+    for server in [&server, &started] {
+        server.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
+        server.until_named("1", "mended").await;
+    }
+}
