@@ -166,7 +166,7 @@ fn write_to(file: &File, saved: &Saved<impl AsRef<Snapshot>>) -> io::Result<()> 
     file.sync_all()
 }
 
-/// Reads what [`write`] wrote, line by line: it needs little memory beyond the catalog's own.
+/// Reads what [`write()`] wrote, line by line: it needs little memory beyond the catalog's own.
 ///
 /// # Errors
 /// See [`FileError`].
