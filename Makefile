@@ -1,5 +1,5 @@
 # Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
-.PHONY: run test soak lint bench bench-micro bench-scale bench-peers postgres test-tools
+.PHONY: run test soak lint bench bench-scale bench-micro bench-peers postgres test-tools
 
 # A server of one's own (DATABASE_URL) or a private one with the sample catalog.
 run: postgres

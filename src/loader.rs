@@ -20,8 +20,10 @@ use crate::postgres::rows;
 use crate::postgres::session::{ConnectError, Database, ReadError, Session};
 use crate::saver::Newest;
 
-/// First wait after a failure; it doubles from there, up to the poll interval.
+/// First wait after a failure; it doubles from there, up to the poll interval or the longest wait.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+/// The longest wait, whatever the poll interval: a thousand replicas then come back at about two hundred a second.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 /// While the database is away, a line that says so is logged this often.
 const REMIND_AFTER: Duration = Duration::from_secs(30);
 /// Deltas in a row that may time out before everything is read instead: reading all of a slow view at once can
@@ -370,7 +372,10 @@ impl Loader {
             let (attempts, away) = (outage.attempts, outage.since.elapsed());
             warn!(%error, attempts, ?away, "the database is away; serving what there is and trying again");
         }
-        let limit = FIRST_BACKOFF.saturating_mul(1 << outage.attempts.min(16)).min(self.settings.poll_interval);
+        let limit = FIRST_BACKOFF
+            .saturating_mul(1 << outage.attempts.min(16))
+            .min(self.settings.poll_interval)
+            .min(LONGEST_BACKOFF);
         outage.attempts = outage.attempts.saturating_add(1);
         limit.mul_f64(fastrand::f64())
     }
