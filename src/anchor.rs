@@ -12,7 +12,7 @@ use crate::catalog::file::Position;
 /// which is 10 s at most.
 const SETTLED_AFTER: Duration = Duration::from_secs(30);
 
-/// A position that is between one and two times [`SETTLED_AFTER`] old, or the oldest of this history. Reading from it
+/// A position that is between half a minute and a minute old, or the oldest of this history. Reading from it
 /// again gives changes that are served already, which does no harm.
 #[derive(Default)]
 pub struct Anchor {
