@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod batch;
+pub mod connections;
 pub mod server;
 
 use std::borrow::Cow;
@@ -75,8 +76,8 @@ impl Handler {
 
     /// Where this thread counts.
     #[must_use]
-    pub fn traffic(&self) -> Arc<Traffic> {
-        Arc::clone(&self.traffic)
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Answers one request. A fault of ours ends neither the connection nor the process: it is 500.
@@ -147,7 +148,7 @@ impl Handler {
             Ok(id) => match snapshot.get(&id) {
                 Some(entry) => {
                     self.traffic.lookups(1, 0);
-                    let etag = hex(entry.digest());
+                    let etag = entity_tag(entry.digest());
                     let mut answer = if matches_etag(headers, &etag) {
                         let mut answer = Answer::default();
                         *answer.status_mut() = StatusCode::NOT_MODIFIED;
@@ -155,7 +156,7 @@ impl Handler {
                     } else {
                         answer::json(StatusCode::OK, Bytes::copy_from_slice(entry.json()))
                     };
-                    answer.headers_mut().insert(ETAG, header(format!("\"{etag}\"")));
+                    answer.headers_mut().insert(ETAG, header(&etag));
                     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
                     answer
                 }
@@ -225,28 +226,39 @@ fn not_loaded() -> Answer {
 }
 
 fn stamp(mut answer: Answer, snapshot: &Snapshot) -> Answer {
-    answer.headers_mut().insert(CATALOG_REVISION, header(hex(snapshot.revision())));
+    answer.headers_mut().insert(CATALOG_REVISION, header(&hex_digits(snapshot.revision())));
     answer
 }
 
+const DIGITS: usize = 16;
+
 /// 16 hexadecimal digits, as revisions and entity tags are written.
-#[must_use]
-pub fn hex(digest: u64) -> String {
-    format!("{digest:016x}")
+fn hex_digits(digest: u64) -> [u8; DIGITS] {
+    std::array::from_fn(|place| b"0123456789abcdef"[(digest >> (60 - 4 * place)) as usize & 0xf])
 }
 
-fn header(text: String) -> HeaderValue {
+/// The same as text.
+#[must_use]
+pub fn hex(digest: u64) -> String {
+    hex_digits(digest).map(char::from).iter().collect()
+}
+
+fn header(text: &[u8]) -> HeaderValue {
     // Only hex digits and quotes come here, which every header value may hold.
-    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))
+    HeaderValue::from_bytes(text).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// The entity tag of a digest, with its quotes.
+fn entity_tag(digest: u64) -> [u8; DIGITS + 2] {
+    let mut tag = [b'"'; DIGITS + 2];
+    tag[1..=DIGITS].copy_from_slice(&hex_digits(digest));
+    tag
 }
 
 /// RFC 9110 §13.1.2: `*` or a list of tags, compared weakly.
-fn matches_etag(headers: &HeaderMap, etag: &str) -> bool {
-    let tags = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    tags.flat_map(|list| list.split(',')).map(str::trim).any(|tag| {
-        let opaque = tag.strip_prefix("W/").unwrap_or(tag);
-        tag == "*" || opaque.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')) == Some(etag)
-    })
+fn matches_etag(headers: &HeaderMap, etag: &[u8]) -> bool {
+    let tags = headers.get_all(IF_NONE_MATCH).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    tags.map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag)
 }
 
 /// One percent-encoded UTF-8 segment. Strict, because a lenient decoder would answer 404 to a client's mistake.
@@ -287,7 +299,7 @@ mod tests {
     fn entity_tags_are_compared_weakly() {
         let matches = |value: &'static str| {
             let headers = HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static(value))]);
-            matches_etag(&headers, "0123456789abcdef")
+            matches_etag(&headers, &entity_tag(0x0123_4567_89ab_cdef))
         };
         for value in ["\"0123456789abcdef\"", "W/\"0123456789abcdef\"", "\"x\", \"0123456789abcdef\"", "*"] {
             assert!(matches(value), "{value}");

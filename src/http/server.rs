@@ -11,18 +11,15 @@ use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::{Semaphore, watch};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
 
+use super::connections::{Connections, Place, SWEEP};
 use super::{Api, Handler, Routes};
-use crate::metrics::Traffic;
 
 /// Connections the kernel holds until they are accepted, for boot storms; it takes no more than `net.core.somaxconn`.
 const BACKLOG: u32 = 65_535;
-/// A client has this long for a request's head; hyper counts the idle time before it too.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after an accept that failed for want of descriptors or memory: they come back as connections end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -89,48 +86,76 @@ pub async fn serve(
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(socket)?;
     let handler = Arc::new(Handler::new(api, routes));
-    let connections = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
-    let graceful = GracefulShutdown::new();
+    let connections = Arc::new(Connections::new(max_connections));
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    // The connections have their own time limit.
+    http.header_read_timeout(None);
 
+    let mut sweep = tokio::time::interval(SWEEP);
     let mut watched = phase.clone();
     let mut draining = std::pin::pin!(async move { drop(watched.wait_for(|phase| *phase == Phase::Drain).await) });
     loop {
         // At the cap nothing more is accepted: the kernel's queue holds the rest until a connection ends.
         let accepted = async {
-            let permit = Arc::clone(&connections).acquire_owned().await;
-            (listener.accept().await, permit)
+            connections.room().await;
+            listener.accept().await
         };
-        let (stream, permit) = tokio::select! {
-            biased;
+        tokio::select! {
             accepted = accepted => match accepted {
-                (Ok((stream, _)), permit) => (stream, permit),
-                (Err(error), _) => {
-                    accept_failed(&error).await;
-                    continue;
-                }
+                Ok((stream, _)) => converse(&http, stream, Conversation::new(&handler, &connections)),
+                Err(error) => accept_failed(&error).await,
             },
+            _ = sweep.tick() => connections.sweep(),
             () = &mut draining => break,
-        };
-        let handler = Arc::clone(&handler);
-        let traffic = Connected::new(handler.traffic());
-        let service = service_fn(move |request| {
-            let handler = Arc::clone(&handler);
-            async move { Ok::<_, Infallible>(handler.handle(request).await) }
-        });
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
-        tokio::spawn(async move {
-            // Clients that break off are their own affair; nothing is left to be done for them.
-            let _ = connection.await;
-            drop((permit, traffic));
-        });
+        }
     }
     drop(listener);
-    graceful.shutdown().await;
+    let mut drained = std::pin::pin!(connections.drain());
+    loop {
+        tokio::select! {
+            () = &mut drained => break,
+            _ = sweep.tick() => connections.sweep(),
+        }
+    }
     // The other end waits for this.
     drop(phase);
     Ok(())
+}
+
+/// A connection and who answers it: one pointer for each request to take along.
+struct Conversation {
+    handler: Arc<Handler>,
+    place: Place,
+}
+
+impl Conversation {
+    fn new(handler: &Arc<Handler>, connections: &Arc<Connections>) -> Arc<Self> {
+        handler.traffic().connection_opened();
+        Arc::new(Self { handler: Arc::clone(handler), place: connections.enter() })
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        self.handler.traffic().connection_closed();
+    }
+}
+
+fn converse(http: &http1::Builder, stream: TcpStream, conversation: Arc<Conversation>) {
+    let answering = Arc::clone(&conversation);
+    let service = service_fn(move |request| {
+        let conversation = Arc::clone(&answering);
+        async move {
+            conversation.place.got_on();
+            let answer = conversation.handler.handle(request).await;
+            conversation.place.got_on();
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let connection = http.serve_connection(TokioIo::new(stream), service);
+    tokio::spawn(
+        async move { conversation.place.drive(connection, |connection| connection.graceful_shutdown()).await },
+    );
 }
 
 /// Waits where a retry at once would spin; a connection that was gone before it was accepted needs no wait.
@@ -139,21 +164,5 @@ async fn accept_failed(error: &io::Error) {
     if !matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
         tracing::warn!(%error, "a connection could not be accepted, trying again");
         tokio::time::sleep(ACCEPT_PAUSE).await;
-    }
-}
-
-/// Counts a connection for as long as it lives.
-struct Connected(Arc<Traffic>);
-
-impl Connected {
-    fn new(traffic: Arc<Traffic>) -> Self {
-        traffic.connection_opened();
-        Self(traffic)
-    }
-}
-
-impl Drop for Connected {
-    fn drop(&mut self) {
-        self.0.connection_closed();
     }
 }
