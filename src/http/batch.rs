@@ -185,14 +185,13 @@ impl<'de> Deserialize<'de> for Text<'de> {
     }
 }
 
-/// The answer to a batch, and how many ids it found and did not find.
-pub struct Rendered {
-    /// `{"models":[…],"not_found":[…]}`
-    pub json: Vec<u8>,
-    /// Ids that the catalog has, repeats counted.
-    pub found: usize,
-    /// Ids that it lacks, repeats counted.
-    pub not_found: usize,
+/// What a batch found in one snapshot.
+pub struct Found<'a> {
+    models: Vec<&'a Entry>,
+    /// The ids that the catalog lacks, as JSON strings with commas between.
+    not_found: Vec<u8>,
+    /// How many of these there are.
+    pub missing: usize,
 }
 
 const HEAD: &[u8] = br#"{"models":["#;
@@ -202,49 +201,49 @@ const TAIL: &[u8] = b"]}";
 /// Above this many models a set finds repeats; below it, comparing all pointers is faster than hashing.
 const FEW: usize = 64;
 
-/// Answers `ids` from one snapshot: models in the order asked, each once; `not_found` in the order asked, repeats
-/// kept.
+/// Looks `ids` up in one snapshot: models in the order asked, each once; `not_found` in the order asked, repeats kept.
 #[must_use]
-pub fn render(snapshot: &Snapshot, ids: &[Cow<'_, str>]) -> Rendered {
-    let mut models: Vec<&Entry> = Vec::with_capacity(ids.len());
-    let mut not_found = Vec::new();
+pub fn look_up<'a>(snapshot: &'a Snapshot, ids: &[Cow<'_, str>]) -> Found<'a> {
+    let mut found = Found { models: Vec::with_capacity(ids.len()), not_found: Vec::new(), missing: 0 };
     let mut seen = HashSet::new();
-    let mut missing = 0;
     for id in ids {
-        match snapshot.get(id) {
-            Some(entry) if ids.len() <= FEW => {
-                if !models.iter().any(|other| other.same(entry)) {
-                    models.push(entry);
-                }
-            }
-            Some(entry) => {
-                if seen.insert(entry.id()) {
-                    models.push(entry);
-                }
-            }
-            None => {
-                missing += 1;
-                push_json(&mut not_found, id);
-            }
+        let Some(entry) = snapshot.get(id) else {
+            found.missing += 1;
+            push_json(&mut found.not_found, id);
+            continue;
+        };
+        let few = ids.len() <= FEW;
+        let repeated = if few { found.models.iter().any(|other| other.same(entry)) } else { !seen.insert(entry.id()) };
+        if !repeated {
+            found.models.push(entry);
         }
+    }
+    found
+}
+
+impl Found<'_> {
+    /// Bytes of the answer.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let bodies: usize = self.models.iter().map(|entry| entry.json().len()).sum();
+        let commas = self.models.len().saturating_sub(1);
+        HEAD.len() + bodies + commas + MIDDLE.len() + self.not_found.len() + TAIL.len()
     }
 
-    let commas = models.len().saturating_sub(1);
-    let bodies: usize = models.iter().map(|entry| entry.json().len()).sum();
-    let size = HEAD.len() + bodies + commas + MIDDLE.len() + not_found.len() + TAIL.len();
-    let mut json = Vec::with_capacity(size);
-    json.extend_from_slice(HEAD);
-    for (place, entry) in models.iter().enumerate() {
-        if place > 0 {
-            json.push(b',');
+    /// Appends `{"models":[…],"not_found":[…]}`.
+    pub fn write(&self, json: &mut Vec<u8>) {
+        json.reserve(self.size());
+        json.extend_from_slice(HEAD);
+        for (place, entry) in self.models.iter().enumerate() {
+            if place > 0 {
+                json.push(b',');
+            }
+            json.extend_from_slice(entry.json());
         }
-        json.extend_from_slice(entry.json());
+        json.extend_from_slice(MIDDLE);
+        json.extend_from_slice(&self.not_found);
+        json.extend_from_slice(TAIL);
     }
-    json.extend_from_slice(MIDDLE);
-    json.extend_from_slice(&not_found);
-    json.extend_from_slice(TAIL);
-    debug_assert_eq!(json.len(), size, "the buffer was measured wrongly");
-    Rendered { json, found: ids.len() - missing, not_found: missing }
 }
 
 fn push_json(list: &mut Vec<u8>, id: &str) {

@@ -112,8 +112,22 @@ impl Place {
         self.progress.tick.store(self.connections.tick.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
+    /// The same, if a request begins.
+    pub fn got_on_if(&self, begins: bool) {
+        if begins {
+            self.got_on();
+        }
+    }
+
+    /// Whether the connection is to end as soon as no request is at hand.
+    #[must_use]
+    pub fn is_finishing(&self) -> bool {
+        self.progress.order.load(Ordering::Relaxed) >= FINISH
+    }
+
     /// Drives a connection until it ends, by itself or by order; `finish` tells it to end after the present answer.
-    pub async fn drive<C: Future>(&self, connection: C, finish: impl Fn(Pin<&mut C>)) {
+    /// `None` = it was cut.
+    pub async fn drive<C: Future>(&self, connection: C, finish: impl Fn(Pin<&mut C>)) -> Option<C::Output> {
         let mut connection = pin!(connection);
         let (mut registered, mut finishing) = (false, false);
         poll_fn(|context| {
@@ -122,18 +136,22 @@ impl Place {
                 self.progress.waker.register(context.waker());
                 registered = true;
             }
-            match self.progress.order.load(Ordering::Relaxed) {
-                CUT => return Poll::Ready(()),
-                FINISH if !finishing => {
-                    finish(connection.as_mut());
-                    finishing = true;
+            loop {
+                // Before an order to finish is passed on, what was read already must have become a request.
+                if let Poll::Ready(output) = connection.as_mut().poll(context) {
+                    return Poll::Ready(Some(output));
                 }
-                _ => {}
+                match self.progress.order.load(Ordering::Relaxed) {
+                    CUT => return Poll::Ready(None),
+                    FINISH if !finishing => {
+                        finish(connection.as_mut());
+                        finishing = true;
+                    }
+                    _ => return Poll::Pending,
+                }
             }
-            // Clients that break off are their own affair; nothing is left to be done for them.
-            connection.as_mut().poll(context).map(drop)
         })
-        .await;
+        .await
     }
 }
 
@@ -168,7 +186,7 @@ mod tests {
         }
     }
 
-    fn fake(place: &Place, listens: bool) -> impl Future<Output = ()> {
+    fn fake(place: &Place, listens: bool) -> impl Future<Output = Option<()>> {
         place.drive(Fake { listens, told: false }, |mut fake| fake.told = true)
     }
 

@@ -3,12 +3,13 @@
 pub mod answer;
 pub mod batch;
 pub mod connections;
+pub mod plain;
 pub mod server;
 
 use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use crate::catalog::store::Store;
 use crate::metrics::{Metrics, Route, Traffic};
 use crate::ops;
 use answer::Answer;
+use plain::Scratch;
 
 const CATALOG_REVISION: HeaderName = HeaderName::from_static("catalog-revision");
 const MODELS: &str = "/api/models/";
@@ -64,6 +66,7 @@ pub struct Handler {
     api: Arc<Api>,
     traffic: Arc<Traffic>,
     routes: Routes,
+    scratch: Mutex<Scratch>,
 }
 
 impl Handler {
@@ -71,7 +74,27 @@ impl Handler {
     #[must_use]
     pub fn new(api: Arc<Api>, routes: Routes) -> Self {
         let traffic = api.metrics.thread();
-        Self { api, traffic, routes }
+        Self { api, traffic, routes, scratch: Mutex::default() }
+    }
+
+    /// Whether this port has the routes that plain requests ask.
+    #[must_use]
+    pub fn has_api(&self) -> bool {
+        self.routes != Routes::Ops
+    }
+
+    fn is_draining(&self) -> bool {
+        self.api.draining.load(Relaxed)
+    }
+
+    /// Only this thread ever takes it, and what a panic leaves in it is overwritten.
+    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count_batch(&self, ids: usize, found: &batch::Found<'_>) {
+        self.traffic.batch(ids);
+        self.traffic.lookups(ids - found.missing, found.missing);
     }
 
     /// Where this thread counts.
@@ -92,7 +115,7 @@ impl Handler {
         // hook has logged it.
         let answer = AssertUnwindSafe(self.answer(route, request)).catch_unwind().await;
         let mut answer = answer.unwrap_or_else(|_| self.with_revision(answer::internal_error()));
-        if self.api.draining.load(Relaxed) {
+        if self.is_draining() {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         self.traffic.request(route, answer.status().as_u16(), started.elapsed());
@@ -185,10 +208,11 @@ impl Handler {
         };
         let current = self.api.store.load();
         let Some(snapshot) = current.as_deref() else { return not_loaded() };
-        let rendered = batch::render(snapshot, &ids);
-        self.traffic.batch(ids.len());
-        self.traffic.lookups(rendered.found, rendered.not_found);
-        stamp(answer::json(StatusCode::OK, rendered.json), snapshot)
+        let found = batch::look_up(snapshot, &ids);
+        let mut json = Vec::with_capacity(found.size());
+        found.write(&mut json);
+        self.count_batch(ids.len(), &found);
+        stamp(answer::json(StatusCode::OK, json), snapshot)
     }
 
     fn with_revision(&self, answer: Answer) -> Answer {

@@ -4,7 +4,8 @@
 //! the snapshot.
 
 use std::convert::Infallible;
-use std::io;
+use std::future::poll_fn;
+use std::io::{self, Cursor};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +13,12 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
 use super::connections::{Connections, Place, SWEEP};
+use super::plain::{End, Plain};
 use super::{Api, Handler, Routes};
 
 /// Connections the kernel holds until they are accepted, for boot storms; it takes no more than `net.core.somaxconn`.
@@ -90,6 +93,8 @@ pub async fn serve(
     let mut http = http1::Builder::new();
     // The connections have their own time limit.
     http.header_read_timeout(None);
+    // A client that has said all it will is still waiting for its answer.
+    http.half_close(true);
 
     let mut sweep = tokio::time::interval(SWEEP);
     let mut watched = phase.clone();
@@ -102,7 +107,9 @@ pub async fn serve(
         };
         tokio::select! {
             accepted = accepted => match accepted {
-                Ok((stream, _)) => converse(&http, stream, Conversation::new(&handler, &connections)),
+                Ok((stream, _)) => {
+                    drop(tokio::spawn(converse(http.clone(), stream, Conversation::new(&handler, &connections))));
+                }
                 Err(error) => accept_failed(&error).await,
             },
             _ = sweep.tick() => connections.sweep(),
@@ -141,8 +148,25 @@ impl Drop for Conversation {
     }
 }
 
-fn converse(http: &http1::Builder, stream: TcpStream, conversation: Arc<Conversation>) {
-    let answering = Arc::clone(&conversation);
+/// Answers a connection: plainly as long as that will do, then with the library.
+async fn converse(http: http1::Builder, stream: TcpStream, conversation: Arc<Conversation>) {
+    let Conversation { handler, place } = &*conversation;
+    let mut plain = Plain::new(stream);
+    if handler.has_api() {
+        let end = place.drive(poll_fn(|context| plain.poll(context, handler, place)), |_| {}).await;
+        if !matches!(end, Some(End::Library)) {
+            return;
+        }
+    }
+    // Boxed, so that a connection that stays plain needs no room for it.
+    Box::pin(converse_by_library(http, plain, &conversation)).await;
+}
+
+async fn converse_by_library(http: http1::Builder, plain: Plain, conversation: &Arc<Conversation>) {
+    let (stream, unread) = plain.into_parts();
+    let (reader, writer) = stream.into_split();
+    let stream = tokio::io::join(Cursor::new(unread).chain(reader), writer);
+    let answering = Arc::clone(conversation);
     let service = service_fn(move |request| {
         let conversation = Arc::clone(&answering);
         async move {
@@ -153,9 +177,8 @@ fn converse(http: &http1::Builder, stream: TcpStream, conversation: Arc<Conversa
         }
     });
     let connection = http.serve_connection(TokioIo::new(stream), service);
-    tokio::spawn(
-        async move { conversation.place.drive(connection, |connection| connection.graceful_shutdown()).await },
-    );
+    // Clients that break off are their own affair; nothing is left to be done for them.
+    let _ = conversation.place.drive(connection, |connection| connection.graceful_shutdown()).await;
 }
 
 /// Waits where a retry at once would spin; a connection that was gone before it was accepted needs no wait.

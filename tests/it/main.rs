@@ -20,6 +20,7 @@ mod failover;
 mod faults;
 mod live;
 mod migrate;
+mod plain;
 mod pooler;
 mod readme;
 mod skew;

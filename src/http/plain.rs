@@ -1,0 +1,332 @@
+//! Plain requests, answered without the HTTP library: the two shapes in which machines ask, when the answer is 200.
+//!
+//! A connection begins here. Each request that is complete, of one of the two shapes and free of anything that could
+//! change its meaning is answered from buffers that the thread's connections share, so an idle connection holds none.
+//! At the first request that is anything else, the connection goes to the library with what was read, for good: every
+//! error, condition, encoding and oddity of HTTP is the library's alone. A test asks everything both ways.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use httparse::Status;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::connections::Place;
+use super::{Handler, batch, entity_tag, hex_digits};
+use crate::metrics::Route;
+
+const GET: &[u8] = b"GET /api/models/";
+const POST: &[u8] = b"POST /api/models/batch ";
+/// A request that is larger goes to the library, which has the limits.
+const MAX_REQUEST: usize = 16 * 1024;
+const MAX_HEADERS: usize = 24;
+/// Answers to requests that came together are sent together up to about this size.
+const ENOUGH_TO_SEND: usize = 256 * 1024;
+
+/// The buffers that one thread's connections share; nothing stays in them beyond a poll.
+pub struct Scratch {
+    input: Box<[u8]>,
+    output: Vec<u8>,
+    date: Date,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self { input: vec![0; MAX_REQUEST].into(), output: Vec::new(), date: Date::default() }
+    }
+}
+
+/// The `Date` header of this second.
+#[derive(Default)]
+struct Date {
+    second: u64,
+    text: String,
+}
+
+impl Date {
+    fn now(&mut self) -> &[u8] {
+        let now = SystemTime::now();
+        let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        if second != self.second || self.text.is_empty() {
+            (self.second, self.text) = (second, httpdate::fmt_http_date(now));
+        }
+        self.text.as_bytes()
+    }
+}
+
+/// A request of one of the two shapes.
+#[derive(Debug, PartialEq, Eq)]
+struct Request<'a> {
+    wanted: Wanted<'a>,
+    /// Whether the client asked for the connection to be closed.
+    close: bool,
+    /// Bytes of it.
+    length: usize,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Wanted<'a> {
+    Single(&'a str),
+    Batch(&'a [u8]),
+}
+
+/// What the bytes at hand are.
+#[derive(Debug, PartialEq, Eq)]
+enum Parsed<'a> {
+    Plain(Request<'a>),
+    /// The beginning of what may become a plain request.
+    Incomplete,
+    /// The library's.
+    Other,
+}
+
+fn parse(input: &[u8]) -> Parsed<'_> {
+    let begins = |prefix: &[u8]| input.iter().zip(prefix).all(|(a, b)| a == b);
+    if !begins(GET) && !begins(POST) {
+        return Parsed::Other;
+    }
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    let head = match request.parse(input) {
+        Ok(Status::Complete(head)) => head,
+        Ok(Status::Partial) if input.len() < MAX_REQUEST => return Parsed::Incomplete,
+        _ => return Parsed::Other,
+    };
+    let (Some(1), Some(path)) = (request.version, request.path) else { return Parsed::Other };
+    let (mut close, mut body) = (false, None);
+    for header in request.headers.iter() {
+        let named = |name: &str| header.name.eq_ignore_ascii_case(name);
+        if named("connection") {
+            match header.value {
+                value if value.eq_ignore_ascii_case(b"keep-alive") => {}
+                value if value.eq_ignore_ascii_case(b"close") => close = true,
+                _ => return Parsed::Other,
+            }
+        } else if named("content-length") {
+            match digits(header.value) {
+                Some(length) if body.is_none() => body = Some(length),
+                _ => return Parsed::Other,
+            }
+        } else if CHANGES_MEANING.iter().any(|name| named(name)) {
+            return Parsed::Other;
+        }
+    }
+    let segment = path.strip_prefix("/api/models/").unwrap_or_default();
+    let wanted = match (request.method, body) {
+        (Some("GET"), None) if is_plain_segment(segment) => Wanted::Single(segment),
+        (Some("POST"), Some(length)) if segment == "batch" && head + length <= MAX_REQUEST => {
+            let Some(body) = input.get(head..head + length) else { return Parsed::Incomplete };
+            Wanted::Batch(body)
+        }
+        _ => return Parsed::Other,
+    };
+    Parsed::Plain(Request { wanted, close, length: head + body.unwrap_or(0) })
+}
+
+/// Headers with which a request is more than its line and its body.
+const CHANGES_MEANING: [&str; 7] =
+    ["transfer-encoding", "expect", "upgrade", "if-none-match", "te", "trailer", "proxy-connection"];
+
+/// An id without an escape, a query or a further segment, and not the path of the batch.
+fn is_plain_segment(segment: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+    !segment.is_empty() && segment != "batch" && segment.bytes().all(plain)
+}
+
+/// A length of a few digits and nothing else.
+fn digits(text: &[u8]) -> Option<usize> {
+    let number = |sum: usize, digit: &u8| digit.is_ascii_digit().then(|| sum * 10 + usize::from(digit - b'0'));
+    (1..=6).contains(&text.len()).then(|| text.iter().try_fold(0, number)).flatten()
+}
+
+/// What became of a request.
+enum Answered {
+    /// The answer is in the output.
+    Yes {
+        length: usize,
+        close: bool,
+    },
+    Incomplete,
+    Other,
+}
+
+impl Handler {
+    /// Appends the answer to the request that `input` begins with, if it is plain.
+    fn answer_plain(&self, input: &[u8], output: &mut Vec<u8>, date: &mut Date) -> Answered {
+        let started = Instant::now();
+        let Request { wanted, close, length } = match parse(input) {
+            Parsed::Plain(request) => request,
+            Parsed::Incomplete => return Answered::Incomplete,
+            Parsed::Other => return Answered::Other,
+        };
+        let current = self.api.store.load();
+        let Some(snapshot) = current.as_deref().filter(|_| !self.is_draining()) else { return Answered::Other };
+        let route = match wanted {
+            Wanted::Single(id) => {
+                let Some(entry) = snapshot.get(id) else { return Answered::Other };
+                output.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\netag: ");
+                output.extend_from_slice(&entity_tag(entry.digest()));
+                output.extend_from_slice(b"\r\ncache-control: no-cache");
+                finish_head(output, snapshot.revision(), entry.json().len(), close, date);
+                output.extend_from_slice(entry.json());
+                self.traffic.lookups(1, 0);
+                Route::Single
+            }
+            Wanted::Batch(body) => {
+                let limits = &self.api.limits;
+                let Ok(ids) = batch::parse(body, limits.batch_ids) else { return Answered::Other };
+                if body.len() > limits.body_bytes {
+                    return Answered::Other;
+                }
+                let found = batch::look_up(snapshot, &ids);
+                output.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json");
+                finish_head(output, snapshot.revision(), found.size(), close, date);
+                found.write(output);
+                self.count_batch(ids.len(), &found);
+                Route::Batch
+            }
+        };
+        self.traffic.request(route, 200, started.elapsed());
+        Answered::Yes { length, close }
+    }
+}
+
+fn finish_head(output: &mut Vec<u8>, revision: u64, length: usize, close: bool, date: &mut Date) {
+    output.extend_from_slice(b"\r\ncatalog-revision: ");
+    output.extend_from_slice(&hex_digits(revision));
+    output.extend_from_slice(b"\r\ncontent-length: ");
+    output.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+    output.extend_from_slice(if close { b"\r\nconnection: close\r\ndate: " } else { b"\r\ndate: " });
+    output.extend_from_slice(date.now());
+    output.extend_from_slice(b"\r\n\r\n");
+}
+
+/// How the plain part of a connection ended.
+#[derive(Debug)]
+pub enum End {
+    /// The connection is over.
+    Closed,
+    /// It goes on with the library.
+    Library,
+}
+
+/// A connection for as long as its requests are plain.
+pub struct Plain {
+    stream: TcpStream,
+    /// Read and not yet answered.
+    unread: Vec<u8>,
+    /// Answered and not yet sent.
+    unsent: Vec<u8>,
+    sent: usize,
+    /// Answers were held back because there was enough to send.
+    held_back: bool,
+    /// What comes once all is sent.
+    then: Option<End>,
+}
+
+impl Plain {
+    /// A new connection.
+    #[must_use]
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream, unread: Vec::new(), unsent: Vec::new(), sent: 0, held_back: false, then: None }
+    }
+
+    /// The connection, and what was read from it without being answered.
+    #[must_use]
+    pub fn into_parts(self) -> (TcpStream, Vec<u8>) {
+        (self.stream, self.unread)
+    }
+
+    /// Reads, answers and sends until the connection ends or a request comes that is not plain.
+    pub fn poll(&mut self, context: &mut Context<'_>, handler: &Handler, place: &Place) -> Poll<End> {
+        match ready!(self.poll_io(context, handler, place)) {
+            Ok(end) => Poll::Ready(end),
+            // Clients that break off are their own affair.
+            Err(_) => Poll::Ready(End::Closed),
+        }
+    }
+
+    fn poll_io(&mut self, context: &mut Context<'_>, handler: &Handler, place: &Place) -> Poll<io::Result<End>> {
+        loop {
+            ready!(self.poll_send(context))?;
+            if let Some(end) = self.then.take() {
+                if matches!(end, End::Closed) {
+                    ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+                }
+                return Poll::Ready(Ok(end));
+            }
+            if place.is_finishing() && self.unread.is_empty() {
+                return Poll::Ready(Ok(End::Closed));
+            }
+            let mut scratch = handler.scratch();
+            let Scratch { input, output, date } = &mut *scratch;
+            let mut read = ReadBuf::new(input);
+            if !std::mem::take(&mut self.held_back) {
+                ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
+                if read.filled().is_empty() {
+                    // What half a request gets is the library's to say.
+                    return Poll::Ready(Ok(if self.unread.is_empty() { End::Closed } else { End::Library }));
+                }
+            }
+            place.got_on_if(self.unread.is_empty());
+            output.clear();
+            self.answer(read.filled(), output, date, handler, place);
+            self.send(context, output)?;
+        }
+    }
+
+    /// Answers what is complete of `fresh`, with what was left over before it.
+    fn answer(&mut self, fresh: &[u8], output: &mut Vec<u8>, date: &mut Date, handler: &Handler, place: &Place) {
+        let left_over = std::mem::take(&mut self.unread);
+        let joined = if left_over.is_empty() { None } else { Some([&left_over, fresh].concat()) };
+        let mut input = joined.as_deref().unwrap_or(fresh);
+        while !input.is_empty() && self.then.is_none() {
+            if output.len() >= ENOUGH_TO_SEND {
+                self.held_back = true;
+                break;
+            }
+            match handler.answer_plain(input, output, date) {
+                Answered::Yes { length, close } => {
+                    input = &input[length..];
+                    self.then = close.then_some(End::Closed);
+                    place.got_on();
+                }
+                Answered::Incomplete => break,
+                Answered::Other => self.then = Some(End::Library),
+            }
+        }
+        self.unread.extend_from_slice(input);
+    }
+
+    /// Sends `output`; what the socket does not take is kept.
+    fn send(&mut self, context: &mut Context<'_>, output: &[u8]) -> io::Result<()> {
+        if output.is_empty() {
+            return Ok(());
+        }
+        let sent = match Pin::new(&mut self.stream).poll_write(context, output) {
+            Poll::Ready(sent) => sent?,
+            Poll::Pending => 0,
+        };
+        if sent < output.len() {
+            self.unsent.extend_from_slice(&output[sent..]);
+        }
+        Ok(())
+    }
+
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.unsent.len() {
+            let sent = ready!(Pin::new(&mut self.stream).poll_write(context, &self.unsent[self.sent..]))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent += sent;
+        }
+        if self.sent > 0 {
+            (self.unsent, self.sent) = (Vec::new(), 0);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
