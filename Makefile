@@ -1,5 +1,5 @@
 # Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
-.PHONY: run test soak lint bench bench-scale bench-micro bench-peers postgres test-tools
+.PHONY: run test soak lint bench bench-scale bench-fanout bench-micro bench-peers postgres test-tools
 
 # A server of one's own (DATABASE_URL) or a private one with the sample catalog.
 run: postgres
@@ -27,6 +27,10 @@ bench: postgres bench-peers
 # What size costs, up to a million models; the table goes to benches/results/scale.md. It takes some minutes.
 bench-scale: postgres
 	cargo bench --bench scale
+
+# What two hundred replicas cost one Postgres; the table goes to benches/results/fanout.md. It takes about three minutes.
+bench-fanout: postgres
+	cargo bench --bench fanout
 
 # The parts alone: look-up, batch, parse, delta, full build.
 bench-micro:

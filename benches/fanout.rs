@@ -1,0 +1,278 @@
+//! How many replicas one Postgres feeds: loaders, each with its own session and store, follow one database.
+//!
+//! `make bench-fanout` prints the table and writes it to `benches/results/fanout.md`. FANOUT_REPLICAS (200),
+//! FANOUT_CHANGES (100) and FANOUT_IDLE_SECONDS (30) set its length. All replicas share one thread of this process.
+
+#[path = "scale/probe.rs"]
+#[allow(dead_code, reason = "the bench of sizes uses the rest")]
+mod probe;
+#[path = "load/process.rs"]
+#[allow(dead_code, reason = "the load bench uses the rest")]
+mod process;
+#[path = "fanout/report.rs"]
+mod report;
+
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use model_catalog::catalog::model::Rules;
+use model_catalog::catalog::store::{Follow, Store};
+use model_catalog::loader::{Loader, Settings};
+use model_catalog::metrics::Metrics;
+use model_catalog::postgres::address::{Address, Surroundings};
+use model_catalog::postgres::migrate::migrate;
+use model_catalog::postgres::private::{Options, Private};
+use model_catalog::postgres::session::{self, Database};
+use probe::Latencies;
+use report::{Row, report};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{oneshot, watch};
+use tokio_postgres::Client;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const MODELS: usize = 1_000;
+/// As `CATALOG_POLL_INTERVAL` is by default.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// Pause after a change, so that the next one meets replicas and a database at rest.
+const REST: Duration = Duration::from_millis(50);
+/// Changes before the first that counts: a new session's first look fills its caches.
+const WARM_UP: usize = 3;
+/// Time between two looks at the replicas that do not serve a change yet.
+const LOOK: Duration = Duration::from_micros(100);
+const PATIENCE: Duration = Duration::from_secs(60);
+const CHANNEL: &str = "model_catalog";
+
+fn main() -> Result<()> {
+    let most = setting("FANOUT_REPLICAS", 200)?.max(2);
+    let changes = setting("FANOUT_CHANGES", 100)?.max(1);
+    let idle = Duration::from_secs(setting("FANOUT_IDLE_SECONDS", 30)?.max(1) as u64);
+    let source = Source::start(most)?;
+    let mut counts = vec![1, most.div_ceil(4), most];
+    counts.dedup();
+    let rows = counts.into_iter().map(|replicas| {
+        eprintln!("{replicas} replicas");
+        measure(&source, replicas, changes, idle)
+    });
+    let report = report(&rows.collect::<Result<Vec<_>>>()?, changes, &source.version)?;
+    println!("{report}");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results");
+    std::fs::create_dir_all(folder)?;
+    std::fs::write(format!("{folder}/fanout.md"), report)?;
+    Ok(())
+}
+
+fn setting(name: &str, default: usize) -> Result<usize> {
+    let value = std::env::var(name).unwrap_or_else(|_| default.to_string());
+    value.parse().map_err(|_| format!("{name} is no number: {value}").into())
+}
+
+/// A private Postgres with the catalog, and the session that changes it.
+struct Source {
+    sql: Arc<Client>,
+    writer: i32,
+    version: String,
+    runtime: Runtime,
+    server: Private,
+}
+
+impl Source {
+    fn start(replicas: usize) -> Result<Self> {
+        // Without autovacuum: a worker that ends takes its time out of /proc.
+        let settings = [("fsync", "off"), ("autovacuum", "off"), ("max_connections", &(replicas + 20).to_string())]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let server = Private::start(Options { settings: settings.to_vec(), ..Options::default() })?;
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let database = database(&server)?;
+        let (sql, writer, version) = runtime.block_on(async {
+            let mut sql = session::connect(&database).await?;
+            migrate(&mut sql, CHANNEL).await?;
+            let insert = format!(
+                "INSERT INTO models
+                 SELECT 'model-' || n, 'model-' || n || '.safetensors',
+                        'https://huggingface.co/some-organisation/repository-' || n || '/resolve/main/model.safetensors',
+                        n / 100.0, md5(n::text) || md5((n + 1)::text), false, NULL,
+                        'checkpoints/model-' || n || '.safetensors', '[]', 'Made up for a measurement, number ' || n
+                 FROM generate_series(1, {MODELS}) n"
+            );
+            sql.batch_execute(&insert).await?;
+            sql.batch_execute("VACUUM ANALYZE").await?;
+            let about = sql.query_one("SELECT pg_backend_pid(), split_part(version(), ' ', 2)", &[]).await?;
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>((sql, about.get(0), about.get(1)))
+        })?;
+        Ok(Self { sql: Arc::new(sql), writer, version, runtime, server })
+    }
+
+    /// Processor time so far: of all the database's processes, and of the session that writes.
+    fn cpu(&self) -> Result<(f64, f64)> {
+        let postmaster = self.server.pid().ok_or("the database has ended")?;
+        let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"))?;
+        let mut all = tasks_cpu(&postmaster.to_string())?;
+        for child in children.split_whitespace() {
+            all += tasks_cpu(child)?;
+        }
+        Ok((all, tasks_cpu(&self.writer.to_string())?))
+    }
+
+    /// Waits until there are just so many sessions besides the one that asks.
+    fn until_sessions(&self, count: usize) -> Result<()> {
+        let ask = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
+        let deadline = Instant::now() + PATIENCE;
+        while self.runtime.block_on(self.sql.query_one(ask, &[]))?.get::<_, i64>(0) != count as i64 + 1 {
+            if Instant::now() > deadline {
+                return Err(format!("there are not {count} sessions").into());
+            }
+            std::thread::sleep(REST);
+        }
+        Ok(())
+    }
+
+    /// Changes one model; gives the time from its commit being sent to each replica serving it.
+    fn change(&self, replicas: &Replicas, number: usize) -> Result<Vec<Duration>> {
+        let id = format!("model-{}", number * 7 % MODELS + 1);
+        let text = format!("change {number} with {} replicas", replicas.stores.len());
+        let update = format!("BEGIN; UPDATE models SET description = '{text}' WHERE id = '{id}'");
+        self.runtime.block_on(self.sql.batch_execute(&update))?;
+        let revision = |store: &Store| store.load().as_ref().map(|snapshot| snapshot.revision());
+        let before = revision(&replicas.stores[0]);
+        let mut waiting: Vec<&Store> = replicas.stores.iter().map(AsRef::as_ref).collect();
+        let mut times = Vec::with_capacity(waiting.len());
+        let sql = Arc::clone(&self.sql);
+        let started = Instant::now();
+        let commit = self.runtime.spawn(async move { sql.batch_execute("COMMIT").await });
+        while !waiting.is_empty() {
+            std::thread::sleep(LOOK);
+            waiting.retain(|store| revision(store) == before);
+            let now = started.elapsed();
+            times.resize(replicas.stores.len() - waiting.len(), now);
+            if now > PATIENCE {
+                return Err(format!("{} replicas do not serve a change", waiting.len()).into());
+            }
+        }
+        self.runtime.block_on(commit)??;
+        // The revision has moved everywhere, and by this change.
+        let serves = |store: &Store| {
+            let snapshot = store.load();
+            let entry = snapshot.as_ref().and_then(|snapshot| snapshot.get(&id));
+            entry.is_some_and(|entry| memchr::memmem::find(entry.json(), text.as_bytes()).is_some())
+        };
+        if replicas.stores.iter().all(|store| serves(store)) {
+            Ok(times)
+        } else {
+            Err("something else is served".into())
+        }
+    }
+}
+
+fn database(server: &Private) -> Result<Database> {
+    let address = Address::parse(&server.url("postgres"), &Surroundings::default(), PATIENCE)?;
+    Ok(Database { address, channel: CHANNEL.into(), timeout: PATIENCE })
+}
+
+/// Processor time of a process' threads so far, in seconds.
+fn tasks_cpu(pid: &str) -> Result<f64> {
+    let mut nanoseconds = 0.0;
+    for task in std::fs::read_dir(Path::new("/proc").join(pid).join("task"))? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        nanoseconds += text.split(' ').next().unwrap_or_default().parse::<f64>()?;
+    }
+    Ok(nanoseconds / 1e9)
+}
+
+/// Loaders on a thread of their own; dropping it ends them.
+struct Replicas {
+    stores: Vec<Arc<Store>>,
+    /// All replicas count into one.
+    metrics: Arc<Metrics>,
+    end: Option<oneshot::Sender<()>>,
+    ended: mpsc::Receiver<()>,
+}
+
+impl Replicas {
+    fn start(source: &Source, count: usize) -> Result<Self> {
+        let stores: Vec<_> = (0..count).map(|_| Arc::<Store>::default()).collect();
+        let metrics = Arc::new(Metrics::new()?);
+        let settings = Settings {
+            database: database(&source.server)?,
+            poll_interval: POLL_INTERVAL,
+            audit_interval: Duration::from_secs(3600),
+            rules: Rules::default(),
+        };
+        let loader = |store: &Arc<Store>| {
+            Loader::new(settings.clone(), Arc::clone(store), Arc::clone(&metrics), watch::channel(None).0)
+        };
+        let loaders: Vec<_> = stores.iter().map(loader).collect();
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (end, asked) = oneshot::channel();
+        let (ending, ended) = mpsc::channel();
+        std::thread::Builder::new().name("replicas".into()).spawn(move || {
+            let _ = runtime.block_on(async {
+                loaders.into_iter().for_each(|loader| drop(tokio::spawn(loader.run())));
+                asked.await
+            });
+            drop((runtime, ending));
+        })?;
+        let replicas = Self { stores, metrics, end: Some(end), ended };
+        let deadline = Instant::now() + PATIENCE;
+        let live = |store: &Arc<Store>| store.sync().is_some_and(|sync| sync.follow == Follow::Live);
+        while !replicas.stores.iter().all(live) {
+            if Instant::now() > deadline {
+                return Err("the replicas do not come up".into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(replicas)
+    }
+
+    fn looks(&self) -> u64 {
+        self.metrics.refreshes.with_label_values(&["delta", "ok"]).get()
+    }
+}
+
+impl Drop for Replicas {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        // It ends with the thread's end of the channel.
+        let _ = self.ended.recv();
+    }
+}
+
+fn measure(source: &Source, count: usize, changes: usize, idle: Duration) -> Result<Row> {
+    let replicas = Replicas::start(source, count)?;
+    let me = std::process::id().to_string();
+    for number in 0..WARM_UP {
+        source.change(&replicas, number)?;
+        std::thread::sleep(REST);
+    }
+    source.until_sessions(count)?;
+    let (mut each, mut last) = (Vec::new(), Vec::new());
+    let (looks, harness, (all, writer)) = (replicas.looks(), tasks_cpu(&me)?, source.cpu()?);
+    for number in WARM_UP..WARM_UP + changes {
+        let times = source.change(&replicas, number)?;
+        last.extend(times.iter().max());
+        each.extend(times);
+        std::thread::sleep(REST);
+    }
+    let (all_after, writer_after) = source.cpu()?;
+    let per_change = |seconds: f64| seconds / changes as f64;
+    let harness = per_change(tasks_cpu(&me)? - harness);
+    let looked = replicas.looks();
+    // The last change has put all heartbeats in step: begin half way between two.
+    std::thread::sleep(POLL_INTERVAL / 2);
+    let ((idle_before, _), started) = (source.cpu()?, Instant::now());
+    std::thread::sleep(idle);
+    let (idle_after, _) = source.cpu()?;
+    let seconds = started.elapsed().as_secs_f64();
+    Ok(Row {
+        replicas: count,
+        each: Latencies::of(each),
+        last: Latencies::of(last),
+        database: per_change(all_after - all),
+        writer: per_change(writer_after - writer),
+        harness,
+        looks: per_change((looked - looks) as f64),
+        idle: (idle_after - idle_before) / seconds,
+        heartbeats: (replicas.looks() - looked) as f64 / seconds,
+    })
+}
