@@ -7,7 +7,7 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use model_catalog::catalog::model::{RawModel, Rules};
 use model_catalog::catalog::snapshot::{Refresh, Snapshot};
-use model_catalog::http::batch::{parse, render};
+use model_catalog::http::batch::{look_up, parse};
 use simd_json::Node;
 use simd_json::prelude::{ValueAsArray, ValueAsScalar, ValueObjectAccess};
 
@@ -81,8 +81,14 @@ fn requests(criterion: &mut Criterion) {
         let ids = ids(count, 100_000);
         let asked: Vec<Cow<'_, str>> = ids.iter().map(|id| Cow::Borrowed(id.as_str())).collect();
         let mut group = criterion.benchmark_group(format!("batch/{count}"));
-        group.throughput(Throughput::Bytes(render(&snapshot, &asked).json.len() as u64));
-        group.bench_function("render", |bench| bench.iter(|| render(&snapshot, black_box(&asked)).json));
+        group.throughput(Throughput::Bytes(look_up(&snapshot, &asked).size() as u64));
+        group.bench_function("render", |bench| {
+            bench.iter(|| {
+                let mut json = Vec::new();
+                look_up(&snapshot, black_box(&asked)).write(&mut json);
+                json
+            });
+        });
         group.finish();
         parsers(criterion, &ids);
     }
