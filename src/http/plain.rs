@@ -253,9 +253,7 @@ impl Plain {
         loop {
             ready!(self.poll_send(context))?;
             if let Some(end) = self.then.take() {
-                if matches!(end, End::Closed) {
-                    ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
-                }
+                // No shutdown before the close: it would be one system call more and change nothing.
                 return Poll::Ready(Ok(end));
             }
             if place.is_finishing() && self.unread.is_empty() {

@@ -95,6 +95,7 @@ pub async fn serve(
     http.header_read_timeout(None);
     // A client that has said all it will is still waiting for its answer.
     http.half_close(true);
+    let http = Arc::new(http);
 
     let mut sweep = tokio::time::interval(SWEEP);
     let mut watched = phase.clone();
@@ -108,7 +109,7 @@ pub async fn serve(
         tokio::select! {
             accepted = accepted => match accepted {
                 Ok((stream, _)) => {
-                    drop(tokio::spawn(converse(http.clone(), stream, Conversation::new(&handler, &connections))));
+                    drop(tokio::spawn(converse(Arc::clone(&http), stream, Conversation::new(&handler, &connections))));
                 }
                 Err(error) => accept_failed(&error).await,
             },
@@ -149,7 +150,7 @@ impl Drop for Conversation {
 }
 
 /// Answers a connection: plainly as long as that will do, then with the library.
-async fn converse(http: http1::Builder, stream: TcpStream, conversation: Arc<Conversation>) {
+async fn converse(http: Arc<http1::Builder>, stream: TcpStream, conversation: Arc<Conversation>) {
     let Conversation { handler, place } = &*conversation;
     let mut plain = Plain::new(stream);
     if handler.has_api() {
@@ -159,10 +160,10 @@ async fn converse(http: http1::Builder, stream: TcpStream, conversation: Arc<Con
         }
     }
     // Boxed, so that a connection that stays plain needs no room for it.
-    Box::pin(converse_by_library(http, plain, &conversation)).await;
+    Box::pin(converse_by_library(&http, plain, &conversation)).await;
 }
 
-async fn converse_by_library(http: http1::Builder, plain: Plain, conversation: &Arc<Conversation>) {
+async fn converse_by_library(http: &http1::Builder, plain: Plain, conversation: &Arc<Conversation>) {
     let (stream, unread) = plain.into_parts();
     let (reader, writer) = stream.into_split();
     let stream = tokio::io::join(Cursor::new(unread).chain(reader), writer);
