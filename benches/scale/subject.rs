@@ -181,16 +181,17 @@ impl Server {
         &self.address
     }
 
+    /// On the kept connection; on a new one where the server has closed that, as it does after a long rest.
     fn get(&self, path: &str) -> Result<(u16, Vec<u8>)> {
         let mut client = self.client.borrow_mut();
-        if client.is_none() {
-            *client = Some(Client::new(&self.address)?);
+        if let Some(Ok(answer)) = client.as_mut().map(|client| client.get(path)) {
+            return Ok(answer);
         }
-        let answer = client.as_mut().ok_or("no client")?.get(path);
-        if answer.is_err() {
-            *client = None;
-        }
-        answer
+        *client = None;
+        let mut new = Client::new(&self.address)?;
+        let answer = new.get(path)?;
+        *client = Some(new);
+        Ok(answer)
     }
 
     fn until(&self, what: &str, condition: impl Fn() -> Result<bool>) -> Result<()> {

@@ -17,8 +17,11 @@ use tokio::sync::Notify;
 
 /// Time between two sweeps: one tick.
 pub const SWEEP: Duration = Duration::from_secs(5);
-/// A client has this many ticks from one answer being ready to the next, the rest of a tick on top.
+/// From its first byte, a request has this many ticks to be there and answered, the rest of a tick on top.
 const PATIENCE: u32 = 6;
+/// Between two requests a client has this many: longer than load balancers keep a connection (60 s as a rule), so that
+/// it is they who close it, and never under a request that is on its way.
+const IDLE_PATIENCE: u32 = 15;
 
 /// The open connections of one thread.
 #[derive(Debug)]
@@ -82,7 +85,9 @@ impl Connections {
     pub fn sweep(&self) {
         let now = self.tick.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         for (_, progress) in self.open().iter() {
-            if now.wrapping_sub(progress.tick.load(Ordering::Relaxed)) > PATIENCE {
+            // Signed, because a resting client's tick lies ahead.
+            let age = now.wrapping_sub(progress.tick.load(Ordering::Relaxed)).cast_signed();
+            if age > PATIENCE.cast_signed() {
                 progress.give(CUT);
             }
         }
@@ -107,16 +112,15 @@ pub struct Place {
 }
 
 impl Place {
-    /// A request has come in, or its answer is ready: the client's time begins anew.
-    pub fn got_on(&self) {
+    /// A request begins to come in.
+    pub fn begins(&self) {
         self.progress.tick.store(self.connections.tick.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// The same, if a request begins.
-    pub fn got_on_if(&self, begins: bool) {
-        if begins {
-            self.got_on();
-        }
+    /// A request is answered: the client may rest.
+    pub fn rests(&self) {
+        let later = self.connections.tick.load(Ordering::Relaxed).wrapping_add(IDLE_PATIENCE - PATIENCE);
+        self.progress.tick.store(later, Ordering::Relaxed);
     }
 
     /// Whether the connection is to end as soon as no request is at hand.
@@ -195,14 +199,24 @@ mod tests {
         let connections = Arc::new(Connections::new(10));
         let (still, busy) = (connections.enter(), connections.enter());
         let (mut still_runs, mut busy_runs) = (Box::pin(fake(&still, true)), Box::pin(fake(&busy, true)));
-        for _ in 0..=PATIENCE {
-            assert!(still_runs.as_mut().now_or_never().is_none());
+        let resting = connections.enter();
+        let mut resting_runs = Box::pin(fake(&resting, true));
+        resting.rests();
+        for tick in 0..=IDLE_PATIENCE {
+            assert_eq!(still_runs.as_mut().now_or_never().is_some(), tick == PATIENCE + 1);
+            if tick == PATIENCE + 1 {
+                break;
+            }
             assert!(busy_runs.as_mut().now_or_never().is_none());
             connections.sweep();
-            busy.got_on();
+            busy.begins();
         }
-        assert!(still_runs.as_mut().now_or_never().is_some());
         assert!(busy_runs.as_mut().now_or_never().is_none());
+        for _ in PATIENCE..IDLE_PATIENCE {
+            assert!(resting_runs.as_mut().now_or_never().is_none());
+            connections.sweep();
+        }
+        assert!(resting_runs.as_mut().now_or_never().is_some());
     }
 
     #[test]

@@ -269,7 +269,9 @@ impl Plain {
                     return Poll::Ready(Ok(if self.unread.is_empty() { End::Closed } else { End::Library }));
                 }
             }
-            place.got_on_if(self.unread.is_empty());
+            if self.unread.is_empty() {
+                place.begins();
+            }
             output.clear();
             self.answer(read.filled(), output, date, handler, place);
             self.send(context, output)?;
@@ -290,7 +292,7 @@ impl Plain {
                 Answered::Yes { length, close } => {
                     input = &input[length..];
                     self.then = close.then_some(End::Closed);
-                    place.got_on();
+                    place.rests();
                 }
                 Answered::Incomplete => break,
                 Answered::Other => self.then = Some(End::Library),

@@ -171,9 +171,9 @@ async fn converse_by_library(http: &http1::Builder, plain: Plain, conversation: 
     let service = service_fn(move |request| {
         let conversation = Arc::clone(&answering);
         async move {
-            conversation.place.got_on();
+            conversation.place.begins();
             let answer = conversation.handler.handle(request).await;
-            conversation.place.got_on();
+            conversation.place.rests();
             Ok::<_, Infallible>(answer)
         }
     });
