@@ -124,11 +124,16 @@ async fn it_answers_damaged_requests_as_the_library_does() {
         }
         let shown = String::from_utf8_lossy(&request);
         // Where the first line is damaged, the header might become a part of it.
-        if !shown.lines().next().is_some_and(|line| line.ends_with(" HTTP/1.1")) {
+        if !shown.split('\n').next().is_some_and(|line| line.ends_with(" HTTP/1.1\r")) {
             continue;
         }
-        let expected = conversation(&server.address, &[&for_library(&request)]);
-        assert_eq!(conversation(&server.address, &[&request]), expected, "seed {seed}: {shown:?}");
+        // A refusal closes on what the client still sends, and the reset may overtake it: only what differs every
+        // time differs.
+        let mut pairs = (0..5).map(|_| {
+            (conversation(&server.address, &[&request]), conversation(&server.address, &[&for_library(&request)]))
+        });
+        let differing = pairs.by_ref().take_while(|(plain, library)| plain != library).collect::<Vec<_>>();
+        assert!(differing.len() < 5, "seed {seed}: {shown:?}: {differing:#?}");
     }
 }
 
