@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::ReadyChunks;
 use postgres_protocol::escape::escape_identifier;
-use tokio::sync::oneshot;
+use tokio::sync::{OnceCell, oneshot};
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, CopyOutStream, Row, RowStream, Socket, Statement};
@@ -130,7 +130,7 @@ pub struct Session {
     timeout: Duration,
     follow: Follow,
     /// The delta, parsed once: that is two thirds of what it costs. A pooler would lose it between transactions.
-    delta: Option<Statement>,
+    delta: OnceCell<Statement>,
     closed: oneshot::Receiver<Option<tokio_postgres::Error>>,
 }
 
@@ -144,7 +144,7 @@ impl Session {
         let (client, connection) = dial_marked(database).await?;
         let closed = drive(connection, ring);
         let timeout = database.timeout;
-        let mut session = Self { client, timeout, follow: Follow::Polling, delta: None, closed };
+        let mut session = Self { client, timeout, follow: Follow::Polling, delta: OnceCell::new(), closed };
         let prepare = async {
             let probe = session.client.query_typed(PROBE, &[]).await?;
             let (direct, standby) = match probe.first() {
@@ -162,11 +162,6 @@ impl Session {
         };
         let prepared = tokio::time::timeout(timeout, prepare).await;
         session.follow = prepared.map_err(|_| ConnectError::Timeout(timeout))??;
-        if session.follow == Follow::Live {
-            let prepared = session.client.prepare_typed(DELTA, &[Type::TEXT, Type::TEXT]);
-            let prepared = tokio::time::timeout(timeout, prepared).await;
-            session.delta = Some(prepared.map_err(|_| ConnectError::Timeout(timeout))??);
-        }
         Ok(session)
     }
 
@@ -189,10 +184,13 @@ impl Session {
     /// # Errors
     /// See [`ReadError`].
     pub async fn delta(&self, since: &Position) -> Result<Rows, ReadError> {
-        let Some(delta) = &self.delta else {
+        if self.follow != Follow::Live {
             let parameters = [(&since.snapshot, Type::TEXT), (&since.history, Type::TEXT)];
             return self.stream(DELTA, parameters, self.timeout).await;
-        };
+        }
+        // Not before it is needed: a view that is broken must count as a failed read.
+        let prepare = || within(self.timeout, self.client.prepare_typed(DELTA, &[Type::TEXT, Type::TEXT]));
+        let delta = self.delta.get_or_try_init(prepare).await?;
         let stream = self.client.query_raw(delta, [&since.snapshot, &since.history]);
         Ok(Rows::new(within(self.timeout, stream).await?, self.timeout))
     }
