@@ -399,7 +399,7 @@ fn log_rejections(rejected: &[(Box<str>, Box<str>)]) {
     for (id, reason) in rejected.iter().take(REJECTIONS_LOGGED) {
         warn!(%id, %reason, "row rejected; the last good version of it stays served, if there was one");
     }
-    if let Some(more) = rejected.len().checked_sub(REJECTIONS_LOGGED).filter(|more| *more > 0) {
-        warn!(more, "further rows rejected");
+    if rejected.len() > REJECTIONS_LOGGED {
+        warn!(more = rejected.len() - REJECTIONS_LOGGED, "further rows rejected");
     }
 }

@@ -11,14 +11,25 @@ use crate::catalog::model::{Fault, RawModel};
 /// # Errors
 /// A column that is not what the view's types promise, such as text that is no UTF-8.
 pub fn model(row: &Row, first: usize) -> Result<RawModel<'_>, Fault> {
-    let text = |column: usize| row.try_get::<_, Option<&str>>(first + column).map_err(unreadable);
+    let text = |column: usize| row.try_get(first + column).map_err(unreadable);
+    columns(text, row.try_get(first + AUTH_REQUIRED).map_err(unreadable))
+}
+
+/// Columns of the view, in its order; all but one are text.
+const MODEL_COLUMNS: i16 = 10;
+const AUTH_REQUIRED: usize = 5;
+
+fn columns<'a>(
+    text: impl Fn(usize) -> Result<Option<&'a str>, Fault>,
+    auth_required: Result<Option<bool>, Fault>,
+) -> Result<RawModel<'a>, Fault> {
     Ok(RawModel {
         id: text(0)?,
         name: text(1)?,
         download_url: text(2)?,
         file_size_gb: text(3)?,
         hash: text(4)?,
-        auth_required: row.try_get(first + 5).map_err(unreadable)?,
+        auth_required: auth_required?,
         auth_provider: text(6)?,
         save_path: text(7)?,
         dependencies: text(8)?,
@@ -33,8 +44,8 @@ pub fn model(row: &Row, first: usize) -> Result<RawModel<'_>, Fault> {
 /// # Errors
 /// A column that is no text. The inner result; `None` = not such a row.
 pub fn copied(row: &[u8]) -> Option<(&str, Result<RawModel<'_>, Fault>)> {
-    let (columns, mut rest) = row.split_first_chunk()?;
-    if i16::from_be_bytes(*columns) != MODEL_COLUMNS {
+    let (number, mut rest) = row.split_first_chunk()?;
+    if i16::from_be_bytes(*number) != MODEL_COLUMNS {
         return None;
     }
     let mut values = [None; MODEL_COLUMNS as usize];
@@ -50,25 +61,10 @@ pub fn copied(row: &[u8]) -> Option<(&str, Result<RawModel<'_>, Fault>)> {
         let unreadable = |error| Fault::Unreadable(format!("column {}: {error}", column + 1));
         values[column].map(std::str::from_utf8).transpose().map_err(unreadable)
     };
-    let model = || {
-        Ok(RawModel {
-            id: text(0)?,
-            name: text(1)?,
-            download_url: text(2)?,
-            file_size_gb: text(3)?,
-            hash: text(4)?,
-            auth_required: values[5].map(|bytes| bytes != [0]),
-            auth_provider: text(6)?,
-            save_path: text(7)?,
-            dependencies: text(8)?,
-            description: text(9)?,
-        })
-    };
-    Some((text(0).ok().flatten().unwrap_or_default(), model()))
+    let auth_required = values[AUTH_REQUIRED].map(|bytes| bytes != [0]);
+    Some((text(0).ok().flatten().unwrap_or_default(), columns(text, Ok(auth_required))))
 }
 
-/// Columns of the view.
-const MODEL_COLUMNS: i16 = 10;
 /// What a binary COPY begins with: a signature, flags, and the length of an extension that does not exist.
 const COPY_HEADER: usize = 11 + 4 + 4;
 
