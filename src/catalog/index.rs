@@ -6,23 +6,26 @@
 use std::sync::Arc;
 
 use hashbrown::HashTable;
+use triomphe::ThinArc;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Tables are split when they hold more than twice this many entries on average, so a change copies about this many.
 const ENTRIES_PER_TABLE: usize = 64;
 
-/// One model: its id, its rendered JSON and the digest of that JSON, in one allocation.
+/// One model: its id, its rendered JSON and the digest of that JSON, in one allocation behind a thin pointer. With a
+/// pointer of two words the tables, which a reload holds twice, would be twice as large.
 #[derive(Clone, Debug)]
-pub struct Entry(Arc<[u8]>);
+pub struct Entry(ThinArc<Header, u8>);
 
-const DIGEST: usize = size_of::<u64>();
-const HEADER: usize = DIGEST + size_of::<u32>();
+#[derive(Clone, Copy, Debug)]
+struct Header {
+    digest: u64,
+    id_length: u32,
+}
 
 impl Entry {
     fn split(&self) -> (&[u8], &[u8]) {
-        let mut length = [0; HEADER - DIGEST];
-        length.copy_from_slice(&self.0[DIGEST..HEADER]);
-        self.0[HEADER..].split_at(u32::from_le_bytes(length) as usize)
+        self.0.slice.split_at(self.0.header.header.id_length as usize)
     }
 
     /// The id, which is UTF-8.
@@ -40,15 +43,13 @@ impl Entry {
     /// XXH3-64 of the rendered answer: the entity tag, and this model's share of the revision.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        let mut digest = [0; DIGEST];
-        digest.copy_from_slice(&self.0[..DIGEST]);
-        u64::from_le_bytes(digest)
+        self.0.header.header.digest
     }
 
     /// Whether both are the same allocation.
     #[must_use]
     pub fn same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        self.0.ptr() == other.0.ptr()
     }
 }
 
@@ -57,13 +58,9 @@ impl Entry {
 pub struct Draft(Vec<u8>);
 
 impl Draft {
-    /// Starts over with this id; gives the buffer that its rendered answer is to be appended to. An id is a column
-    /// of a row, which Postgres keeps below 1 GiB.
+    /// Starts over with this id; gives the buffer that its rendered answer is to be appended to.
     pub fn begin(&mut self, id: &str) -> &mut Vec<u8> {
-        let length = u32::try_from(id.len()).unwrap_or(u32::MAX);
         self.0.clear();
-        self.0.extend_from_slice(&[0; DIGEST]);
-        self.0.extend_from_slice(&length.to_le_bytes());
         self.0.extend_from_slice(id.as_bytes());
         &mut self.0
     }
@@ -71,15 +68,14 @@ impl Draft {
     /// The answer as far as it is written, if it is that of `id`.
     #[must_use]
     pub fn json(&self, id: &str) -> &[u8] {
-        self.0.get(HEADER + id.len()..).unwrap_or_default()
+        self.0.get(id.len()..).unwrap_or_default()
     }
 
-    /// The entry of `id`, with which the draft was begun.
+    /// The entry of `id`, with which the draft was begun. An id is a column of a row, which Postgres keeps below 1 GiB.
     #[must_use]
     pub fn finish(&mut self, id: &str) -> Entry {
-        let digest = xxh3_64(self.json(id));
-        self.0[..DIGEST].copy_from_slice(&digest.to_le_bytes());
-        Entry(self.0.as_slice().into())
+        let id_length = u32::try_from(id.len()).unwrap_or(u32::MAX);
+        Entry(ThinArc::from_header_and_slice(Header { digest: xxh3_64(self.json(id)), id_length }, &self.0))
     }
 }
 

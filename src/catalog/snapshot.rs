@@ -107,8 +107,8 @@ pub struct Refresh<'a> {
     previous: &'a Snapshot,
     rules: &'a Rules,
     next: Snapshot,
-    /// What a full load found so far; the index is made at its end, when its size is known.
-    found: Option<Vec<Entry>>,
+    /// Whether what no row names will be gone.
+    whole: bool,
     group: Group,
     draft: Draft,
     newly_rejected: Vec<(Box<str>, Box<str>)>,
@@ -138,21 +138,22 @@ impl<'a> Refresh<'a> {
     /// so a full load of an unchanged catalog needs little memory beyond it.
     #[must_use]
     pub fn full(previous: &'a Snapshot, rules: &'a Rules) -> Self {
-        Self::new(previous, rules, Snapshot::default(), Some(Vec::with_capacity(previous.len())))
+        let next = Snapshot { index: Index::with_capacity(previous.len()), ..Snapshot::default() };
+        Self::new(previous, rules, next, true)
     }
 
     /// Starts from `previous`: what no row names stays. All rows of one id must come one after the other.
     #[must_use]
     pub fn delta(previous: &'a Snapshot, rules: &'a Rules) -> Self {
-        Self::new(previous, rules, previous.clone(), None)
+        Self::new(previous, rules, previous.clone(), false)
     }
 
-    fn new(previous: &'a Snapshot, rules: &'a Rules, next: Snapshot, found: Option<Vec<Entry>>) -> Self {
+    fn new(previous: &'a Snapshot, rules: &'a Rules, next: Snapshot, whole: bool) -> Self {
         Self {
             previous,
             rules,
             next,
-            found,
+            whole,
             group: Group::default(),
             draft: Draft::default(),
             newly_rejected: Vec::new(),
@@ -176,7 +177,7 @@ impl<'a> Refresh<'a> {
     }
 
     fn group(&mut self, id: &str) {
-        if self.found.is_none() && self.group.id.as_deref() != Some(id) {
+        if !self.whole && self.group.id.as_deref() != Some(id) {
             self.group = Group { id: Some(id.into()), good: false };
             if self.next.rejected.contains_key(id) {
                 Arc::make_mut(&mut self.next.rejected).remove(id);
@@ -186,12 +187,10 @@ impl<'a> Refresh<'a> {
 
     /// The draft is the answer of a row that passed the rules.
     fn good(&mut self, id: &str) {
-        let json = self.draft.json(id);
-        if let Some(found) = &mut self.found {
-            let unchanged = self.previous.get(id).filter(|entry| entry.json() == json).cloned();
-            found.push(unchanged.unwrap_or_else(|| self.draft.finish(id)));
-            return;
+        if self.whole {
+            return self.good_of_all(id);
         }
+        let json = self.draft.json(id);
         let duplicate = std::mem::replace(&mut self.group.good, true);
         let current = self.next.get(id).map(Entry::json);
         let better = current.is_none_or(|current| if duplicate { json < current } else { json != current });
@@ -200,6 +199,18 @@ impl<'a> Refresh<'a> {
             self.changed += 1;
         }
         if duplicate {
+            self.reject(id, &Fault::Duplicate);
+        }
+    }
+
+    /// The same in a full load, whose rows of one id may be far apart.
+    fn good_of_all(&mut self, id: &str) {
+        let unchanged = self.previous.get(id).filter(|entry| entry.json() == self.draft.json(id)).cloned();
+        let entry = unchanged.unwrap_or_else(|| self.draft.finish(id));
+        if let Some(other) = self.next.put(entry) {
+            if other.json() < self.draft.json(id) {
+                self.next.put(other);
+            }
             self.reject(id, &Fault::Duplicate);
         }
     }
@@ -221,23 +232,14 @@ impl<'a> Refresh<'a> {
     /// The next snapshot.
     #[must_use]
     pub fn finish(mut self) -> Refreshed {
-        if let Some(found) = self.found.take() {
-            self.index(found);
+        if self.whole {
+            self.compare();
         }
         Refreshed { snapshot: self.next, changed: self.changed, newly_rejected: self.newly_rejected }
     }
 
-    /// Makes the next snapshot of all that a full load found.
-    fn index(&mut self, found: Vec<Entry>) {
-        self.next.index = Index::with_capacity(found.len());
-        for entry in found {
-            let Some(other) = self.next.put(entry) else { continue };
-            let id = String::from_utf8_lossy(other.id()).into_owned();
-            if self.next.get(&id).is_some_and(|entry| other.json() < entry.json()) {
-                self.next.put(other);
-            }
-            self.reject(&id, &Fault::Duplicate);
-        }
+    /// Adds what stays served of the rejected models, and counts what differs from `previous`.
+    fn compare(&mut self) {
         let last_good: Vec<Entry> = (self.next.rejected.keys())
             .filter(|id| self.next.get(id).is_none())
             .filter_map(|id| self.previous.get(id).cloned())

@@ -66,9 +66,15 @@ impl Connections {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether as many connections are open as there may be.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.open().len() >= self.max
+    }
+
     /// Waits until fewer connections are open than there may be.
     pub async fn room(&self) {
-        while self.open().len() >= self.max {
+        while self.is_full() {
             self.ended.notified().await;
         }
     }

@@ -2,13 +2,16 @@
 //!
 //! A connection begins here. Each request that is complete, of one of the two shapes and free of anything that could
 //! change its meaning is answered from buffers that the thread's connections share, so an idle connection holds none.
+//! A new connection is read, answered and, if its client wants that, closed before it is registered with the runtime: in
+//! a boot storm that is all there is to most of them.
+//!
 //! At the first request that is anything else, the connection goes to the library with what was read, for good: every
 //! error, condition, encoding and oddity of HTTP is the library's alone. A test asks everything both ways.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use httparse::Status;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -39,19 +42,21 @@ impl Default for Scratch {
     }
 }
 
-/// The `Date` header of this second.
+/// The `Date` header, and until when it is right.
 #[derive(Default)]
 struct Date {
-    second: u64,
+    until: Option<Instant>,
     text: String,
 }
 
 impl Date {
-    fn now(&mut self) -> &[u8] {
-        let now = SystemTime::now();
-        let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        if second != self.second || self.text.is_empty() {
-            (self.second, self.text) = (second, httpdate::fmt_http_date(now));
+    /// The date at `now`, the present moment. The wall clock is asked once a second.
+    fn at(&mut self, now: Instant) -> &[u8] {
+        if self.until.is_none_or(|until| now >= until) {
+            let date = SystemTime::now();
+            let since_second = date.duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
+            self.until = Some(now + Duration::from_secs(1) - Duration::from_nanos(since_second.into()));
+            self.text = httpdate::fmt_http_date(date);
         }
         self.text.as_bytes()
     }
@@ -170,7 +175,7 @@ impl Handler {
                 output.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\netag: ");
                 output.extend_from_slice(&entity_tag(entry.digest()));
                 output.extend_from_slice(b"\r\ncache-control: no-cache");
-                finish_head(output, snapshot.revision(), entry.json().len(), close, date);
+                finish_head(output, snapshot.revision(), entry.json().len(), close, date.at(started));
                 output.extend_from_slice(entry.json());
                 self.traffic.lookups(1, 0);
                 Route::Single
@@ -183,7 +188,7 @@ impl Handler {
                 }
                 let found = batch::look_up(snapshot, &ids);
                 output.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json");
-                finish_head(output, snapshot.revision(), found.size(), close, date);
+                finish_head(output, snapshot.revision(), found.size(), close, date.at(started));
                 found.write(output);
                 self.count_batch(ids.len(), &found);
                 Route::Batch
@@ -194,13 +199,13 @@ impl Handler {
     }
 }
 
-fn finish_head(output: &mut Vec<u8>, revision: u64, length: usize, close: bool, date: &mut Date) {
+fn finish_head(output: &mut Vec<u8>, revision: u64, length: usize, close: bool, date: &[u8]) {
     output.extend_from_slice(b"\r\ncatalog-revision: ");
     output.extend_from_slice(&hex_digits(revision));
     output.extend_from_slice(b"\r\ncontent-length: ");
     output.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
     output.extend_from_slice(if close { b"\r\nconnection: close\r\ndate: " } else { b"\r\ndate: " });
-    output.extend_from_slice(date.now());
+    output.extend_from_slice(date);
     output.extend_from_slice(b"\r\n\r\n");
 }
 
@@ -216,6 +221,14 @@ pub enum End {
 /// A connection for as long as its requests are plain.
 pub struct Plain {
     stream: TcpStream,
+    exchange: Exchange,
+    /// Something was read before the connection had a place.
+    greeted: bool,
+}
+
+/// What has been read and answered on a connection.
+#[derive(Default)]
+struct Exchange {
     /// Read and not yet answered.
     unread: Vec<u8>,
     /// Answered and not yet sent.
@@ -228,16 +241,34 @@ pub struct Plain {
 }
 
 impl Plain {
-    /// A new connection.
-    #[must_use]
-    pub fn new(stream: TcpStream) -> Self {
-        Self { stream, unread: Vec::new(), unsent: Vec::new(), sent: 0, held_back: false, then: None }
+    /// Answers what a new connection has sent already. `None` = that was all of it, or the client has gone.
+    ///
+    /// # Errors
+    /// The runtime can't take the connection.
+    pub fn greet(stream: std::net::TcpStream, handler: &Handler) -> io::Result<Option<Self>> {
+        let (mut exchange, mut greeted) = (Exchange::default(), false);
+        if handler.has_api() {
+            match exchange.begin(&stream, handler) {
+                Ok(()) if exchange.unsent.is_empty() && matches!(exchange.then, Some(End::Closed)) => return Ok(None),
+                Ok(()) => greeted = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Ok(None),
+            }
+        }
+        Ok(Some(Self { stream: TcpStream::from_std(stream)?, exchange, greeted }))
+    }
+
+    /// Tells its new place how far the connection is.
+    pub fn settle(&self, place: &Place) {
+        if self.greeted {
+            self.exchange.rest(place);
+        }
     }
 
     /// The connection, and what was read from it without being answered.
     #[must_use]
     pub fn into_parts(self) -> (TcpStream, Vec<u8>) {
-        (self.stream, self.unread)
+        (self.stream, self.exchange.unread)
     }
 
     /// Reads, answers and sends until the connection ends or a request comes that is not plain.
@@ -251,35 +282,82 @@ impl Plain {
 
     fn poll_io(&mut self, context: &mut Context<'_>, handler: &Handler, place: &Place) -> Poll<io::Result<End>> {
         loop {
-            ready!(self.poll_send(context))?;
-            if let Some(end) = self.then.take() {
+            ready!(self.poll_send(context, place))?;
+            let exchange = &mut self.exchange;
+            if let Some(end) = exchange.then.take() {
                 // No shutdown before the close: it would be one system call more and change nothing.
                 return Poll::Ready(Ok(end));
             }
-            if place.is_finishing() && self.unread.is_empty() {
+            if place.is_finishing() && exchange.unread.is_empty() {
                 return Poll::Ready(Ok(End::Closed));
             }
             let mut scratch = handler.scratch();
             let Scratch { input, output, date } = &mut *scratch;
             let mut read = ReadBuf::new(input);
-            if !std::mem::take(&mut self.held_back) {
+            if !std::mem::take(&mut exchange.held_back) {
                 ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
                 if read.filled().is_empty() {
                     // What half a request gets is the library's to say.
-                    return Poll::Ready(Ok(if self.unread.is_empty() { End::Closed } else { End::Library }));
+                    return Poll::Ready(Ok(if exchange.unread.is_empty() { End::Closed } else { End::Library }));
                 }
             }
-            if self.unread.is_empty() {
+            if exchange.unread.is_empty() {
                 place.begins();
             }
-            output.clear();
-            self.answer(read.filled(), output, date, handler, place);
-            self.send(context, output)?;
+            exchange.answer(read.filled(), output, date, handler);
+            if !output.is_empty() {
+                let sent = match Pin::new(&mut self.stream).poll_write(context, output) {
+                    Poll::Ready(sent) => sent?,
+                    Poll::Pending => 0,
+                };
+                exchange.keep(&output[sent..]);
+                exchange.rest(place);
+            }
         }
     }
 
-    /// Answers what is complete of `fresh`, with what was left over before it.
-    fn answer(&mut self, fresh: &[u8], output: &mut Vec<u8>, date: &mut Date, handler: &Handler, place: &Place) {
+    fn poll_send(&mut self, context: &mut Context<'_>, place: &Place) -> Poll<io::Result<()>> {
+        let exchange = &mut self.exchange;
+        while exchange.sent < exchange.unsent.len() {
+            let rest = &exchange.unsent[exchange.sent..];
+            let sent = ready!(Pin::new(&mut self.stream).poll_write(context, rest))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            exchange.sent += sent;
+        }
+        if exchange.sent > 0 {
+            (exchange.unsent, exchange.sent) = (Vec::new(), 0);
+            exchange.rest(place);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Exchange {
+    /// Reads once, answers, and sends once.
+    fn begin(&mut self, mut stream: &std::net::TcpStream, handler: &Handler) -> io::Result<()> {
+        let mut scratch = handler.scratch();
+        let Scratch { input, output, date } = &mut *scratch;
+        let read = stream.read(input)?;
+        if read == 0 {
+            self.then = Some(End::Closed);
+            return Ok(());
+        }
+        self.answer(&input[..read], output, date, handler);
+        if !output.is_empty() {
+            let sent = match stream.write(output) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                sent => sent?,
+            };
+            self.keep(&output[sent..]);
+        }
+        Ok(())
+    }
+
+    /// Answers into `output` what is complete of `fresh`, with what was left over before it.
+    fn answer(&mut self, fresh: &[u8], output: &mut Vec<u8>, date: &mut Date, handler: &Handler) {
+        output.clear();
         let left_over = std::mem::take(&mut self.unread);
         let joined = if left_over.is_empty() { None } else { Some([&left_over, fresh].concat()) };
         let mut input = joined.as_deref().unwrap_or(fresh);
@@ -292,7 +370,6 @@ impl Plain {
                 Answered::Yes { length, close } => {
                     input = &input[length..];
                     self.then = close.then_some(End::Closed);
-                    place.rests();
                 }
                 Answered::Incomplete => break,
                 Answered::Other => self.then = Some(End::Library),
@@ -301,32 +378,17 @@ impl Plain {
         self.unread.extend_from_slice(input);
     }
 
-    /// Sends `output`; what the socket does not take is kept.
-    fn send(&mut self, context: &mut Context<'_>, output: &[u8]) -> io::Result<()> {
-        if output.is_empty() {
-            return Ok(());
+    /// Keeps what the socket did not take.
+    fn keep(&mut self, unsent: &[u8]) {
+        if !unsent.is_empty() {
+            self.unsent.extend_from_slice(unsent);
         }
-        let sent = match Pin::new(&mut self.stream).poll_write(context, output) {
-            Poll::Ready(sent) => sent?,
-            Poll::Pending => 0,
-        };
-        if sent < output.len() {
-            self.unsent.extend_from_slice(&output[sent..]);
-        }
-        Ok(())
     }
 
-    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.sent < self.unsent.len() {
-            let sent = ready!(Pin::new(&mut self.stream).poll_write(context, &self.unsent[self.sent..]))?;
-            if sent == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.sent += sent;
+    /// Gives the client leave to rest, if it is its turn.
+    fn rest(&self, place: &Place) {
+        if self.unread.is_empty() && self.unsent.is_empty() {
+            place.rests();
         }
-        if self.sent > 0 {
-            (self.unsent, self.sent) = (Vec::new(), 0);
-        }
-        Poll::Ready(Ok(()))
     }
 }

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 
 use crate::raw::Raw;
-use crate::support::{Db, PATIENCE, Server};
+use crate::support::{Db, PATIENCE, Server, until};
 
 /// A header that changes nothing but makes a request the library's.
 const LIBRARY: &str = "te: trailers\r\n";
@@ -166,4 +166,16 @@ async fn answers_to_a_client_that_does_not_read_are_held_back() {
     let grown = server.metric("process_resident_memory_bytes").await - before;
     assert!(grown < 16e6, "{grown} bytes for one client that does not read");
     assert_eq!(server.get("/api/models/model-1").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_at_first_is_taken_all_the_same() {
+    let server = server().await;
+    let connections = async || server.metric("catalog_http_connections").await;
+    let before = connections().await;
+    let mut silent = Raw::open(&server.address);
+    // The kernel holds it back for a second in which most would have asked.
+    until("the silent client to be taken", async || connections().await > before).await;
+    assert_eq!(silent.get("/api/models/model-1").status, 200);
+    assert_eq!(silent.get("/api/models/absent").status, 404);
 }
