@@ -47,6 +47,12 @@ impl Process {
         Ok(Self { guard, pipe, pid })
     }
 
+    /// Its id.
+    #[allow(dead_code, reason = "only the scale bench asks")]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// Processor time of all its threads and those of its children so far, in nanoseconds.
     pub fn cpu_ns(&self) -> Result<u64> {
         let mut total = 0;
@@ -89,7 +95,7 @@ impl Drop for Process {
 }
 
 /// A process and all that descend from it.
-fn tree(pid: u32) -> Vec<u32> {
+pub fn tree(pid: u32) -> Vec<u32> {
     let mut all = vec![pid];
     let mut next = 0;
     while let Some(pid) = all.get(next) {

@@ -3,6 +3,7 @@
 //! `make bench-scale` prints the table and writes it to `benches/results/scale.md`. SCALE_SIZES, SCALE_CHANGES and
 //! SCALE_SINGLE_CHANGES set its length.
 
+mod cores;
 mod probe;
 #[path = "../load/process.rs"]
 #[allow(dead_code, reason = "the load bench uses the rest")]
@@ -13,9 +14,17 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use probe::{Latencies, Probe};
-use subject::{Database, Server};
+use subject::{Database, Server, Source};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Rows of a large transaction.
+const MANY: usize = 10_000;
+/// Least time that look-ups are watched beside one kind of work: 4,000 of them, so that their p99 is more than one.
+const PHASE: Duration = Duration::from_secs(3);
+
+/// Look-ups beside each kind of work.
+type Busy = Vec<(&'static str, Latencies)>;
 
 /// What was measured at one size.
 struct Row {
@@ -30,7 +39,7 @@ struct Row {
     change: Latencies,
     many: Duration,
     idle: Latencies,
-    busy: Vec<(&'static str, Latencies)>,
+    busy: Busy,
 }
 
 fn main() -> Result<()> {
@@ -69,19 +78,11 @@ fn measure(database: &Database, models: usize, changes: usize, churn: usize) -> 
     let bytes = server.metric("catalog_snapshot_bytes")?;
     let resident = server.memory("VmRSS")?;
 
-    let probe = Probe::start(server.address(), "/api/models/model-1");
-    std::thread::sleep(Duration::from_secs(2));
-    let idle = probe.take();
     let change = Latencies::of((0..changes).map(|_| source.change_and_see(&server)).collect::<Result<_>>()?);
-    let mut busy = vec![("single changes", probe.take())];
-    let many = source.change_many(&server, 10_000.min(models))?;
-    busy.push(("10,000 rows", probe.take()));
+    let many = source.change_many(&server, MANY.min(models))?;
     source.reload(&server)?;
-    busy.push(("full reload", probe.take()));
     let peak = server.memory("VmHWM")?;
-    source.churn(&server, churn)?;
-    busy.push(("churn", probe.take()));
-    drop(probe);
+    let (idle, busy) = look_ups(&source, &server, models, churn)?;
     let churned = server.memory("VmRSS")?;
 
     let path = server.stop()?;
@@ -105,6 +106,32 @@ fn measure(database: &Database, models: usize, changes: usize, churn: usize) -> 
     })
 }
 
+/// Single look-ups on a core of their own, idle and while the other core is busy with changes of each kind.
+fn look_ups(source: &Source<'_>, server: &Server, models: usize, churn: usize) -> Result<(Latencies, Busy)> {
+    let probe = Probe::start(server.address(), "/api/models/model-1")?;
+    cores::part(server.process())?;
+    let works: [(&'static str, &dyn Fn() -> Result<()>); 4] = [
+        ("single changes", &|| source.change_and_see(server).map(drop)),
+        ("10,000 rows", &|| source.change_many(server, MANY.min(models)).map(drop)),
+        ("full reload", &|| source.reload(server)),
+        ("churn", &|| source.churn(server, churn)),
+    ];
+    let (mut idle, mut busy) = (Vec::new(), Vec::new());
+    for (what, work) in works {
+        // Idle again before each, so that what else this machine does wrongs nobody.
+        probe.take();
+        std::thread::sleep(PHASE);
+        idle.extend(probe.take());
+        let started = Instant::now();
+        while started.elapsed() < PHASE {
+            work()?;
+        }
+        busy.push((what, Latencies::of(probe.take())));
+    }
+    cores::join();
+    Ok((Latencies::of(idle), busy))
+}
+
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
@@ -118,7 +145,8 @@ fn report(rows: &[Row], churn: usize) -> Result<String> {
     let date = process::output("date", &["+%Y-%m-%d"])?;
     let mut text = format!(
         "# Scale\n\nWritten by `make bench-scale` on {}; not edited by hand. Machine: {} {cores} cores; load average at \
-         the end {}. Postgres, server and bench share the cores.\n\n| what |",
+         the end {}. During look-ups the serving thread and the probe have one core; Postgres, the loader and the rest of \
+         the bench have the other.\n\n| what |",
         date.trim(),
         cpu.trim_start_matches(['\t', ' ', ':']),
         load.split(' ').next().unwrap_or_default(),

@@ -75,11 +75,11 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Starts asking.
-    pub fn start(address: &str, path: &'static str) -> Self {
+    /// Starts asking, on a thread called `probe`.
+    pub fn start(address: &str, path: &'static str) -> Result<Self> {
         let (times, ended) = (Arc::<Mutex<Vec<Duration>>>::default(), Arc::<AtomicBool>::default());
         let (noted, end, address) = (Arc::clone(&times), Arc::clone(&ended), address.to_owned());
-        let thread = std::thread::spawn(move || {
+        let thread = std::thread::Builder::new().name("probe".into()).spawn(move || {
             let ask = || -> Result<()> {
                 let mut client = Client::new(&address)?;
                 while !end.load(Relaxed) {
@@ -98,13 +98,13 @@ impl Probe {
                 eprintln!("FAILED: {error}");
                 std::process::exit(1);
             }
-        });
-        Self { times, ended, thread: Some(thread) }
+        })?;
+        Ok(Self { times, ended, thread: Some(thread) })
     }
 
     /// What was noted since the last call.
-    pub fn take(&self) -> Latencies {
-        Latencies::of(std::mem::take(&mut *self.times.lock().unwrap_or_else(PoisonError::into_inner)))
+    pub fn take(&self) -> Vec<Duration> {
+        std::mem::take(&mut *self.times.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

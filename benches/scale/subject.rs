@@ -18,6 +18,8 @@ use crate::probe::Client;
 use crate::process::Process;
 
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Between two looks for a change; it adds that much, twice at most, to what is measured.
+const POLL_PAUSE: Duration = Duration::from_micros(20);
 const CHANNEL: &str = "model_catalog";
 
 /// A private Postgres.
@@ -177,6 +179,10 @@ impl Server {
         Ok(Self { process, address, client: RefCell::default(), file })
     }
 
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -216,7 +222,7 @@ impl Server {
         self.until("the first answer", || Ok(matches!(self.get("/api/models/model-1"), Ok((200, _)))))
     }
 
-    /// Asks without a pause until the answer contains `text`.
+    /// Asks until the answer contains `text`.
     pub fn until_served(&self, path: &str, text: &str) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
@@ -224,6 +230,8 @@ impl Server {
             if body.windows(text.len()).any(|part| part == text.as_bytes()) {
                 return Ok(());
             }
+            // Without a pause the probe would wait behind these requests.
+            std::thread::sleep(POLL_PAUSE);
         }
         Err(format!("waited in vain for {text}").into())
     }
