@@ -184,15 +184,29 @@ async fn a_file_that_cannot_be_used_is_set_aside() {
     }
 }
 
-/// A disk of 64 kB; unmounted with the test.
-struct SmallDisk(Folder);
+/// A disk of its own; unmounted with the test.
+pub struct SmallDisk(Folder);
 
 impl SmallDisk {
     /// Nothing where this is not allowed.
-    fn mount() -> Option<Self> {
+    pub fn mount(size: &str) -> Option<Self> {
         let folder = Folder::new();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(&folder.0).output();
+        let size = format!("size={size}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(&folder.0).output();
         mounted.is_ok_and(|output| output.status.success()).then_some(Self(folder))
+    }
+
+    /// The snapshot file on it.
+    pub fn file(&self) -> String {
+        self.0.file()
+    }
+
+    /// Takes up all the room there is, until the file that is given back is removed.
+    pub fn fill(&self) -> PathBuf {
+        let ballast = self.0.0.join("ballast");
+        let mut file = std::fs::File::create(&ballast).unwrap();
+        while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+        ballast
     }
 }
 
@@ -204,14 +218,14 @@ impl Drop for SmallDisk {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_stops_the_file_and_nothing_else() {
-    let Some(disk) = SmallDisk::mount() else {
+    let Some(disk) = SmallDisk::mount("64k") else {
         return eprintln!("not run: a small tmpfs can't be mounted here");
     };
     let db = Db::new().await;
     witness::add_pairs(&db.client, PAIRS).await;
-    let server = start(&db.url, &disk.0.file()).await;
+    let server = start(&db.url, &disk.file()).await;
     saved(&server).await;
-    let before = std::fs::read(disk.0.file()).unwrap();
+    let before = std::fs::read(disk.file()).unwrap();
     let witness = Witness::start(&server, PAIRS, false);
     db.sql(
         "INSERT INTO models (id, name, download_url, save_path) \
@@ -220,14 +234,14 @@ async fn a_full_disk_stops_the_file_and_nothing_else() {
     .await;
     server.until("a write failed", |s| async { operations(s, "write", "error").await > 0.0 }).await;
     in_step(&server, &db.client).await;
-    assert_eq!(std::fs::read(disk.0.file()).unwrap(), before, "the old file stays");
+    assert_eq!(std::fs::read(disk.file()).unwrap(), before, "the old file stays");
     assert!(server.logged("the snapshot file can't be written") == 1 && server.logged("No space left") >= 1);
     db.sql("DELETE FROM models WHERE id LIKE 'big%'").await;
     db.sql(&bump(0)).await;
     server.until("there is room again", |s| async { s.logged("could be written again") == 1 }).await;
     in_step(&server, &db.client).await;
     ended_with(server, witness).await;
-    let kept = file::read(Path::new(&disk.0.file())).unwrap();
+    let kept = file::read(Path::new(&disk.file())).unwrap();
     assert_eq!(kept.snapshot.len(), 2 * PAIRS);
     let json = kept.snapshot.get("pair-0-a").unwrap().json().to_vec();
     assert!(String::from_utf8(json).unwrap().contains("\"description\":\"1\""));

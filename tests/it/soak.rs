@@ -12,6 +12,7 @@ use model_catalog::postgres::session;
 use tokio_postgres::Client;
 
 use crate::proxy::{Mode, Proxy};
+use crate::snapshot_file::SmallDisk;
 use crate::support::{self, Server, database, migrated, sql, until};
 use crate::witness::{self, Witness, bump, in_step};
 
@@ -68,58 +69,119 @@ async fn write(url: String, stop: Arc<AtomicBool>, changes: Arc<AtomicU64>) {
     }
 }
 
-/// Breaks one thing for a moment and mends it; gives its name.
-async fn fault(postgres: &mut Private, proxy: &Proxy) -> &'static str {
-    let moment = Duration::from_millis(fastrand::u64(50..1_500));
-    let url = postgres.url("postgres");
-    let admin = async || session::connect(&database(&url)).await.unwrap();
-    match fastrand::u32(..9) {
-        signal @ 0..3 => {
-            let names = ["INT", "QUIT", "KILL"];
-            postgres.stop(names[signal as usize]).unwrap();
-            tokio::time::sleep(moment / 2).await;
-            postgres.resume().unwrap();
-            ["postgres stopped", "postgres stopped at once", "postgres killed"][signal as usize]
-        }
-        3 => {
-            proxy.cut();
-            "connections cut"
-        }
-        4 => {
-            proxy.cut_after(fastrand::i64(1..60_000));
-            tokio::time::sleep(moment).await;
-            "an answer cut"
-        }
-        5 => {
-            proxy.set(Mode::Swallow).await;
-            tokio::time::sleep(2 * moment).await;
-            proxy.set(Mode::Pass).await;
-            "network silent"
-        }
-        6 => {
-            proxy.set(Mode::Refuse).await;
-            proxy.cut();
-            tokio::time::sleep(moment).await;
-            proxy.set(Mode::Pass).await;
-            "connections refused"
-        }
-        7 => {
-            let admin = admin().await;
-            sql(&admin, "BEGIN; LOCK models IN ACCESS EXCLUSIVE MODE").await;
-            tokio::time::sleep(2 * moment).await;
-            sql(&admin, "COMMIT").await;
-            "table locked"
-        }
-        _ => {
-            let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                          WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
-            let admin = admin().await;
-            sql(&admin, others).await;
-            if fastrand::bool() {
-                sql(&admin, "SELECT model_catalog.reload()").await;
+/// What the run is made of.
+struct World {
+    postgres: Private,
+    /// Between the server and Postgres; this is what breaks.
+    proxy: Proxy,
+    /// Between the writers and Postgres, so that they follow a failover.
+    writers: Proxy,
+    /// Where the snapshot file is; none where a disk can't be mounted.
+    disk: Option<SmallDisk>,
+}
+
+/// Below this length a failover, which takes seconds, is left out.
+const LONG: Duration = Duration::from_secs(60);
+
+impl World {
+    async fn admin(&self) -> Client {
+        session::connect(&database(&self.postgres.url("postgres"))).await.unwrap()
+    }
+
+    /// Breaks one thing for a moment and mends it; gives its name.
+    async fn fault(&mut self) -> &'static str {
+        let moment = Duration::from_millis(fastrand::u64(50..1_500));
+        let Self { postgres, proxy, .. } = self;
+        match fastrand::u32(..if length() < LONG { 11 } else { 12 }) {
+            signal @ 0..3 => {
+                let names = ["INT", "QUIT", "KILL"];
+                postgres.stop(names[signal as usize]).unwrap();
+                tokio::time::sleep(moment / 2).await;
+                postgres.resume().unwrap();
+                ["postgres stopped", "postgres stopped at once", "postgres killed"][signal as usize]
             }
-            "sessions terminated"
+            3 => {
+                proxy.cut();
+                "connections cut"
+            }
+            4 => {
+                proxy.cut_after(fastrand::i64(1..60_000));
+                tokio::time::sleep(moment).await;
+                "an answer cut"
+            }
+            5 => {
+                proxy.set(Mode::Swallow).await;
+                tokio::time::sleep(2 * moment).await;
+                proxy.set(Mode::Pass).await;
+                "network silent"
+            }
+            6 => {
+                proxy.set(Mode::Refuse).await;
+                proxy.cut();
+                tokio::time::sleep(moment).await;
+                proxy.set(Mode::Pass).await;
+                "connections refused"
+            }
+            7 => {
+                let admin = self.admin().await;
+                sql(&admin, "BEGIN; LOCK models IN ACCESS EXCLUSIVE MODE").await;
+                tokio::time::sleep(2 * moment).await;
+                sql(&admin, "COMMIT").await;
+                "table locked"
+            }
+            8 => {
+                let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                              WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+                let admin = self.admin().await;
+                sql(&admin, others).await;
+                if fastrand::bool() {
+                    sql(&admin, "SELECT model_catalog.reload()").await;
+                }
+                "sessions terminated"
+            }
+            9 => {
+                let admin = self.admin().await;
+                sql(&admin, "ALTER VIEW model_catalog.entries RENAME TO mislaid").await;
+                tokio::time::sleep(2 * moment).await;
+                sql(&admin, "ALTER VIEW model_catalog.mislaid RENAME TO entries").await;
+                "view broken"
+            }
+            10 => {
+                let Some(disk) = &self.disk else { return "disk full: not run" };
+                let ballast = disk.fill();
+                // Longer than the pause between two writes of the file.
+                tokio::time::sleep(Duration::from_secs(2) + moment).await;
+                std::fs::remove_file(ballast).unwrap();
+                "disk full"
+            }
+            _ => {
+                self.fail_over().await;
+                "failover"
+            }
         }
+    }
+
+    /// A standby takes over in the middle of everything. It is a synchronous one, so that nothing is lost that a
+    /// reader has seen: that a reader goes back is what this run looks for.
+    async fn fail_over(&mut self) {
+        let standby = Private::standby_of(&self.postgres).unwrap();
+        let admin = self.admin().await;
+        sql(&admin, "ALTER SYSTEM SET synchronous_standby_names = '*'").await;
+        sql(&admin, "SELECT pg_reload_conf()").await;
+        let synchronous = "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE sync_state = 'sync')";
+        until("the standby is synchronous", || async { sql(&admin, synchronous).await.as_deref() == Some("t") }).await;
+        // What was committed before that need not be there yet.
+        let sent = sql(&admin, "SELECT pg_current_wal_lsn()").await.unwrap();
+        let new = session::connect(&database(&standby.url("postgres"))).await.unwrap();
+        let there = format!("SELECT pg_last_wal_replay_lsn() >= '{sent}'");
+        until("the standby has it all", || async { sql(&new, &there).await.as_deref() == Some("t") }).await;
+        self.postgres.stop(["INT", "QUIT", "KILL"][fastrand::usize(..3)]).unwrap();
+        sql(&new, "SELECT pg_promote(true, 30)").await;
+        for proxy in [&self.proxy, &self.writers] {
+            proxy.point_to(&standby);
+            proxy.cut();
+        }
+        self.postgres = standby;
     }
 }
 
@@ -130,29 +192,32 @@ async fn usage(server: &Server) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn random_changes_under_random_faults() {
-    let mut postgres = support::private(&[]);
+    let postgres = support::private(&[("wal_level", "replica"), ("wal_keep_size", "64MB")]);
     let client: Client = migrated(&postgres.url("postgres")).await;
     witness::add_pairs(&client, PAIRS).await;
-    let proxy = Proxy::before(&postgres).await;
-    let file = std::env::temp_dir().join(format!("soak-{:x}", fastrand::u64(..)));
+    drop(client);
+    let (proxy, writers) = (Proxy::before(&postgres).await, Proxy::before(&postgres).await);
+    let mut world = World { postgres, proxy, writers, disk: SmallDisk::mount("4m") };
+    let elsewhere = std::env::temp_dir().join(format!("soak-{:x}", fastrand::u64(..))).display().to_string();
+    let file = world.disk.as_ref().map_or(elsewhere, SmallDisk::file);
     let settings = [
         ("CATALOG_POLL_INTERVAL", "500ms"),
         ("CATALOG_DATABASE_TIMEOUT", "1s"),
         ("CATALOG_AUDIT_INTERVAL", "2s"),
-        ("CATALOG_SNAPSHOT_FILE", file.to_str().unwrap()),
+        ("CATALOG_SNAPSHOT_FILE", &file),
     ];
-    let server = Server::start_with(&proxy.url("postgres"), &settings).await;
+    let server = Server::start_with(&world.proxy.url("postgres"), &settings).await;
     let witness = Witness::start(&server, PAIRS, false);
     let (stop, changes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let writers: Vec<_> = (0..3)
-        .map(|_| tokio::spawn(write(postgres.url("postgres"), Arc::clone(&stop), Arc::clone(&changes))))
+        .map(|_| tokio::spawn(write(world.writers.url("postgres"), Arc::clone(&stop), Arc::clone(&changes))))
         .collect();
 
     let (started, length) = (Instant::now(), length());
     let mut faults = std::collections::BTreeMap::<_, u32>::new();
     for third in 1..=3 {
         while started.elapsed() < length * third / 3 {
-            *faults.entry(fault(&mut postgres, &proxy).await).or_default() += 1;
+            *faults.entry(world.fault().await).or_default() += 1;
             // Longer than a heartbeat now and then, so that it gets into step in between.
             tokio::time::sleep(Duration::from_millis(fastrand::u64(..1_500))).await;
         }
@@ -163,7 +228,7 @@ async fn random_changes_under_random_faults() {
         writer.await.unwrap();
     }
 
-    let client = session::connect(&database(&postgres.url("postgres"))).await.unwrap();
+    let client = world.admin().await;
     until("nobody writes any more", || async {
         let others = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid() \
                       AND query ILIKE '%UPDATE%'";
@@ -182,6 +247,6 @@ async fn random_changes_under_random_faults() {
     witness.finish().await;
     drop(server);
     for suffix in ["", ".tmp"] {
-        let _ = std::fs::remove_file(format!("{}{suffix}", file.display()));
+        let _ = std::fs::remove_file(format!("{file}{suffix}"));
     }
 }
