@@ -11,6 +11,8 @@ use futures_util::StreamExt;
 use futures_util::stream::ReadyChunks;
 use postgres_protocol::escape::escape_identifier;
 use tokio::sync::{OnceCell, oneshot};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, CopyOutStream, Row, RowStream, Socket, Statement};
@@ -32,8 +34,8 @@ const ROWS_AT_ONCE: usize = 256;
 /// A view that sorts or aggregates gives its first row late; a full load may be silent this many times longer.
 const FULL_LOAD_PATIENCE: u32 = 6;
 /// Asked for when connecting, and looked for afterwards: a pooler refuses it or loses it.
-const MARK: &str = "-c plan_cache_mode=force_custom_plan";
-const PROBE: &str = "SELECT pg_catalog.current_setting('plan_cache_mode') = 'force_custom_plan', \
+const MARK: &str = "-c model_catalog.direct=yes";
+const PROBE: &str = "SELECT pg_catalog.current_setting('model_catalog.direct', true) = 'yes', \
                      pg_catalog.pg_is_in_recovery()";
 
 /// Which database, and how long to wait for it.
@@ -102,8 +104,23 @@ type Dialed = Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::
 async fn dial(database: &Database, config: &Config) -> Result<(Client, Dialed), ConnectError> {
     // Each host has its own limit for the connect; TLS and the password come on top.
     let limit = database.timeout * (database.address.hosts() + 1);
-    let connected = tokio::time::timeout(limit, config.connect(database.address.tls.clone())).await;
-    Ok(connected.map_err(|_| ConnectError::Timeout(limit))??)
+    let connect = async {
+        match config.connect(database.address.tls.clone()).await {
+            // As libpq does: a server that takes this user only without TLS says so after TLS is there.
+            Err(error) if config.get_ssl_mode() == SslMode::Prefer && is_refused_by_rule(&error) => {
+                let mut plain = config.clone();
+                plain.ssl_mode(SslMode::Disable);
+                plain.connect(database.address.tls.clone()).await.map_err(|_| error)
+            }
+            connected => connected,
+        }
+    };
+    Ok(tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::Timeout(limit))??)
+}
+
+/// Whether no line of pg_hba.conf lets us in.
+fn is_refused_by_rule(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
 }
 
 /// Runs a connection to its end, which the receiver is told; `ring` is called for every notification.

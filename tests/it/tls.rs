@@ -133,6 +133,14 @@ async fn every_mode_demands_what_it_demands_of_libpq() {
 }
 
 #[tokio::test]
+async fn prefer_does_without_where_the_rules_refuse_it() {
+    let without = Secured::new("DNS:localhost", "hostnossl all all 127.0.0.1/32 trust").await;
+    assert_eq!(without.encrypted("localhost", "sslmode=prefer").await, Ok(false));
+    let refused = without.encrypted("localhost", "sslmode=require").await;
+    assert!(refused.clone().is_err_and(|why| why.contains("SSL encryption")), "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_name_that_is_not_the_certificates_stops_verify_full_alone() {
     let only = Secured::new("DNS:db.example", "hostssl all all 127.0.0.1/32 trust").await;
     let ca = only.root("ca.pem");
