@@ -75,9 +75,15 @@ impl<const N: usize> Buckets<N> {
     fn observe(&self, value: u64, per_one: f64, bounds: &[f64; N]) {
         let whole = value as f64 / per_one;
         let slot = bounds.iter().position(|bound| whole <= *bound);
-        slot.map_or(&self.above, |slot| &self.counts[slot]).fetch_add(1, Relaxed);
-        self.sum.fetch_add(value, Relaxed);
+        add(slot.map_or(&self.above, |slot| &self.counts[slot]), 1);
+        add(&self.sum, value);
     }
+}
+
+/// Adds to a counter that only the calling thread writes: without the bus lock of a `fetch_add`, of which a request would
+/// need six.
+fn add(counter: &AtomicU64, more: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(more), Relaxed);
 }
 
 const NANOS: f64 = 1e9;
@@ -110,15 +116,15 @@ impl Traffic {
     /// A request was answered; `took` runs from its head having been read to its answer being ready to send.
     pub fn request(&self, route: Route, status: u16, took: Duration) {
         let place = STATUSES.iter().position(|(known, _)| *known == status).unwrap_or(STATUSES.len() - 1);
-        self.requests[route as usize][place].fetch_add(1, Relaxed);
+        add(&self.requests[route as usize][place], 1);
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.seconds[route as usize].observe(nanos, NANOS, &REQUEST_SECONDS);
     }
 
     /// Ids were looked up, by a batch or one by one.
     pub fn lookups(&self, found: usize, not_found: usize) {
-        self.found.fetch_add(found as u64, Relaxed);
-        self.not_found.fetch_add(not_found as u64, Relaxed);
+        add(&self.found, found as u64);
+        add(&self.not_found, not_found as u64);
     }
 
     /// A batch asked for this many ids.
@@ -128,12 +134,12 @@ impl Traffic {
 
     /// A connection was accepted.
     pub fn connection_opened(&self) {
-        self.opened.fetch_add(1, Relaxed);
+        add(&self.opened, 1);
     }
 
     /// A connection ended.
     pub fn connection_closed(&self) {
-        self.closed.fetch_add(1, Relaxed);
+        add(&self.closed, 1);
     }
 }
 

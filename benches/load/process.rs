@@ -48,7 +48,6 @@ impl Process {
     }
 
     /// Its id.
-    #[allow(dead_code, reason = "only the scale bench asks")]
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -104,6 +103,17 @@ pub fn tree(pid: u32) -> Vec<u32> {
         next += 1;
     }
     all
+}
+
+/// Puts the threads of a process whose name begins with `name` on `core`.
+pub fn part(pid: u32, name: &str, core: &str) -> Result<()> {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?;
+        if std::fs::read_to_string(task.path().join("comm"))?.starts_with(name) {
+            output("taskset", &["-cp", core, &task.file_name().to_string_lossy()])?;
+        }
+    }
+    Ok(())
 }
 
 /// Puts this process, and what it will start, on `core`, with as many open files as are allowed.

@@ -263,7 +263,8 @@ impl Report<'_> {
         let failures = pair.failures();
         writeln!(
             text,
-            "| {:.0} refreshes published a second under full load (single): requests/s without → with | {without:.0} → \
+            "| {:.0} refreshes published a second under full load (single; serving thread and generator on one core, loader \
+             and Postgres on the other): requests/s without → with | {without:.0} → \
              {with:.0}: {} times | > 0.9 times |",
             self.proofs.published,
             judged(ratio, 3, ratio > 0.9)

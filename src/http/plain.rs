@@ -9,6 +9,7 @@
 //! error, condition, encoding and oddity of HTTP is the library's alone. A test asks everything both ways.
 
 use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -93,9 +94,9 @@ fn parse(input: &[u8]) -> Parsed<'_> {
     if !begins(GET) && !begins(POST) {
         return Parsed::Other;
     }
-    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut request = httparse::Request::new(&mut headers);
-    let head = match request.parse(input) {
+    let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut []);
+    let head = match request.parse_with_uninit_headers(input, &mut headers) {
         Ok(Status::Complete(head)) => head,
         Ok(Status::Partial) if input.len() < MAX_REQUEST => return Parsed::Incomplete,
         _ => return Parsed::Other,
