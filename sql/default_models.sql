@@ -1,9 +1,45 @@
 -- The default table, its view and its triggers: applied by `migrate` as long as nobody has defined the view.
--- An existing table `public.models` is left as it is; its ten columns are read under their own names.
+-- An existing table `public.models` is left as it is but for its triggers; its ten columns are read under their own names.
+-- What it can't be read by, or would fail only when a row is read, is said here and now, all of it.
 DO $$
+DECLARE
+    models  regclass := to_regclass('public.models');
+    kind    "char" := (SELECT relkind FROM pg_class WHERE oid = models);
+    wrong   text;
+    instead text := 'Run `model-catalog migrate --bare`, define the view model_catalog.entries yourself, then call'
+                    ' model_catalog.watch() for each table that it reads and model_catalog.reload().';
 BEGIN
     IF to_regclass('model_catalog.entries') IS NOT NULL THEN
         RETURN;
+    END IF;
+
+    IF kind NOT IN ('r', 'p') THEN
+        RAISE EXCEPTION 'public.models is no table but a %, which can have no triggers that tell of changes',
+                        CASE kind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'f' THEN 'foreign table'
+                                  ELSE format('relation of kind %s', kind) END
+            USING HINT = instead;
+    END IF;
+    -- A domain counts as the type beneath it. Any text may be cast to a number, and then fails with the first row.
+    SELECT string_agg(CASE WHEN c.type IS NULL THEN 'has no column ' || w.name
+                           ELSE format('has a column %s of type %s, which can''t be read as %s', w.name, c.type, w.type)
+                      END, '; ' ORDER BY w.place)
+    INTO wrong
+    FROM (VALUES (1, 'id', 'text'), (2, 'name', 'text'), (3, 'download_url', 'text'), (4, 'file_size_gb', 'numeric'),
+                 (5, 'hash', 'text'), (6, 'auth_required', 'boolean'), (7, 'auth_provider', 'text'),
+                 (8, 'save_path', 'text'), (9, 'dependencies', 'jsonb'), (10, 'description', 'text')) w (place, name, type)
+    LEFT JOIN (
+        SELECT a.attname, format_type(a.atttypid, a.atttypmod) AS type, base.typcategory AS category, base.typname AS base
+        FROM pg_attribute a
+        JOIN pg_type t ON t.oid = a.atttypid
+        JOIN pg_type base ON base.oid = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END
+        WHERE a.attrelid = models AND a.attnum > 0 AND NOT a.attisdropped
+    ) c ON c.attname = w.name
+    WHERE c.type IS NULL
+       OR w.type = 'numeric' AND c.base NOT IN ('numeric', 'float8', 'float4', 'int8', 'int4', 'int2')
+       OR w.type = 'boolean' AND c.base <> 'bool'
+       OR w.type = 'jsonb' AND c.base NOT IN ('jsonb', 'json') AND c.category <> 'A';
+    IF models IS NOT NULL AND wrong IS NOT NULL THEN
+        RAISE EXCEPTION 'the existing table public.models %', wrong USING HINT = instead;
     END IF;
 
     CREATE TABLE IF NOT EXISTS public.models (

@@ -21,7 +21,7 @@ use crate::http::{Api, Limits, Routes};
 use crate::loader::{self, Loader};
 use crate::metrics::Metrics;
 use crate::postgres::address::{Address, AddressError, Surroundings};
-use crate::postgres::migrate::migrate;
+use crate::postgres::migrate::{migrate, migrate_bare};
 use crate::postgres::private::{Options, Private};
 use crate::postgres::session::{self, Database};
 use crate::saver::{self, Newest};
@@ -44,7 +44,7 @@ pub fn run(cli: Cli) -> ExitCode {
             connection(&database).and_then(|database| run_server(database, &serve, |_| {}))
         }
         Command::Demo { serve } => demo(&serve),
-        Command::Migrate { database } => run_migrate(&database),
+        Command::Migrate { database, bare } => run_migrate(&database, bare),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -79,13 +79,16 @@ fn runtime() -> std::io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
-fn run_migrate(database: &cli::Database) -> Result<(), Failure> {
+fn run_migrate(database: &cli::Database, bare: bool) -> Result<(), Failure> {
     let database = connection(database)?;
     runtime()?.block_on(async {
         let mut client = session::connect(&database).await?;
-        migrate(&mut client, &database.channel).await
+        match bare {
+            true => migrate_bare(&mut client, &database.channel).await,
+            false => migrate(&mut client, &database.channel).await,
+        }
     })?;
-    info!("the database has all that model-catalog needs");
+    info!("the database has all that model-catalog makes in it");
     Ok(())
 }
 

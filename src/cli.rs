@@ -45,6 +45,9 @@ pub enum Command {
         /// The database.
         #[command(flatten)]
         database: Database,
+        /// All but the table public.models, its view and its triggers: you define the view over tables of your own.
+        #[arg(long)]
+        bare: bool,
     },
 }
 

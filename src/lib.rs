@@ -11,5 +11,6 @@ pub mod http;
 pub mod loader;
 pub mod metrics;
 pub mod ops;
+pub mod outage;
 pub mod postgres;
 pub mod saver;

@@ -16,16 +16,11 @@ use crate::catalog::model::Rules;
 use crate::catalog::snapshot::{Refresh, Refreshed, Snapshot};
 use crate::catalog::store::{Follow, Publisher, Store};
 use crate::metrics::Metrics;
+use crate::outage::Outage;
 use crate::postgres::rows;
 use crate::postgres::session::{ConnectError, Database, ReadError, Session};
 use crate::saver::Newest;
 
-/// First wait after a failure; it doubles from there, up to the poll interval or the longest wait.
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-/// The longest wait, whatever the poll interval: a thousand replicas then come back at about two hundred a second.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
-/// While the database is away, a line that says so is logged this often.
-const REMIND_AFTER: Duration = Duration::from_secs(30);
 /// Deltas in a row that may time out before everything is read instead: reading all of a slow view at once can
 /// succeed where a look-up for each of very many changes does not.
 const DELTA_ATTEMPTS: u32 = 2;
@@ -78,13 +73,6 @@ pub struct Loader {
     doorbell: Arc<Notify>,
     delta_timeouts: u32,
     outage: Option<Outage>,
-}
-
-/// A time without a working session.
-struct Outage {
-    since: Instant,
-    attempts: u32,
-    logged: Instant,
 }
 
 impl Loader {
@@ -362,29 +350,15 @@ impl Loader {
         self.metrics.refresh_seconds.with_label_values(&[kind]).observe(started.elapsed().as_secs_f64());
     }
 
-    /// Logs that there is no session, not too often, and says how long to wait: full jitter, so that a thousand
-    /// replicas do not come back in step.
+    /// Logs that there is no session, not too often, and says how long to wait.
     fn lost(&mut self, error: &SessionError) -> Duration {
-        let now = Instant::now();
-        let outage = self.outage.get_or_insert(Outage { since: now, attempts: 0, logged: now });
-        if outage.attempts == 0 || outage.logged.elapsed() >= REMIND_AFTER {
-            outage.logged = now;
-            let (attempts, away) = (outage.attempts, outage.since.elapsed());
-            warn!(%error, attempts, ?away, "the database is away; serving what there is and trying again");
-        }
-        let limit = FIRST_BACKOFF
-            .saturating_mul(1 << outage.attempts.min(16))
-            .min(self.settings.poll_interval)
-            .min(LONGEST_BACKOFF);
-        outage.attempts = outage.attempts.saturating_add(1);
-        limit.mul_f64(fastrand::f64())
+        let unreadable = matches!(error, SessionError::Read(error) if error.is_about_the_schema());
+        self.outage.get_or_insert_default().failed(error, unreadable, self.settings.poll_interval)
     }
 
     fn regained(&mut self) {
         match self.outage.take() {
-            Some(outage) => {
-                info!(attempts = outage.attempts, away = ?outage.since.elapsed(), "the database is back, in step again");
-            }
+            Some(outage) => outage.over(),
             None => info!("connected to the database, in step"),
         }
     }

@@ -35,11 +35,24 @@ pub enum MigrateError {
     Migrations(#[from] refinery::Error),
 }
 
-/// Applies what is missing and sets the channel that changes are announced on. Twice is harmless, two at once too.
+/// Applies what is missing, the default table and view included where nobody defined the view, and sets the channel
+/// that changes are announced on. Twice is harmless, two at once too.
 ///
 /// # Errors
 /// See [`MigrateError`]; what was applied before the error stays, and the next run goes on from there.
 pub async fn migrate(client: &mut Client, channel: &str) -> Result<(), MigrateError> {
+    apply(client, channel, Some(DEFAULT_MODELS)).await
+}
+
+/// The same without the default table, its view and its triggers: who has other tables defines the view.
+///
+/// # Errors
+/// See [`migrate`].
+pub async fn migrate_bare(client: &mut Client, channel: &str) -> Result<(), MigrateError> {
+    apply(client, channel, None).await
+}
+
+async fn apply(client: &mut Client, channel: &str, models: Option<&str>) -> Result<(), MigrateError> {
     let failed = |doing| move |source| MigrateError::Statement { doing, source };
     client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await.map_err(failed("take the migration lock"))?;
     // The runner's own table lies in this schema, so the schema comes first.
@@ -51,14 +64,21 @@ pub async fn migrate(client: &mut Client, channel: &str) -> Result<(), MigrateEr
     for applied in report.applied_migrations() {
         tracing::info!(migration = %applied, "applied");
     }
-    client
-        .batch_execute(DEFAULT_MODELS)
-        .await
-        .map_err(failed("make the default table and view (define the view model_catalog.entries yourself instead)"))?;
+    if let Some(models) = models {
+        client.batch_execute(models).await.map_err(failed("make the default table and view"))?;
+    }
     client
         .execute("UPDATE model_catalog.state SET channel = $1::text WHERE channel <> $1::text", &[&channel])
         .await
         .map_err(failed("set the channel"))?;
+    let view = "SELECT to_regclass('model_catalog.entries') IS NULL";
+    let view = client.query_one(view, &[]).await.map_err(failed("look for the view"))?;
     client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]).await.map_err(failed("release the migration lock"))?;
+    if view.get(0) {
+        tracing::warn!(
+            "there is no view model_catalog.entries yet: define it, then call model_catalog.watch() for each table \
+             that it reads, then model_catalog.reload()"
+        );
+    }
     Ok(())
 }

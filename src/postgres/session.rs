@@ -68,10 +68,45 @@ pub enum ReadError {
     Timeout(Duration),
     /// The connection or the statement failed.
     #[error("{}", describe(.0))]
-    Postgres(#[from] tokio_postgres::Error),
+    Postgres(#[source] tokio_postgres::Error),
     /// The view is not what it must be.
     #[error("{0}")]
     View(String),
+    /// There is no view.
+    #[error(
+        "there is no view model_catalog.entries; define it, then call model_catalog.watch() for each table that it \
+         reads and model_catalog.reload(), or let `model-catalog migrate` make the default table and view"
+    )]
+    NoView(#[source] tokio_postgres::Error),
+    /// There is nothing of ours in this database.
+    #[error("this database was not prepared: {}; run `model-catalog migrate`", describe(.0))]
+    NotMigrated(#[source] tokio_postgres::Error),
+}
+
+impl ReadError {
+    /// Whether the database is well and what it should hold is not: something is missing, forbidden or of another
+    /// type (class 42), or a row's values are not what the view takes them for (class 22).
+    #[must_use]
+    pub fn is_about_the_schema(&self) -> bool {
+        match self {
+            Self::View(_) | Self::NoView(_) | Self::NotMigrated(_) => true,
+            Self::Postgres(error) => error.code().is_some_and(|code| ["42", "22"].contains(&&code.code()[..2])),
+            Self::Timeout(_) => false,
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for ReadError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let missing = error.as_db_error().filter(|error| *error.code() == SqlState::UNDEFINED_TABLE);
+        // A message comes in the server's language, but the name in it is as we wrote it.
+        let named = |name: &str| missing.is_some_and(|error| error.message().contains(name));
+        match () {
+            () if named("model_catalog.entries") => Self::NoView(error),
+            () if named("model_catalog.") => Self::NotMigrated(error),
+            () => Self::Postgres(error),
+        }
+    }
 }
 
 /// The error with what caused it: tokio-postgres' own text is no more than "db error".

@@ -154,6 +154,8 @@ fn settings(command: &str) -> Vec<Setting> {
     let help = said(&output);
     let options = help.split_once("Options:").unwrap().1.split("\n      --").skip(1);
     let options = options.map(|option| option.split("\n  -").next().unwrap());
+    // A switch without a value belongs to one run, and no environment.
+    let options = options.filter(|option| option.split_whitespace().nth(1).is_some_and(|value| value.starts_with('<')));
     options
         .map(|option| {
             let flag = format!("--{}", option.split_whitespace().next().unwrap());

@@ -223,7 +223,7 @@ async fn the_view_is_broken_and_mended() {
     // The view is away for a while: the changes of that time are in the log.
     db.sql("DROP VIEW model_catalog.entries").await;
     db.sql(&bump(0)).await;
-    server.until("it is said", |s| async move { s.logged("model_catalog.entries\\\" does not exist") > 0 }).await;
+    server.until("it is said", |s| async move { s.logged("there is no view model_catalog.entries") > 0 }).await;
     db.sql("DELETE FROM models WHERE id = 'pair-4-b'; INSERT INTO models SELECT * FROM models WHERE false").await;
     db.sql(
         "INSERT INTO models (id, name, download_url, save_path, description) \
@@ -235,10 +235,11 @@ async fn the_view_is_broken_and_mended() {
     assert_eq!(fulls(&server, 1.0).await, 1.0, "a delta is enough");
 
     // A column goes and takes the view along; it comes back with other content, which is what reload() is for.
-    let broken = server.logged("the database is away");
+    let unreadable = "the catalog can't be read";
+    let broken = server.logged(unreadable);
     db.sql("ALTER TABLE models DROP COLUMN hash CASCADE").await;
     db.sql(&bump(1)).await;
-    server.until("it is said", |s| async move { s.logged("the database is away") > broken }).await;
+    server.until("it is said", |s| async move { s.logged(unreadable) > broken }).await;
     db.sql(&format!("ALTER TABLE models ADD COLUMN hash text DEFAULT 'mended'; {VIEW}; SELECT model_catalog.reload()"))
         .await;
     arrives(&server, &db.client, HEARTBEAT + SLACK).await;

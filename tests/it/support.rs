@@ -13,7 +13,7 @@ use hyper::{HeaderMap, Request};
 use hyper_util::client::legacy::{Client as HttpClient, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use model_catalog::postgres::address::{Address, Surroundings};
-use model_catalog::postgres::migrate::migrate;
+use model_catalog::postgres::migrate::{migrate, migrate_bare};
 use model_catalog::postgres::private::{Options, Private};
 use model_catalog::postgres::session::{self, Database};
 use tokio::sync::OnceCell;
@@ -64,6 +64,11 @@ pub async fn migrated(url: &str) -> Client {
     let mut client = session::connect(&database(url)).await.unwrap();
     migrate(&mut client, "model_catalog").await.unwrap();
     client
+}
+
+/// Makes all but the default table, its view and its triggers.
+pub async fn bare(url: &str) {
+    migrate_bare(&mut connect(url).await, "model_catalog").await.unwrap();
 }
 
 /// A database of a test's own, with the default table, and a connection to it.

@@ -1,5 +1,6 @@
 //! What `migrate` makes, and what `watch()`, `reload()` and rights do with it.
 
+mod bare;
 mod rights;
 mod watch;
 
@@ -7,10 +8,17 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::{Db, ONLY_THE_BELL, Server};
 
+/// What a table that can't be used is answered with.
+const HINT: &str = "Run `model-catalog migrate --bare`, define the view model_catalog.entries yourself";
+
 /// The program's `migrate` on a database.
 fn start(url: &str, settings: &[(&str, &str)]) -> Child {
+    start_with(&[], url, settings)
+}
+
+fn start_with(arguments: &[&str], url: &str, settings: &[(&str, &str)]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
-    command.arg("migrate").env_clear().env("DATABASE_URL", url).envs(settings.iter().copied());
+    command.arg("migrate").args(arguments).env_clear().env("DATABASE_URL", url).envs(settings.iter().copied());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -90,7 +98,7 @@ async fn a_table_with_other_columns_is_left_alone_and_said() {
         let output = start(&db.url, &[]).wait_with_output().unwrap();
         let said = said(&output);
         assert!(!output.status.success(), "{said}");
-        for part in ["column", "does not exist", "define the view model_catalog.entries yourself"] {
+        for part in ["public.models has no column id; has no column name; ", "; has no column description", HINT] {
             assert!(said.contains(part), "`{part}` is not said: {said}");
         }
         assert_eq!(db.sql(table).await, before);
@@ -104,10 +112,99 @@ async fn a_table_with_other_columns_is_left_alone_and_said() {
          SELECT model_catalog.watch('models', 'uid')",
     )
     .await;
+    let output = start_with(&["--bare"], &db.url, &[]).wait_with_output().unwrap();
+    assert!(output.status.success() && !said(&output).contains("WARN"), "{}", said(&output));
     run(&db.url, &[]);
     let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
     db.sql("UPDATE models SET title = 'y'").await;
     server.until_named("1", "y").await;
+}
+
+#[tokio::test]
+async fn what_is_called_models_and_can_not_be_used_is_left_alone_and_said() {
+    let rest = "name text, download_url text, hash text, auth_provider text, save_path text, description text";
+    let fits = format!("id text, {rest}, file_size_gb numeric, auth_required boolean, dependencies jsonb");
+    for (make, expected) in [
+        (
+            format!("CREATE TABLE models (id int, {rest}, file_size_gb text, auth_required int, dependencies text)"),
+            "the existing table public.models has a column file_size_gb of type text, which can't be read as numeric; \
+             has a column auth_required of type integer, which can't be read as boolean; \
+             has a column dependencies of type text, which can't be read as jsonb",
+        ),
+        (
+            format!("CREATE TABLE models (uid uuid, {rest}, file_size_gb money, dependencies jsonb)"),
+            "public.models has no column id; has a column file_size_gb of type money, which can't be read as numeric; \
+             has no column auth_required",
+        ),
+        (
+            format!("CREATE TABLE t ({fits}); CREATE VIEW models AS SELECT * FROM t"),
+            "public.models is no table but a view",
+        ),
+        (
+            format!("CREATE TABLE t ({fits}); CREATE MATERIALIZED VIEW models AS SELECT * FROM t"),
+            "public.models is no table but a materialized view",
+        ),
+        (
+            format!(
+                "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; \
+                 CREATE FOREIGN TABLE models ({fits}) SERVER s"
+            ),
+            "public.models is no table but a foreign table",
+        ),
+    ] {
+        let db = Db::empty().await;
+        db.sql(&make).await;
+        let relations = "SELECT string_agg(concat_ws(' ', c.oid, c.xmin, relkind, relhastriggers, \
+                             (SELECT string_agg(concat_ws(' ', a.xmin, attname, atttypid), ',' ORDER BY attnum) \
+                              FROM pg_attribute a WHERE attrelid = c.oid)), E'\n' ORDER BY c.oid) \
+                         FROM pg_class c WHERE relnamespace = 'public'::regnamespace";
+        let before = db.sql(relations).await;
+        let output = start(&db.url, &[]).wait_with_output().unwrap();
+        let said = said(&output);
+        assert!(!output.status.success() && said.contains(expected) && said.contains(HINT), "{said}\nfor {make}");
+        assert_eq!(db.sql(relations).await, before);
+        assert_eq!(db.sql("SELECT to_regclass('model_catalog.entries')").await, None);
+        let output = start_with(&["--bare"], &db.url, &[]).wait_with_output().unwrap();
+        assert!(output.status.success(), "{make}");
+        assert_eq!(db.sql(relations).await, before);
+    }
+}
+
+#[tokio::test]
+async fn a_partitioned_table_of_odd_types_is_followed_as_it_is() {
+    let db = Db::empty().await;
+    db.sql(
+        "CREATE DOMAIN size AS numeric(6, 2) CHECK (value > 0); CREATE DOMAIN needs AS json;
+         CREATE TABLE models (description json, dependencies needs, save_path name, auth_provider char(3), \
+             auth_required boolean, hash uuid, file_size_gb size, download_url varchar(99), name xml, id bigint NOT NULL) \
+             PARTITION BY RANGE (id);
+         CREATE TABLE models_low PARTITION OF models FOR VALUES FROM (0) TO (100);
+         CREATE TABLE models_high PARTITION OF models FOR VALUES FROM (100) TO (200);
+         INSERT INTO models VALUES ('{\"a\": 1}', '[\"x\"]', 'vae/x', 'hf', true, \
+             '7f3c0a52-9d1e-4a7b-8f0e-2f6d5b1c9a01', 3.10, 'https://example.org/x', '<b>x</b>', 7)",
+    )
+    .await;
+    let table = "SELECT string_agg(concat_ws(' ', c.oid, relfilenode, relnatts, a.xmin, attname, atttypid), ',' ORDER BY c.oid, attnum) \
+                 FROM pg_class c JOIN pg_attribute a ON attrelid = c.oid WHERE relname LIKE 'models%'";
+    let before = db.sql(table).await;
+    run(&db.url, &[]);
+    run(&db.url, &[]);
+    assert_eq!(db.sql(table).await, before);
+    let triggers = "SELECT string_agg(DISTINCT tgrelid::regclass::text, ' ') FROM pg_trigger WHERE NOT tgisinternal";
+    assert_eq!(db.sql(triggers).await.as_deref(), Some("models models_high models_low"));
+
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let expected = serde_json::json!({
+        "id": "7", "name": "<b>x</b>", "download_url": "https://example.org/x", "file_size_gb": 3.1,
+        "hash": "7f3c0a52-9d1e-4a7b-8f0e-2f6d5b1c9a01", "auth_required": true, "auth_provider": "hf",
+        "save_path": "vae/x", "dependencies": ["x"], "description": "{\"a\": 1}"
+    });
+    assert_eq!(server.get("/api/models/7").await.json(), expected);
+    db.sql("UPDATE models SET id = 150, name = 'moved'").await;
+    server.until_named("150", "moved").await;
+    server.until_gone("7").await;
+    db.sql("UPDATE models_high SET name = 'direct'").await;
+    server.until_named("150", "direct").await;
 }
 
 #[tokio::test]

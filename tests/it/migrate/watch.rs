@@ -15,6 +15,9 @@ fn view(id: &str, name: &str, from: &str) -> String {
     )
 }
 
+const TYPES: &str = "CREATE TYPE taste AS ENUM ('sweet', 'sour'); CREATE DOMAIN slug AS varchar CHECK (value ~ '^[a-z/]+$'); \
+                     CREATE DOMAIN number AS bigint; CREATE TYPE pair AS (family text, size int);";
+
 /// Watches a table of any name and makes each kind of change in it.
 async fn follows(table: &str, column: &str, id_type: &str, ids: [&str; 2]) {
     let db = Db::new().await;
@@ -24,7 +27,7 @@ async fn follows(table: &str, column: &str, id_type: &str, ids: [&str; 2]) {
     let argument = name.replace("\"\"", "\"").replace('\'', "''");
     // Columns named like what a trigger might call its rows must not be taken for them.
     let make = format!("CREATE TABLE {table} ({column} {id_type}, n text, o text, u text, t text, id2 text);");
-    db.sql(&format!("CREATE SCHEMA \"Odd Schema; \"\"x\"\"\"; {make}")).await;
+    db.sql(&format!("CREATE SCHEMA \"Odd Schema; \"\"x\"\"\"; {TYPES} {make}")).await;
     db.sql(&format!("{} SELECT model_catalog.watch('{quoted}', '{argument}')", view(column, "id2", table))).await;
     let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
 
@@ -54,6 +57,32 @@ async fn ids_of_other_types() {
     follows("numbered", "id", "bigint PRIMARY KEY", ["1", "-20"]).await;
     let ids = ["7f3c0a52-9d1e-4a7b-8f0e-2f6d5b1c9a01", "00000000-0000-4000-8000-000000000000"];
     follows("identified", "uid", "uuid PRIMARY KEY", ids).await;
+    follows("tasted", "taste", "taste PRIMARY KEY", ["sweet", "sour"]).await;
+    follows("named", "slug", "slug PRIMARY KEY", ["a/b", "c"]).await;
+    follows("counted", "number", "number PRIMARY KEY", ["7", "8"]).await;
+    follows("padded", "code", "char(4) PRIMARY KEY", ["abcd", "efgh"]).await;
+    follows("paired", "pair", "pair", ["(flux,12)", "(sdxl,3)"]).await;
+    follows("dated", "day", "date PRIMARY KEY", ["2026-11-22", "2026-11-23"]).await;
+    follows("addressed", "host", "inet PRIMARY KEY", ["10.0.0.1/32", "10.0.0.0/8"]).await;
+}
+
+#[tokio::test]
+async fn ids_in_which_case_does_not_count() {
+    let db = Db::new().await;
+    let there = db.sql("SELECT name FROM pg_available_extensions WHERE name = 'citext'").await;
+    assert!(there.is_some(), "this Postgres lacks its contrib extensions");
+    db.sql("CREATE EXTENSION citext; CREATE TABLE loose (id citext PRIMARY KEY, name citext)").await;
+    db.sql(&format!("{} SELECT model_catalog.watch('loose', 'id')", view("id", "name", "loose"))).await;
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    db.sql("INSERT INTO loose VALUES ('Flux', 'first')").await;
+    server.until_named("Flux", "first").await;
+    // Equal to the type, and another id and another name all the same.
+    db.sql("UPDATE loose SET name = 'FIRST'").await;
+    server.until_named("Flux", "FIRST").await;
+    db.sql("UPDATE loose SET id = 'flux' WHERE id = 'FLUX'").await;
+    server.until_named("flux", "FIRST").await;
+    server.until_gone("Flux").await;
+    assert_eq!(server.refreshes("full").await, 1.0);
 }
 
 #[tokio::test]
@@ -125,7 +154,7 @@ async fn a_view_of_the_wrong_types_does_not_empty_what_is_served() {
     // One that starts now has no catalog to serve, rather than an empty one.
     let started = Server::spawn(&db.url, &[("CATALOG_POLL_INTERVAL", "200ms")]).await;
     for server in [&server, &started] {
-        server.until("it is said", |s| async move { s.logged("the database is away") > 0 }).await;
+        server.until("it is said", |s| async move { s.logged("the catalog can't be read") > 0 }).await;
     }
     assert_eq!(server.field("1", "name").await, "good", "{:#?}", server.log());
     assert_eq!(started.get("/readyz").await.status, 503);

@@ -1,0 +1,95 @@
+//! `migrate --bare`: all but the default table, and a server that waits for a view.
+
+use super::{fingerprint, said, start_with};
+use crate::support::{Db, ONLY_THE_BELL, Server};
+
+fn run_bare(db: &Db) -> String {
+    let output = start_with(&["--bare"], &db.url, &[]).wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    said(&output)
+}
+
+const MISSING: &str = "there is no view model_catalog.entries";
+const TABLE: &str = "CREATE TABLE own (key text PRIMARY KEY, title text); INSERT INTO own VALUES ('a', 'there before')";
+const VIEW: &str = "CREATE VIEW model_catalog.entries AS SELECT key AS id, title AS name, 'https://example.org/x'::text AS \
+                    download_url, NULL::numeric AS file_size_gb, NULL::text AS hash, false AS auth_required, NULL::text AS \
+                    auth_provider, 'x/y'::text AS save_path, '[]'::jsonb AS dependencies, NULL::text AS description FROM own";
+
+#[tokio::test]
+async fn it_makes_all_but_the_default_table_and_the_server_waits_for_a_view() {
+    let db = Db::empty().await;
+    let said = run_bare(&db);
+    assert!(said.contains(&format!("{MISSING} yet: define it, then call model_catalog.watch()")), "{said}");
+    let made = "SELECT string_agg(n.nspname || '.' || relname, ' ' ORDER BY 1) FROM pg_class c \
+                JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid >= 16384 AND relkind IN ('r', 'v')";
+    let made = db.sql(made).await.unwrap();
+    for part in ["model_catalog.changes", "model_catalog.state", "model_catalog.history"] {
+        assert!(made.contains(part), "no {part} in {made}");
+    }
+    assert!(!made.contains("public.") && !made.contains("entries"), "{made}");
+
+    // A poll interval of this length keeps the waits between attempts short, too.
+    let server = Server::spawn(&db.url, &[("CATALOG_POLL_INTERVAL", "50ms")]).await;
+    server.until("it has tried often", |s| async move { s.metric(FAILED).await > 5.0 }).await;
+    assert_eq!(server.get("/api/models/a").await.status, 503);
+    assert_eq!((server.logged(MISSING), server.logged("the database is away")), (1, 0), "{:#?}", server.log());
+    for part in ["the catalog can't be read", "call model_catalog.watch() for each table", "model_catalog.reload()"] {
+        assert_eq!(server.logged(part), 1, "{part}: {:#?}", server.log());
+    }
+
+    db.sql(TABLE).await;
+    db.sql(VIEW).await;
+    db.sql("SELECT model_catalog.watch('own', 'key'); SELECT model_catalog.reload()").await;
+    server.until_named("a", "there before").await;
+    let listening = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    db.sql("UPDATE own SET title = 'live'").await;
+    for server in [&server, &listening] {
+        server.until_named("a", "live").await;
+    }
+
+    db.sql("CREATE TABLE models (id int)").await;
+    let before = fingerprint(&db).await;
+    assert!(!run_bare(&db).contains(MISSING));
+    super::run(&db.url, &[]);
+    assert_eq!(fingerprint(&db).await, before, "with a view of one's own both forms change nothing");
+}
+
+const FAILED: &str = "catalog_refreshes_total{kind=\"full\",outcome=\"error\"}";
+
+#[tokio::test]
+async fn a_view_that_is_gone_leaves_what_is_served_and_comes_back() {
+    let db = Db::empty().await;
+    run_bare(&db);
+    db.sql(TABLE).await;
+    db.sql(VIEW).await;
+    db.sql("SELECT model_catalog.watch('own', 'key')").await;
+    let file = std::env::temp_dir().join(format!("bare-{:x}", fastrand::u64(..)));
+    let settings = [("CATALOG_POLL_INTERVAL", "50ms"), ("CATALOG_SNAPSHOT_FILE", file.to_str().unwrap())];
+    let server = Server::start_with(&db.url, &settings).await;
+    server.until("it is on disk", |_| std::future::ready(file.exists())).await;
+    db.sql("DROP VIEW model_catalog.entries").await;
+    server.until("it is said", |s| async move { s.logged(MISSING) == 1 }).await;
+    assert_eq!(server.field("a", "name").await, "there before");
+
+    let restarted = Server::spawn(&db.url, &settings).await;
+    restarted.until("it is said", |s| async move { s.logged(MISSING) == 1 }).await;
+    assert_eq!(restarted.get("/readyz").await.json()["source"], "file");
+    assert_eq!(restarted.field("a", "name").await, "there before");
+
+    db.sql(&format!("UPDATE own SET title = 'changed meanwhile'; {VIEW}; SELECT model_catalog.reload()")).await;
+    for server in [&server, &restarted] {
+        server.until_named("a", "changed meanwhile").await;
+    }
+    drop((server, restarted));
+    std::fs::remove_file(file).unwrap();
+}
+
+#[tokio::test]
+async fn a_database_that_was_never_prepared_is_said() {
+    let db = Db::empty().await;
+    let server = Server::spawn(&db.url, &[("CATALOG_POLL_INTERVAL", "50ms")]).await;
+    server.until("it is said", |s| async move { s.logged("was not prepared") == 1 }).await;
+    assert_eq!(server.logged("run `model-catalog migrate`"), 1, "{:#?}", server.log());
+    super::run(&db.url, &[]);
+    server.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
+}
