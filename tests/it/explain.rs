@@ -10,7 +10,7 @@ const FILL: &str = "INSERT INTO models SELECT 'model-' || n, 'name', 'https://ex
                     'checkpoints/' || n FROM generate_series(1, 100000) n";
 
 /// A session like the program's own, with the delta prepared.
-async fn prepared(url: &str) -> Client {
+pub async fn prepared(url: &str) -> Client {
     let client = model_catalog::postgres::session::connect(&crate::support::database(url)).await.unwrap();
     client.batch_execute(include_str!("../../sql/session.sql")).await.unwrap();
     let delta = model_catalog::postgres::session::DELTA;
@@ -19,12 +19,12 @@ async fn prepared(url: &str) -> Client {
 }
 
 /// Where the table stands now, as the two parameters of the delta.
-async fn here(client: &Client) -> String {
+pub async fn here(client: &Client) -> String {
     let here = "SELECT format('%L, %L', pg_current_snapshot()::text, identity) FROM model_catalog.history";
     sql(client, here).await.unwrap()
 }
 
-async fn explained(client: &Client, options: &str, since: &str) -> Value {
+pub async fn explained(client: &Client, options: &str, since: &str) -> Value {
     let rows = client.simple_query(&format!("EXPLAIN ({options} FORMAT JSON) EXECUTE delta ({since})")).await.unwrap();
     let text = rows.iter().find_map(|message| match message {
         tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
@@ -39,7 +39,7 @@ fn nodes(plan: &Value) -> Vec<&Value> {
     std::iter::once(plan).chain(below).collect()
 }
 
-fn of<'a>(plan: &'a Value, relation: &str) -> Vec<&'a Value> {
+pub fn of<'a>(plan: &'a Value, relation: &str) -> Vec<&'a Value> {
     let found: Vec<_> = nodes(plan).into_iter().filter(|node| node["Relation Name"] == relation).collect();
     assert!(!found.is_empty(), "the plan does not read {relation}: {plan:#}");
     found

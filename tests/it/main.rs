@@ -15,6 +15,7 @@ mod contract_single;
 mod contract_stop;
 mod demo;
 mod exact;
+mod examples;
 mod explain;
 mod failover;
 mod faults;

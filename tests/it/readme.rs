@@ -53,6 +53,16 @@ async fn an_existing_table_is_served_by_roles_with_the_least_rights() {
 }
 
 #[test]
+fn every_worked_schema_is_pointed_to() {
+    let examples = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/sql/examples")).unwrap();
+    let names: Vec<_> = examples.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    for name in names {
+        assert!(README.contains(&format!("`sql/examples/{name}`")), "README.md does not point to {name}");
+    }
+}
+
+#[test]
 fn every_dependency_is_accounted_for() {
     let manifest = include_str!("../../Cargo.toml");
     let mut inside = false;
