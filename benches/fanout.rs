@@ -198,6 +198,7 @@ impl Replicas {
             poll_interval: POLL_INTERVAL,
             audit_interval: Duration::from_secs(3600),
             rules: Rules::default(),
+            replica: "replica".into(),
         };
         let loader = |store: &Arc<Store>| {
             Loader::new(settings.clone(), Arc::clone(store), Arc::clone(&metrics), watch::channel(None).0)

@@ -24,6 +24,7 @@ use crate::postgres::address::{Address, AddressError, Surroundings};
 use crate::postgres::migrate::{migrate, migrate_bare};
 use crate::postgres::private::{Options, Private};
 use crate::postgres::session::{self, Database};
+use crate::replica;
 use crate::saver::{self, Newest};
 
 const SAMPLE: &str = include_str!("../sql/sample_models.sql");
@@ -164,7 +165,10 @@ fn run_server(
             Ok(())
         })
     });
+    let own_name = || replica::default_name(database.address.config.get_application_name(), address);
+    let replica = serve.replica_name.clone().unwrap_or_else(own_name);
     let settings = loader::Settings {
+        replica,
         database,
         poll_interval: serve.poll_interval,
         audit_interval: serve.audit_interval,

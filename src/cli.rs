@@ -152,6 +152,10 @@ pub struct Serve {
     /// Where the catalog is kept on disk, so that a start needs no database; without it, nowhere.
     #[arg(long, env = "CATALOG_SNAPSHOT_FILE", value_name = "PATH")]
     pub snapshot_file: Option<PathBuf>,
+    /// Name of this replica in the view model_catalog.fleet, at most 16 ASCII characters; default: the
+    /// application_name of DATABASE_URL, else the host, with the port if that is not 3000.
+    #[arg(long, env = "CATALOG_REPLICA_NAME", value_name = "NAME", value_parser = crate::replica::name)]
+    pub replica_name: Option<String>,
     /// Ids in one batch at most.
     #[arg(long, env = "CATALOG_MAX_BATCH_IDS", default_value = "1000", value_name = "NUMBER")]
     #[arg(value_parser = number)]

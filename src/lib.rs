@@ -13,4 +13,5 @@ pub mod metrics;
 pub mod ops;
 pub mod outage;
 pub mod postgres;
+pub mod replica;
 pub mod saver;

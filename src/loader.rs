@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::outage::Outage;
 use crate::postgres::rows;
 use crate::postgres::session::{ConnectError, Database, ReadError, Session};
+use crate::replica::application_name;
 use crate::saver::Newest;
 
 /// Deltas in a row that may time out before everything is read instead: reading all of a slow view at once can
@@ -41,6 +42,8 @@ pub struct Settings {
     pub audit_interval: Duration,
     /// The rules a row must pass.
     pub rules: Rules,
+    /// The name that this replica bears in `model_catalog.fleet`.
+    pub replica: String,
 }
 
 /// Why a session ended.
@@ -70,6 +73,8 @@ pub struct Loader {
     newest: watch::Sender<Newest>,
     next_audit: Instant,
     said: Option<Follow>,
+    /// What this session is named.
+    named: String,
     doorbell: Arc<Notify>,
     delta_timeouts: u32,
     outage: Option<Outage>,
@@ -91,6 +96,7 @@ impl Loader {
             newest,
             next_audit,
             said: None,
+            named: String::new(),
             doorbell: Arc::new(Notify::new()),
             delta_timeouts: 0,
             outage: None,
@@ -124,8 +130,10 @@ impl Loader {
         // Listening comes before the first read: what commits in between rings.
         let mut session = Session::open(&self.database(), ring).await?;
         self.say_how(session.follow());
+        self.named.clear();
+        self.name(&session, application_name(&self.settings.replica, None));
         self.position = self.position.take().and_then(|_| self.anchor.position().cloned());
-        self.refresh(&session).await?;
+        self.step(&session).await?;
         self.metrics.listener_connected.set(i64::from(session.follow() == Follow::Live));
         self.regained();
         loop {
@@ -134,7 +142,23 @@ impl Loader {
                 () = tokio::time::sleep(self.settings.poll_interval) => {}
                 why = session.closed() => return Err(SessionError::Closed(why)),
             }
-            self.refresh(&session).await?;
+            self.step(&session).await?;
+        }
+    }
+
+    /// Brings what is served in step with the database, and says there how far it has come.
+    async fn step(&mut self, session: &Session) -> Result<(), SessionError> {
+        self.refresh(session).await?;
+        let served = self.position.as_ref().map(|position| (self.current.revision(), position));
+        self.name(session, application_name(&self.settings.replica, served));
+        Ok(())
+    }
+
+    /// Names the session. On a standby a snapshot does not tell what is served; a pooler's connection is not ours.
+    fn name(&mut self, session: &Session, name: String) {
+        if session.follow() == Follow::Live && self.named != name {
+            session.set_application_name(&name);
+            self.named = name;
         }
     }
 
@@ -145,7 +169,7 @@ impl Loader {
         Database { address, ..database.clone() }
     }
 
-    /// Brings what is served in step with the database.
+    /// One read of the database, of the kind that is due.
     async fn refresh(&mut self, session: &Session) -> Result<(), SessionError> {
         if session.follow() == Follow::Standby {
             // No delta there: its snapshots leave out the transactions in progress.

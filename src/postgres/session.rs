@@ -7,9 +7,9 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::stream::ReadyChunks;
-use postgres_protocol::escape::escape_identifier;
+use futures_util::{FutureExt, StreamExt};
+use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio::sync::{OnceCell, oneshot};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
@@ -221,6 +221,13 @@ impl Session {
     #[must_use]
     pub fn follow(&self) -> Follow {
         self.follow
+    }
+
+    /// Names the session for `pg_stat_activity`. It is sent and not waited for: the statement after it goes out at
+    /// once, and an answer that nobody takes is dropped. Not through a pooler, where the next client would bear the name.
+    pub fn set_application_name(&self, name: &str) {
+        let statement = format!("SET application_name = {}", escape_literal(name));
+        let _ = self.client.batch_execute(&statement).now_or_never();
     }
 
     /// Waits until the connection is gone, and says why if it is known.

@@ -47,6 +47,7 @@ fn a_wrong_value_is_named_with_its_variable_and_what_would_do() {
         ("CATALOG_DRAIN_GRACE", "5 apples", "such as 500ms, 10s or 1h"),
         ("CATALOG_DRAIN_TIMEOUT", "-1s", "such as 500ms, 10s or 1h"),
         ("CATALOG_CHANNEL", &long, "1 to 63 bytes"),
+        ("CATALOG_REPLICA_NAME", "two words", "1 to 16 ASCII"),
         ("CATALOG_URL_SCHEMES", "https://", "such as https"),
         ("CATALOG_URL_SCHEMES", "https,1s3", "such as https"),
         ("CATALOG_LOG", "info,http=loud", "a level such as info"),

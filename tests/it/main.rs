@@ -19,6 +19,7 @@ mod examples;
 mod explain;
 mod failover;
 mod faults;
+mod fleet;
 mod live;
 mod migrate;
 mod plain;

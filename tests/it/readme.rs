@@ -1,12 +1,20 @@
 //! The SQL that the README gives to DBAs, run as it stands there, with roles that have just the rights it grants.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 use crate::support::{Db, Server, sql};
 
 const README: &str = include_str!("../../README.md");
 
 /// The README's SQL block that contains `text`.
 fn block(text: &str) -> &'static str {
-    let blocks = README.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    block_of("sql", text)
+}
+
+fn block_of(language: &str, text: &str) -> &'static str {
+    let fence = format!("```{language}\n");
+    let blocks = README.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap());
     let mut found = blocks.filter(|block| block.contains(text));
     found.next().unwrap_or_else(|| panic!("README.md has no SQL with `{text}`"))
 }
@@ -50,6 +58,28 @@ async fn an_existing_table_is_served_by_roles_with_the_least_rights() {
         let refused = crate::support::connect(&as_role(role)).await.simple_query(forbidden).await.unwrap_err();
         assert_eq!(refused.code().map(|code| code.code()), Some("42501"), "{role}: {forbidden}");
     }
+}
+
+#[tokio::test]
+async fn psql_waits_for_the_fleet_with_the_rights_that_are_named() {
+    let db = Db::new().await;
+    db.add("flux-dev").await;
+    let settings = [("CATALOG_REPLICA_NAME", "gpu-eu-1"), ("CATALOG_POLL_INTERVAL", "200ms")];
+    let server = Server::start_with(&db.url, &settings).await;
+    db.sql(block("ROLE fleet_watcher")).await;
+    let grant = "GRANT SELECT, UPDATE ON models TO fleet_watcher";
+    db.sql(grant).await;
+    let as_watcher = db.url.replace("user=postgres", "user=fleet_watcher");
+    let mut psql = Command::new("psql");
+    psql.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-f", "-", &as_watcher]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut psql = psql.spawn().unwrap_or_else(|error| panic!("psql: {error}"));
+    let script = format!("{}{}", block_of("psql", "wait_for_fleet"), block("FROM model_catalog.fleet ORDER"));
+    psql.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    let output = psql.wait_with_output().unwrap();
+    assert_eq!(server.field("flux-dev", "description").await, "now everywhere");
+    let said = String::from_utf8(output.stdout).unwrap();
+    let revision = server.get("/api/models/flux-dev").await.revision();
+    assert!(output.status.success() && said.starts_with(&format!("1\ngpu-eu-1|{revision}|")), "{said}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use crate::support::{Db, ONLY_THE_BELL, Server, database, migrated, private, sql};
 
 const END_THE_LISTENER: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                                WHERE datname = current_database() AND application_name = 'model-catalog' AND pid <> pg_backend_pid()";
+                                WHERE datname = current_database() AND application_name LIKE 'model-catalog%' AND pid <> pg_backend_pid()";
 const ADD: &str = "INSERT INTO models (id, name, download_url, save_path) \
                    VALUES ('a', 'first', 'https://example.org/a', 'checkpoints/a')";
 

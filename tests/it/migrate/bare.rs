@@ -23,7 +23,7 @@ async fn it_makes_all_but_the_default_table_and_the_server_waits_for_a_view() {
     let made = "SELECT string_agg(n.nspname || '.' || relname, ' ' ORDER BY 1) FROM pg_class c \
                 JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid >= 16384 AND relkind IN ('r', 'v')";
     let made = db.sql(made).await.unwrap();
-    for part in ["model_catalog.changes", "model_catalog.state", "model_catalog.history"] {
+    for part in ["model_catalog.changes", "model_catalog.state", "model_catalog.history", "model_catalog.fleet"] {
         assert!(made.contains(part), "no {part} in {made}");
     }
     assert!(!made.contains("public.") && !made.contains("entries"), "{made}");

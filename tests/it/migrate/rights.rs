@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
-use crate::support::{Db, ONLY_THE_BELL, Server, database};
+use crate::support::{Db, ONLY_THE_BELL, Server, database, sql};
 
 /// What a role that `serve` connects as needs, and all it needs.
 const SERVE: [&str; 4] = [
@@ -101,6 +101,8 @@ async fn a_role_that_serves_needs_just_these_rights() {
         "SELECT * FROM public.models",
         "DELETE FROM model_catalog.entries",
         "CREATE TABLE model_catalog.x ()",
+        "SELECT * FROM model_catalog.fleet",
+        "SELECT model_catalog.wait_for_fleet('3')",
     ] {
         refused(&client, statement).await;
     }
@@ -118,7 +120,36 @@ async fn a_role_without_rights_may_do_nothing() {
         "SELECT * FROM model_catalog.entries",
         "INSERT INTO model_catalog.changes VALUES ('x', '1', now())",
         "UPDATE model_catalog.state SET epoch = 9",
+        "SELECT * FROM model_catalog.fleet",
+        "SELECT model_catalog.wait_for_fleet('3')",
     ] {
+        refused(&client, statement).await;
+    }
+}
+
+#[tokio::test]
+async fn who_watches_the_fleet_needs_just_these_rights() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let (reader, url) = role(&db, "reader").await;
+    grant(&db, &SERVE, &reader).await;
+    let settings = [("CATALOG_REPLICA_NAME", "seen"), ("CATALOG_POLL_INTERVAL", "100ms")];
+    let server = Server::start_with(&url, &settings).await;
+    let (watcher, url) = role(&db, "watcher").await;
+    let rights = ["USAGE ON SCHEMA model_catalog", "SELECT ON model_catalog.fleet"];
+    grant(&db, &rights, &watcher).await;
+    let client = session::connect(&database(&url)).await.unwrap();
+    refused(&client, "SELECT model_catalog.wait_for_fleet('3')").await;
+    grant(&db, &["EXECUTE ON FUNCTION model_catalog.wait_for_fleet(xid8, interval)"], &watcher).await;
+
+    let rename = "UPDATE models SET name = 'arrived' RETURNING pg_current_xact_id()";
+    let xid = db.sql(rename).await.unwrap();
+    assert_eq!(sql(&client, &format!("SELECT model_catalog.wait_for_fleet('{xid}')")).await.as_deref(), Some("1"));
+    assert_eq!(server.field("a", "name").await, "arrived");
+    let row = "SELECT concat_ws(' ', name, revision, usename, client_addr IS NULL) FROM model_catalog.fleet";
+    let revision = server.get("/api/models/a").await.revision();
+    assert_eq!(sql(&client, row).await, Some(format!("seen {revision} {reader} t")));
+    for statement in ["SELECT * FROM model_catalog.state", "SELECT * FROM model_catalog.changes"] {
         refused(&client, statement).await;
     }
 }
