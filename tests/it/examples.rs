@@ -35,11 +35,11 @@ impl Example {
                 Some(fields) => model.status == 200 && fields.iter().all(|(name, value)| model.json()[name] == *value),
             }
         };
-        self.server.until(&format!("{id} is {expected} after {change}"), |server| is(server)).await;
+        self.server.until(&format!("{id} is {expected} after {change}"), is).await;
     }
 
     /// That a change of one model is looked up by indexes in each of these tables, when there are many rows.
-    async fn is_looked_up(self, tables: &[&str], fill: &str, change: &str) {
+    async fn looks_up_by_index(self, tables: &[&str], fill: &str, change: &str) {
         self.db.sql(&format!("{fill}; ANALYZE")).await;
         let client = prepared(&self.db.url).await;
         let since = here(&client).await;
@@ -73,7 +73,7 @@ async fn sizes_in_bytes() {
     example.then("DELETE FROM registry.weights", "flux", Value::Null).await;
     let fill = "INSERT INTO registry.weights SELECT 'w' || n, 'f', 'https://example.org/f', n, NULL, false, 'x', NULL \
                 FROM generate_series(1, 20000) n";
-    example.is_looked_up(&["weights"], fill, "UPDATE registry.weights SET note = 'new' WHERE slug = 'w7'").await;
+    example.looks_up_by_index(&["weights"], fill, "UPDATE registry.weights SET note = 'new' WHERE slug = 'w7'").await;
 }
 
 #[tokio::test]
@@ -98,7 +98,7 @@ async fn dependencies_in_a_join_table() {
                 FROM generate_series(100, 20000) n; \
                 INSERT INTO assets.needs SELECT n, n - 1 FROM generate_series(101, 20000) n";
     let change = "UPDATE assets.needs SET other = 200 WHERE asset = 777";
-    example.is_looked_up(&["asset", "needs"], fill, change).await;
+    example.looks_up_by_index(&["asset", "needs"], fill, change).await;
 }
 
 #[tokio::test]
@@ -148,5 +148,5 @@ async fn camel_case_and_sizes_as_text() {
     let fill = "INSERT INTO studio.\"ModelFile\" SELECT 'm' || n, 'f', 'https://example.org/f', '1GB', NULL, NULL, \
                 'models/x', '{}', NULL FROM generate_series(1, 20000) n";
     let change = "UPDATE studio.\"ModelFile\" SET \"fileSize\" = '2GB' WHERE \"modelId\" = 'm7'";
-    example.is_looked_up(&["ModelFile"], fill, change).await;
+    example.looks_up_by_index(&["ModelFile"], fill, change).await;
 }
