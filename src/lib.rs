@@ -10,6 +10,7 @@ pub mod cli;
 pub mod http;
 pub mod loader;
 pub mod metrics;
+pub mod missing;
 pub mod ops;
 pub mod outage;
 pub mod postgres;

@@ -3,6 +3,7 @@
 //! What a request counts lies in a [`Traffic`] that only its own thread writes, so serving threads share no cache
 //! line; a scrape sums them. The rest moves a few times a second at most and uses the library's own types.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,8 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto;
 use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
+use crate::missing::{Id, Missing};
+
 /// What a request is counted under: a template, never a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
@@ -18,6 +21,8 @@ pub enum Route {
     Single,
     /// `POST /api/models/batch`
     Batch,
+    /// `GET /api/catalog`
+    Catalog,
     /// `/livez`
     Livez,
     /// `/readyz`
@@ -28,9 +33,10 @@ pub enum Route {
     Other,
 }
 
-const ROUTES: [(Route, &str); 6] = [
+const ROUTES: [(Route, &str); 7] = [
     (Route::Single, "/api/models/{id}"),
     (Route::Batch, "/api/models/batch"),
+    (Route::Catalog, "/api/catalog"),
     (Route::Livez, "/livez"),
     (Route::Readyz, "/readyz"),
     (Route::Metrics, "/metrics"),
@@ -98,6 +104,8 @@ pub struct Traffic {
     not_found: AtomicU64,
     opened: AtomicU64,
     closed: AtomicU64,
+    /// Only a look-up in vain takes it, and whoever reads the list.
+    missing: Mutex<Missing>,
 }
 
 impl Traffic {
@@ -110,6 +118,7 @@ impl Traffic {
             not_found: AtomicU64::new(0),
             opened: AtomicU64::new(0),
             closed: AtomicU64::new(0),
+            missing: Mutex::default(),
         }
     }
 
@@ -125,6 +134,14 @@ impl Traffic {
     pub fn lookups(&self, found: usize, not_found: usize) {
         add(&self.found, found as u64);
         add(&self.not_found, not_found as u64);
+    }
+
+    /// These ids were asked for, and the catalog lacks them.
+    pub fn missing(&self, ids: &[&str]) {
+        if !ids.is_empty() {
+            let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+            ids.iter().for_each(|id| missing.count(id));
+        }
     }
 
     /// A batch asked for this many ids.
@@ -175,14 +192,20 @@ impl TrafficCollector {
     }
 }
 
+impl TrafficCollector {
+    fn threads(&self) -> Vec<Arc<Traffic>> {
+        // A panic can't leave a list of pointers half-written, so a poisoned lock is as good as a sound one.
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 impl Collector for TrafficCollector {
     fn desc(&self) -> Vec<&Desc> {
         vec![&self.requests, &self.seconds, &self.connections, &self.batch_ids, &self.lookups]
     }
 
     fn collect(&self) -> Vec<proto::MetricFamily> {
-        // A panic can't leave a list of pointers half-written, so a poisoned lock is as good as a sound one.
-        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let threads = self.threads();
         let sum = |of: &dyn Fn(&Traffic) -> &AtomicU64| threads.iter().map(|t| of(t).load(Relaxed)).sum::<u64>();
 
         let mut requests = Vec::new();
@@ -381,6 +404,18 @@ impl Metrics {
         let traffic = Arc::new(Traffic::new());
         self.traffic.threads.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&traffic));
         traffic
+    }
+
+    /// How often an id was looked up in vain, and which ids those were as far as they are still known: each with
+    /// the requests since then. In no order.
+    #[must_use]
+    pub fn missing(&self) -> (u64, HashMap<Id, u64>) {
+        let (mut count, mut ids) = (0, HashMap::new());
+        for thread in self.traffic.threads() {
+            count += thread.not_found.load(Relaxed);
+            thread.missing.lock().unwrap_or_else(PoisonError::into_inner).add_to(&mut ids);
+        }
+        (count, ids)
     }
 
     /// The text exposition of all of it.

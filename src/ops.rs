@@ -6,7 +6,8 @@ use hyper::StatusCode;
 use hyper::header::HeaderValue;
 use serde::Serialize;
 
-use crate::catalog::store::Follow;
+use crate::catalog::snapshot::Snapshot;
+use crate::catalog::store::{Follow, Sync};
 use crate::http::answer::{self, Answer};
 use crate::http::{Api, hex};
 
@@ -18,6 +19,13 @@ pub fn livez() -> Answer {
 #[derive(Serialize)]
 struct Readiness {
     status: &'static str,
+    #[serde(flatten)]
+    standing: Standing,
+}
+
+/// What is served, and how well it is in step with the database.
+#[derive(Serialize)]
+pub struct Standing {
     revision: Option<String>,
     models: usize,
     rejected: usize,
@@ -26,30 +34,36 @@ struct Readiness {
     follow: Option<&'static str>,
 }
 
+impl Standing {
+    /// That of a snapshot, if there is one yet.
+    #[must_use]
+    pub fn of(snapshot: Option<&Snapshot>, sync: Option<Sync>) -> Self {
+        Self {
+            revision: snapshot.map(|snapshot| hex(snapshot.revision())),
+            models: snapshot.map_or(0, |snapshot| snapshot.len()),
+            rejected: snapshot.map_or(0, |snapshot| snapshot.rejected().len()),
+            source: snapshot.map(|_| if sync.is_some() { "postgres" } else { "file" }),
+            // Milliseconds are as fine as anybody reads.
+            synced_seconds_ago: sync.map(|sync| (sync.at.elapsed().as_secs_f64() * 1e3).round() / 1e3),
+            follow: sync.map(|sync| match sync.follow {
+                Follow::Live => "live",
+                Follow::Polling => "polling",
+                Follow::Standby => "standby",
+            }),
+        }
+    }
+}
+
 /// Ready from the first catalog until the drain begins, whatever becomes of Postgres in between.
 pub fn readyz(api: &Api) -> Answer {
     let current = api.store.load();
     let snapshot = current.as_deref();
-    let sync = api.store.sync();
     let status = match snapshot {
         _ if api.draining.load(Relaxed) => "draining",
         Some(_) => "ready",
         None => "loading",
     };
-    let readiness = Readiness {
-        status,
-        revision: snapshot.map(|snapshot| hex(snapshot.revision())),
-        models: snapshot.map_or(0, |snapshot| snapshot.len()),
-        rejected: snapshot.map_or(0, |snapshot| snapshot.rejected().len()),
-        source: snapshot.map(|_| if sync.is_some() { "postgres" } else { "file" }),
-        // Milliseconds are as fine as anybody reads.
-        synced_seconds_ago: sync.map(|sync| (sync.at.elapsed().as_secs_f64() * 1e3).round() / 1e3),
-        follow: sync.map(|sync| match sync.follow {
-            Follow::Live => "live",
-            Follow::Polling => "polling",
-            Follow::Standby => "standby",
-        }),
-    };
+    let readiness = Readiness { status, standing: Standing::of(snapshot, api.store.sync()) };
     let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     match serde_json::to_vec(&readiness) {
         Ok(body) => answer::json(code, body),
@@ -68,7 +82,8 @@ pub fn metrics(api: &Api) -> Answer {
     }
 }
 
-fn fault(route: &str, error: &(dyn std::error::Error + 'static)) -> Answer {
+/// 500, and the reason in the log.
+pub fn fault(route: &str, error: &(dyn std::error::Error + 'static)) -> Answer {
     tracing::error!(route, error, "could not be rendered");
     answer::internal_error()
 }

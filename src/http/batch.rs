@@ -235,12 +235,12 @@ impl<'de> Deserialize<'de> for Text<'de> {
 }
 
 /// What a batch found in one snapshot.
-pub struct Found<'a> {
+pub struct Found<'a, 'b> {
     models: Vec<&'a Entry>,
     /// The ids that the catalog lacks, as JSON strings with commas between.
     not_found: Vec<u8>,
-    /// How many of these there are.
-    pub missing: usize,
+    /// The same ids.
+    pub missing: Vec<&'b str>,
 }
 
 const HEAD: &[u8] = br#"{"models":["#;
@@ -271,12 +271,12 @@ impl<'a> Seen<'a> {
 
 /// Looks `ids` up in one snapshot: models in the order asked, each once; `not_found` in the order asked, repeats kept.
 #[must_use]
-pub fn look_up<'a>(snapshot: &'a Snapshot, ids: &[Cow<'_, str>]) -> Found<'a> {
-    let mut found = Found { models: Vec::with_capacity(ids.len()), not_found: Vec::new(), missing: 0 };
+pub fn look_up<'a, 'b>(snapshot: &'a Snapshot, ids: &'b [Cow<'_, str>]) -> Found<'a, 'b> {
+    let mut found = Found { models: Vec::with_capacity(ids.len()), not_found: Vec::new(), missing: Vec::new() };
     let mut seen = Seen::default();
     for id in ids {
         let Some(entry) = snapshot.get(id) else {
-            found.missing += 1;
+            found.missing.push(id);
             push_json(&mut found.not_found, id);
             continue;
         };
@@ -287,7 +287,7 @@ pub fn look_up<'a>(snapshot: &'a Snapshot, ids: &[Cow<'_, str>]) -> Found<'a> {
     found
 }
 
-impl Found<'_> {
+impl Found<'_, '_> {
     /// Bytes of the answer.
     #[must_use]
     pub fn size(&self) -> usize {

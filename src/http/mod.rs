@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod batch;
+pub mod catalog;
 pub mod connections;
 pub mod plain;
 pub mod server;
@@ -28,6 +29,7 @@ use plain::Scratch;
 
 const CATALOG_REVISION: HeaderName = HeaderName::from_static("catalog-revision");
 const MODELS: &str = "/api/models/";
+const CATALOG: &str = "/api/catalog";
 
 /// What a client may ask for at most.
 #[derive(Debug, Clone, Copy)]
@@ -92,9 +94,10 @@ impl Handler {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn count_batch(&self, ids: usize, found: &batch::Found<'_>) {
+    fn count_batch(&self, ids: usize, found: &batch::Found<'_, '_>) {
         self.traffic.batch(ids);
-        self.traffic.lookups(ids - found.missing, found.missing);
+        self.traffic.lookups(ids - found.missing.len(), found.missing.len());
+        self.traffic.missing(&found.missing);
     }
 
     /// Where this thread counts.
@@ -128,6 +131,7 @@ impl Handler {
             Some(segment) if self.routes != Routes::Ops && !segment.is_empty() && !segment.contains('/') => {
                 Route::Single
             }
+            None if self.routes != Routes::Ops && path == CATALOG => Route::Catalog,
             _ if self.routes == Routes::Api => Route::Other,
             _ => match path {
                 "/livez" => Route::Livez,
@@ -157,10 +161,17 @@ impl Handler {
             _ if !allowed => self.with_revision(answer::method_not_allowed(allow)),
             Route::Single => self.single(request.uri().path(), request.headers()),
             Route::Batch => self.batch(request.into_body()).await,
+            Route::Catalog => self.catalog(),
             Route::Livez => ops::livez(),
             Route::Readyz => ops::readyz(&self.api),
             Route::Metrics => ops::metrics(&self.api),
         }
+    }
+
+    fn catalog(&self) -> Answer {
+        let current = self.api.store.load();
+        let Some(snapshot) = current.as_deref() else { return not_loaded() };
+        stamp(catalog::answer(&self.api, snapshot), snapshot)
     }
 
     fn single(&self, path: &str, headers: &HeaderMap) -> Answer {
@@ -185,6 +196,7 @@ impl Handler {
                 }
                 None => {
                     self.traffic.lookups(0, 1);
+                    self.traffic.missing(&[&id]);
                     answer::model_not_found(&id)
                 }
             },

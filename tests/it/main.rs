@@ -9,6 +9,7 @@ mod witness;
 mod audit;
 mod cli;
 mod contract_batch;
+mod contract_catalog;
 mod contract_ops;
 mod contract_revision;
 mod contract_single;
