@@ -1,7 +1,7 @@
 //! The only wiring: what runs on which thread, and in what order it ends.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -16,8 +16,10 @@ use tracing::{error, info, warn};
 use crate::catalog::model::Rules;
 use crate::catalog::store::Store;
 use crate::cli::{self, Cli, Command, LogFormat};
+use crate::export;
 use crate::http::server::{self, Phase};
 use crate::http::{Api, Limits, Routes};
+use crate::import::{self, Import};
 use crate::loader::{self, Loader};
 use crate::metrics::Metrics;
 use crate::postgres::address::{Address, AddressError, Surroundings};
@@ -46,6 +48,10 @@ pub fn run(cli: Cli) -> ExitCode {
         }
         Command::Demo { serve } => demo(&serve),
         Command::Migrate { database, bare } => run_migrate(&database, bare),
+        Command::Import { file, dry_run, strict, database, schemes } => {
+            run_import(&Import { file, dry_run, strict, rules: rules(&schemes) }, &database)
+        }
+        Command::Export { file, database, schemes } => run_export(&file, &rules(&schemes), &database),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,6 +59,10 @@ pub fn run(cli: Cli) -> ExitCode {
         Err(error) if error.is::<AddressError>() => {
             eprintln!("error: {error}");
             ExitCode::from(2)
+        }
+        Err(error) if error.is::<LeftOut>() => {
+            warn!("{error}");
+            ExitCode::from(3)
         }
         Err(error) => {
             error!("{error}");
@@ -91,6 +101,29 @@ fn run_migrate(database: &cli::Database, bare: bool) -> Result<(), Failure> {
     })?;
     info!("the database has all that model-catalog makes in it");
     Ok(())
+}
+
+/// A command did what it was asked, but not with everything.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} of the {1} rejected, see above")]
+struct LeftOut(usize, &'static str);
+
+fn all_but(left_out: usize, what: &'static str) -> Result<(), Failure> {
+    if left_out == 0 { Ok(()) } else { Err(LeftOut(left_out, what).into()) }
+}
+
+fn rules(schemes: &cli::Schemes) -> Rules {
+    Rules { url_schemes: schemes.url_schemes.clone() }
+}
+
+fn run_import(import: &Import, database: &cli::Database) -> Result<(), Failure> {
+    let database = connection(database)?;
+    all_but(runtime()?.block_on(import::run(import, &database))?, "entries")
+}
+
+fn run_export(path: &Path, rules: &Rules, database: &cli::Database) -> Result<(), Failure> {
+    let database = connection(database)?;
+    all_but(runtime()?.block_on(export::run(path, rules, &database))?, "rows")
 }
 
 /// Serves a private Postgres with the sample catalog.
@@ -172,7 +205,7 @@ fn run_server(
         database,
         poll_interval: serve.poll_interval,
         audit_interval: serve.audit_interval,
-        rules: Rules { url_schemes: serve.url_schemes.clone() },
+        rules: rules(&serve.schemes),
     };
     let loader = spawn_loader(settings, serve.snapshot_file.clone(), store, metrics, newest, phases)?;
 

@@ -49,6 +49,39 @@ pub enum Command {
         #[arg(long)]
         bare: bool,
     },
+    /// Fill or update the table public.models from a file, in one transaction. What is not in the file stays.
+    ///
+    /// Status 0: all of it is in the table; 3: the entries that were not rejected are; 1: nothing was written.
+    Import {
+        /// JSON as the API answers it, or ComfyUI-Manager's model-list.json; `-` is the standard input.
+        file: PathBuf,
+        /// Show what would be added, changed and rejected, and write nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Write nothing if an entry is rejected.
+        #[arg(long)]
+        strict: bool,
+        /// The database.
+        #[command(flatten)]
+        database: Database,
+        /// What is rejected.
+        #[command(flatten)]
+        schemes: Schemes,
+    },
+    /// Write the catalog as `import` takes it: what servers serve, ordered by id. Rows that break a rule are left out.
+    ///
+    /// Status 0: all rows are in it; 3: some were left out; 1: there is none.
+    Export {
+        /// Where to; `-` is the standard output.
+        #[arg(default_value = "-")]
+        file: PathBuf,
+        /// The database.
+        #[command(flatten)]
+        database: Database,
+        /// What is left out.
+        #[command(flatten)]
+        schemes: Schemes,
+    },
 }
 
 /// How the program logs.
@@ -176,6 +209,15 @@ pub struct Serve {
     #[arg(long, env = "CATALOG_DRAIN_TIMEOUT", default_value = "10s", value_name = "DURATION")]
     #[arg(value_parser = duration_or_zero)]
     pub drain_timeout: Duration,
+    /// Which addresses are served.
+    #[command(flatten)]
+    pub schemes: Schemes,
+}
+
+/// Which addresses are served.
+#[derive(Debug, Clone, Args)]
+#[group(skip)]
+pub struct Schemes {
     /// Schemes that a download_url may have, with commas between.
     #[arg(long, env = "CATALOG_URL_SCHEMES", default_value = "http,https", value_name = "LIST")]
     #[arg(value_delimiter = ',', value_parser = scheme)]

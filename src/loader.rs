@@ -28,9 +28,6 @@ const DELTA_ATTEMPTS: u32 = 2;
 /// Rejected rows that one refresh names in the log; the rest it counts.
 const REJECTIONS_LOGGED: usize = 20;
 
-/// A COPY that is not as the protocol says.
-const NO_ROW: &str = "the database sent something that is no row of model_catalog.entries";
-
 /// What a loader needs to know.
 #[derive(Clone)]
 pub struct Settings {
@@ -290,7 +287,7 @@ impl Loader {
         let mut rows = session.entries().await?;
         while let Some(chunk) = rows.next().await? {
             for message in chunk.iter().filter(|message| !rows::is_copy_end(message)) {
-                let (id, row) = rows::copied(message).ok_or_else(|| ReadError::View(NO_ROW.into()))?;
+                let (id, row) = rows::copied(message).ok_or_else(|| ReadError::View(rows::NO_ROW.into()))?;
                 refresh.row(id, row);
                 count += 1;
             }

@@ -65,6 +65,9 @@ pub fn copied(row: &[u8]) -> Option<(&str, Result<RawModel<'_>, Fault>)> {
     Some((text(0).ok().flatten().unwrap_or_default(), columns(text, Ok(auth_required))))
 }
 
+/// What is said where [`copied`] finds no row.
+pub const NO_ROW: &str = "the database sent something that is no row of model_catalog.entries";
+
 /// What a binary COPY begins with: a signature, flags, and the length of an extension that does not exist.
 const COPY_HEADER: usize = 11 + 4 + 4;
 

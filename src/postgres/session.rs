@@ -277,12 +277,7 @@ impl Session {
     /// # Errors
     /// See [`ReadError`].
     pub async fn entries(&self) -> Result<Copied, ReadError> {
-        let limit = self.timeout * FULL_LOAD_PATIENCE;
-        let statement = within(self.timeout, self.client.prepare(ENTRIES)).await?;
-        rows::check_types(&statement).map_err(ReadError::View)?;
-        let copy = format!("COPY ({ENTRIES}) TO STDOUT (FORMAT binary)");
-        let stream = within(limit, self.client.copy_out(&copy)).await?;
-        Ok(Copied { chunks: Box::pin(stream).ready_chunks(ROWS_AT_ONCE), timeout: limit, first: true })
+        copy(&self.client, "", self.timeout).await
     }
 
     /// Ends what [`Session::begin`] began.
@@ -307,6 +302,23 @@ impl Session {
         let stream = within(timeout, self.client.query_typed_raw(statement, parameters)).await?;
         Ok(Rows::new(stream, timeout))
     }
+}
+
+/// Every row of the view in the order of its ids, all of one moment. See [`rows::copied`].
+///
+/// # Errors
+/// See [`ReadError`].
+pub async fn entries_by_id(client: &Client, timeout: Duration) -> Result<Copied, ReadError> {
+    copy(client, "ORDER BY e.id COLLATE \"C\"", timeout).await
+}
+
+async fn copy(client: &Client, order: &str, timeout: Duration) -> Result<Copied, ReadError> {
+    let limit = timeout * FULL_LOAD_PATIENCE;
+    let statement = within(timeout, client.prepare(ENTRIES)).await?;
+    rows::check_types(&statement).map_err(ReadError::View)?;
+    let copy = format!("COPY ({ENTRIES} {order}) TO STDOUT (FORMAT binary)");
+    let stream = within(limit, client.copy_out(&copy)).await?;
+    Ok(Copied { chunks: Box::pin(stream).ready_chunks(ROWS_AT_ONCE), timeout: limit, first: true })
 }
 
 /// A wait for the database, with its limit.

@@ -1,0 +1,142 @@
+//! `model-catalog export`: what servers would serve, as an array of models that `import` takes, ordered by id. It is
+//! streamed: the catalog is never in memory as a whole.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use tracing::{info, warn};
+
+use crate::catalog::model::{Fault, Rules};
+use crate::postgres::rows;
+use crate::postgres::session::{self, ConnectError, Database, ReadError};
+
+/// Rows that are left out and logged one by one; beyond it only their number is said.
+const LOGGED: usize = 20;
+
+/// Why there is no whole export.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The database could not be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The view could not be read.
+    #[error("cannot read model_catalog.entries: {0}")]
+    Read(#[from] ReadError),
+    /// The file or the standard output could not be written.
+    #[error("cannot write {}: {source}", .path.display())]
+    Write {
+        /// As it was given.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Writes the catalog to `path`, `-` being the standard output. A file is there as a whole or as it was before.
+/// Gives the number of rows that break a rule, which are left out.
+///
+/// # Errors
+/// See [`ExportError`].
+pub async fn run(path: &Path, rules: &Rules, database: &Database) -> Result<usize, ExportError> {
+    if path == Path::new("-") {
+        let mut export = Export::new(BufWriter::new(io::stdout().lock()), path, rules);
+        return export.all(database).await;
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = PathBuf::from(name);
+    let written = write_file(path, &temporary, rules, database).await;
+    if written.is_err() {
+        // It may not even have been made.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+async fn write_file(path: &Path, temporary: &Path, rules: &Rules, database: &Database) -> Result<usize, ExportError> {
+    let failed = |source| ExportError::Write { path: path.into(), source };
+    let file = File::create(temporary).map_err(failed)?;
+    let mut export = Export::new(BufWriter::new(file), path, rules);
+    let rejected = export.all(database).await?;
+    export.out.get_ref().sync_all().and_then(|()| std::fs::rename(temporary, path)).map_err(failed)?;
+    Ok(rejected)
+}
+
+/// An export in the making.
+struct Export<'a, W> {
+    out: W,
+    path: &'a Path,
+    rules: &'a Rules,
+    /// The best row so far of the id that came last: of several the smallest answer is served.
+    last: Option<(String, Vec<u8>)>,
+    models: usize,
+    rejected: usize,
+}
+
+impl<'a, W: Write> Export<'a, W> {
+    fn new(out: W, path: &'a Path, rules: &'a Rules) -> Self {
+        Self { out, path, rules, last: None, models: 0, rejected: 0 }
+    }
+
+    async fn all(&mut self, database: &Database) -> Result<usize, ExportError> {
+        let client = session::connect(database).await?;
+        let mut entries = session::entries_by_id(&client, database.timeout).await?;
+        while let Some(chunk) = entries.next().await? {
+            for message in chunk.iter().filter(|message| !rows::is_copy_end(message)) {
+                let (id, row) = rows::copied(message).ok_or_else(|| ReadError::View(rows::NO_ROW.into()))?;
+                let mut json = Vec::new();
+                match row.and_then(|row| row.render(self.rules, &mut json)) {
+                    Ok(()) => self.good(id, json)?,
+                    Err(fault) => self.reject(id, &fault),
+                }
+            }
+        }
+        let ended = self.flush().and_then(|()| {
+            self.out.write_all(if self.models == 0 { b"[]\n" } else { b"\n]\n" })?;
+            self.out.flush()
+        });
+        ended.map_err(|source| self.failed(source))?;
+        info!(models = self.models, left_out = self.rejected, "exported");
+        Ok(self.rejected)
+    }
+
+    fn good(&mut self, id: &str, json: Vec<u8>) -> Result<(), ExportError> {
+        match &mut self.last {
+            Some((last, smallest)) if last == id => {
+                if json < *smallest {
+                    *smallest = json;
+                }
+                self.reject(id, &Fault::Duplicate);
+            }
+            _ => {
+                self.flush().map_err(|source| self.failed(source))?;
+                self.last = Some((id.into(), json));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the row that waits, for no other of its id will come.
+    fn flush(&mut self) -> io::Result<()> {
+        if let Some((_, json)) = self.last.take() {
+            self.out.write_all(if self.models == 0 { b"[\n" } else { b",\n" })?;
+            self.out.write_all(&json)?;
+            self.models += 1;
+        }
+        Ok(())
+    }
+
+    fn reject(&mut self, id: &str, fault: &Fault) {
+        self.rejected += 1;
+        if self.rejected <= LOGGED {
+            warn!(%id, reason = %fault, "row left out");
+        } else if self.rejected == LOGGED + 1 {
+            warn!("further rows are left out without a line of their own");
+        }
+    }
+
+    fn failed(&self, source: io::Error) -> ExportError {
+        ExportError::Write { path: self.path.into(), source }
+    }
+}
