@@ -1,6 +1,7 @@
 //! The only wiring: what runs on which thread, and in what order it ends.
 
 use std::error::Error;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::catalog::model::Rules;
 use crate::catalog::store::Store;
+use crate::check;
 use crate::cli::{self, Cli, Command, LogFormat};
 use crate::export;
 use crate::http::server::{self, Phase};
@@ -52,6 +54,7 @@ pub fn run(cli: Cli) -> ExitCode {
             run_import(&Import { file, dry_run, strict, rules: rules(&schemes) }, &database)
         }
         Command::Export { file, database, schemes } => run_export(&file, &rules(&schemes), &database),
+        Command::Check { database, check } => return run_check(&database, &check),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -124,6 +127,24 @@ fn run_import(import: &Import, database: &cli::Database) -> Result<(), Failure> 
 fn run_export(path: &Path, rules: &Rules, database: &cli::Database) -> Result<(), Failure> {
     let database = connection(database)?;
     all_but(runtime()?.block_on(export::run(path, rules, &database))?, "rows")
+}
+
+/// Says what a server would find; its exit status tells a check that was not made from one that found something.
+fn run_check(database: &cli::Database, options: &cli::Check) -> ExitCode {
+    let rules = Rules { url_schemes: options.url_schemes.clone() };
+    let checked = connection(database)
+        .and_then(|database| Ok(runtime()?.block_on(check::run(&database, &rules, options.limit.get()))));
+    match checked {
+        Ok(report) => {
+            // Who has read enough of it has closed the pipe.
+            let _ = std::io::stdout().write_all(report.print(options.output).as_bytes());
+            ExitCode::from(report.status(options.strict))
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
 }
 
 /// Serves a private Postgres with the sample catalog.

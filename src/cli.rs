@@ -9,6 +9,8 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::check::report::Format;
+
 /// Serves a Postgres table of models from memory, live.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 110)]
@@ -81,6 +83,16 @@ pub enum Command {
         /// What is left out.
         #[command(flatten)]
         schemes: Schemes,
+    },
+    /// Look at a database as a server would, and say what is to be mended and how: 0 = nothing, 1 = something, 2 = the
+    /// check could not be made.
+    Check {
+        /// The database.
+        #[command(flatten)]
+        database: Database,
+        /// The check.
+        #[command(flatten)]
+        check: Check,
     },
 }
 
@@ -218,6 +230,25 @@ pub struct Serve {
 #[derive(Debug, Clone, Args)]
 #[group(skip)]
 pub struct Schemes {
+    /// Schemes that a download_url may have, with commas between.
+    #[arg(long, env = "CATALOG_URL_SCHEMES", default_value = "http,https", value_name = "LIST")]
+    #[arg(value_delimiter = ',', value_parser = scheme)]
+    pub url_schemes: Vec<String>,
+}
+
+/// How to check.
+#[derive(Debug, Clone, Args)]
+#[group(skip)]
+pub struct Check {
+    /// Count warnings as something to be mended.
+    #[arg(long, env = "CATALOG_CHECK_STRICT")]
+    pub strict: bool,
+    /// How the findings are printed.
+    #[arg(long = "format", env = "CATALOG_CHECK_FORMAT", default_value = "text", value_name = "FORMAT")]
+    pub output: Format,
+    /// Rows named at most for each kind of bad or odd row; the rest is counted.
+    #[arg(long, env = "CATALOG_CHECK_LIMIT", default_value = "20", value_name = "NUMBER", value_parser = number)]
+    pub limit: NonZeroUsize,
     /// Schemes that a download_url may have, with commas between.
     #[arg(long, env = "CATALOG_URL_SCHEMES", default_value = "http,https", value_name = "LIST")]
     #[arg(value_delimiter = ',', value_parser = scheme)]

@@ -6,6 +6,7 @@
 pub mod anchor;
 pub mod app;
 pub mod catalog;
+pub mod check;
 pub mod cli;
 pub mod export;
 pub mod http;

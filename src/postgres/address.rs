@@ -40,6 +40,8 @@ pub struct Address {
     pub config: Config,
     /// For its TLS.
     pub tls: MakeRustlsConnect,
+    /// Whether the server's certificate must be good.
+    pub verifies: bool,
 }
 
 impl fmt::Debug for Address {
@@ -99,7 +101,7 @@ impl Address {
         let sslmode = sslmode.or_else(|| surroundings.sslmode.clone());
         let mode = sslmode.map_or(Ok(Mode::Prefer), |mode| mode.parse())?;
         let root = sslrootcert.or_else(|| surroundings.sslrootcert.clone());
-        let tls = tls::connector(mode, root.as_deref())?;
+        let (tls, verifies) = tls::connector(mode, root.as_deref())?;
         // libpq, too, does without TLS on a unix socket, whatever the mode.
         let network = config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(_)));
         config.ssl_mode(match mode {
@@ -121,7 +123,7 @@ impl Address {
         config.keepalives_retries(config.get_keepalives_retries().unwrap_or(KEEPALIVE_PROBES));
         config.tcp_user_timeout(config.get_tcp_user_timeout().copied().unwrap_or(timeout));
         config.connect_timeout(config.get_connect_timeout().copied().unwrap_or(timeout));
-        Ok(Self { config, tls })
+        Ok(Self { config, tls, verifies })
     }
 
     /// The same, trying the hosts in any order: a host that takes connections and is silent must not be the first

@@ -35,6 +35,12 @@ pub enum MigrateError {
     Migrations(#[from] refinery::Error),
 }
 
+/// The number of the last migration there is.
+#[must_use]
+pub fn latest() -> i32 {
+    embedded::migrations::runner().get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
+}
+
 /// Applies what is missing, the default table and view included where nobody defined the view, and sets the channel
 /// that changes are announced on. Twice is harmless, two at once too.
 ///

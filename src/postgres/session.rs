@@ -15,7 +15,8 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, CopyOutStream, Row, RowStream, Socket, Statement};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, CopyOutStream, Row, RowStream};
+use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow, Socket, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::address::Address;
@@ -286,6 +287,19 @@ impl Session {
     /// See [`ReadError`].
     pub async fn commit(&self) -> Result<(), ReadError> {
         self.execute("COMMIT").await
+    }
+
+    /// The rows of a question to the system's catalogs, as text. It is a transaction of its own, in which names without
+    /// a schema are the system's and names are printed with their schemas.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn ask(&self, question: &str) -> Result<Vec<SimpleQueryRow>, ReadError> {
+        // Several statements in one message are one transaction, through a pooler too.
+        let question = format!("SET LOCAL search_path = pg_catalog; {question}");
+        let messages = within(self.timeout, self.client.simple_query(&question)).await?;
+        let row = |message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None };
+        Ok(messages.into_iter().filter_map(row).collect())
     }
 
     async fn execute(&self, statement: &str) -> Result<(), ReadError> {

@@ -66,11 +66,11 @@ pub enum TlsError {
     Rustls(#[from] rustls::Error),
 }
 
-/// The connector for a mode. `root` is a file of PEM certificates, or `system` for this machine's own.
+/// The connector for a mode, and whether it verifies. `root` is a file of PEM certificates, or `system` for this machine's own.
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn connector(mode: Mode, root: Option<&str>) -> Result<MakeRustlsConnect, TlsError> {
+pub fn connector(mode: Mode, root: Option<&str>) -> Result<(MakeRustlsConnect, bool), TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mode = if mode == Mode::Require && root.is_some() { Mode::VerifyCa } else { mode };
     let trusted = match mode {
@@ -82,10 +82,11 @@ pub fn connector(mode: Mode, root: Option<&str>) -> Result<MakeRustlsConnect, Tl
             Some(Trusted { chain, own, name: mode == Mode::VerifyFull })
         }
     };
+    let verifies = trusted.is_some();
     let verifier = Arc::new(LikeLibpq { provider: Arc::clone(&provider), trusted });
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let config = config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
-    Ok(MakeRustlsConnect::new(config))
+    Ok((MakeRustlsConnect::new(config), verifies))
 }
 
 /// The certificates of `root`, and those of them that a server could show as its own.

@@ -1,0 +1,68 @@
+-- What the view reads, by way of other views, with partitions and children, and the triggers on it. One row each.
+-- `$ids$` stands for rows (schema, table, column): where the plan of a look-up shows the id of a model.
+-- `root` = what to call watch() for. Events are bits of tgtype: 4 INSERT, 8 DELETE, 16 UPDATE, 32 TRUNCATE.
+WITH RECURSIVE views (oid, as_whom) AS (
+    SELECT 'model_catalog.entries'::regclass::oid, NULL::oid
+    UNION
+    SELECT d.refobjid,
+           -- Whose rights count: the view's owner's, or (security_invoker) those of who asks.
+           CASE WHEN coalesce('security_invoker=true' = ANY (v.reloptions) OR 'security_invoker=on' = ANY (v.reloptions), false)
+                THEN current_user::regrole::oid ELSE v.relowner END
+    FROM views r
+    JOIN pg_class v ON v.oid = r.oid AND v.relkind = 'v'
+    JOIN pg_rewrite w ON w.ev_class = v.oid AND w.ev_type = '1'
+    JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
+                    AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> v.oid
+), tables (oid, root, as_whom) AS (
+    SELECT r.oid, r.oid, r.as_whom FROM views r JOIN pg_class c ON c.oid = r.oid WHERE c.relkind NOT IN ('v', 'S', 'c')
+    UNION
+    -- Rights on a child are not looked at when it is read through its parent.
+    SELECT i.inhrelid, CASE WHEN c.relispartition THEN t.root ELSE i.inhrelid END, NULL::oid
+    FROM tables t JOIN pg_inherits i ON i.inhparent = t.oid JOIN pg_class c ON c.oid = i.inhrelid
+), found AS (
+    SELECT t.oid, (array_agg(t.root ORDER BY t.root <> t.oid DESC))[1] AS root,
+           array_agg(t.as_whom) FILTER (WHERE t.as_whom IS NOT NULL) AS readers
+    FROM tables t GROUP BY t.oid
+), ids (root, column_name) AS (
+    SELECT f.root, min(i.column_name)
+    FROM (VALUES $ids$) AS i (schema_name, table_name, column_name)
+    JOIN pg_namespace n ON n.nspname = i.schema_name
+    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = i.table_name
+    JOIN found f ON f.oid = c.oid
+    GROUP BY f.root
+)
+SELECT format('%I.%I', n.nspname, c.relname) AS name,
+       n.nspname AS schema_name, c.relname AS table_name,
+       c.relkind AS kind,
+       c.oid < 16384 AS of_the_system,
+       pg_relation_size(c.oid) AS bytes,
+       format('%I.%I', rn.nspname, rc.relname) AS root,
+       i.column_name AS id_column,
+       w.present, w.firing, w.columns, w.lost, w.enable,
+       (SELECT string_agg(DISTINCT format('GRANT SELECT ON %I.%I TO %I;', n.nspname, c.relname, pg_get_userbyid(r)), E'\n')
+        FROM unnest(f.readers) r WHERE NOT has_table_privilege(r, c.oid, 'SELECT')) AS grants
+FROM found f
+JOIN pg_class c ON c.oid = f.oid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_class rc ON rc.oid = f.root
+JOIN pg_namespace rn ON rn.oid = rc.relnamespace
+LEFT JOIN ids i ON i.root = f.root
+CROSS JOIN LATERAL (
+    SELECT coalesce(bit_or(t.tgtype::int & 60), 0) AS present,
+           coalesce(bit_or(t.tgtype::int & 60) FILTER (WHERE t.tgenabled IN ('O', 'A')), 0) AS firing,
+           string_agg(DISTINCT a.name, ', ') AS columns,
+           string_agg(DISTINCT a.name, ', ') FILTER (WHERE NOT EXISTS (
+               SELECT FROM pg_attribute b
+               WHERE b.attrelid = t.tgrelid AND b.attname = a.name AND b.attnum > 0 AND NOT b.attisdropped)) AS lost,
+           string_agg(format('ALTER TABLE %I.%I ENABLE TRIGGER %I;', n.nspname, c.relname, t.tgname), E'\n' ORDER BY t.tgname)
+               FILTER (WHERE t.tgenabled NOT IN ('O', 'A')) AS enable
+    FROM pg_trigger t
+    CROSS JOIN LATERAL (
+        -- A trigger's arguments are texts that end in a zero byte; ours has one, the id column.
+        SELECT convert_from(substring(t.tgargs FROM 1 FOR length(t.tgargs) - 1), getdatabaseencoding()) AS name
+    ) a
+    WHERE t.tgrelid = c.oid AND t.tgtype::int & 1 = 0
+      AND t.tgfoid = (SELECT p.oid FROM pg_proc p JOIN pg_namespace pn ON pn.oid = p.pronamespace
+                      WHERE pn.nspname = 'model_catalog' AND p.proname = 'log_change')
+) w
+ORDER BY f.root, n.nspname, c.relname
