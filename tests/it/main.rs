@@ -7,6 +7,7 @@ mod support;
 mod witness;
 
 mod audit;
+mod check;
 mod cli;
 mod contract_batch;
 mod contract_catalog;

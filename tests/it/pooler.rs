@@ -5,6 +5,7 @@ use std::process::{Child, Stdio};
 use model_catalog::postgres::private::Private;
 use model_catalog::postgres::session;
 
+use crate::check::check_with;
 use crate::support::{self, Server, database, migrated, sql, until};
 use crate::witness::{self, Witness, bump, in_step};
 
@@ -62,6 +63,7 @@ async fn a_transaction_pooler_is_followed_by_polling() {
             sql(&client, &bump(pair)).await;
             in_step(&server, &client).await;
         }
+        check_with(&bouncer.url, &[]).only("warning", "server", "behind a pooler");
         sql(&client, "SELECT model_catalog.reload()").await;
         server
             .until("all is read again", |s| async {

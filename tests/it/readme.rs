@@ -22,9 +22,13 @@ fn block_of(language: &str, text: &str) -> &'static str {
 #[tokio::test]
 async fn an_existing_table_is_served_by_roles_with_the_least_rights() {
     let db = Db::new().await;
-    for text in
-        ["CREATE TABLE registry.weights", "VIEW model_catalog.entries", "ROLE catalog_server", "ROLE model_writer"]
-    {
+    for text in [
+        "CREATE TABLE registry.weights",
+        "VIEW model_catalog.entries",
+        "ROLE catalog_server",
+        "ROLE model_writer",
+        "model_catalog.problems",
+    ] {
         db.sql(block(text)).await;
     }
     let as_role = |role: &str| db.url.replace("user=postgres", &format!("user={role}"));

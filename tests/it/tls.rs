@@ -9,6 +9,7 @@ use model_catalog::postgres::address::{Address, Surroundings};
 use model_catalog::postgres::private::{Options, Private};
 use model_catalog::postgres::session::{self, Database};
 
+use crate::check::check_with;
 use crate::support::{Server, migrated, sql};
 use crate::witness::{self, in_step};
 
@@ -121,6 +122,14 @@ async fn every_mode_demands_what_it_demands_of_libpq() {
             assert!(expected.is_some() || got.clone().is_err_and(|why| why.contains("certificate")), "{got:?}");
         }
     }
+
+    migrated(&either.postgres.url("postgres")).await;
+    sql(&either.client, "GRANT USAGE ON SCHEMA model_catalog TO reader").await;
+    sql(&either.client, "GRANT SELECT ON ALL TABLES IN SCHEMA model_catalog TO reader").await;
+    let checked = check_with(&either.url("localhost", &format!("sslmode=verify-full&sslrootcert={ca}")), &[]);
+    checked.clean();
+    let tls = checked.findings.iter().find(|finding| finding["subject"] == "tls");
+    assert!(tls.is_some_and(|tls| tls["text"].as_str().unwrap().starts_with("TLSv1.3, ")), "{checked:#?}");
 
     // A server without TLS: only `prefer` does without.
     sql(&either.client, "ALTER SYSTEM SET ssl = off").await;

@@ -1,0 +1,170 @@
+//! The way to the database, the rights there, the schema, and the bell.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+
+use super::{breaks, check, check_with, mend, mended, run};
+use crate::support::{Db, migrated, private, sql};
+
+#[tokio::test]
+async fn a_healthy_database_has_nothing_to_mend() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let checked = check(&db);
+    checked.clean();
+    let subjects: Vec<_> = checked.findings.iter().filter_map(|finding| finding["subject"].as_str()).collect();
+    let all = [
+        "connection",
+        "tls",
+        "server",
+        "rights",
+        "migrations",
+        "channel",
+        "bell",
+        "view",
+        "sources",
+        "look-up",
+        "rows",
+        "dependencies",
+        "hashes",
+    ];
+    assert_eq!(subjects, all);
+    let (status, printed) = run(&db.url, &["--strict"], &[]);
+    assert_eq!(status, 0, "{printed}");
+    assert!(printed.contains("ok       rows          1 in the view, 0 of them refused\n"), "{printed}");
+    assert!(printed.ends_with("\nproblems: 0, warnings: 0\n"), "{printed}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_looked_at_is_neither_well_nor_ill() {
+    // Nobody listens on port 1.
+    let checked = check_with("postgres://me:s3cret@127.0.0.1:1/models", &[]);
+    assert_eq!(checked.status, 2, "{checked:?}");
+    assert!(checked.unfinished.as_str().unwrap().contains("cannot connect"), "{checked:?}");
+    for (url, settings, said) in [
+        ("postgres://me:s3cret@h/d?sslmode=perhaps", &[][..], "use disable, prefer, require"),
+        ("host=/nonexistent user=x", &[("CATALOG_CHECK_LIMIT", "0")], "CATALOG_CHECK_LIMIT"),
+        ("host=/nonexistent user=x", &[("CATALOG_CHECK_FORMAT", "xml")], "CATALOG_CHECK_FORMAT"),
+        ("host=/nonexistent user=x", &[], "not finished: cannot connect"),
+    ] {
+        let (status, printed) = run(url, &[], settings);
+        assert!(status == 2 && printed.contains(said) && !printed.contains("s3cret"), "{status}: {printed}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_was_not_migrated_or_not_enough() {
+    let db = Db::empty().await;
+    let checked = check(&db);
+    assert_eq!(mend(checked.only("problem", "schema", "there is no schema model_catalog")), "model-catalog migrate");
+
+    let db = Db::new().await;
+    db.sql("DELETE FROM model_catalog.migrations WHERE version = (SELECT max(version) FROM model_catalog.migrations)")
+        .await;
+    let checked = check(&db);
+    assert_eq!(mend(checked.only("problem", "migrations", "was applied last")), "model-catalog migrate");
+    db.sql("INSERT INTO model_catalog.migrations SELECT 1000, 'later', now()::text, '0'").await;
+    check(&db).only("warning", "migrations", "migration 1000 was applied last");
+    assert_eq!(run(&db.url, &["--strict"], &[]).0, 1);
+
+    let db = Db::new().await;
+    db.sql("DROP VIEW model_catalog.entries").await;
+    let checked = check(&db);
+    let finding = checked.only("problem", "schema", "there is no model_catalog.entries");
+    assert!(mend(finding).starts_with("model-catalog migrate "), "{finding}");
+}
+
+#[tokio::test]
+async fn rights_are_missed_one_by_one() {
+    let db = Db::new().await;
+    let role = format!("weird \"{}", db.name);
+    let quoted = format!("\"{}\"", role.replace('"', "\"\""));
+    db.sql(&format!("CREATE ROLE {quoted} LOGIN")).await;
+    let url = db.url.replace("user=postgres", &format!("user='{role}'"));
+    for (right, level) in [
+        ("USAGE ON SCHEMA model_catalog", "problem"),
+        ("SELECT ON model_catalog.entries", "problem"),
+        ("SELECT ON model_catalog.changes", "problem"),
+        ("SELECT ON model_catalog.history", "problem"),
+        ("SELECT ON model_catalog.state", "warning"),
+        ("SELECT ON model_catalog.migrations", "warning"),
+    ] {
+        db.sql(&format!("GRANT USAGE ON SCHEMA model_catalog TO {quoted}")).await;
+        db.sql(&format!("GRANT SELECT ON ALL TABLES IN SCHEMA model_catalog TO {quoted}")).await;
+        check_with(&url, &[]).clean();
+        db.sql(&format!("REVOKE {right} FROM {quoted}")).await;
+        let checked = check_with(&url, &[]);
+        checked.only(level, "rights", right.rsplit(' ').next().unwrap());
+        mended(&db, &checked).await;
+        check_with(&url, &[]).clean();
+    }
+
+    // The view reads with the rights of its owner.
+    db.sql(&format!("ALTER VIEW model_catalog.entries OWNER TO {quoted}")).await;
+    let checked = check_with(&url, &[]);
+    let bad = checked.bad();
+    assert_eq!((checked.status, bad.len()), (1, 2), "{checked:#?}");
+    assert!(bad[0]["text"].as_str().unwrap().contains("permission denied for table models"), "{checked:#?}");
+    assert_eq!(bad[1]["text"], "the view may not read public.models");
+    db.sql(mend(bad[1])).await;
+    check_with(&url, &[]).clean();
+}
+
+#[tokio::test]
+async fn a_bell_rung_elsewhere() {
+    let db = Db::new().await;
+    breaks(&db, "UPDATE model_catalog.state SET channel = 'it''s another'", "problem", "channel", "it's another").await;
+    let settings = [("CATALOG_CHANNEL", "mine \\ 'own'")];
+    let checked = check_with(&db.url, &settings);
+    checked.only("problem", "channel", "CATALOG_CHANNEL is \"mine \\ 'own'\"");
+    mended(&db, &checked).await;
+    check_with(&db.url, &settings).clean();
+}
+
+/// Passes on everything between a client and a server but notifications.
+async fn without_notifications(client: TcpStream, server: UnixStream) -> std::io::Result<()> {
+    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+        (client.into_split(), server.into_split());
+    tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+    loop {
+        let (kind, length) = (from_server.read_u8().await?, from_server.read_u32().await?);
+        let mut body = vec![0; length as usize - 4];
+        from_server.read_exact(&mut body).await?;
+        if kind != b'A' {
+            to_client.write_all(&[&[kind][..], &length.to_be_bytes(), &body].concat()).await?;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bell_that_is_not_heard() {
+    let db = Db::new().await;
+    let field = |name: &str| db.url.split(' ').find_map(|pair| pair.strip_prefix(name)).unwrap();
+    let socket = format!("{}/.s.PGSQL.{}", field("host="), field("port="));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let (Ok((client, _)), Ok(server)) = (listener.accept().await, UnixStream::connect(&socket).await) {
+            tokio::spawn(without_notifications(client, server));
+        }
+    });
+    let url = format!("host=127.0.0.1 port={port} user=postgres dbname={} sslmode=disable", db.name);
+    let checked = check_with(&url, &[("CATALOG_DATABASE_TIMEOUT", "1s")]);
+    checked.only("problem", "bell", "no notification arrived within 1s");
+}
+
+#[tokio::test]
+async fn a_hot_standby_is_said() {
+    let primary = private(&[]);
+    let client = migrated(&primary.url("postgres")).await;
+    let standby = model_catalog::postgres::private::Private::standby_of(&primary).unwrap();
+    let here = sql(&client, "SELECT pg_current_wal_lsn()").await.unwrap();
+    let replica = crate::support::connect(&standby.url("postgres")).await;
+    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{here}'");
+    crate::support::until("the standby has all", || async { sql(&replica, &replayed).await.as_deref() == Some("t") })
+        .await;
+    let checked = check_with(&standby.url("postgres"), &[]);
+    checked.clean();
+    let said = checked.findings.iter().find(|finding| finding["subject"] == "server").unwrap();
+    assert!(said["text"].as_str().unwrap().starts_with("a hot standby"), "{checked:#?}");
+}

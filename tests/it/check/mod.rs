@@ -1,0 +1,94 @@
+//! `model-catalog check`: every finding provoked once, and gone after the statement that came with it.
+
+mod database;
+mod problems;
+mod rows;
+mod sources;
+
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::support::Db;
+
+/// What a run of the program's `check` came to.
+#[derive(Debug)]
+pub struct Checked {
+    status: i32,
+    pub findings: Vec<Value>,
+    unfinished: Value,
+}
+
+/// The program, run to its end: its status and what it printed.
+fn run(url: &str, arguments: &[&str], settings: &[(&str, &str)]) -> (i32, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
+    command.arg("check").args(arguments).env_clear().env("DATABASE_URL", url).envs(settings.iter().copied());
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!errors.contains("panicked"), "{errors}");
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned() + &errors)
+}
+
+pub fn check_with(url: &str, settings: &[(&str, &str)]) -> Checked {
+    let (status, printed) = run(url, &["--format", "json"], settings);
+    let mut report: Value = serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"));
+    let Value::Array(findings) = report["findings"].take() else { panic!("{printed}") };
+    Checked { status, findings, unfinished: report["unfinished"].take() }
+}
+
+fn check(db: &Db) -> Checked {
+    check_with(&db.url, &[])
+}
+
+impl Checked {
+    /// The findings that are not "ok".
+    fn bad(&self) -> Vec<&Value> {
+        self.findings.iter().filter(|finding| finding["level"] != "ok").collect()
+    }
+
+    /// The only bad finding.
+    pub fn only(&self, level: &str, subject: &str, text: &str) -> &Value {
+        let bad = self.bad();
+        assert_eq!(bad.len(), 1, "{self:#?}");
+        assert_eq!((bad[0]["level"].as_str(), bad[0]["subject"].as_str()), (Some(level), Some(subject)), "{self:#?}");
+        assert!(bad[0]["text"].as_str().unwrap().contains(text), "no `{text}` in {self:#?}");
+        assert_eq!(self.status, i32::from(level == "problem"), "{self:#?}");
+        bad[0]
+    }
+
+    pub fn clean(&self) {
+        assert_eq!((self.status, self.bad().len()), (0, 0), "{self:#?}");
+    }
+}
+
+fn mend(finding: &Value) -> &str {
+    finding["mend"].as_str().unwrap_or_else(|| panic!("nothing mends {finding:#}"))
+}
+
+/// Runs the statements that mend each bad finding, one after the other.
+async fn mended(db: &Db, checked: &Checked) {
+    for finding in checked.bad() {
+        db.sql(mend(finding)).await;
+    }
+}
+
+/// What breaks a healthy database, the one finding it gives, and its mending, which must be SQL.
+async fn breaks(db: &Db, statements: &str, level: &str, subject: &str, text: &str) {
+    db.sql(statements).await;
+    let checked = check(db);
+    checked.only(level, subject, text);
+    mended(db, &checked).await;
+    check(db).clean();
+}
+
+/// A view over `from`, of which `m` is the table with the model.
+fn view(id: &str, dependencies: &str, from: &str) -> String {
+    format!(
+        "CREATE OR REPLACE VIEW model_catalog.entries AS SELECT {id} AS id, 'x'::text AS name, \
+         'https://example.org/x'::text AS download_url, NULL::numeric AS file_size_gb, NULL::text AS hash, \
+         false AS auth_required, NULL::text AS auth_provider, 'x/y'::text AS save_path, \
+         {dependencies} AS dependencies, NULL::text AS description FROM {from};"
+    )
+}
+
+const NONE: &str = "'[]'::jsonb";

@@ -1,0 +1,113 @@
+//! Rows that are refused, and rows that are odd: each named, with its reason and the statement that shows it.
+
+use super::{breaks, check, check_with, mend, run};
+use crate::support::Db;
+
+#[tokio::test]
+async fn every_refused_row_is_named_up_to_a_limit() {
+    let db = Db::new().await;
+    db.add("good").await;
+    db.sql(
+        "INSERT INTO models (id, name, download_url, save_path) SELECT 'bad-' || n, 'x', 'https://example.org/x', '../x' \
+         FROM generate_series(1, 25) n",
+    )
+    .await;
+    let checked = check(&db);
+    assert_eq!((checked.status, checked.bad().len()), (1, 21), "{checked:#?}");
+    let first = checked.bad()[0];
+    assert_eq!((first["id"].as_str(), first["level"].as_str()), (Some("bad-1"), Some("problem")));
+    assert!(first["text"].as_str().unwrap().starts_with("save_path climbs out of the models folder: "), "{first}");
+    assert_eq!(mend(first), "SELECT * FROM model_catalog.entries WHERE id = 'bad-1';");
+    let last = checked.bad()[20];
+    assert!(last["text"].as_str().unwrap().starts_with("and 5 more"), "{last}");
+    db.sql(mend(last)).await;
+    assert_eq!(check_with(&db.url, &[("CATALOG_CHECK_LIMIT", "100")]).bad().len(), 25);
+    db.sql("UPDATE models SET save_path = 'x/y'").await;
+    check(&db).clean();
+
+    // With other schemes, other rows; the statement for the rest speaks of them.
+    let settings = [("CATALOG_URL_SCHEMES", "s3,ftp"), ("CATALOG_CHECK_LIMIT", "1")];
+    let checked = check_with(&db.url, &settings);
+    assert_eq!(checked.bad().len(), 2, "{checked:#?}");
+    assert_eq!(mend(checked.bad()[1]), "SELECT * FROM model_catalog.problems(ARRAY['s3', 'ftp']);");
+    let count = mend(checked.bad()[1]).replace('*', "count(*)");
+    assert_eq!(db.sql(&count).await.as_deref(), Some("26"));
+}
+
+#[tokio::test]
+async fn hostile_ids_are_shown_harmlessly_and_found_by_their_statement() {
+    let db = Db::new().await;
+    let ids =
+        ["\u{1b}[2J\u{7}", "two\nlines", "it's \\ \"quoted\"", "\u{202e}txt.exe", "\u{85}", "größe", "$1 ' OR true"];
+    for id in ids {
+        db.client
+            .execute("INSERT INTO models (id, name, download_url, save_path) VALUES ($1, 'x', 'none', 'x')", &[&id])
+            .await
+            .unwrap();
+    }
+    let long = "l".repeat(2000);
+    db.client
+        .execute("INSERT INTO models (id, name, download_url, save_path) VALUES ($1, 'x', 'none', 'x')", &[&long])
+        .await
+        .unwrap();
+    let (status, printed) = run(&db.url, &[], &[]);
+    assert_eq!(status, 1, "{printed}");
+    let harmless = |c: char| c == '\n' || !(c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c));
+    assert!(printed.chars().all(harmless) && printed.len() < 5000, "{printed:?}");
+    let checked = check(&db);
+    assert_eq!(checked.bad().len(), ids.len() + 1, "{checked:#?}");
+    for finding in checked.bad() {
+        assert_eq!(db.sql(mend(finding)).await.as_deref(), finding["id"].as_str());
+        let all = mend(finding).replace('*', "count(*)");
+        assert_eq!(db.sql(&all).await.as_deref(), Some("1"), "{finding}");
+    }
+}
+
+#[tokio::test]
+async fn dependencies_that_dangle_or_go_in_circles_and_hashes_of_no_kind() {
+    let db = Db::new().await;
+    for id in ["a", "b", "c", "d", "selfish"] {
+        db.add(id).await;
+    }
+    let undo = "UPDATE models SET dependencies = '[]', hash = NULL, save_path = 'x/y'";
+    for (change, subject, id, text) in [
+        (
+            "SET dependencies = '[\"b\", \"no such\"]' WHERE id = 'a'",
+            "dependency",
+            "a",
+            "it needs \"no such\", and no row",
+        ),
+        (
+            "SET dependencies = '[\"selfish\"]' WHERE id = 'selfish'",
+            "dependency",
+            "selfish",
+            "\"selfish\" → \"selfish\"",
+        ),
+        ("SET hash = 'deadbeef1' WHERE id = 'c'", "hash", "c", "\"deadbeef1\" is of no known kind"),
+    ] {
+        db.sql(&format!("UPDATE models {change}")).await;
+        let checked = check(&db);
+        let finding = checked.only("warning", subject, text);
+        assert_eq!(finding["id"], id);
+        assert_eq!(db.sql(mend(finding)).await.as_deref(), Some(id));
+        db.sql(undo).await;
+        check(&db).clean();
+    }
+    let next =
+        "UPDATE models SET dependencies = jsonb_build_array(CASE id WHEN 'a' THEN 'b' WHEN 'b' THEN 'c' ELSE 'a' END)";
+    db.sql(&format!("{next} WHERE id IN ('a', 'b', 'c')")).await;
+    check(&db).only("warning", "dependency", "it needs itself: ");
+    assert_eq!(run(&db.url, &["--strict"], &[]).0, 1);
+    assert_eq!(run(&db.url, &[], &[("CATALOG_CHECK_STRICT", "true")]).0, 1);
+    db.sql(undo).await;
+
+    // A row that is refused is still there: who needs it does not dangle.
+    let refused =
+        "UPDATE models SET save_path = '/x' WHERE id = 'b'; UPDATE models SET dependencies = '[\"b\"]' WHERE id = 'a'";
+    db.sql(refused).await;
+    check(&db).only("problem", "row", "save_path is absolute");
+    let mend_it = "UPDATE models SET save_path = 'x' WHERE id = 'b'";
+    db.sql(mend_it).await;
+    check(&db).clean();
+    breaks(&db, "DROP TRIGGER model_catalog_insert ON models", "problem", "source", "INSERT").await;
+}

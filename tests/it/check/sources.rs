@@ -1,0 +1,200 @@
+//! The view, the tables behind it, their triggers, and the index that a look-up needs.
+
+use super::{NONE, breaks, check, check_with, mend, mended, view};
+use crate::support::Db;
+
+#[tokio::test]
+async fn triggers_that_are_gone_silent_or_wrong() {
+    let db = Db::new().await;
+    for (statements, text) in [
+        ("DROP TRIGGER model_catalog_update ON models", "public.models has no trigger for UPDATE"),
+        ("ALTER TABLE models DISABLE TRIGGER model_catalog_truncate", "the triggers for TRUNCATE are disabled"),
+        ("ALTER TABLE models DISABLE TRIGGER ALL", "the triggers for INSERT, UPDATE, DELETE, TRUNCATE are disabled"),
+        ("ALTER TABLE models ENABLE REPLICA TRIGGER model_catalog_insert", "the triggers for INSERT are disabled"),
+        ("SELECT model_catalog.watch('models', 'name')", "is watched by name, but the view has its id from id"),
+    ] {
+        breaks(&db, statements, "problem", "source", text).await;
+    }
+    let gone = "DO $$ DECLARE t text; BEGIN FOREACH t IN ARRAY '{insert,update,delete,truncate}'::text[] LOOP \
+                EXECUTE 'DROP TRIGGER model_catalog_' || t || ' ON models'; END LOOP; END $$";
+    breaks(&db, gone, "problem", "source", "public.models is not watched").await;
+    db.sql("ALTER TABLE models ENABLE ALWAYS TRIGGER model_catalog_insert").await;
+    check(&db).clean();
+    // The triggers' argument is a text, which a column that is renamed leaves behind.
+    db.sql("ALTER TABLE models RENAME id TO uid").await;
+    let checked = check(&db);
+    let finding = checked.only("problem", "source", "a column that it has not: id");
+    assert_eq!(mend(finding), "SELECT model_catalog.watch('public.models', 'uid');");
+    mended(&db, &checked).await;
+    check(&db).clean();
+}
+
+#[tokio::test]
+async fn every_table_that_the_view_reads_is_found_with_its_id_column() {
+    let db = Db::new().await;
+    db.sql(
+        "CREATE SCHEMA \"Odd 'S'\";
+         CREATE TABLE \"Odd 'S'\".\"Assets\" (\"The Uid\" uuid PRIMARY KEY, family int);
+         CREATE TABLE families (number int PRIMARY KEY, name text);
+         CREATE TABLE needs (asset uuid, needed uuid, PRIMARY KEY (asset, needed));
+         CREATE TABLE labels (model text, label text);
+         CREATE TABLE parts (id text PRIMARY KEY) PARTITION BY HASH (id);
+         CREATE TABLE parts_0 PARTITION OF parts FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+         CREATE TABLE parts_1 PARTITION OF parts FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+         CREATE VIEW assets AS SELECT a.\"The Uid\"::text AS id, f.name AS family, a.\"The Uid\" AS uid
+             FROM \"Odd 'S'\".\"Assets\" a LEFT JOIN families f ON f.number = a.family;",
+    )
+    .await;
+    let dependencies = "(SELECT coalesce(jsonb_agg(n.needed), '[]') FROM needs n WHERE n.asset = m.uid)";
+    let others = "WHERE EXISTS (SELECT FROM labels l WHERE l.model = m.id) UNION ALL \
+                  SELECT p.id, 'x', 'https://example.org/x', NULL, NULL, false, NULL, 'x/y', '[]', NULL FROM parts p";
+    db.sql(&view("m.id", dependencies, &format!("assets m {others}"))).await;
+
+    let checked = check(&db);
+    assert_eq!(checked.status, 1);
+    let mends = |subject: &str| {
+        let bad = checked.bad().into_iter().filter(|finding| finding["subject"] == subject);
+        let mut mends: Vec<_> = bad.map(|finding| mend(finding).to_owned()).collect();
+        mends.sort();
+        mends
+    };
+    assert_eq!(
+        mends("source"),
+        [
+            "SELECT model_catalog.watch('\"Odd ''S''\".\"Assets\"', 'The Uid');",
+            "SELECT model_catalog.watch('public.families', '<the column with the id of the model>');",
+            "SELECT model_catalog.watch('public.labels', 'model');",
+            "SELECT model_catalog.watch('public.needs', 'asset');",
+            "SELECT model_catalog.watch('public.parts', 'id');",
+        ],
+        "{checked:#?}"
+    );
+    assert_eq!(
+        mends("look-up"),
+        [
+            "CREATE INDEX CONCURRENTLY ON \"Odd 'S'\".\"Assets\" (((\"The Uid\")::text));",
+            "CREATE INDEX CONCURRENTLY ON public.labels (model);",
+        ],
+        "{checked:#?}"
+    );
+    for finding in checked.bad().into_iter().filter(|finding| !mend(finding).contains('<')) {
+        db.sql(mend(finding)).await;
+    }
+    check(&db).only("problem", "source", "public.families is not watched");
+    db.sql("SELECT model_catalog.watch('families', 'number')").await;
+    check(&db).clean();
+
+    // A partition that came later has no triggers of its own.
+    let later = "ALTER TABLE parts DETACH PARTITION parts_1; DROP TABLE parts_1;
+                 CREATE TABLE parts_later PARTITION OF parts FOR VALUES WITH (MODULUS 2, REMAINDER 1)";
+    breaks(&db, later, "problem", "source", "public.parts_later is not watched").await;
+    let child = "CREATE TABLE labels_child () INHERITS (labels); CREATE INDEX ON labels_child (model)";
+    breaks(&db, child, "problem", "source", "public.labels_child is not watched").await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_watched_is_said() {
+    let db = Db::new().await;
+    db.sql(
+        "CREATE MATERIALIZED VIEW copied AS SELECT id FROM models; CREATE UNIQUE INDEX ON copied (id);
+         CREATE FUNCTION hidden(text) RETURNS boolean STABLE LANGUAGE sql AS 'SELECT true';
+         CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
+         CREATE FOREIGN TABLE listed (id text) SERVER files OPTIONS (filename '/dev/null');",
+    )
+    .await;
+    let from = "copied m WHERE hidden(m.id) AND NOT EXISTS (SELECT FROM listed l WHERE l.id = m.id)";
+    db.sql(&view("m.id", NONE, from)).await;
+    let checked = check(&db);
+    assert_eq!(checked.status, 0, "{checked:#?}");
+    let texts: Vec<_> = checked.bad().iter().map(|finding| finding["text"].as_str().unwrap()).collect();
+    assert_eq!(texts.len(), 3, "{checked:#?}");
+    for (text, said) in texts.iter().zip([
+        "public.copied is a materialized view",
+        "public.listed is a foreign table",
+        "calls public.hidden(text)",
+    ]) {
+        assert!(text.contains(said), "no `{said}` in {checked:#?}");
+    }
+    assert_eq!(mend(checked.bad()[0]), "SELECT model_catalog.reload();");
+}
+
+#[tokio::test]
+async fn a_look_up_that_no_index_serves() {
+    let db = Db::new().await;
+    let make = "CREATE TABLE assets (uid uuid PRIMARY KEY, title text); SELECT model_catalog.watch('assets', 'uid');";
+    let text = "all of public.assets is read";
+    breaks(&db, &format!("{make} {}", view("m.uid::text", NONE, "assets m")), "problem", "look-up", text).await;
+    let lower = view("lower(m.title)", NONE, "assets m WHERE title <> ''");
+    breaks(&db, &format!("{lower} SELECT model_catalog.watch('assets', 'title')"), "problem", "look-up", text).await;
+
+    // Columns of other types, and a partitioned table.
+    for (table, id_type) in [("numbers", "bigint"), ("codes", "char(8)"), ("names", "varchar(20)")] {
+        let make =
+            format!("CREATE TABLE {table} (\"order\" {id_type}); SELECT model_catalog.watch('{table}', 'order');");
+        let id = view("(m.\"order\")::text", NONE, &format!("{table} m"));
+        breaks(&db, &format!("{make} {id}"), "problem", "look-up", &format!("all of public.{table} is read")).await;
+    }
+    let parts = "CREATE TABLE p (id int, kind int) PARTITION BY LIST (kind); CREATE TABLE p_1 PARTITION OF p FOR VALUES \
+                 IN (1); CREATE TABLE p_2 PARTITION OF p DEFAULT; SELECT model_catalog.watch('p', 'id');";
+    breaks(&db, &format!("{parts} {}", view("m.id::text", NONE, "p m")), "problem", "look-up", "all of public.p is")
+        .await;
+
+    // A table that is joined, with rows enough to matter; and a condition that can't reach the table.
+    let many = "CREATE TABLE owners AS SELECT n AS number, md5(n::text) AS name FROM generate_series(1, 5000) n;
+                SELECT model_catalog.watch('owners', 'name'); SELECT model_catalog.watch('assets', 'uid');";
+    let joined = view("m.uid::text", NONE, "assets m JOIN owners o ON o.name = m.title");
+    breaks(&db, &format!("{many} {joined}"), "warning", "look-up", "all of public.owners is read").await;
+    db.sql(&view("o.name", NONE, "(SELECT name FROM owners OFFSET 0) o")).await;
+    check(&db).only("warning", "look-up", "no condition on the id reaches it");
+}
+
+#[tokio::test]
+async fn a_view_of_other_columns_or_types() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let role = format!("reader_{}", db.name);
+    db.sql(&format!(
+        "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA model_catalog TO {role};
+                     GRANT SELECT ON ALL TABLES IN SCHEMA model_catalog TO {role}"
+    ))
+    .await;
+    let url = db.url.replace("user=postgres", &format!("user={role}"));
+    let like = "id, name::varchar AS name, download_url, file_size_gb, hash, auth_required, auth_provider, save_path, \
+                dependencies, description";
+    for (from, to, level, text) in [
+        ("name::varchar", "length(name)", "problem", "its column name is of type integer and must be text"),
+        (
+            "auth_required",
+            "'yes'::text AS auth_required",
+            "problem",
+            "auth_required is of type text and must be boolean",
+        ),
+        (", hash", "", "problem", "it has no column hash of type text"),
+        ("file_size_gb", "file_size_gb::float8 AS file_size_gb", "warning", "file_size_gb is of type double precision"),
+        ("dependencies", "dependencies::json AS dependencies", "warning", "dependencies is of type json"),
+        ("dependencies", "'{}'::text[] AS dependencies", "problem", "dependencies is of type text[]"),
+    ] {
+        let columns = like.replacen(from, to, 1);
+        db.sql(&format!(
+            "BEGIN; DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS SELECT {columns} FROM models; \
+             GRANT SELECT ON model_catalog.entries TO {role}; COMMIT"
+        ))
+        .await;
+        let checked = check_with(&url, &[]);
+        let finding = checked.findings.iter().find(|finding| finding["subject"] == "view").unwrap();
+        assert!(finding["level"] == level && finding["text"].as_str().unwrap().contains(text), "{checked:#?}");
+        assert_eq!(checked.status, i32::from(level == "problem"), "{checked:#?}");
+        db.sql(mend(finding)).await;
+        let mended = check_with(&url, &[]);
+        mended.clean();
+    }
+}
+
+#[tokio::test]
+async fn a_view_that_fails_when_it_is_read() {
+    let db = Db::new().await;
+    db.add("a").await;
+    db.sql(&view("m.id", NONE, "models m").replace("NULL::numeric", "(m.name)::numeric")).await;
+    let checked = check(&db);
+    checked.only("problem", "view", "invalid input syntax for type numeric");
+}
