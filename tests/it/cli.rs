@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::support::{Db, PATIENCE, Server};
 
 const README: &str = include_str!("../../README.md");
-const COMMANDS: [&str; 4] = ["serve", "demo", "migrate", "check"];
+const COMMANDS: [&str; 6] = ["serve", "demo", "migrate", "check", "import", "export"];
 /// Refused at once by the system, so that a setting that is taken by mistake does no harm.
 const NOWHERE: &str = "host=/nonexistent user=nobody dbname=none";
 
@@ -155,8 +155,9 @@ fn settings(command: &str) -> Vec<Setting> {
     let help = said(&output);
     let options = help.split_once("Options:").unwrap().1.split("\n      --").skip(1);
     let options = options.map(|option| option.split("\n  -").next().unwrap());
-    // A switch without a value belongs to one run, and no environment.
-    let options = options.filter(|option| option.split_whitespace().nth(1).is_some_and(|value| value.starts_with('<')));
+    // A switch belongs to one run, unless it shows a variable.
+    let takes_value = |option: &str| option.split_whitespace().nth(1).is_some_and(|value| value.starts_with('<'));
+    let options = options.filter(|option| takes_value(option) || option.contains("[env: "));
     options
         .map(|option| {
             let flag = format!("--{}", option.split_whitespace().next().unwrap());
