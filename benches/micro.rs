@@ -100,7 +100,7 @@ fn parsers(criterion: &mut Criterion, ids: &[String]) {
     let mut group = criterion.benchmark_group(format!("parse/{}", ids.len()));
     group.throughput(Throughput::Bytes(body.len() as u64));
     group.bench_function("serde_json", |bench| {
-        bench.iter(|| parse(black_box(&body), 1_000).map(|ids| ids.len()));
+        bench.iter(|| parse(black_box(&body), 1_000).map(|asked| asked.ids.len()));
     });
     let mut buffers = simd_json::Buffers::default();
     group.bench_function("simd-json tape", |bench| {

@@ -6,7 +6,9 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
+use crate::catalog::dependencies::Selection;
 use crate::catalog::index::Entry;
 use crate::catalog::snapshot::Snapshot;
 
@@ -22,6 +24,9 @@ pub enum BadBatch {
     /// An element of another type, by its place.
     #[error("model_ids[{0}] must be a string")]
     NotAString(usize),
+    /// The other key is neither true nor false.
+    #[error("resolve_dependencies must be a boolean")]
+    NotABoolean,
     /// More ids than are answered at once.
     #[error("model_ids has {count} ids, the limit is {limit}: ask in several batches")]
     TooMany {
@@ -32,28 +37,38 @@ pub enum BadBatch {
     },
 }
 
-/// The ids that `body` asks for, in its order. Where several things are wrong, that it is no JSON is said first.
+/// What a body asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Asked<'a> {
+    /// In its order.
+    pub ids: Vec<Cow<'a, str>>,
+    /// Whether what the models need is asked too.
+    pub resolve_dependencies: bool,
+}
+
+/// What `body` asks for. Where several things are wrong, that it is no JSON is said first.
 ///
 /// # Errors
 /// See [`BadBatch`].
-pub fn parse(body: &[u8], limit: usize) -> Result<Vec<Cow<'_, str>>, BadBatch> {
+pub fn parse(body: &[u8], limit: usize) -> Result<Asked<'_>, BadBatch> {
     // Looking at all of the text at once is cheaper than at each string; what is no text is left to say to the parser.
     let batch = match std::str::from_utf8(body) {
         Ok(text) => match plain_ids(text) {
-            Some(ids) if ids.len() <= limit => return Ok(ids),
+            Some(ids) if ids.len() <= limit => return Ok(Asked { ids, resolve_dependencies: false }),
             _ => serde_json::from_str(text),
         },
         Err(_) => serde_json::from_slice(body),
     };
     let batch: Batch<'_> = batch.map_err(|error| BadBatch::Syntax(error.to_string()))?;
-    let ids = batch.0.ok_or(BadBatch::NotAnArray)?;
+    let ids = batch.ids.ok_or(BadBatch::NotAnArray)?;
     if let Some(place) = ids.not_a_string {
         return Err(BadBatch::NotAString(place));
     }
+    let resolve_dependencies = batch.resolve_dependencies.ok_or(BadBatch::NotABoolean)?;
     if ids.strings.len() > limit {
         return Err(BadBatch::TooMany { count: ids.strings.len(), limit });
     }
-    Ok(ids.strings)
+    Ok(Asked { ids: ids.strings, resolve_dependencies })
 }
 
 /// The ids of a body in the form that every client's JSON writer gives it: the one key, strings without an escape, white
@@ -99,7 +114,11 @@ fn take(bytes: &[u8], at: &mut usize, token: &[u8]) -> Option<()> {
 
 /// Any JSON value; the ids, if it is an object with an array under `model_ids`. As in JavaScript the last of
 /// several equal keys counts.
-struct Batch<'a>(Option<Ids<'a>>);
+struct Batch<'a> {
+    ids: Option<Ids<'a>>,
+    /// Nothing, if it is no boolean; false, if the key is missing.
+    resolve_dependencies: Option<bool>,
+}
 
 /// An array; the place of the first element that is no string.
 struct Ids<'a> {
@@ -155,7 +174,7 @@ macro_rules! not_wanted {
 }
 
 impl Batch<'_> {
-    const NOT_WANTED: Self = Self(None);
+    const NOT_WANTED: Self = Self { ids: None, resolve_dependencies: Some(false) };
 }
 
 impl<'de> Deserialize<'de> for Batch<'de> {
@@ -167,15 +186,17 @@ impl<'de> Deserialize<'de> for Batch<'de> {
             not_wanted!(string);
             not_wanted!(array);
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Batch<'de>, A::Error> {
-                let mut ids = None;
+                let mut batch = Batch::NOT_WANTED;
                 while let Some(key) = map.next_key::<Text<'de>>()? {
-                    if key.0.as_deref() == Some("model_ids") {
-                        ids = map.next_value::<Array<'de>>()?.0;
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
+                    match key.0.as_deref() {
+                        Some("model_ids") => batch.ids = map.next_value::<Array<'de>>()?.0,
+                        Some("resolve_dependencies") => {
+                            batch.resolve_dependencies = map.next_value::<&RawValue>()?.get().parse().ok();
+                        }
+                        _ => drop(map.next_value::<IgnoredAny>()?),
                     }
                 }
-                Ok(Batch(ids))
+                Ok(batch)
             }
         }
         deserializer.deserialize_any(Wanted)
@@ -312,6 +333,27 @@ impl Found<'_, '_> {
     }
 }
 
+/// `{"models":[…],"not_found":[…],"missing_dependencies":[…]}`
+#[must_use]
+pub fn resolved(selection: &Selection<'_>) -> Vec<u8> {
+    let models = selection.models.iter().map(|entry| entry.json().len() + 1).sum::<usize>();
+    let mut json = Vec::with_capacity(models + 1024);
+    json.extend_from_slice(HEAD);
+    for (place, entry) in selection.models.iter().enumerate() {
+        if place > 0 {
+            json.push(b',');
+        }
+        json.extend_from_slice(entry.json());
+    }
+    // Writing strings to a Vec can't fail.
+    json.extend_from_slice(br#"],"not_found":"#);
+    let _ = serde_json::to_writer(&mut json, &selection.not_found);
+    json.extend_from_slice(br#","missing_dependencies":"#);
+    let _ = serde_json::to_writer(&mut json, &selection.missing);
+    json.push(b'}');
+    json
+}
+
 fn push_json(list: &mut Vec<u8>, id: &str) {
     if !list.is_empty() {
         list.push(b',');
@@ -326,7 +368,7 @@ mod tests {
 
     fn ids(body: &str) -> Result<Vec<String>, String> {
         let ids = parse(body.as_bytes(), 3).map_err(|error| error.to_string())?;
-        Ok(ids.into_iter().map(Cow::into_owned).collect())
+        Ok(ids.ids.into_iter().map(Cow::into_owned).collect())
     }
 
     #[test]
@@ -374,7 +416,7 @@ mod tests {
             let Some(ids) = plain_ids(&text) else { continue };
             plain += 1;
             let parsed: Batch<'_> = serde_json::from_str(&text).expect(&text);
-            assert_eq!(parsed.0.map(|ids| ids.strings), Some(ids), "{text}");
+            assert_eq!(parsed.ids.map(|ids| ids.strings), Some(ids), "{text}");
         }
         assert!(plain > 500, "only {plain} plain bodies were made");
         assert_eq!(plain_ids(" { \"model_ids\" : [ \"a\" , \"b\" ] }\n").map(|ids| ids.len()), Some(2));
@@ -394,6 +436,31 @@ mod tests {
         }
         let many = ids(r#"{"model_ids":["a","b","c","a"]}"#);
         assert_eq!(many, Err("model_ids has 4 ids, the limit is 3: ask in several batches".into()));
+    }
+
+    #[test]
+    fn the_other_key_is_a_boolean_or_missing() {
+        let parsed = |rest: &str| {
+            let body = format!(r#"{{"model_ids":["a"]{rest}}}"#);
+            parse(body.as_bytes(), 3).map(|asked| asked.resolve_dependencies).map_err(|error| error.to_string())
+        };
+        for (rest, expected) in [
+            ("", false),
+            (r#","resolve_dependencies": true "#, true),
+            (r#","resolve_dependencies":false"#, false),
+            (r#","resolve_dependencies":1,"resolve_dependencies":true"#, true),
+            (r#","x":{"resolve_dependencies":1}"#, false),
+        ] {
+            assert_eq!(parsed(rest), Ok(expected), "{rest}");
+        }
+        for value in ["null", "1", "0", "\"true\"", "[]", "[true]", "{}", "1.5"] {
+            let error = parsed(&format!(r#","resolve_dependencies":{value}"#));
+            assert_eq!(error, Err("resolve_dependencies must be a boolean".into()), "{value}");
+        }
+        let both = ids(r#"{"resolve_dependencies":1,"model_ids":["a",1]}"#);
+        assert_eq!(both, Err("model_ids[1] must be a string".into()));
+        let broken = ids(r#"{"model_ids":[],"resolve_dependencies":tru}"#);
+        assert!(broken.is_err_and(|error| error.starts_with("invalid JSON: ")));
     }
 
     #[test]

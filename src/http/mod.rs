@@ -1,6 +1,7 @@
 //! The HTTP API: which request gets which answer. All of it is read from one snapshot in memory.
 
 pub mod answer;
+pub mod aria2;
 pub mod batch;
 pub mod catalog;
 pub mod connections;
@@ -20,11 +21,13 @@ use hyper::body::Body;
 use hyper::header::{CACHE_CONTROL, CONNECTION, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH, RETRY_AFTER};
 use hyper::{HeaderMap, Method, Request, StatusCode};
 
+use crate::catalog::dependencies::Selection;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
 use crate::metrics::{Metrics, Route, Traffic};
 use crate::ops;
 use answer::Answer;
+use aria2::Format;
 use plain::Scratch;
 
 const CATALOG_REVISION: HeaderName = HeaderName::from_static("catalog-revision");
@@ -94,10 +97,10 @@ impl Handler {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn count_batch(&self, ids: usize, found: &batch::Found<'_, '_>) {
+    fn count_batch(&self, ids: usize, missing: &[&str]) {
         self.traffic.batch(ids);
-        self.traffic.lookups(ids - found.missing.len(), found.missing.len());
-        self.traffic.missing(&found.missing);
+        self.traffic.lookups(ids - missing.len(), missing.len());
+        self.traffic.missing(missing);
     }
 
     /// Where this thread counts.
@@ -160,7 +163,7 @@ impl Handler {
             Route::Other => self.with_revision(answer::error(StatusCode::NOT_FOUND, "Not found")),
             _ if !allowed => self.with_revision(answer::method_not_allowed(allow)),
             Route::Single => self.single(request.uri().path(), request.headers()),
-            Route::Batch => self.batch(request.into_body()).await,
+            Route::Batch => self.batch(request).await,
             Route::Catalog => self.catalog(),
             Route::Livez => ops::livez(),
             Route::Readyz => ops::readyz(&self.api),
@@ -204,27 +207,50 @@ impl Handler {
         stamp(answer, snapshot)
     }
 
-    async fn batch<B>(&self, body: B) -> Answer
+    async fn batch<B>(&self, request: Request<B>) -> Answer
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let limits = &self.api.limits;
-        let body = match read(body, limits.body_bytes).await {
+        let bad = |message: &str| self.with_revision(answer::error(StatusCode::BAD_REQUEST, message));
+        let format = Format::of_query(request.uri().query());
+        let body = match read(request.into_body(), limits.body_bytes).await {
             Ok(body) => body,
             Err(answer) => return self.with_revision(answer),
         };
-        let ids = match batch::parse(&body, limits.batch_ids) {
-            Ok(ids) => ids,
-            Err(error) => return self.with_revision(answer::error(StatusCode::BAD_REQUEST, &error.to_string())),
+        let (format, asked) = match (format, batch::parse(&body, limits.batch_ids)) {
+            (Ok(format), Ok(asked)) => (format, asked),
+            (Err(message), _) => return bad(message),
+            (_, Err(error)) => return bad(&error.to_string()),
         };
         let current = self.api.store.load();
         let Some(snapshot) = current.as_deref() else { return not_loaded() };
-        let found = batch::look_up(snapshot, &ids);
-        let mut json = Vec::with_capacity(found.size());
-        found.write(&mut json);
-        self.count_batch(ids.len(), &found);
-        stamp(answer::json(StatusCode::OK, json), snapshot)
+        if format == Format::Json && !asked.resolve_dependencies {
+            let found = batch::look_up(snapshot, &asked.ids);
+            let mut json = Vec::with_capacity(found.size());
+            found.write(&mut json);
+            self.count_batch(asked.ids.len(), &found.missing);
+            return stamp(answer::json(StatusCode::OK, json), snapshot);
+        }
+        let selection = if asked.resolve_dependencies {
+            Selection::with_dependencies(snapshot, &asked.ids, limits.batch_ids)
+        } else {
+            Ok(Selection::asked(snapshot, &asked.ids))
+        };
+        let selection = match selection {
+            Ok(selection) => selection,
+            Err(error) => return stamp(answer::error(StatusCode::BAD_REQUEST, &error.to_string()), snapshot),
+        };
+        self.count_batch(asked.ids.len(), &selection.not_found);
+        let answer = match format {
+            Format::Json => answer::json(StatusCode::OK, batch::resolved(&selection)),
+            Format::Aria2 => {
+                let text = HeaderValue::from_static("text/plain; charset=utf-8");
+                answer::with_type(StatusCode::OK, text, aria2::render(&selection))
+            }
+        };
+        stamp(answer, snapshot)
     }
 
     fn with_revision(&self, answer: Answer) -> Answer {

@@ -183,15 +183,15 @@ impl Handler {
             }
             Wanted::Batch(body) => {
                 let limits = &self.api.limits;
-                let Ok(ids) = batch::parse(body, limits.batch_ids) else { return Answered::Other };
-                if body.len() > limits.body_bytes {
+                let Ok(asked) = batch::parse(body, limits.batch_ids) else { return Answered::Other };
+                if body.len() > limits.body_bytes || asked.resolve_dependencies {
                     return Answered::Other;
                 }
-                let found = batch::look_up(snapshot, &ids);
+                let found = batch::look_up(snapshot, &asked.ids);
                 output.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json");
                 finish_head(output, snapshot.revision(), found.size(), close, date.at(started));
                 found.write(output);
-                self.count_batch(ids.len(), &found);
+                self.count_batch(asked.ids.len(), &found.missing);
                 Route::Batch
             }
         };

@@ -11,6 +11,7 @@ mod check;
 mod cli;
 mod contract_batch;
 mod contract_catalog;
+mod contract_dependencies;
 mod contract_ops;
 mod contract_revision;
 mod contract_single;

@@ -1,0 +1,246 @@
+//! A batch as an input file for aria2, which a machine can hand to `aria2c --input-file` as it stands.
+//!
+//! An item is an address and, below it, indented options. What aria2 has no option for stands in comments, whose
+//! strings are JSON. Whatever could be read as something else is not written but said in a comment: the rules of rows
+//! were made for JSON, and a file that lands in the wrong place is worse than one that is missing.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use url::Url;
+
+use crate::catalog::dependencies::Selection;
+use crate::catalog::index::Entry;
+
+/// How a batch is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The contract's own.
+    Json,
+    /// This module's.
+    Aria2,
+}
+
+impl Format {
+    /// What the last `format` of a query says; without one, JSON.
+    ///
+    /// # Errors
+    /// A format that there is not, with those that there are.
+    pub fn of_query(query: Option<&str>) -> Result<Self, &'static str> {
+        let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+        match pairs.filter(|(key, _)| key == "format").last().as_ref().map(|(_, value)| &**value) {
+            None | Some("json") => Ok(Self::Json),
+            Some("aria2") => Ok(Self::Aria2),
+            Some(_) => Err("format must be json or aria2"),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Model<'a> {
+    id: String,
+    download_url: String,
+    #[serde(borrow)]
+    file_size_gb: Option<&'a RawValue>,
+    hash: Option<String>,
+    auth_required: bool,
+    auth_provider: Option<String>,
+    save_path: String,
+}
+
+/// The input file. Paths are relative to the folder in which aria2 runs.
+#[must_use]
+pub fn render(selection: &Selection<'_>) -> String {
+    let mut file = String::with_capacity(128 + 512 * selection.models.len());
+    // Writing to a String can't fail.
+    let _ = writeln!(file, "# model-catalog: {} models; run aria2c in the models folder", selection.models.len());
+    for id in &selection.not_found {
+        let _ = writeln!(file, "# not found: {}", quoted(id));
+    }
+    for missing in &selection.missing {
+        let (id, by) = (quoted(&missing.id), quoted(&missing.required_by));
+        let _ = writeln!(file, "# missing dependency: {id} required by {by}");
+    }
+    selection.models.iter().for_each(|entry| item(&mut file, entry));
+    file
+}
+
+fn item(file: &mut String, entry: &Entry) {
+    let Ok(model) = serde_json::from_slice::<Model<'_>>(entry.json()) else { return };
+    let _ = writeln!(file, "\n# id: {}", quoted(&model.id));
+    if let Some(size) = model.file_size_gb {
+        let _ = writeln!(file, "# size: {size} GB");
+    }
+    let _ = writeln!(file, "# auth_required: {}", model.auth_required);
+    if let Some(provider) = &model.auth_provider {
+        let _ = writeln!(file, "# auth_provider: {}", quoted(provider));
+    }
+    match (address(&model.download_url), path(&model.save_path)) {
+        (Err(reason), _) | (_, Err(reason)) => {
+            let _ = writeln!(file, "# cannot be written: {reason}");
+        }
+        (Ok(url), Ok((dir, out))) => {
+            let _ = writeln!(file, "{url}\n  dir={dir}\n  out={out}");
+            if let Some(checksum) = model.hash.as_deref().and_then(checksum) {
+                let _ = writeln!(file, "  checksum={checksum}");
+            }
+        }
+    }
+}
+
+/// A JSON string, which is one line whatever it holds.
+fn quoted(text: &str) -> String {
+    serde_json::to_string(text).unwrap_or_default()
+}
+
+/// One line of visible ASCII, of a scheme that aria2 takes for an address: others it looks for on its own disk.
+fn address(url: &str) -> Result<Cow<'_, str>, &'static str> {
+    let plain = url.bytes().all(|byte| byte.is_ascii_graphic());
+    let parsed = Url::parse(url).map_err(|_| "download_url is no absolute URL")?;
+    if !["http", "https", "ftp", "sftp"].contains(&parsed.scheme()) {
+        return Err("aria2 does not know the scheme of download_url");
+    }
+    let address = if plain { Cow::Borrowed(url) } else { Cow::Owned(parsed.into()) };
+    // A literal `scheme://` at its start is what both of us read the same way.
+    let known = ["http://", "https://", "ftp://", "sftp://"].iter().any(|start| address.starts_with(start));
+    let one_word = address.bytes().all(|byte| byte.is_ascii_graphic());
+    if known && one_word { Ok(address) } else { Err("download_url cannot be written as one word of ASCII") }
+}
+
+/// Folder and name, without empty parts and dots.
+fn path(path: &str) -> Result<(String, &str), &'static str> {
+    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let parts: Vec<_> = folder.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let dir = if parts.is_empty() { ".".to_owned() } else { parts.join("/") };
+    if path.starts_with('/') || path.contains('\\') || path.split('/').any(|part| part == "..") {
+        Err("save_path leaves the models folder")
+    } else if name.is_empty() || name == "." {
+        Err("save_path names no file")
+    } else if dir.trim() != dir || name.trim() != name {
+        Err("aria2 would cut the spaces at an end of save_path")
+    } else if dir.contains("${HOME}") || path.contains(char::is_control) {
+        Err("aria2 would read save_path as something else")
+    } else {
+        Ok((dir, name))
+    }
+}
+
+/// `KIND=DIGITS` as aria2 writes it. The kind is the one named before a `:` or `=`, else the one that has so many
+/// digits; a hash of a kind that aria2 does not know has none.
+fn checksum(hash: &str) -> Option<String> {
+    const KINDS: [(&str, usize); 7] = [
+        ("md5", 32),
+        ("sha-1", 40),
+        ("sha-224", 56),
+        ("sha-256", 64),
+        ("sha-384", 96),
+        ("sha-512", 128),
+        ("adler32", 8),
+    ];
+    let hash = hash.trim().to_ascii_lowercase();
+    let (named, digits) = match hash.split_once([':', '=']) {
+        Some((kind, digits)) => (Some(kind.trim().replace(['-', '_'], "")), digits.trim()),
+        None => (None, &*hash),
+    };
+    let of_kind = |kind: &str, length: usize| match &named {
+        Some(named) => *named == kind.replace('-', ""),
+        // Eight digits alone are more often a CRC.
+        None => length == digits.len() && kind != "adler32",
+    };
+    let (kind, length) = KINDS.into_iter().find(|(kind, length)| of_kind(kind, *length))?;
+    let fits = digits.len() == length && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    fits.then(|| format!("{kind}={digits}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_format_of_a_query_counts() {
+        for (query, format) in [
+            ("", Ok(Format::Json)),
+            ("formats=x&x", Ok(Format::Json)),
+            ("format=json", Ok(Format::Json)),
+            ("a=b&format=%61ria2", Ok(Format::Aria2)),
+            ("format=xml&format=aria2", Ok(Format::Aria2)),
+            ("format=", Err(())),
+            ("format", Err(())),
+            ("format=aria2&format=Aria2", Err(())),
+        ] {
+            assert_eq!(Format::of_query(Some(query)).map_err(|_| ()), format, "{query}");
+        }
+        assert_eq!(Format::of_query(None), Ok(Format::Json));
+    }
+
+    #[test]
+    fn a_hash_gives_its_kind_or_nothing() {
+        let digits = |count: usize| "0123456789abcdef".repeat(8)[..count].to_owned();
+        for (hash, kind) in [
+            (digits(32), Some("md5")),
+            (digits(40), Some("sha-1")),
+            (digits(56), Some("sha-224")),
+            (digits(64).to_uppercase(), Some("sha-256")),
+            (digits(96), Some("sha-384")),
+            (digits(128), Some("sha-512")),
+            (format!("sha256:{}", digits(64)), Some("sha-256")),
+            (format!("SHA-256={}", digits(64)), Some("sha-256")),
+            (format!(" md5: {} ", digits(32)), Some("md5")),
+            (format!("adler32:{}", digits(8)), Some("adler32")),
+            (digits(8), None),
+            (digits(10), None),
+            (format!("blake3:{}", digits(64)), None),
+            (format!("md5:{}", digits(64)), None),
+            (format!("sha-256:{}", "g".repeat(64)), None),
+            ("g".repeat(64), None),
+            ("ä".repeat(32), None),
+            (String::new(), None),
+        ] {
+            let checksum = checksum(&hash);
+            assert_eq!(checksum.as_deref().and_then(|text| text.split('=').next()), kind, "{hash}: {checksum:?}");
+        }
+        assert_eq!(checksum(&digits(64).to_uppercase()), Some(format!("sha-256={}", digits(64))));
+    }
+
+    #[test]
+    fn addresses_are_one_word_or_refused() {
+        for (url, written) in [
+            ("https://h/a%20b?x=1&y=[2]", Some("https://h/a%20b?x=1&y=[2]")),
+            ("https://h/a b", Some("https://h/a%20b")),
+            (" https://h/a", Some("https://h/a")),
+            ("https://ä.example/ö", Some("https://xn--4ca.example/%C3%B6")),
+            ("HTTPS://h/a", None),
+            ("https:h/a", None),
+            ("magnet:?xt=x", None),
+            ("file:///etc/passwd", None),
+            ("s3://bucket/key", None),
+        ] {
+            assert_eq!(address(url).ok().as_deref(), written, "{url}");
+        }
+    }
+
+    #[test]
+    fn paths_stay_what_they_are_or_are_refused() {
+        for (text, written) in [
+            ("a/b/c.bin", Some(("a/b", "c.bin"))),
+            ("c.bin", Some((".", "c.bin"))),
+            (".//a/./b", Some(("a", "b"))),
+            ("a = b/#c", Some(("a = b", "#c"))),
+            ("/etc/passwd", None),
+            ("a/../b", None),
+            ("a\\b", None),
+            ("a/", None),
+            ("a/.", None),
+            (" a/b", None),
+            ("a/b ", None),
+            ("a/ b", None),
+            ("${HOME}/.profile", None),
+            ("a\n  dir=/etc", None),
+        ] {
+            let written = written.map(|(dir, name)| (dir.to_owned(), name));
+            assert_eq!(path(text).ok(), written, "{text}");
+        }
+    }
+}

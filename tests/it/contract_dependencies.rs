@@ -1,0 +1,129 @@
+//! `POST /api/models/batch` with `resolve_dependencies` and with `?format=aria2`.
+
+use serde_json::json;
+
+use crate::support::{Db, Reply, Server, plain};
+
+const ARIA2: &str = "/api/models/batch?format=aria2";
+
+/// a → b c, b → d, c → d x, d → a; e stands alone.
+async fn diamond(settings: &[(&str, &str)]) -> (Db, Server) {
+    let db = Db::new().await;
+    for id in ["a", "b", "c", "d", "e"] {
+        db.add(id).await;
+    }
+    for (id, needs) in [("a", r#"["b","c"]"#), ("b", r#"["d"]"#), ("c", r#"["d","x"]"#), ("d", r#"["a"]"#)] {
+        db.sql(&format!("UPDATE models SET dependencies = '{needs}' WHERE id = '{id}'")).await;
+    }
+    let server = Server::start_with(&db.url, settings).await;
+    (db, server)
+}
+
+fn ids(reply: &Reply) -> Vec<String> {
+    let json = reply.json();
+    json["models"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn dependencies_come_first_and_what_is_missing_is_said() {
+    let (_db, server) = diamond(&[]).await;
+    let reply = server.batch(r#"{"model_ids":["e","a","y","b"],"resolve_dependencies":true}"#).await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, "application/json"));
+    assert_eq!(ids(&reply), ["e", "d", "b", "c", "a"]);
+    let tail = r#"],"not_found":["y"],"missing_dependencies":[{"id":"x","required_by":"c"}]}"#;
+    assert!(reply.text().ends_with(tail), "{}", reply.text());
+    assert_eq!(reply.revision(), server.get("/api/models/a").await.revision());
+
+    let nothing = server.batch(r#"{"resolve_dependencies":true,"model_ids":[]}"#).await;
+    assert_eq!(nothing.text(), r#"{"models":[],"not_found":[],"missing_dependencies":[]}"#);
+}
+
+#[tokio::test]
+async fn without_the_key_nothing_changes() {
+    let (_db, server) = diamond(&[]).await;
+    let expected = format!(r#"{{"models":[{}],"not_found":["y"]}}"#, plain("e"));
+    for body in [r#"{"model_ids":["e","y"]}"#, r#"{"model_ids":["e","y"],"resolve_dependencies":false}"#] {
+        assert_eq!(server.batch(body).await.text(), expected, "{body}");
+    }
+    for value in ["null", "1", "\"true\""] {
+        let reply = server.batch(&format!(r#"{{"model_ids":[],"resolve_dependencies":{value}}}"#)).await;
+        let error = json!({"error": "resolve_dependencies must be a boolean"});
+        assert_eq!((reply.status, reply.json()), (400, error), "{value}");
+    }
+}
+
+#[tokio::test]
+async fn the_limit_holds_for_what_is_answered() {
+    let (_db, server) = diamond(&[("CATALOG_MAX_BATCH_IDS", "4")]).await;
+    let reply = server.batch(r#"{"model_ids":["a"],"resolve_dependencies":true}"#).await;
+    assert_eq!((reply.status, ids(&reply).len()), (200, 4));
+    for path in ["/api/models/batch", ARIA2] {
+        let body = r#"{"model_ids":["a","e"],"resolve_dependencies":true}"#;
+        let reply = server.send(server.request("POST", path, body)).await;
+        let message = "model_ids and what they need are 5 models or more, the limit is 4: ask in several batches";
+        assert_eq!((reply.status, reply.json()), (400, json!({ "error": message })));
+        assert_ne!(reply.revision(), "");
+    }
+}
+
+#[tokio::test]
+async fn an_input_file_for_aria2_has_all_that_a_download_needs() {
+    let (db, server) = diamond(&[]).await;
+    let hash = "0123456789ABCDEF".repeat(4);
+    db.sql(&format!(
+        "UPDATE models SET hash = '{hash}', file_size_gb = 23.80, auth_required = true, auth_provider = 'hug \"f\"',
+         save_path = './a b//c.bin', download_url = 'https://example.org/ä b' WHERE id = 'c';
+         UPDATE models SET save_path = '${{HOME}}/x', dependencies = '[]' WHERE id = 'd'"
+    ))
+    .await;
+    server.until("c has a size", |s| async move { s.field("d", "dependencies").await == json!([]) }).await;
+    let body = r#"{"model_ids":["c","y\n  out=evil"],"resolve_dependencies":true}"#;
+    let reply = server.send(server.request("POST", ARIA2, body)).await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, "text/plain; charset=utf-8"));
+    let expected = format!(
+        r#"# model-catalog: 2 models; run aria2c in the models folder
+# not found: "y\n  out=evil"
+# missing dependency: "x" required by "c"
+
+# id: "d"
+# auth_required: false
+# cannot be written: aria2 would read save_path as something else
+
+# id: "c"
+# size: 23.8 GB
+# auth_required: true
+# auth_provider: "hug \"f\""
+https://example.org/%C3%A4%20b
+  dir=a b
+  out=c.bin
+  checksum=sha-256={}
+"#,
+        hash.to_lowercase()
+    );
+    assert_eq!(reply.text(), expected);
+    assert_eq!(reply.revision(), server.get("/api/models/c").await.revision());
+
+    // Without dependencies: the order asked, each once.
+    let reply = server.send(server.request("POST", ARIA2, r#"{"model_ids":["e","c","e"]}"#)).await;
+    let ids: Vec<_> = reply.text().lines().filter_map(|line| line.strip_prefix("# id: ").map(str::to_owned)).collect();
+    assert_eq!(ids, ["\"e\"", "\"c\""]);
+}
+
+#[tokio::test]
+async fn a_format_that_there_is_not_is_400() {
+    let (_db, server) = diamond(&[]).await;
+    let body = r#"{"model_ids":["e"]}"#;
+    for query in ["?format=xml", "?format=", "?format=ARIA2", "?format=aria2&format=x"] {
+        let reply = server.send(server.request("POST", &format!("/api/models/batch{query}"), body)).await;
+        let error = json!({"error": "format must be json or aria2"});
+        assert_eq!((reply.status, reply.json()), (400, error), "{query}");
+    }
+    let plain = server.batch(body).await.text();
+    for query in ["?format=json", "?x=aria2", "?"] {
+        let reply = server.send(server.request("POST", &format!("/api/models/batch{query}"), body)).await;
+        assert_eq!((reply.status, reply.text()), (200, plain.clone()), "{query}");
+    }
+    // What is wrong with a body is said as ever.
+    let reply = server.send(server.request("POST", ARIA2, "{}")).await;
+    assert_eq!((reply.status, reply.json()), (400, json!({"error": "model_ids must be an array"})));
+}
