@@ -1,5 +1,5 @@
 # Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
-.PHONY: run test soak lint bench bench-scale bench-fanout bench-micro bench-peers postgres test-tools
+.PHONY: run test test-api soak lint bench bench-scale bench-fanout bench-micro bench-peers postgres test-tools
 
 # A server of one's own (DATABASE_URL) or a private one with the sample catalog.
 run: postgres
@@ -9,12 +9,22 @@ run: postgres
 test: postgres test-tools
 	cargo test
 
+# Requests made up from /openapi.json, against the demo; not a part of `make test`, for it installs a hundred packages.
+test-api: postgres
+	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
+	cargo build
+	[ -x target/schemathesis/bin/st ] || { python3 -m venv target/schemathesis && \
+		target/schemathesis/bin/pip install --quiet schemathesis==4.32.5; }
+	tests/api.sh target/schemathesis/bin/st target/debug/model-catalog
+
 # The long run: random writers under random faults, a few minutes of it.
 soak: export SOAK_SECONDS ?= 240
 soak: test-tools
 	cargo test --test it soak:: -- --nocapture
 
 lint:
+	@deploy/install.sh shellcheck shellcheck
+	shellcheck deploy/*.sh deploy/machine/*.sh tests/*.sh
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
@@ -47,7 +57,9 @@ bench-peers:
 postgres:
 	@deploy/install.sh postgresql "$${PGBIN:-}/postgres" /usr/lib/postgresql/*/bin/postgres postgres
 
-# What some tests put between the program and Postgres; installing starts nothing.
+# What some tests put between the program and Postgres, and what machines download with; installing starts nothing.
 test-tools: postgres
 	@deploy/install.sh pgbouncer pgbouncer /usr/sbin/pgbouncer
 	@deploy/install.sh faketime faketime
+	@deploy/install.sh aria2 aria2c
+	@deploy/install.sh curl curl

@@ -23,6 +23,8 @@ pub enum Route {
     Batch,
     /// `GET /api/catalog`
     Catalog,
+    /// `/openapi.json`
+    OpenApi,
     /// `/livez`
     Livez,
     /// `/readyz`
@@ -33,15 +35,22 @@ pub enum Route {
     Other,
 }
 
-const ROUTES: [(Route, &str); 7] = [
+const ROUTES: [(Route, &str); 8] = [
     (Route::Single, "/api/models/{id}"),
     (Route::Batch, "/api/models/batch"),
     (Route::Catalog, "/api/catalog"),
+    (Route::OpenApi, "/openapi.json"),
     (Route::Livez, "/livez"),
     (Route::Readyz, "/readyz"),
     (Route::Metrics, "/metrics"),
     (Route::Other, "other"),
 ];
+
+/// The templates of all routes; the last is that of everything else.
+#[must_use]
+pub fn templates() -> [&'static str; ROUTES.len()] {
+    ROUTES.map(|(_, template)| template)
+}
 
 /// The statuses this program answers with; the last place counts any other.
 const STATUSES: [(u16, &str); 9] = [

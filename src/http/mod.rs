@@ -33,6 +33,8 @@ use plain::Scratch;
 const CATALOG_REVISION: HeaderName = HeaderName::from_static("catalog-revision");
 const MODELS: &str = "/api/models/";
 const CATALOG: &str = "/api/catalog";
+/// The description of all routes; tests hold it against them.
+const OPENAPI: &str = include_str!("openapi.json");
 
 /// What a client may ask for at most.
 #[derive(Debug, Clone, Copy)]
@@ -135,6 +137,7 @@ impl Handler {
                 Route::Single
             }
             None if self.routes != Routes::Ops && path == CATALOG => Route::Catalog,
+            _ if self.routes != Routes::Ops && path == "/openapi.json" => Route::OpenApi,
             _ if self.routes == Routes::Api => Route::Other,
             _ => match path {
                 "/livez" => Route::Livez,
@@ -165,6 +168,7 @@ impl Handler {
             Route::Single => self.single(request.uri().path(), request.headers()),
             Route::Batch => self.batch(request).await,
             Route::Catalog => self.catalog(),
+            Route::OpenApi => self.with_revision(answer::json(StatusCode::OK, OPENAPI)),
             Route::Livez => ops::livez(),
             Route::Readyz => ops::readyz(&self.api),
             Route::Metrics => ops::metrics(&self.api),

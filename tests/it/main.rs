@@ -27,6 +27,7 @@ mod fleet;
 mod import;
 mod live;
 mod migrate;
+mod openapi;
 mod plain;
 mod pooler;
 mod readme;

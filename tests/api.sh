@@ -1,0 +1,14 @@
+#!/bin/sh
+# Runs schemathesis, which makes requests up from /openapi.json, against the demo: api.sh SCHEMATHESIS PROGRAM
+set -eu
+schemathesis=$(realpath "$1") program=$2
+work=$(mktemp -d)
+CATALOG_ADDR=127.0.0.1:0 CATALOG_LOG=warn "$program" demo >"$work/demo" &
+demo=$!
+trap 'kill $demo; wait $demo || true; rm -rf "$work"' EXIT
+until url=$(grep -om1 'http://127\.0\.0\.1:[0-9]*' "$work/demo"); do
+    kill -0 $demo
+    sleep 0.1
+done
+cd "$work"
+"$schemathesis" run "$url/openapi.json" --checks all --seed 1
