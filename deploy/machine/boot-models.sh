@@ -25,7 +25,11 @@ tab=$(printf '\t')
 say() { printf 'boot-models: %s\n' "$*" >&2; }
 
 # Seconds, and as many again at most: machines that boot together should not come back together.
-pause() { sleep $(($1 + $(od -An -N2 -tu2 /dev/urandom) % ($1 + 1))); }
+# In the background, for a signal is looked at only between two programs.
+pause() {
+    sleep $(($1 + $(od -An -N2 -tu2 /dev/urandom) % ($1 + 1))) &
+    wait $!
+}
 
 # A setting that must be a number, else its default.
 number() {
@@ -176,9 +180,10 @@ resolve() {
                 if [ $hops -gt 10 ]; then problem='it is redirected without end' && return 2; fi ;;
             401 | 403)
                 problem="status $status"
-                if [ "$auth" = true ] && [ -z "$secret" ]; then problem="$problem: it needs a token"; fi
+                if [ -n "$secret" ]; then problem="$problem: the token does not do"
+                elif [ "$auth" = true ]; then problem="$problem: it needs a token"; fi
                 return 2 ;;
-            000) problem='no answer' && return 1 ;;
+            000) problem='its server does not answer' && return 1 ;;
             408 | 425 | 429 | 5??) problem="status $status" && return 1 ;;
             *) problem="status $status" && return 2 ;;
         esac
@@ -274,6 +279,8 @@ hand_out() {
 fetch_with_token() {
     secret_for "$url"
     request "$url" "$secret" | curl_ -f -C - -o "$path" --speed-limit 1 --speed-time 30
+    # The server can't go on in the middle.
+    if [ $? -eq 33 ]; then rm -f "$path"; fi
 }
 
 fetch() {
@@ -281,7 +288,7 @@ fetch() {
     if [ -s "$work/aria2.in" ]; then
         aria2c --no-conf --no-netrc --input-file="$work/aria2.in" --max-concurrent-downloads="$parallel" \
             --max-connection-per-server="$connections" --split="$connections" --min-split-size=16M \
-            --continue --always-resume=false --allow-overwrite=true --auto-file-renaming=false --file-allocation=none \
+            --always-resume=false --allow-overwrite=true --auto-file-renaming=false --file-allocation=none \
             --auto-save-interval=10 --follow-torrent=false --follow-metalink=false --max-tries=3 --retry-wait=1 \
             --connect-timeout=10 --timeout=30 --enable-color=false --summary-interval=0 --console-log-level=error \
             --download-result=full --stop-with-process=$$ >"$work/aria2.log" 2>&1 &
@@ -374,7 +381,7 @@ get_models() {
     root=$(pwd -P)
     # Machines may share a volume, and one machine may boot twice.
     if command -v flock >/dev/null && exec 9>.boot-models/lock; then
-        flock -n 9 || { say 'waiting for another boot in this folder' && flock 9; }
+        flock -n 9 || { say 'waiting for another boot in this folder' && flock 9 & wait $!; }
     fi
     find .boot-models -type f -mtime +7 ! -name lock -exec rm -f {} +
 
@@ -412,7 +419,7 @@ status=0
 if [ -n "${MACHINE_MODELS_NEEDED-}" ]; then
     get_models &
     child=$!
-    trap 'kill $child 2>/dev/null; wait $child; exit 143' TERM INT HUP
+    trap 'kill $child 2>/dev/null; exit 143' TERM INT HUP
     wait $child
     status=$?
     trap - TERM INT HUP

@@ -26,6 +26,7 @@ mod faults;
 mod fleet;
 mod import;
 mod live;
+mod machine;
 mod migrate;
 mod openapi;
 mod plain;

@@ -1,0 +1,237 @@
+//! From a list of ids to files on disk: what is fetched, what is not, and what is said of the rest.
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use super::files::Way;
+use super::{Machine, add, content, sum};
+use crate::support::{Db, Server, until};
+
+/// Larger than aria2 reads at once, so that it can break off within.
+const LARGE: usize = 3_000_000;
+
+/// flux needs vae and clip, vae needs a model that is not there; the others have each their own trouble.
+async fn catalog(machine: &mut Machine) -> (Db, Server) {
+    let db = Db::new().await;
+    let (hub, store) = (&machine.hub, &machine.store);
+    let flux = content(1, LARGE);
+    let signed = store.put("/flux", Way::Expires(flux.clone()));
+    let url = hub.put_for_token("/flux", Way::Redirect(302, format!("{signed}?signature=1")));
+    add(&db, "flux", &url, "checkpoints/flux.bin", &sum("sha256sum", &flux), true, &["vae", "clip"]).await;
+
+    let vae = content(2, LARGE);
+    let url = store.put("/vae", Way::BreaksOff(vae.clone()));
+    add(&db, "vae", &url, "vae/my vae.bin", &sum("md5sum", &vae), false, &["absent"]).await;
+
+    let clip = content(3, 700_000);
+    let url = hub.put_for_token("/clip", Way::BreaksOff(clip.clone()));
+    add(&db, "clip", &url, "clip.bin", &format!("sha-512:{}", sum("sha512sum", &clip)), true, &[]).await;
+
+    let url = store.put("/unhashed", Way::File(content(4, 50_000)));
+    add(&db, "unhashed", &url, "loras/a/b/unhashed.bin", "", false, &[]).await;
+
+    let url = store.put("/wrong", Way::File(content(5, 1_000)));
+    add(&db, "wrong", &url, "loras/wrong.bin", &sum("sha256sum", b"another"), false, &[]).await;
+
+    let url = store.put("/gone", Way::Status(404));
+    add(&db, "gone", &url, "loras/gone.bin", "", false, &[]).await;
+    let server = Server::start(&db).await;
+    machine.catalog(&server);
+    (db, server)
+}
+
+const ALL: &str = " flux, unhashed,wrong ,gone,no-such-model,";
+const FILES: [&str; 4] = ["checkpoints/flux.bin", "clip.bin", "loras/a/b/unhashed.bin", "vae/my vae.bin"];
+
+#[tokio::test]
+async fn an_empty_folder_is_filled_and_what_is_missing_stops_nothing() {
+    let mut machine = Machine::new("empty", ALL);
+    let (_db, _server) = catalog(&mut machine).await;
+    let boot = machine.boot(&["sh", "-c", "echo \"started in $PWD with $HF_TOKEN\""]);
+    let started = format!("started in / with {}\n", machine.token);
+    assert_eq!((boot.status, boot.output), (0, started), "{}", boot.log);
+    assert_eq!(machine.files(), FILES, "{}", boot.log);
+    for (path, seed, length) in
+        [(FILES[0], 1, LARGE), (FILES[1], 3, 700_000), (FILES[2], 4, 50_000), (FILES[3], 2, LARGE)]
+    {
+        assert!(machine.read(path) == Some(content(seed, length)), "{path} is another file");
+    }
+    for line in [
+        r#"missing: "no-such-model": the catalog does not have it"#,
+        r#"missing: "absent" required by "vae": the catalog does not have it"#,
+        r#"missing: "wrong": its checksum is not the one in the catalog"#,
+        r#"missing: "gone": status 404"#,
+        "6 models: 4 fetched, 0 were there, 4 missing",
+    ] {
+        assert!(boot.log.contains(line), "no `{line}` in {}", boot.log);
+    }
+    let asked = machine.store.asked();
+    assert!(asked.iter().all(|asked| asked.token.is_none()), "{asked:?}");
+    let resumed = |range: &str| !range.starts_with("bytes=0-");
+    assert!(asked.iter().any(|asked| asked.path == "/vae" && asked.range.as_deref().is_some_and(resumed)), "{asked:?}");
+    let vae: usize = asked.iter().filter(|asked| asked.path == "/vae").map(|asked| asked.sent).sum();
+    assert!(vae < LARGE * 5 / 4, "the file that broke off was fetched again as a whole: {vae} bytes");
+    // An address that has expired is asked for anew, and curl goes on where it was as aria2 does.
+    let asked = machine.hub.asked();
+    assert_eq!(asked.iter().filter(|asked| asked.path == "/flux").count(), 2, "{asked:?}");
+    let clip: usize = asked.iter().filter(|asked| asked.path == "/clip").map(|asked| asked.sent).sum();
+    assert_eq!(clip, 700_000 + 2, "{asked:?}");
+
+    // Without a command, the exit status says that something is missing.
+    let again = machine.boot(&[]);
+    assert_eq!(again.status, 1, "{}", again.log);
+    assert!(again.log.contains("6 models: 0 fetched, 4 were there, 4 missing"), "{}", again.log);
+}
+
+#[tokio::test]
+async fn what_is_there_is_not_fetched_again() {
+    let mut machine = Machine::new("half", "flux,unhashed");
+    let (_db, _server) = catalog(&mut machine).await;
+    machine.put(FILES[0], &content(1, LARGE));
+    machine.put(FILES[2], &content(9, 50_000));
+    // Of the right size and the wrong content.
+    machine.put(FILES[3], &content(8, LARGE));
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("4 models: 2 fetched, 2 were there, 1 missing"), "{}", boot.log);
+    assert_eq!(machine.read(FILES[3]), Some(content(2, LARGE)));
+    let asked = [machine.hub.asked(), machine.store.asked()].concat();
+    assert!(asked.iter().all(|asked| asked.path != "/flux"), "{asked:?}");
+    let sent = |path: &str| asked.iter().filter(|asked| asked.path == path).map(|asked| asked.sent).sum::<usize>();
+    assert_eq!((sent("/unhashed"), sent("/clip")), (1, 700_002), "{asked:?}");
+
+    // A file without a hash is looked at by its size; half of one is not taken for the whole.
+    machine.put(FILES[2], &content(4, 25_000));
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("4 models: 1 fetched, 3 were there"), "{}", boot.log);
+    assert_eq!(machine.read(FILES[2]), Some(content(4, 50_000)));
+    let asked = machine.store.asked();
+    assert!(asked.iter().all(|asked| asked.path == "/unhashed"), "{asked:?}");
+
+    // With its server away, the size in the catalog has to do.
+    machine.store.put("/unhashed", Way::Status(503));
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("4 models: 0 fetched, 4 were there"), "{}", boot.log);
+}
+
+#[tokio::test]
+async fn strict_starts_nothing_while_something_is_missing() {
+    let mut machine = Machine::new("strict", "flux");
+    let (db, server) = catalog(&mut machine).await;
+    machine.set("MACHINE_MODELS_STRICT", "1");
+    let boot = machine.boot(&["echo", "started"]);
+    assert_eq!((boot.status, &*boot.output), (1, ""), "{}", boot.log);
+    assert!(boot.log.contains("echo is not started"), "{}", boot.log);
+
+    db.sql("UPDATE models SET dependencies = '[]' WHERE id = 'vae'").await;
+    server
+        .until("nothing is missing", |s| async { s.field("vae", "dependencies").await == serde_json::json!([]) })
+        .await;
+    let boot = machine.boot(&["sh", "-c", "echo started; exit 7"]);
+    assert_eq!((boot.status, &*boot.output), (7, "started\n"), "{}", boot.log);
+
+    machine.set("MACHINE_MODELS_NEEDED", "");
+    machine.set("CATALOG_URL", "");
+    let boot = machine.boot(&["echo", "started"]);
+    assert_eq!((boot.status, &*boot.output, &*boot.log), (0, "started\n", ""));
+}
+
+#[tokio::test]
+async fn a_catalog_that_is_away_is_waited_for_and_then_done_without() {
+    let mut machine = Machine::new("away", "unhashed");
+    let (db, _server) = catalog(&mut machine).await;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    machine.set("CATALOG_URL", &format!("http://{address}"));
+    machine.set("MACHINE_MODELS_WAIT", "60");
+    let boot = machine.spawn(&["echo", "started"]);
+    // Its first try comes to nothing, and the next finds the server.
+    drop(listener.accept().unwrap());
+    drop(listener);
+    let server = Server::start_with(&db.url, &[("CATALOG_ADDR", &address)]).await;
+    let boot = machine.ended(boot);
+    assert_eq!((boot.status, &*boot.output), (0, "started\n"), "{}", boot.log);
+    assert_eq!(machine.files(), [FILES[2]], "{}", boot.log);
+
+    drop(server);
+    machine.set("MACHINE_MODELS_WAIT", "1");
+    for (strict, status, output) in [("0", 0, "started\n"), ("1", 1, "")] {
+        machine.set("MACHINE_MODELS_STRICT", strict);
+        let boot = machine.boot(&["echo", "started"]);
+        assert_eq!((boot.status, &*boot.output), (status, output), "{}", boot.log);
+        assert!(boot.log.contains("the catalog can not be asked: no answer"), "{}", boot.log);
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_is_too_small_and_a_path_that_two_want_are_said() {
+    let mut machine = Machine::new("space", "huge,unhashed,twin,rival,small");
+    let (db, server) = catalog(&mut machine).await;
+    let url = machine.store.put("/huge", Way::File(content(6, 100)));
+    add(&db, "huge", &url, "huge.bin", &sum("sha1sum", &content(6, 100)), false, &[]).await;
+    add(&db, "twin", &format!("http://{}/unhashed", machine.store.address), FILES[2], "", false, &[]).await;
+    add(&db, "rival", &url, FILES[2], "", false, &[]).await;
+    add(&db, "small", &url, "small.bin", "", false, &[]).await;
+    db.sql(
+        "UPDATE models SET file_size_gb = CASE id WHEN 'huge' THEN 90000000 ELSE 7.5 END WHERE id IN ('huge', 'small')",
+    )
+    .await;
+    server.until("small has a size", |s| async move { s.field("small", "file_size_gb").await == 7.5 }).await;
+    let boot = machine.boot(&[]);
+    for line in [
+        r#"missing: "huge": it needs 90000000000000000 bytes, and "#,
+        r#"missing: "rival": another model has the save path loras/a/b/unhashed.bin"#,
+        r#"missing: "small": its server has 100 bytes, the catalog says 7500000000"#,
+        "3 models: 1 fetched, 0 were there, 3 missing",
+    ] {
+        assert!(boot.log.contains(line), "no `{line}` in {}", boot.log);
+    }
+    assert_eq!(machine.files(), [FILES[2]]);
+}
+
+#[tokio::test]
+async fn a_boot_that_is_ended_goes_on_where_it_was() {
+    let mut machine = Machine::new("ended", "slow");
+    let db = Db::new().await;
+    let file = content(7, LARGE);
+    let url = machine.store.put("/slow", Way::Stalls(file.clone()));
+    add(&db, "slow", &url, "slow.bin", "", false, &[]).await;
+    let server = Server::start(&db).await;
+    machine.catalog(&server);
+    let boot = machine.spawn(&["echo", "started"]);
+    until("half of it is there", || async {
+        let parts = std::fs::read_dir(machine.models().join(".boot-models")).into_iter().flatten().flatten();
+        parts.filter(|part| part.metadata().is_ok_and(|data| data.len() > 100_000)).count() > 0
+    })
+    .await;
+    assert!(Command::new("kill").args(["-TERM", &boot.id().to_string()]).status().unwrap().success());
+    let boot = machine.ended(boot);
+    assert_eq!((boot.status, &*boot.output), (143, ""), "{}", boot.log);
+    assert!(machine.read("slow.bin").is_none());
+
+    machine.store.put("/slow", Way::File(file.clone()));
+    machine.store.asked();
+    let boot = machine.boot(&["echo", "started"]);
+    assert_eq!((boot.status, &*boot.output), (0, "started\n"), "{}", boot.log);
+    assert!(machine.read("slow.bin") == Some(file));
+    let from = |range: &String| range.strip_prefix("bytes=")?.split('-').next()?.parse::<usize>().ok();
+    let asked = machine.store.asked();
+    // aria2 asks without a range once, to learn the length, and hangs up.
+    let resumed = asked.iter().filter_map(|asked| asked.range.as_ref().and_then(from)).any(|from| from > LARGE / 4);
+    assert!(resumed, "it was fetched from its beginning: {asked:?}");
+}
+
+#[tokio::test]
+async fn the_input_file_is_aria2s_as_it_stands() {
+    let mut machine = Machine::new("aria2", "-");
+    let (_db, server) = catalog(&mut machine).await;
+    let body = r#"{"model_ids":["vae","unhashed","wrong"],"resolve_dependencies":true}"#;
+    let input = server.send(server.request("POST", "/api/models/batch?format=aria2", body)).await.text();
+    std::fs::create_dir(machine.models()).unwrap();
+    std::fs::write(machine.folder.join("input"), &input).unwrap();
+    let options = ["--no-conf", "--input-file=../input", "--continue", "--console-log-level=error"];
+    let done = Command::new("aria2c").args(options).current_dir(machine.models()).output().unwrap();
+    let log = String::from_utf8_lossy(&done.stdout);
+    assert_eq!(done.status.code(), Some(32), "a checksum differs: {log}{input}");
+    assert!(log.contains("Checksum error detected. file=loras/wrong.bin"), "{log}");
+    assert!(machine.read(FILES[3]) == Some(content(2, LARGE)) && machine.read(FILES[2]) == Some(content(4, 50_000)));
+}

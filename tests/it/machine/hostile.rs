@@ -1,0 +1,97 @@
+//! A catalog that is not what it should be can have files written below the models folder, and nowhere else.
+
+use std::os::unix::fs::symlink;
+
+use super::files::Way;
+use super::{Machine, content};
+
+/// A machine whose catalog answers with this text.
+fn machine(name: &str, answer: impl Fn(&str) -> String) -> Machine {
+    let mut machine = Machine::new(name, "x");
+    let url = machine.store.put("/file", Way::File(content(1, 1_000)));
+    machine.store.put("/api/models/batch", Way::Post(answer(&url)));
+    let address = format!("http://{}", machine.store.address);
+    machine.set("CATALOG_URL", &address);
+    machine
+}
+
+/// An answer of items: id, address, folder, name.
+fn items(items: &[(&str, &str, &str, &str)]) -> String {
+    let item = |(id, url, dir, out): &(&str, &str, &str, &str)| {
+        format!("\n# id: \"{id}\"\n# auth_required: true\n{url}\n  dir={dir}\n  out={out}\n")
+    };
+    format!("# model-catalog: {} models\n{}", items.len(), items.iter().map(item).collect::<String>())
+}
+
+#[test]
+fn paths_and_addresses_are_looked_at_once_more() {
+    let machine = machine("paths", |url| {
+        let odd = |end: &str| format!("{url}{end}");
+        items(&[
+            ("up", url, "..", "up"),
+            ("deep", url, "a/../../b", "deep"),
+            ("root", url, "/tmp", "root"),
+            ("name", url, "a", "../../name"),
+            ("back", url, "a\\b", "c"),
+            ("dot", url, "a", "."),
+            ("none", url, "a", ""),
+            ("own", url, ".boot-models", "own"),
+            ("own", url, "./.boot-models/x", "own"),
+            ("tab", &odd("\tx"), "a", "tab"),
+            ("quote", &odd("\"x"), "a", "quote"),
+            ("space", &odd(" x"), "a", "space"),
+            ("local", "file:///etc/passwd", "a", "local"),
+            ("option", url, "a\n  save-session=/tmp/x", "option"),
+            ("home", url, "${HOME}", "$(touch x)`touch y`;touch z"),
+            ("minus", url, "-a", "--out=x -o"),
+            ("last", url, ".", "'last one'\u{e4}"),
+        ])
+    });
+    let boot = machine.boot(&[]);
+    let expected = ["${HOME}/$(touch x)`touch y`;touch z", "'last one'\u{e4}", "-a/--out=x -o", "a/option"];
+    assert_eq!(machine.files(), expected, "{}", boot.log);
+    let outside: Vec<_> = std::fs::read_dir(&machine.folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(outside, ["models"], "{}", boot.log);
+    assert!(boot.log.contains("4 fetched, 0 were there, 13 missing"), "{}", boot.log);
+}
+
+#[test]
+fn folders_that_are_links_to_elsewhere_are_not_followed_unless_that_is_wanted() {
+    let mut machine =
+        machine("links", |url| items(&[("a", url, "link/sub", "a"), ("b", url, "inner", "b"), ("c", url, ".", "c")]));
+    let elsewhere = machine.folder.join("elsewhere");
+    std::fs::create_dir_all(machine.models().join("real")).unwrap();
+    std::fs::create_dir(&elsewhere).unwrap();
+    symlink(&elsewhere, machine.models().join("link")).unwrap();
+    symlink("real", machine.models().join("inner")).unwrap();
+    // A link in the place of the file itself is replaced, not written through.
+    std::fs::write(elsewhere.join("c"), "mine").unwrap();
+    symlink(elsewhere.join("c"), machine.models().join("c")).unwrap();
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("\"a\": its folder can not be made below the models folder"), "{}", boot.log);
+    assert_eq!((machine.read("real/b"), machine.read("c")), (Some(content(1, 1_000)), Some(content(1, 1_000))));
+    assert_eq!(std::fs::read(elsewhere.join("c")).unwrap(), b"mine");
+    assert!(!elsewhere.join("sub").exists());
+
+    machine.set("MACHINE_MODELS_LINKS", "1");
+    assert_eq!(machine.boot(&[]).status, 0);
+    assert_eq!(std::fs::read(elsewhere.join("sub/a")).unwrap(), content(1, 1_000));
+}
+
+#[test]
+fn an_answer_that_is_no_list_is_refused() {
+    for answer in ["", "<html>log in</html>", r#"{"models":[],"not_found":[]}"#, "\n# model-catalog: 0 models\n"] {
+        let machine = machine("list", |_| answer.to_owned());
+        let boot = machine.boot(&["echo", "started"]);
+        assert_eq!((boot.status, &*boot.output), (0, "started\n"));
+        assert!(boot.log.contains("the answer is no list of models"), "{answer}: {}", boot.log);
+    }
+}
+
+#[test]
+fn a_server_that_knows_neither_ranges_nor_lengths_is_read_all_the_same() {
+    let machine = machine("unsized", |url| items(&[("a", &url.replace("/file", "/unsized"), ".", "a")]));
+    machine.store.put("/unsized", Way::Unsized(content(2, 300_000)));
+    let boot = machine.boot(&[]);
+    assert_eq!((boot.status, machine.read("a")), (0, Some(content(2, 300_000))), "{}", boot.log);
+}

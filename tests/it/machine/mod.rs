@@ -1,0 +1,146 @@
+//! A machine's boot: the real script, aria2 and curl, the real server, and a hub and a store of the tests' own.
+
+mod boot;
+mod files;
+mod hostile;
+mod tokens;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use files::Files;
+
+use crate::support::{Db, Server};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/machine/boot-models.sh");
+
+/// A machine with an empty models folder, and the hub and the store that it downloads from.
+struct Machine {
+    folder: PathBuf,
+    /// Demands the token; its address is HF_ENDPOINT.
+    hub: Files,
+    /// Where the hub redirects to; no token may arrive.
+    store: Files,
+    token: String,
+    settings: Vec<(String, String)>,
+}
+
+/// What a boot came to.
+struct Boot {
+    status: i32,
+    output: String,
+    log: String,
+}
+
+/// Bytes that are the same for the same seed.
+fn content(seed: u64, length: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    std::iter::repeat_with(|| random.u8(..)).take(length).collect()
+}
+
+/// What a program of coreutils says of `content`.
+fn sum(program: &str, content: &[u8]) -> String {
+    let mut child = Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), content).unwrap();
+    let text = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    text.split(' ').next().unwrap().to_owned()
+}
+
+/// Adds a model; `hash` may be empty.
+async fn add(db: &Db, id: &str, url: &str, path: &str, hash: &str, auth: bool, needs: &[&str]) {
+    let insert = "INSERT INTO models (id, name, download_url, save_path, hash, auth_required, dependencies)
+                  VALUES ($1, $1, $2, $3, nullif($4, ''), $5, to_jsonb($6::text[]))";
+    db.client.execute(insert, &[&id, &url, &path, &hash, &auth, &needs]).await.unwrap();
+}
+
+impl Machine {
+    /// A machine that needs these models.
+    fn new(name: &str, needed: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("machine-{name}-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let token = format!("hf_{name}{:016x}", fastrand::u64(..));
+        let (hub, store) = (Files::start(&token), Files::start(&token));
+        let settings = [
+            ("MACHINE_MODELS_NEEDED", needed),
+            ("HF_TOKEN", &token),
+            ("HF_ENDPOINT", &format!("http://{}/", hub.address)),
+            ("MACHINE_MODELS_TRIES", "2"),
+            ("MACHINE_MODELS_WAIT", "1"),
+            ("TMPDIR", folder.to_str().unwrap()),
+        ];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        Self { folder, hub, store, token, settings }
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        self.settings.retain(|(other, _)| other != name);
+        self.settings.push((name.to_owned(), value.to_owned()));
+    }
+
+    fn catalog(&mut self, server: &Server) {
+        self.set("CATALOG_URL", &format!("http://{}", server.address));
+    }
+
+    fn models(&self) -> PathBuf {
+        self.folder.join("models")
+    }
+
+    fn spawn(&self, command: &[&str]) -> Child {
+        let mut boot = Command::new(SCRIPT);
+        boot.args(command).env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("MODELS_DIR", self.models());
+        boot.envs(self.settings.iter().cloned()).current_dir("/");
+        boot.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Boots; whatever came of it, no token showed, and no temporary folder stayed.
+    fn boot(&self, command: &[&str]) -> Boot {
+        self.ended(self.spawn(command))
+    }
+
+    fn ended(&self, boot: Child) -> Boot {
+        let done = boot.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let boot =
+            Boot { status: done.status.code().unwrap_or(-1), output: text(&done.stdout), log: text(&done.stderr) };
+        self.hub.assert_no_leak();
+        self.store.assert_no_leak();
+        assert!(!boot.log.contains(&self.token), "the token was logged: {}", boot.log);
+        let left: Vec<_> = std::fs::read_dir(&self.folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.iter().all(|name| !name.to_string_lossy().starts_with("tmp.")), "{left:?} stayed");
+        boot
+    }
+
+    fn put(&self, path: &str, content: &[u8]) {
+        let path = self.models().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+
+    fn read(&self, path: &str) -> Option<Vec<u8>> {
+        std::fs::read(self.models().join(path)).ok()
+    }
+
+    /// All files below the models folder but the lock, sorted.
+    fn files(&self) -> Vec<String> {
+        fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                match entry.file_type().unwrap().is_dir() {
+                    true => walk(&entry.path(), found),
+                    false => found.push(entry.path()),
+                }
+            }
+        }
+        let mut found = Vec::new();
+        walk(&self.models(), &mut found);
+        let name = |path: &PathBuf| path.strip_prefix(self.models()).unwrap().to_string_lossy().into_owned();
+        let mut names: Vec<_> = found.iter().map(name).filter(|name| name != ".boot-models/lock").collect();
+        names.sort_unstable();
+        names
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}

@@ -1,0 +1,86 @@
+//! Where a token goes, and where not.
+
+use super::files::Way;
+use super::{Machine, add, content};
+use crate::support::{Db, Server};
+
+const PLACES: [&str; 8] = ["direct", "open", "loop", "back", "lookalike", "user", "elsewhere", "downgrade"];
+
+/// A model for each way to a file that demands a token, or should not see one.
+async fn catalog(machine: &mut Machine) -> (Db, Server) {
+    let db = Db::new().await;
+    let (hub, store) = (&machine.hub, &machine.store);
+    let file = content(1, 5_000);
+    let direct = hub.put_for_token("/direct", Way::File(file.clone()));
+    let open = hub.put("/open", Way::File(file.clone()));
+    let stored = store.put("/stored", Way::File(file.clone()));
+    let circle = hub.put("/loop", Way::Redirect(307, "/loop".into()));
+    // From the hub to the store and back: the hub may see its token again.
+    let bounce = store.put("/bounce", Way::Redirect(301, direct.clone()));
+    let back = hub.put_for_token("/back", Way::Redirect(302, bounce));
+    let port = hub.address.rsplit(':').next().unwrap();
+    let lookalike = format!("http://{}@{}/stored", hub.address, store.address);
+    let user = format!("http://127.0.0.1:{port}@{}/stored", store.address);
+    let downgrade = hub.put_for_token("/downgrade", Way::Redirect(308, "ftp://127.0.0.1:1/x".into()));
+    for (id, url) in PLACES.into_iter().zip([&direct, &open, &circle, &back, &lookalike, &user, &stored, &downgrade]) {
+        add(&db, id, url, id, "", id != "open", &[]).await;
+    }
+    let server = Server::start(&db).await;
+    machine.catalog(&server);
+    machine.set("MACHINE_MODELS_NEEDED", &PLACES.join(","));
+    (db, server)
+}
+
+#[tokio::test]
+async fn a_token_goes_to_the_host_of_its_provider_alone() {
+    let mut machine = Machine::new("hosts", "");
+    let (_db, _server) = catalog(&mut machine).await;
+    let boot = machine.boot(&["sh", "-c", "test -n \"$HF_TOKEN\""]);
+    assert_eq!(boot.status, 0, "{}", boot.log);
+    assert_eq!(machine.files(), ["back", "direct", "elsewhere", "lookalike", "open", "user"], "{}", boot.log);
+    for line in ["\"loop\": it is redirected without end", "\"downgrade\": it is redirected to an odd address"] {
+        assert!(boot.log.contains(line), "no `{line}` in {}", boot.log);
+    }
+    let (hub, store) = (machine.hub.asked(), machine.store.asked());
+    let bearer = Some(format!("Bearer {}", machine.token));
+    assert!(hub.iter().all(|asked| asked.token == bearer || asked.path == "/open"), "{hub:?}");
+    assert!(hub.iter().all(|asked| asked.token.is_none() || asked.path != "/open"), "nobody asked for one: {hub:?}");
+    // What stands before an @ is sent to the store as its user; the token is not.
+    assert!(store.iter().all(|asked| asked.token != bearer), "{store:?}");
+    assert!(store.len() >= 7, "{store:?}");
+}
+
+#[tokio::test]
+async fn without_its_endpoint_or_with_an_odd_one_a_host_gets_no_token() {
+    let mut machine = Machine::new("endpoint", "");
+    let (_db, _server) = catalog(&mut machine).await;
+    machine.set("MACHINE_MODELS_NEEDED", "direct");
+    machine.set("CIVITAI_TOKEN", &machine.token.clone());
+    let (hub, token) = (machine.hub.address.clone(), machine.token.clone());
+    let port = hub.rsplit(':').next().unwrap();
+    let endpoints = [
+        String::new(),
+        format!("http://localhost:{port}"),
+        format!("https://{hub}"),
+        "http://127.0.0.1".into(),
+        format!("http://x@{hub}"),
+        hub.clone(),
+    ];
+    for endpoint in endpoints {
+        machine.set("HF_ENDPOINT", &endpoint);
+        let boot = machine.boot(&[]);
+        assert!(boot.log.contains("\"direct\": status 401: it needs a token"), "{endpoint}: {}", boot.log);
+        assert!(machine.hub.asked().iter().all(|asked| asked.token.is_none()), "{endpoint}");
+    }
+    // As the hub's client reads them: slashes at the end, white space around.
+    machine.set("HF_ENDPOINT", &format!("HTTP://{hub}//"));
+    machine.set("HF_TOKEN", &format!(" {token}\r\n"));
+    assert_eq!(machine.boot(&[]).status, 0);
+    assert_eq!(machine.files(), ["direct"]);
+
+    // What can be no token is not sent and not shown.
+    machine.set("HF_TOKEN", &format!("{token}\"\nurl = \"x"));
+    std::fs::remove_file(machine.models().join("direct")).unwrap();
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("HF_TOKEN is ignored") && boot.status == 1, "{}", boot.log);
+}
