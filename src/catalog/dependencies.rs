@@ -1,7 +1,7 @@
 //! What a batch asks for, with all that it needs: the closure over dependencies, in an order that serves.
 //!
-//! Dependencies are read from the rendered answers, so that they take no memory of their own; only who asks for them
-//! pays for that, a microsecond a model.
+//! Dependencies are read from the rendered answers, so that they take no memory of their own, and only who asks
+//! for them pays.
 
 use std::borrow::Cow;
 use std::collections::HashSet;

@@ -192,7 +192,8 @@ fn help_shows_every_setting_and_the_readme_too() {
         assert!(README.contains(&row), "README.md lacks the row {row}");
     }
     for word in README.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
-        let setting = word == "DATABASE_URL" || word.starts_with("CATALOG_");
+        // What machines read is not the program's.
+        let setting = word == "DATABASE_URL" || word.starts_with("CATALOG_") && word != "CATALOG_URL";
         assert!(!setting || all.contains_key(word), "README.md speaks of {word}, which no command takes");
     }
 }

@@ -3,6 +3,7 @@
 mod boot;
 mod files;
 mod hostile;
+mod hubs;
 mod tokens;
 
 use std::path::{Path, PathBuf};

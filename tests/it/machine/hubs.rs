@@ -1,0 +1,119 @@
+//! The hubs by their own names: a proxy stands in for them, with TLS and a certificate of our own.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use super::files::Way;
+use super::{Machine, add, content};
+use crate::support::{Db, Server};
+
+const NAMES: [&str; 5] =
+    ["huggingface.co", "civitai.com", "cdn.huggingface.co", "huggingface.co.example.org", "example.org"];
+
+/// `host:port` and the token that came there.
+type Seen = Arc<Mutex<Vec<(String, Option<String>)>>>;
+
+/// Stands in for every host: redirects whatever is asked to `location`.
+fn hubs(folder: &Path, location: String) -> (String, Seen) {
+    let names = NAMES.map(|name| format!("DNS:{name}")).join(",");
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=hubs", "-newkey", "ec"])
+        .args(["-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", "key.pem", "-out", "certificate.pem"])
+        .args(["-addext", &format!("subjectAltName={names}")])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let certificate = CertificateDer::from_pem_file(folder.join("certificate.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(folder.join("key.pem")).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = Arc::new(versions.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap());
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let seen = Seen::default();
+    let copy = Arc::clone(&seen);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (config, location, seen) = (Arc::clone(&config), location.clone(), Arc::clone(&copy));
+            std::thread::spawn(move || drop(stand_in(stream.unwrap(), config, &location, &seen)));
+        }
+    });
+    (address, seen)
+}
+
+fn stand_in(mut stream: TcpStream, config: Arc<ServerConfig>, location: &str, seen: &Seen) -> std::io::Result<()> {
+    let asked = head(&mut stream)?;
+    let host = asked[0].split(' ').nth(1).unwrap_or_default().to_owned();
+    stream.write_all(b"HTTP/1.1 200 x\r\n\r\n")?;
+    let mut stream = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
+    let asked = head(&mut stream)?;
+    let token = asked.iter().find_map(|line| line.strip_prefix("Authorization: Bearer ").map(str::to_owned));
+    seen.lock().unwrap().push((host, token));
+    let answer = format!("HTTP/1.1 302 x\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    stream.write_all(answer.as_bytes())?;
+    stream.conn.send_close_notify();
+    stream.flush()
+}
+
+/// The lines of a head, read byte by byte, for what comes after it is not ours to read.
+fn head(stream: &mut impl Read) -> std::io::Result<Vec<String>> {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        bytes.push(byte[0]);
+    }
+    BufReader::new(&*bytes).lines().collect()
+}
+
+#[tokio::test]
+async fn each_token_goes_to_its_own_hub_and_to_no_name_that_looks_like_it() {
+    let mut machine = Machine::new("hubs", "hub,case,shop,cdn,longer,port,user");
+    let stored = machine.store.put("/file", Way::File(content(1, 5_000)));
+    let (proxy, seen) = hubs(&machine.folder, stored);
+    let db = Db::new().await;
+    for (id, url) in [
+        ("hub", "https://huggingface.co/a/resolve/main/x"),
+        ("case", "https://HuggingFace.co:443/a"),
+        ("shop", "https://civitai.com/api/download/models/1?type=Model&format=SafeTensor"),
+        ("cdn", "https://cdn.huggingface.co/a"),
+        ("longer", "https://huggingface.co.example.org/a"),
+        ("port", "https://huggingface.co:8443/a"),
+        ("user", "https://huggingface.co@example.org/a"),
+    ] {
+        add(&db, id, url, id, "", true, &[]).await;
+    }
+    let server = Server::start(&db).await;
+    machine.catalog(&server);
+    let (hub, shop) = (machine.token.clone(), format!("{}c", machine.token));
+    let certificate = machine.folder.join("certificate.pem").to_str().unwrap().to_owned();
+    for (name, value) in [("CIVITAI_TOKEN", &shop), ("HTTPS_PROXY", &proxy), ("CURL_CA_BUNDLE", &certificate)] {
+        machine.set(name, value);
+    }
+    let boot = machine.boot(&[]);
+    assert_eq!(boot.status, 0, "{}", boot.log);
+    let mut seen = std::mem::take(&mut *seen.lock().unwrap());
+    seen.iter_mut().for_each(|(host, _)| host.make_ascii_lowercase());
+    seen.sort();
+    let expected = [
+        ("cdn.huggingface.co:443", None),
+        ("civitai.com:443", Some(shop)),
+        ("example.org:443", None),
+        ("huggingface.co.example.org:443", None),
+        ("huggingface.co:443", Some(hub.clone())),
+        ("huggingface.co:443", Some(hub)),
+        ("huggingface.co:8443", None),
+    ];
+    assert_eq!(seen, expected.map(|(host, token)| (host.to_owned(), token)), "{}", boot.log);
+    let stored = machine.store.asked();
+    assert!(!stored.is_empty() && stored.iter().all(|asked| asked.token.is_none()), "{stored:?}");
+}
