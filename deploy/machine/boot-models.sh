@@ -27,7 +27,7 @@ say() { printf 'boot-models: %s\n' "$*" >&2; }
 # Seconds, and as many again at most: machines that boot together should not come back together.
 # In the background, for a signal is looked at only between two programs.
 pause() {
-    sleep $(($1 + $(od -An -N2 -tu2 /dev/urandom) % ($1 + 1))) &
+    sleep $(($1 + $(od -An -N2 -tu2 /dev/urandom) % ($1 + 1))) >/dev/null 2>&1 &
     wait $!
 }
 

@@ -221,6 +221,21 @@ async fn a_boot_that_is_ended_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn boots_that_share_a_folder_take_turns() {
+    let mut machine = Machine::new("turns", "flux,unhashed");
+    let (_db, _server) = catalog(&mut machine).await;
+    let mut boots: Vec<_> = (0..3).map(|_| machine.spawn(&[])).collect();
+    for boot in &mut boots {
+        boot.wait().unwrap();
+    }
+    let logs: Vec<_> = boots.into_iter().map(|boot| machine.ended(boot).log).collect();
+    let fetched = logs.iter().filter(|log| log.contains("4 models: 4 fetched, 0 were there")).count();
+    let there = logs.iter().filter(|log| log.contains("4 models: 0 fetched, 4 were there")).count();
+    assert_eq!((fetched, there), (1, 2), "{logs:#?}");
+    assert_eq!(machine.files(), FILES);
+}
+
+#[tokio::test]
 async fn the_input_file_is_aria2s_as_it_stands() {
     let mut machine = Machine::new("aria2", "-");
     let (_db, server) = catalog(&mut machine).await;
