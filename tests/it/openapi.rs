@@ -60,6 +60,7 @@ async fn its_examples_are_real_answers() {
     let ready = server.get("/readyz").await.json();
     assert_eq!(keys(&ready), keys(example("/readyz")));
     assert_eq!(ready["models"], example("/readyz")["models"]);
+    assert_eq!(keys(&server.get("/api/catalog").await.json()), keys(example("/api/catalog")));
     assert_eq!(document["info"]["version"], json!(env!("CARGO_PKG_VERSION")));
 }
 
