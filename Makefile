@@ -57,9 +57,10 @@ bench-peers:
 postgres:
 	@deploy/install.sh postgresql "$${PGBIN:-}/postgres" /usr/lib/postgresql/*/bin/postgres postgres
 
-# What some tests put between the program and Postgres, and what machines download with; installing starts nothing.
+# What some tests put around the program, and what machines download with; installing starts nothing.
 test-tools: postgres
 	@deploy/install.sh pgbouncer pgbouncer /usr/sbin/pgbouncer
 	@deploy/install.sh faketime faketime
 	@deploy/install.sh aria2 aria2c
 	@deploy/install.sh curl curl
+	@deploy/install.sh prometheus promtool

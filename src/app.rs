@@ -188,6 +188,7 @@ fn run_server(
 
     let store = Arc::new(Store::default());
     let metrics = Arc::new(Metrics::new()?);
+    metrics.connections_limit.set(serve.max_connections.get().try_into().unwrap_or(i64::MAX));
     let api = Arc::new(Api {
         store: Arc::clone(&store),
         metrics: Arc::clone(&metrics),

@@ -65,6 +65,10 @@ const STATUSES: [(u16, &str); 9] = [
     (0, "other"),
 ];
 
+/// Shown from the start, at 0: a rate needs a value before the first event, or that event stays unseen.
+const ALWAYS_SHOWN: ([Route; 2], [u16; 3]) = ([Route::Single, Route::Batch], [200, 500, 503]);
+const REFRESH_KINDS: [&str; 3] = ["delta", "full", "audit"];
+
 /// Upper bounds in seconds. An answer from memory takes a few microseconds, a stalled client's body many seconds.
 const REQUEST_SECONDS: [f64; 14] =
     [10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 100e-3, 1.0, 10.0];
@@ -221,9 +225,9 @@ impl Collector for TrafficCollector {
         let mut seconds = Vec::new();
         for (route, template) in ROUTES {
             let of_route = requests.len();
-            for (place, (_, status)) in STATUSES.iter().enumerate() {
+            for (place, (code, status)) in STATUSES.iter().enumerate() {
                 let count = sum(&|t| &t.requests[route as usize][place]);
-                if count > 0 {
+                if count > 0 || ALWAYS_SHOWN.0.contains(&route) && ALWAYS_SHOWN.1.contains(code) {
                     requests.push(counter(count, &[("route", template), ("status", status)]));
                 }
             }
@@ -241,16 +245,13 @@ impl Collector for TrafficCollector {
         connections.set_value(sum(&|t| &t.opened).saturating_sub(sum(&|t| &t.closed)) as f64);
 
         use proto::MetricType::{COUNTER, GAUGE, HISTOGRAM};
-        let mut families = vec![
+        vec![
             family(&self.connections, GAUGE, vec![proto::Metric::from_gauge(connections)]),
             family(&self.batch_ids, HISTOGRAM, vec![histogram(&batch_ids, 1.0, &BATCH_IDS, &[])]),
             family(&self.lookups, COUNTER, lookups),
-        ];
-        if !requests.is_empty() {
-            families.push(family(&self.requests, COUNTER, requests));
-            families.push(family(&self.seconds, HISTOGRAM, seconds));
-        }
-        families
+            family(&self.requests, COUNTER, requests),
+            family(&self.seconds, HISTOGRAM, seconds),
+        ]
     }
 }
 
@@ -310,6 +311,10 @@ fn family(desc: &Desc, kind: proto::MetricType, metrics: Vec<proto::Metric>) -> 
 pub struct Metrics {
     registry: Registry,
     traffic: TrafficCollector,
+    /// `catalog_ready`
+    pub ready: IntGauge,
+    /// `catalog_http_connections_limit`
+    pub connections_limit: IntGauge,
     /// `catalog_models`
     pub models: IntGauge,
     /// `catalog_models_rejected`
@@ -348,6 +353,11 @@ impl Metrics {
             HistogramOpts::new("catalog_propagation_seconds", "Time from a row being changed to its being served.")
                 .buckets(REFRESH_SECONDS.into());
         let metrics = Self {
+            ready: IntGauge::new("catalog_ready", "1 while /readyz answers 200.")?,
+            connections_limit: IntGauge::new(
+                "catalog_http_connections_limit",
+                "Connections open at most; further ones wait.",
+            )?,
             models: IntGauge::new("catalog_models", "Models served.")?,
             models_rejected: IntGauge::new(
                 "catalog_models_rejected",
@@ -388,10 +398,21 @@ impl Metrics {
                 .const_label("version", env!("CARGO_PKG_VERSION")),
         )?;
         build_info.set(1);
+        for kind in REFRESH_KINDS {
+            metrics.refresh_seconds.with_label_values(&[kind]);
+            for outcome in ["ok", "error"] {
+                metrics.refreshes.with_label_values(&[kind, outcome]);
+            }
+        }
+        for outcome in ["ok", "error"] {
+            metrics.snapshot_file.with_label_values(&["write", outcome]);
+        }
 
         let registry = &metrics.registry;
         registry.register(Box::new(traffic))?;
         registry.register(Box::new(build_info))?;
+        registry.register(Box::new(metrics.ready.clone()))?;
+        registry.register(Box::new(metrics.connections_limit.clone()))?;
         registry.register(Box::new(metrics.models.clone()))?;
         registry.register(Box::new(metrics.models_rejected.clone()))?;
         registry.register(Box::new(metrics.snapshot_bytes.clone()))?;

@@ -11,6 +11,8 @@ use crate::catalog::store::{Follow, Sync};
 use crate::http::answer::{self, Answer};
 use crate::http::{Api, hex};
 
+const READY: &str = "ready";
+
 /// The process answers.
 pub fn livez() -> Answer {
     answer::json(StatusCode::OK, r#"{"status":"alive"}"#)
@@ -54,17 +56,21 @@ impl Standing {
     }
 }
 
+fn status(api: &Api, loaded: bool) -> &'static str {
+    match loaded {
+        _ if api.draining.load(Relaxed) => "draining",
+        true => READY,
+        false => "loading",
+    }
+}
+
 /// Ready from the first catalog until the drain begins, whatever becomes of Postgres in between.
 pub fn readyz(api: &Api) -> Answer {
     let current = api.store.load();
     let snapshot = current.as_deref();
-    let status = match snapshot {
-        _ if api.draining.load(Relaxed) => "draining",
-        Some(_) => "ready",
-        None => "loading",
-    };
+    let status = status(api, snapshot.is_some());
     let readiness = Readiness { status, standing: Standing::of(snapshot, api.store.sync()) };
-    let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let code = if status == READY { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     match serde_json::to_vec(&readiness) {
         Ok(body) => answer::json(code, body),
         Err(error) => fault("/readyz", &error),
@@ -73,6 +79,7 @@ pub fn readyz(api: &Api) -> Answer {
 
 /// The text exposition format.
 pub fn metrics(api: &Api) -> Answer {
+    api.metrics.ready.set(i64::from(status(api, api.store.load().is_some()) == READY));
     match api.metrics.render() {
         Ok(text) => {
             let text_format = HeaderValue::from_static(prometheus::TEXT_FORMAT);

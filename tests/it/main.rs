@@ -31,6 +31,7 @@ mod migrate;
 mod openapi;
 mod plain;
 mod pooler;
+mod prometheus;
 mod readme;
 mod skew;
 mod smoke;
