@@ -19,6 +19,7 @@ use crate::catalog::store::Store;
 use crate::check;
 use crate::cli::{self, Cli, Command, LogFormat};
 use crate::export;
+use crate::health;
 use crate::http::server::{self, Phase};
 use crate::http::{Api, Limits, Routes};
 use crate::import::{self, Import};
@@ -55,6 +56,7 @@ pub fn run(cli: Cli) -> ExitCode {
         }
         Command::Export { file, database, schemes } => run_export(&file, &rules(&schemes), &database),
         Command::Check { database, check } => return run_check(&database, &check),
+        Command::Health { listen, live } => run_health(&listen, live),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -147,6 +149,12 @@ fn run_check(database: &cli::Database, options: &cli::Check) -> ExitCode {
     }
 }
 
+fn run_health(listen: &cli::Listen, live: bool) -> Result<(), Failure> {
+    let path = if live { "/livez" } else { "/readyz" };
+    println!("{}", health::ask(listen.admin_addr.unwrap_or(listen.addr), path)?);
+    Ok(())
+}
+
 /// Serves a private Postgres with the sample catalog.
 fn demo(serve: &cli::Serve) -> Result<(), Failure> {
     info!("making a private Postgres");
@@ -182,8 +190,8 @@ fn run_server(
 ) -> Result<(), Failure> {
     let threads =
         serve.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, |threads| threads.get());
-    let sockets = server::bind(serve.addr, threads)?;
-    let admin = serve.admin_addr.map(|address| server::bind(address, 1)).transpose()?;
+    let sockets = server::bind(serve.listen.addr, threads)?;
+    let admin = serve.listen.admin_addr.map(|address| server::bind(address, 1)).transpose()?;
     let address = sockets[0].local_addr()?;
 
     let store = Arc::new(Store::default());

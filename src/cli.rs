@@ -94,6 +94,15 @@ pub enum Command {
         #[command(flatten)]
         check: Check,
     },
+    /// Ask the server on this machine for its health; the exit status is 0 if it is ready, else 1. It needs no shell.
+    Health {
+        /// The server's own.
+        #[command(flatten)]
+        listen: Listen,
+        /// Ask whether it lives, not whether it is ready.
+        #[arg(long)]
+        live: bool,
+    },
 }
 
 /// How the program logs.
@@ -172,10 +181,10 @@ impl Secret {
     }
 }
 
-/// How to serve.
+/// Where the server listens.
 #[derive(Debug, Clone, Args)]
 #[group(skip)]
-pub struct Serve {
+pub struct Listen {
     /// Address of the API.
     #[arg(long, env = "CATALOG_ADDR", default_value = "127.0.0.1:3000", value_name = "IP:PORT")]
     #[arg(value_parser = address)]
@@ -183,6 +192,15 @@ pub struct Serve {
     /// Address of /livez, /readyz and /metrics, on a thread of its own; without it they stand on the API's.
     #[arg(long, env = "CATALOG_ADMIN_ADDR", value_name = "IP:PORT", value_parser = address)]
     pub admin_addr: Option<SocketAddr>,
+}
+
+/// How to serve.
+#[derive(Debug, Clone, Args)]
+#[group(skip)]
+pub struct Serve {
+    /// Where it listens.
+    #[command(flatten)]
+    pub listen: Listen,
     /// Serving threads; default: one a core.
     #[arg(long, env = "CATALOG_THREADS", value_name = "NUMBER", value_parser = number)]
     pub threads: Option<NonZeroUsize>,

@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod check;
 pub mod cli;
 pub mod export;
+pub mod health;
 pub mod http;
 pub mod import;
 pub mod loader;

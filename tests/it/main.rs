@@ -24,6 +24,7 @@ mod export;
 mod failover;
 mod faults;
 mod fleet;
+mod health;
 mod import;
 mod live;
 mod machine;
