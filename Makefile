@@ -64,3 +64,5 @@ test-tools: postgres
 	@deploy/install.sh aria2 aria2c
 	@deploy/install.sh curl curl
 	@deploy/install.sh prometheus promtool
+	@deploy/install.sh haproxy haproxy /usr/sbin/haproxy
+	@deploy/install.sh systemd systemd-analyze

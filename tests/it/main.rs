@@ -17,6 +17,7 @@ mod contract_revision;
 mod contract_single;
 mod contract_stop;
 mod demo;
+mod deploy;
 mod exact;
 mod examples;
 mod explain;

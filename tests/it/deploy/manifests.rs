@@ -1,0 +1,229 @@
+//! compose.yaml and the Kubernetes manifests: every name that one part uses, another part has.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::{duration, files, help, list, longest_end, place, text, word, yaml};
+use crate::support::{Db, Server};
+
+const COMPOSE: &str = "deploy/compose/compose.yaml";
+const NAME: &str = "app.kubernetes.io/name";
+
+/// The services of compose.yaml, with what they take over from others.
+fn services() -> Vec<(String, Value)> {
+    let compose = yaml(COMPOSE);
+    let services = compose["services"].as_object().unwrap().clone();
+    let merged = services.into_iter().map(|(name, mut service)| {
+        if let Some(Value::Object(base)) = service.as_object_mut().unwrap().remove("<<") {
+            for (key, value) in base {
+                service.as_object_mut().unwrap().entry(key).or_insert(value);
+            }
+        }
+        (name, service)
+    });
+    merged.collect()
+}
+
+fn service(name: &str) -> Value {
+    services().into_iter().find(|(other, _)| other == name).unwrap_or_else(|| panic!("no service {name}")).1
+}
+
+#[test]
+fn compose_services_wait_for_and_mount_what_there_is() {
+    let declared = yaml(COMPOSE)["volumes"].as_object().unwrap().clone();
+    let mut used = BTreeSet::new();
+    for (name, service) in services() {
+        let waits = &service["depends_on"];
+        let conditions = waits.as_object().into_iter().flatten().map(|(on, how)| (on.clone(), word(how, "/condition")));
+        let plain = list(waits, "").iter().map(|on| (on.as_str().unwrap().to_owned(), "service_started"));
+        for (on, condition) in conditions.chain(plain) {
+            let awaited = self::service(&on);
+            match condition {
+                "service_started" => {}
+                "service_healthy" => assert!(awaited["healthcheck"]["test"].is_array(), "{name}: {on} has no check"),
+                "service_completed_successfully" => {
+                    assert!(awaited["restart"].is_null(), "{name} waits for {on}, which is started again for ever");
+                }
+                other => panic!("{name}: {other}"),
+            }
+        }
+        for volume in list(&service, "/volumes") {
+            let source = volume.as_str().unwrap().split(':').next().unwrap();
+            if source.starts_with('.') {
+                assert!(place("deploy/compose").join(source).exists(), "{name}: there is no {source}");
+            } else {
+                assert!(declared.contains_key(source), "{name}: the volume {source} is not declared");
+                assert!(used.insert(source.to_owned()), "two services share the volume {source}");
+            }
+        }
+        for port in list(&service, "/ports") {
+            assert!(port.as_str().unwrap().starts_with("127.0.0.1:"), "{name} is open to the network: {port}");
+        }
+        if service["image"] == "model-catalog" {
+            let context = place("deploy/compose").join(word(&service, "/build/context"));
+            assert!(context.join(word(&service, "/build/dockerfile")).is_file(), "{name}");
+            let command = list(&service, "/command").first().map_or("serve", |word| word.as_str().unwrap());
+            assert!(help(command).contains("DATABASE_URL"), "{name} runs {command}");
+        }
+    }
+    assert_eq!(used.len(), declared.len(), "only {used:?} are used");
+}
+
+#[test]
+fn the_parts_of_compose_know_each_other() {
+    let replicas: Vec<_> = services().into_iter().filter(|(name, _)| name.starts_with("catalog-")).collect();
+    assert_eq!(replicas.len(), 2);
+    let [balancer, prometheus] =
+        ["compose/haproxy.cfg", "prometheus/prometheus.yaml"].map(|f| text(&format!("deploy/{f}")));
+    let image = text("deploy/Dockerfile");
+    let port = |variable: &str| {
+        let value = image.split(&format!("{variable}=")).nth(1).unwrap().split_whitespace().next().unwrap();
+        value.rsplit(':').next().unwrap().to_owned()
+    };
+    let [api, admin] = ["CATALOG_ADDR", "CATALOG_ADMIN_ADDR"].map(port);
+    assert!(balancer.contains(&format!("check port {admin} ")));
+    for (name, replica) in replicas {
+        assert!(balancer.contains(&format!(" {name}:{api}\n")), "the balancer does not know {name}");
+        assert!(prometheus.contains(&format!("\"{name}:{admin}\"")), "Prometheus does not know {name}");
+        let mount = word(&replica, "/volumes/0").split(':').nth(1).unwrap().to_owned();
+        assert!(image.contains(&format!("CATALOG_SNAPSHOT_FILE={mount}/")) && image.contains(&format!(" {mount}\n")));
+        let setting = |variable: &str| replica["environment"][variable].as_str().map(str::to_owned);
+        assert!(duration(word(&replica, "/stop_grace_period")) >= longest_end(setting), "{name}");
+        assert_eq!(
+            (&replica["read_only"], &replica["cap_drop"]),
+            (&true.into(), &serde_json::json!(["ALL"])),
+            "{name}"
+        );
+    }
+    let source = yaml("deploy/compose/grafana/datasource.yaml");
+    assert_eq!(word(&source, "/datasources/0/url"), "http://prometheus:9090");
+    let provider = yaml("deploy/compose/grafana/dashboards.yaml");
+    let directory = word(&provider, "/providers/0/options/path").to_owned();
+    let mounted = list(&service("grafana"), "/volumes")
+        .iter()
+        .any(|volume| volume.as_str().unwrap().contains(&format!("dashboard.json:{directory}/")));
+    assert!(mounted, "the dashboard is not where Grafana looks for it");
+}
+
+#[tokio::test]
+async fn the_role_of_compose_may_serve_and_no_more() {
+    let roles = text("deploy/compose/roles.sql");
+    let replica = service("catalog-a");
+    let password = word(&replica, "/environment/PGPASSWORD").to_owned();
+    assert!(roles.contains(&format!("CREATE ROLE catalog LOGIN PASSWORD '{password}'")));
+    assert!(word(&replica, "/environment/DATABASE_URL").starts_with("postgres://catalog@postgres:"));
+
+    // In the order of compose.yaml: the roles, migrate, the sample, the servers.
+    let db = Db::empty().await;
+    db.sql(&roles).await;
+    model_catalog::postgres::migrate::migrate(&mut db.connect().await, "model_catalog").await.unwrap();
+    db.sql(&text("sql/sample_models.sql")).await;
+    let url = db.url.replace("user=postgres", "user=catalog");
+    let server = Server::start_with(&url, crate::support::ONLY_THE_BELL).await;
+    db.sql("UPDATE models SET name = 'changed' WHERE id = 'flux-dev'").await;
+    server.until_named("flux-dev", "changed").await;
+    let refused = crate::support::connect(&url).await.simple_query("SELECT FROM models").await.unwrap_err();
+    assert_eq!(refused.code().map(|code| code.code()), Some("42501"));
+}
+
+/// The manifests that kustomization.yaml lists, by kind.
+fn manifest(kind: &str) -> Value {
+    let listed = yaml("deploy/kubernetes/kustomization.yaml");
+    let files = list(&listed, "/resources").iter().map(|file| file.as_str().unwrap()).filter(|f| f.ends_with(".yaml"));
+    let mut found = files.map(|file| yaml(&format!("deploy/kubernetes/{file}"))).filter(|found| found["kind"] == kind);
+    found.next().unwrap_or_else(|| panic!("kustomization.yaml lists no {kind}"))
+}
+
+#[test]
+fn kustomization_lists_every_manifest() {
+    let listed = yaml("deploy/kubernetes/kustomization.yaml");
+    let mut names: BTreeSet<_> =
+        list(&listed, "/resources").iter().map(|name| name.as_str().unwrap().to_owned()).collect();
+    assert!(names.remove("../grafana"));
+    let there = files(&place("deploy/kubernetes")).into_iter();
+    let mut there: BTreeSet<_> = there.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+    // The one is run by hand, for it has rights of its own; the other is the list.
+    assert!(there.remove("migrate.yaml") && there.remove("kustomization.yaml"));
+    assert_eq!(names, there);
+    let dashboard = yaml("deploy/grafana/kustomization.yaml");
+    assert!(place("deploy/grafana").join(word(&dashboard, "/configMapGenerator/0/files/0")).is_file());
+}
+
+#[test]
+fn selectors_ports_and_volumes_of_the_manifests_meet() {
+    let deployment = manifest("Deployment");
+    let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+    let listed = yaml("deploy/kubernetes/kustomization.yaml");
+    let everywhere = &listed["labels"][0]["pairs"];
+    for (selector, labels) in [
+        (&deployment["spec"]["selector"]["matchLabels"], labels),
+        (&manifest("Service")["spec"]["selector"], labels),
+        (&manifest("PodDisruptionBudget")["spec"]["selector"]["matchLabels"], labels),
+        // It selects services, which have the label from kustomization.yaml.
+        (&manifest("ServiceMonitor")["spec"]["selector"]["matchLabels"], everywhere),
+    ] {
+        assert!(selector[NAME].is_string() && selector[NAME] == labels[NAME], "{selector} and {labels}");
+    }
+    let spread = list(&deployment, "/spec/template/spec/topologySpreadConstraints");
+    assert!(spread.len() == 2 && spread.iter().all(|s| s["labelSelector"]["matchLabels"][NAME] == labels[NAME]));
+    // The rules' job is that label's value.
+    let monitor = manifest("ServiceMonitor");
+    assert_eq!((word(&monitor, "/spec/jobLabel"), &labels[NAME]), (NAME, &"model-catalog".into()));
+    assert!(text("deploy/prometheus/alerts.yaml").contains("job=\"model-catalog\""));
+
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    let variable = |name: &str| {
+        let mut all = list(container, "/env").iter();
+        all.find(|variable| variable["name"] == name).and_then(|variable| variable["value"].as_str()).map(str::to_owned)
+    };
+    let port = |name: &str| {
+        list(container, "/ports").iter().find(|port| port["name"] == name).unwrap()["containerPort"].clone()
+    };
+    for (name, setting) in [("http", "CATALOG_ADDR"), ("admin", "CATALOG_ADMIN_ADDR")] {
+        assert!(variable(setting).unwrap().ends_with(&format!(":{}", port(name))), "{setting}");
+    }
+    for probe in ["readinessProbe", "livenessProbe"] {
+        assert_eq!(container[probe]["httpGet"]["port"], "admin");
+    }
+    let service = manifest("Service");
+    let offered = list(&service, "/spec/ports");
+    assert!(offered.iter().all(|offered| port(word(offered, "/targetPort")).is_u64()));
+    let scraped = word(&monitor, "/spec/endpoints/0/port");
+    assert!(offered.iter().any(|offered| offered["name"] == scraped && offered["targetPort"] == "admin"));
+    let target = &manifest("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"];
+    assert_eq!((&target["kind"], &target["name"]), (&deployment["kind"], &deployment["metadata"]["name"]));
+
+    let mount = &container["volumeMounts"][0];
+    assert!(variable("CATALOG_SNAPSHOT_FILE").unwrap().starts_with(&format!("{}/", word(mount, "/mountPath"))));
+    assert_eq!(mount["name"], deployment["spec"]["template"]["spec"]["volumes"][0]["name"]);
+    let grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap();
+    assert!(grace >= longest_end(variable).as_secs(), "{grace} s");
+    // Not ready has to be seen before nothing is answered any more.
+    let probe = &container["readinessProbe"];
+    let seen = probe["periodSeconds"].as_u64().unwrap() * probe["failureThreshold"].as_u64().unwrap();
+    assert!(seen < duration(&variable("CATALOG_DRAIN_GRACE").unwrap()).as_secs());
+}
+
+#[test]
+fn every_pod_is_restricted_and_takes_its_database_from_a_secret() {
+    for workload in [manifest("Deployment"), yaml("deploy/kubernetes/migrate.yaml")] {
+        let pod = &workload["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        // What the pod security standard "restricted" demands, and a root that is not written to.
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(word(pod, "/securityContext/seccompProfile/type"), "RuntimeDefault");
+        let restrictions = serde_json::json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+                                             "capabilities": {"drop": ["ALL"]}});
+        assert_eq!(container["securityContext"], restrictions);
+        let user = pod["securityContext"]["runAsUser"].to_string();
+        assert!(
+            text("deploy/Dockerfile").contains(&format!("\nUSER {user}:{user}\n")),
+            "{user} is not the image's user"
+        );
+        let database = list(container, "/env").iter().find(|variable| variable["name"] == "DATABASE_URL").unwrap();
+        assert!(word(database, "/valueFrom/secretKeyRef/name").starts_with("model-catalog-"));
+        assert!(container["resources"]["limits"]["memory"].is_string());
+        help(word(container, "/args/0"));
+    }
+}
