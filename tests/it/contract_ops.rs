@@ -158,6 +158,7 @@ async fn the_catalog_and_its_refreshes_are_measured() {
     server.until("it listens", |s| async move { s.metric(connected).await == 1.0 }).await;
     let bytes: usize = ["a", "b"].map(|id| id.len() + crate::support::plain(id).len()).iter().sum();
     for (metric, value) in [
+        ("catalog_ready", 1.0),
         ("catalog_models", 2.0),
         ("catalog_models_rejected", 1.0),
         ("catalog_snapshot_bytes", bytes as f64),
@@ -187,6 +188,29 @@ async fn the_catalog_and_its_refreshes_are_measured() {
     let seconds = server.metric("catalog_propagation_seconds_sum").await;
     assert!(seconds > 0.0 && seconds < 30.0, "{seconds}");
     assert!(server.metric("process_resident_memory_bytes").await > 1e6);
+}
+
+#[tokio::test]
+async fn what_alerts_count_is_there_before_it_happens() {
+    let settings = [("CATALOG_MAX_CONNECTIONS", "123")];
+    let text = Server::spawn(NOWHERE, &settings).await.get("/metrics").await.text();
+    let mut expected = vec!["catalog_ready 0".to_owned(), "catalog_http_connections_limit 123".into()];
+    for route in ["/api/models/{id}", "/api/models/batch"] {
+        for status in ["200", "500", "503"] {
+            expected.push(format!(r#"catalog_http_requests_total{{route="{route}",status="{status}"}} 0"#));
+        }
+        expected.push(format!(r#"catalog_http_request_duration_seconds_count{{route="{route}"}} 0"#));
+    }
+    for outcome in ["ok", "error"] {
+        for kind in ["delta", "full", "audit"] {
+            expected.push(format!(r#"catalog_refreshes_total{{kind="{kind}",outcome="{outcome}"}} 0"#));
+        }
+        let writes = r#"catalog_snapshot_file_operations_total{operation="write",outcome="#;
+        expected.push(format!(r#"{writes}"{outcome}"}} 0"#));
+    }
+    for line in expected {
+        assert!(text.lines().any(|other| other == line), "no `{line}` in {text}");
+    }
 }
 
 #[tokio::test]

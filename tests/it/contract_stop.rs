@@ -59,6 +59,7 @@ async fn through_the_grace_period_it_answers_and_is_not_ready() {
     server.signal("TERM");
     server.until("it is not ready", |s| async move { s.get("/readyz").await.status == 503 }).await;
     assert_eq!(server.get("/readyz").await.json()["status"], "draining");
+    assert_eq!(server.metric("catalog_ready").await, 0.0);
     for request in [server.request("GET", "/api/models/a", ""), server.request("POST", "/api/models/batch", BATCH)] {
         let reply = server.send(request).await;
         assert_eq!((reply.status, reply.header("connection")), (200, "close"));
