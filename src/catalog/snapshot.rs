@@ -298,36 +298,6 @@ mod tests {
     }
 
     #[test]
-    fn any_sequence_of_deltas_equals_a_load_from_scratch() {
-        let mut random = fastrand::Rng::with_seed(11);
-        let ids: Vec<String> = (0..40).map(|number| format!("model-{number}")).collect();
-        let paths = ["a", "b/c", "d", "e"];
-        let mut table: BTreeMap<&str, &str> = BTreeMap::new();
-        let mut snapshot = Snapshot::default();
-        for _ in 0..500 {
-            let mut rows = BTreeMap::new();
-            for _ in 0..random.usize(0..4) {
-                let path = random.bool().then(|| paths[random.usize(0..paths.len())]);
-                rows.insert(ids[random.usize(0..ids.len())].as_str(), path);
-            }
-            for (id, path) in &rows {
-                match path {
-                    Some(path) => table.insert(id, path),
-                    None => table.remove(id),
-                };
-            }
-            let refreshed = delta(&snapshot, &rows.into_iter().collect::<Vec<_>>());
-            assert_eq!(refreshed.changed == 0, refreshed.snapshot.revision() == snapshot.revision());
-            snapshot = refreshed.snapshot;
-            let rows: Vec<_> = table.iter().map(|(id, path)| (*id, *path)).collect();
-            let scratch = full(&Snapshot::default(), &rows);
-            assert_eq!(content(&snapshot), content(&scratch.snapshot));
-            assert_eq!(snapshot.revision(), scratch.snapshot.revision());
-            assert_eq!(full(&snapshot, &rows).changed, 0);
-        }
-    }
-
-    #[test]
     fn a_bad_row_keeps_its_last_good_version_until_it_is_mended_or_gone() {
         let good = full(&Snapshot::default(), &[("a", "good"), ("b", "good")]).snapshot;
         for bad in [delta(&good, &[("a", Some("../x"))]), full(&good, &[("a", "../x"), ("b", "good")])] {

@@ -34,6 +34,7 @@ mod openapi;
 mod plain;
 mod pooler;
 mod prometheus;
+mod properties;
 mod readme;
 mod skew;
 mod smoke;
