@@ -33,7 +33,8 @@ pub enum ExportError {
     },
 }
 
-/// Writes the catalog to `path`, `-` being the standard output. A file is there as a whole or as it was before.
+/// Writes the catalog to `path`, `-` being the standard output. A file is there as a whole or as it was before;
+/// a device or a pipe is written to.
 /// Gives the number of rows that break a rule, which are left out.
 ///
 /// # Errors
@@ -42,6 +43,12 @@ pub async fn run(path: &Path, rules: &Rules, database: &Database) -> Result<usiz
     if path == Path::new("-") {
         let mut export = Export::new(BufWriter::new(io::stdout().lock()), path, rules);
         return export.all(database).await;
+    }
+    // Only a file is replaced: a rename onto a device or a pipe would put a file in its place, `/dev/null` for one.
+    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        let out = File::options().write(true).open(path);
+        let out = out.map_err(|source| ExportError::Write { path: path.into(), source })?;
+        return Export::new(BufWriter::new(out), path, rules).all(database).await;
     }
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));

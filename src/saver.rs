@@ -91,6 +91,10 @@ pub fn restore(path: &std::path::Path, metrics: &Metrics) -> Option<Saved<Snapsh
             info!(path = %path.display(), "no snapshot file yet");
             None
         }
+        Err(error @ FileError::NotAFile) => {
+            warn!(path = %path.display(), %error, "the snapshot file can't be used, waiting for the database");
+            None
+        }
         Err(error) => {
             let aside =
                 file::set_aside(path).map_or_else(|_| "where it is".into(), |aside| aside.display().to_string());

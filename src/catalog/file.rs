@@ -17,7 +17,7 @@ use super::index::Draft;
 use super::snapshot::{Rejected, Snapshot};
 
 /// Raised whenever an older file would be read wrongly: another format, other rules for rows, other JSON.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const FORMAT: &str = "model-catalog snapshot";
 const BUFFER: usize = 1 << 20;
 
@@ -70,6 +70,9 @@ pub enum FileError {
     /// It is not what was written.
     #[error("it is damaged: {0}")]
     Damaged(&'static str),
+    /// It is a device, a pipe or a directory, in whose place a rename would put a file.
+    #[error("it is no regular file: name one, or leave the setting out")]
+    NotAFile,
     /// Another process is writing it.
     #[error("another process is writing it: give each its own file")]
     Busy,
@@ -117,6 +120,9 @@ fn checksum(sum: &Xxh3) -> String {
 /// # Errors
 /// See [`FileError`]; the file at `path` is then what it was.
 pub fn write(path: &Path, saved: &Saved<impl AsRef<Snapshot>>) -> Result<(), FileError> {
+    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        return Err(FileError::NotAFile);
+    }
     let temporary = suffixed(path, "tmp");
     // Not truncated before it is locked: it could be another process' half-written one.
     let file = OpenOptions::new().create(true).write(true).truncate(false).open(&temporary)?;
@@ -171,10 +177,15 @@ fn write_to(file: &File, saved: &Saved<impl AsRef<Snapshot>>) -> io::Result<()> 
 /// # Errors
 /// See [`FileError`].
 pub fn read(path: &Path) -> Result<Saved<Snapshot>, FileError> {
-    let file = File::open(path).map_err(|error| match error.kind() {
+    let missing = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => FileError::Missing,
         _ => error.into(),
-    })?;
+    };
+    // Asked first, because to open a pipe would wait for who writes it.
+    if !std::fs::metadata(path).map_err(missing)?.is_file() {
+        return Err(FileError::NotAFile);
+    }
+    let file = File::open(path).map_err(missing)?;
     let mut lines = Lines { reader: BufReader::with_capacity(BUFFER, file), sum: Xxh3::new(), line: Vec::new() };
     let first = lines.next()?.ok_or(FileError::Damaged("it is empty"))?;
     let header: Header<'_> =

@@ -1,5 +1,6 @@
 //! `model-catalog export`: what the fleet serves, in a form that `import` takes.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use crate::import::run;
@@ -138,4 +139,19 @@ async fn it_needs_no_right_but_the_servers() {
     db.sql(&grants).await;
     let url = db.url.replace("user=postgres", &format!("user={role}"));
     assert_eq!(export(&url), (format!("[\n{}\n]\n", crate::support::plain("a")), Some(0)));
+}
+
+#[tokio::test]
+async fn a_pipe_is_written_to_and_stays_a_pipe() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let pipe = std::env::temp_dir().join(format!("export-{:x}", fastrand::u64(..)));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let (path, reader) = (pipe.clone(), pipe.clone());
+    let reader = std::thread::spawn(move || std::fs::read_to_string(reader).unwrap());
+    let output = run(&["export", path.to_str().unwrap()], &db.url, "");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    assert_eq!(reader.join().unwrap(), export(&db.url).0);
+    std::fs::remove_file(pipe).unwrap();
 }

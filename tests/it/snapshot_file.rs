@@ -1,5 +1,6 @@
 //! The catalog on disk: a start without a database, files that can't be used, disks that are full, deaths at any moment.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -328,4 +329,18 @@ async fn two_processes_on_one_file_keep_it_whole() {
             file::read(&path).unwrap_or_else(|error| panic!("{error}"));
         }
     });
+}
+
+#[tokio::test]
+async fn a_pipe_or_a_device_is_never_replaced_by_a_file() {
+    let (db, folder) = (Db::new().await, Folder::new());
+    let pipe = folder.file();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let server = start(&db.url, &pipe).await;
+    server.until("it says so", |s| async move { s.logged("it is no regular file") >= 2 }).await;
+    assert!(operations(&server, "write", "ok").await == 0.0 && operations(&server, "read", "error").await == 1.0);
+    ended(&server).await;
+    let kinds: Vec<_> =
+        std::fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().file_type().unwrap()).collect();
+    assert!(kinds.len() == 1 && kinds[0].is_fifo(), "{kinds:?}");
 }
