@@ -163,13 +163,32 @@ fn check_url(text: &str, rules: &Rules) -> Result<(), Fault> {
     if is_plain_url(text, rules) {
         return Ok(());
     }
+    // What is said here is logged and shown to everybody, so no more of the address may be in it than its scheme.
     let url = Url::parse(text).map_err(|error| Fault::DownloadUrl(format!("is no absolute URL: {error}")))?;
-    if rules.url_schemes.iter().any(|scheme| scheme == url.scheme()) {
-        Ok(())
-    } else {
+    if !rules.url_schemes.iter().any(|scheme| scheme == url.scheme()) {
         let allowed = rules.url_schemes.join(", ");
-        Err(Fault::DownloadUrl(format!("has the scheme `{}`: allowed are {allowed}", url.scheme())))
+        return Err(Fault::DownloadUrl(format!("has the scheme `{}`: allowed are {allowed}", url.scheme())));
     }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(Fault::DownloadUrl(CREDENTIALS.into()));
+    }
+    Ok(())
+}
+
+const CREDENTIALS: &str = "has a user name or a password before the host, which everybody who asks for the model would \
+                           read: take it out and set auth_required";
+
+/// The name of a parameter in the query of an address that is likely to be a secret, such as `token` or
+/// `X-Amz-Signature`. Such an address is served as it stands, because machines need all of it.
+#[must_use]
+pub fn secret_parameter(url: &str) -> Option<&str> {
+    const PARTS: [&str; 6] = ["token", "secret", "signature", "password", "passwd", "apikey"];
+    let (_, query) = url.split('#').next()?.split_once('?')?;
+    let names = query.split('&').filter_map(|pair| pair.split_once('=')).filter(|(_, value)| !value.is_empty());
+    names.map(|(name, _)| name).find(|name| {
+        let name = name.to_ascii_lowercase().replace(['-', '_'], "");
+        ["sig", "auth", "authorization"].contains(&&*name) || PARTS.iter().any(|part| name.contains(part))
+    })
 }
 
 /// Whether this is so plain an address that no parser could refuse it: an allowed scheme, a host of letters, and
@@ -277,6 +296,43 @@ mod tests {
         let rules = Rules { url_schemes: vec!["s3".into()] };
         let raw = RawModel { download_url: Some("s3://bucket/key"), ..GOOD };
         assert_eq!(raw.render(&rules, &mut Vec::new()), Ok(()));
+    }
+
+    #[test]
+    fn addresses_with_a_password_are_refused_and_no_reason_repeats_them() {
+        for url in [
+            "https://hunter2@host/x",
+            "https://user:hunter2@host/x",
+            "https://:hunter2@host/x",
+            "https:user:hunter2@host",
+            "ftp://user:hunter2@host/x?token=hunter2",
+            "https://host:hunter2/x",
+            "https://ho st/?token=hunter2",
+            "//hunter2@host",
+            "/x?api_key=hunter2",
+        ] {
+            let fault = render(RawModel { download_url: Some(url), ..GOOD }).expect_err(url).to_string();
+            assert!(fault.starts_with("download_url ") && !fault.contains("hunter2"), "{url} gave {fault}");
+        }
+        for url in ["https://host/a@b", "https://host/?u=a:b@c", "https://@host/x", "https://host/x?token=hunter2"] {
+            assert!(render(RawModel { download_url: Some(url), ..GOOD }).is_ok(), "{url} was refused");
+        }
+    }
+
+    #[test]
+    fn secrets_in_queries_are_known_by_their_names() {
+        for (url, name) in [
+            ("https://h/x?token=1", Some("token")),
+            ("https://h/x?type=Model&api_key=1#f", Some("api_key")),
+            ("https://h/x?X-Amz-Date=1&X-Amz-Signature=1", Some("X-Amz-Signature")),
+            ("https://h/x?sv=1&sig=1", Some("sig")),
+            ("https://h/x?type=Model&format=SafeTensor&size=pruned&fp=fp16", None),
+            ("https://h/x?token=", None),
+            ("https://h/x?download=true#token=1", None),
+            ("https://h/token=1/x", None),
+        ] {
+            assert_eq!(secret_parameter(url), name, "{url}");
+        }
     }
 
     #[test]

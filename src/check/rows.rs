@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use super::CheckError;
 use super::cycles::Graph;
 use super::report::{Level, Report, literal, shown};
-use crate::catalog::model::{Fault, RawModel, Rules};
+use crate::catalog::model::{Fault, RawModel, Rules, secret_parameter};
 use crate::postgres::rows;
 use crate::postgres::session::{ReadError, Session};
 
@@ -65,6 +65,7 @@ struct Catalog {
     count: usize,
     refused: Listed,
     hashes: Listed,
+    secrets: Listed,
 }
 
 /// Reads the view once.
@@ -76,6 +77,7 @@ pub async fn read(session: &Session, rules: &Rules, limit: usize, report: &mut R
         count: 0,
         refused: Listed::new(Level::Problem, "row", limit),
         hashes: Listed::new(Level::Warning, "hash", limit),
+        secrets: Listed::new(Level::Warning, "secret", limit),
     };
     session.begin().await?;
     match catalog.fill(session, rules).await {
@@ -139,6 +141,12 @@ impl Catalog {
                 format!("the hash {} is of no known kind: hexadecimal digits as of sha256, or NULL, are", shown(hash))
             });
         }
+        if let Some(name) = row.download_url.and_then(secret_parameter) {
+            self.secrets.add(Some(id), || {
+                let name = shown(name);
+                format!("its download_url carries {name}: who reaches a server can read it; auth_required keeps it out")
+            });
+        }
         let needs = row.dependencies.filter(|json| *json != "[]");
         let needs: Vec<String> = needs.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
         for needed in needs {
@@ -190,6 +198,10 @@ impl Catalog {
             report.ok("hashes", "each is of a known kind");
         }
         self.hashes.report(report, "");
+        if self.secrets.count == 0 {
+            report.ok("secrets", "no download_url seems to hold one");
+        }
+        self.secrets.report(report, "");
     }
 }
 

@@ -298,6 +298,33 @@ mod tests {
     }
 
     #[test]
+    fn no_slip_of_a_finger_brings_the_password_into_an_error() {
+        let none = Surroundings::default();
+        let mut errors = 0;
+        for text in [
+            "postgres://user:hunter2@host:5432/db?sslmode=prefer&connect_timeout=3",
+            "postgres://host/db?user=u&password=hunter2&sslmode=prefer",
+            "host=h port=5432 user=u password=hunter2 sslmode=prefer",
+            "host=h password='hunter2' sslrootcert = '/no/such'",
+        ] {
+            let secret = text.find("hunter2").expect("it holds one");
+            for place in (0..=text.len()).filter(|place| !(secret + 1..secret + 7).contains(place)) {
+                let (before, after) = text.split_at(place);
+                let inserted = "@:/?&=%'\\ #[]x".chars().map(|c| format!("{before}{c}{after}"));
+                let dropped = after.starts_with('h').then(|| text.to_owned());
+                let dropped = dropped.unwrap_or_else(|| format!("{before}{}", after.get(1..).unwrap_or_default()));
+                let halves = [before.to_owned(), after.to_owned(), dropped];
+                for text in inserted.chain(halves) {
+                    let Err(error) = parse(&text, &none) else { continue };
+                    errors += 1;
+                    assert!(!error.contains("hunter2"), "{text} gave {error}");
+                }
+            }
+        }
+        assert!(errors > 500, "only {errors} of them were errors");
+    }
+
+    #[test]
     fn passwords_come_from_where_libpq_takes_them() {
         let path = std::env::temp_dir().join(format!("passfile-{:x}", fastrand::u64(..)));
         std::fs::write(&path, "# comment\nh:5432:other:u:wrong\nh:*:d:u:colon\\:and\\\\slash\n*:*:*:*:last\n")

@@ -36,6 +36,7 @@ mod pooler;
 mod prometheus;
 mod properties;
 mod readme;
+mod secrets;
 mod skew;
 mod smoke;
 mod snapshot_file;

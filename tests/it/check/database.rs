@@ -27,6 +27,7 @@ async fn a_healthy_database_has_nothing_to_mend() {
         "rows",
         "dependencies",
         "hashes",
+        "secrets",
     ];
     assert_eq!(subjects, all);
     let (status, printed) = run(&db.url, &["--strict"], &[]);

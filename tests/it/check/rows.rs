@@ -69,7 +69,7 @@ async fn dependencies_that_dangle_or_go_in_circles_and_hashes_of_no_kind() {
     for id in ["a", "b", "c", "d", "selfish"] {
         db.add(id).await;
     }
-    let undo = "UPDATE models SET dependencies = '[]', hash = NULL, save_path = 'x/y'";
+    let undo = "UPDATE models SET dependencies = '[]', hash = NULL, save_path = 'x/y', download_url = 'https://a/b'";
     for (change, subject, id, text) in [
         (
             "SET dependencies = '[\"b\", \"no such\"]' WHERE id = 'a'",
@@ -83,12 +83,19 @@ async fn dependencies_that_dangle_or_go_in_circles_and_hashes_of_no_kind() {
             "selfish",
             "\"selfish\" → \"selfish\"",
         ),
+        (
+            "SET download_url = 'https://example.org/x?type=Model&token=hunter2' WHERE id = 'd'",
+            "secret",
+            "d",
+            "download_url carries \"token\": who reaches",
+        ),
         ("SET hash = 'deadbeef1' WHERE id = 'c'", "hash", "c", "\"deadbeef1\" is of no known kind"),
     ] {
         db.sql(&format!("UPDATE models {change}")).await;
         let checked = check(&db);
         let finding = checked.only("warning", subject, text);
         assert_eq!(finding["id"], id);
+        assert!(!finding["text"].as_str().unwrap().contains("hunter2"), "{finding}");
         assert_eq!(db.sql(mend(finding)).await.as_deref(), Some(id));
         db.sql(undo).await;
         check(&db).clean();
