@@ -1,5 +1,6 @@
 # Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
 .PHONY: run test test-api soak lint bench bench-scale bench-fanout bench-micro bench-peers postgres test-tools
+.PHONY: run test soak fuzz coverage supply-chain lint bench bench-scale bench-fanout bench-micro bench-peers postgres test-tools
 
 # A server of one's own (DATABASE_URL) or a private one with the sample catalog.
 run: postgres
@@ -21,6 +22,54 @@ test-api: postgres
 soak: export SOAK_SECONDS ?= 240
 soak: test-tools
 	cargo test --test it soak:: -- --nocapture
+
+# Each target for FUZZ_SECONDS, on stable Rust: the flags are what cargo-fuzz passes, without a sanitizer. What is found
+# is printed with its input and left in target/fuzz; `cargo fuzz run --sanitizer none TARGET` does the same.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS = batch segment snapshot_file row request
+FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+fuzz: export CARGO_TARGET_DIR = target/fuzz
+fuzz: export RUSTFLAGS = --cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares
+fuzz:
+	@deploy/install.sh g++ g++
+	cargo build --release --manifest-path fuzz/Cargo.toml --target $(FUZZ_HOST)
+	@set -e; for target in $(FUZZ_TARGETS); do \
+		mkdir -p target/fuzz/corpus/$$target; \
+		echo "fuzzing $$target for $(FUZZ_SECONDS) s"; \
+		target/fuzz/$(FUZZ_HOST)/release/$$target -max_total_time=$(FUZZ_SECONDS) -timeout=5 -rss_limit_mb=1024 \
+			-artifact_prefix=target/fuzz/ -print_final_stats=1 \
+			target/fuzz/corpus/$$target fuzz/seeds/$$target > target/fuzz/$$target.log 2>&1 \
+			|| { tail -40 target/fuzz/$$target.log; exit 1; }; \
+		grep -E "number_of_executed_units|^Done" target/fuzz/$$target.log; \
+	done
+
+# What all tests together never run, by line, from the program's own processes too. The tools are those of rustc's LLVM.
+LLVM = $(shell rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+coverage: export CARGO_TARGET_DIR = target/coverage
+coverage: export RUSTFLAGS = -Cinstrument-coverage
+coverage: export LLVM_PROFILE_FILE = $(CURDIR)/target/coverage/profiles/%m-%p.profraw
+coverage: postgres test-tools
+	@deploy/install.sh llvm-$(LLVM) llvm-cov-$(LLVM)
+	rm -rf target/coverage/profiles
+	cargo test
+	# What commands that were started without any variable wrote where they stood.
+	find . -maxdepth 1 -name 'default_*.profraw' -exec mv -t target/coverage/profiles {} +
+	llvm-profdata-$(LLVM) merge -sparse target/coverage/profiles/*.profraw -o target/coverage/all.profdata
+	llvm-cov-$(LLVM) report --instr-profile target/coverage/all.profdata --sources src \
+		target/coverage/debug/model-catalog --object target/coverage/debug/deps/it-*[!d] | tee target/coverage/report.txt
+
+# Licences, sources and known holes of all dependencies, and dependencies that nothing uses. The tools take minutes to
+# build, so this is not part of `make lint`; the list of known holes needs GitHub.
+supply-chain: export PATH := $(CURDIR)/target/tools/bin:$(PATH)
+supply-chain:
+	@command -v cargo-deny > /dev/null || cargo install --locked --root target/tools cargo-deny
+	@command -v cargo-machete > /dev/null || cargo install --locked --root target/tools cargo-machete
+	cargo deny check --hide-inclusion-graph licenses bans sources
+	@if cargo deny fetch db 2> /dev/null; then cargo deny check advisories; \
+		else echo "known holes: skipped, the list at github.com can't be reached"; fi
+	cargo machete
 
 lint:
 	@deploy/install.sh shellcheck shellcheck

@@ -1,6 +1,7 @@
 //! Tests with real parts: a real Postgres, the real program, real sockets. One file a subject.
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
+mod hostile;
 mod proxy;
 mod raw;
 mod support;
@@ -31,6 +32,7 @@ mod live;
 mod machine;
 mod migrate;
 mod openapi;
+mod panics;
 mod plain;
 mod pooler;
 mod prometheus;

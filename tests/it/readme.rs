@@ -1,6 +1,7 @@
 //! The SQL that the README gives to DBAs, run as it stands there, with roles that have just the rights it grants.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::support::{Db, Server, sql};
@@ -125,4 +126,37 @@ fn every_setting_of_a_machine_is_there() {
     for word in read {
         assert!(README.contains(&format!("`{word}`")), "README.md does not explain {word}");
     }
+fn the_number_of_dependencies_is_right() {
+    let manifest = include_str!("../../Cargo.toml");
+    let table = manifest.split_once("[dependencies]\n").unwrap().1.split("\n\n").next().unwrap();
+    let said = format!("{} direct dependencies", table.lines().count());
+    assert!(README.contains(&said), "README.md does not say {said}");
+}
+
+/// All sources below a folder, as one text.
+fn sources(folder: &Path) -> String {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| if path.is_dir() { sources(&path) } else { std::fs::read_to_string(path).unwrap() }).collect()
+}
+
+#[test]
+fn every_test_and_fuzz_target_that_the_threat_model_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let all = sources(&root.join("src")) + &sources(&root.join("tests/it"));
+    let model = include_str!("../../SECURITY.md");
+    let (mut tests, mut targets) = (0, 0);
+    for row in model.lines().filter(|line| line.contains('`')) {
+        for name in row.split('`').skip(1).step_by(2) {
+            let word = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+            if word && name.matches('_').count() >= 2 {
+                assert!(all.contains(&format!("fn {name}(")), "SECURITY.md names {name}, and there is no such test");
+                tests += 1;
+            }
+        }
+        let named = row.split_once("fuzz target").map_or("", |(_, rest)| rest);
+        for name in named.split('`').skip(1).step_by(2) {
+            assert!(root.join(format!("fuzz/fuzz_targets/{name}.rs")).exists(), "there is no fuzz target {name}");
+            targets += 1;
+        }
+    assert!(tests > 20 && targets == 5, "{tests} tests, {targets} targets");
 }

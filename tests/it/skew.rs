@@ -6,7 +6,7 @@ use crate::support::{Db, Server};
 use crate::witness::{self, bump, in_step};
 
 /// Debian's faketime, which `make test` installs.
-fn library() -> PathBuf {
+pub fn library() -> PathBuf {
     let folders = std::fs::read_dir("/usr/lib").unwrap().flatten().map(|entry| entry.path());
     let mut found = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1")).filter(|path| path.exists());
     found.next().expect("no libfaketime: `make test-tools` installs it")

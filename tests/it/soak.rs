@@ -1,7 +1,9 @@
-//! The long run: random writers on top of random faults, for `SOAK_SECONDS` (here 10, under `make soak` a few minutes).
+//! The long run: random writers on top of random faults and hostile clients, for `SOAK_SECONDS` (here 10, under
+//! `make soak` a few minutes).
 //!
-//! A batch is never torn, a reader never goes back in time, no request fails; at the end memory equals the table, and
-//! an audit that ran all along has counted nothing.
+//! A batch is never torn, a reader never goes back in time, no request fails; at the end memory equals the table, an
+//! audit that ran all along has counted nothing, and nothing is left of the hostile clients: no connection, no
+//! descriptor, no memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -11,6 +13,7 @@ use model_catalog::postgres::private::Private;
 use model_catalog::postgres::session;
 use tokio_postgres::Client;
 
+use crate::hostile::Hostile;
 use crate::proxy::{Mode, Proxy};
 use crate::snapshot_file::SmallDisk;
 use crate::support::{self, Server, database, migrated, sql, until};
@@ -185,9 +188,37 @@ impl World {
     }
 }
 
-async fn usage(server: &Server) -> String {
-    let resident = server.metric("process_resident_memory_bytes").await / 1e6;
-    format!("{resident:.1} MB resident, {} descriptors", server.metric("process_open_fds").await)
+/// Resident memory and descriptors, one of each for each sample.
+#[derive(Default)]
+struct Usage {
+    resident: Vec<f64>,
+    descriptors: Vec<f64>,
+}
+
+impl Usage {
+    async fn sample(&mut self, server: &Server) {
+        self.resident.push(server.metric("process_resident_memory_bytes").await / 1e6);
+        self.descriptors.push(server.metric("process_open_fds").await);
+    }
+
+    /// The medians.
+    fn typical(mut self) -> (f64, f64) {
+        let median = |samples: &mut Vec<f64>| {
+            samples.sort_by(f64::total_cmp);
+            samples[samples.len() / 2]
+        };
+        (median(&mut self.resident), median(&mut self.descriptors))
+    }
+}
+
+/// Nothing is left of the clients that were there: the harness' own connection, at most two, and as many descriptors as
+/// at the start, give or take those to Postgres.
+async fn alone_again(server: &Server, descriptors_at_start: f64) {
+    server
+        .until("all connections are gone", |s| async move { s.metric("catalog_http_connections").await <= 2.0 })
+        .await;
+    let descriptors = server.metric("process_open_fds").await;
+    assert!(descriptors <= descriptors_at_start + 4.0, "{descriptors_at_start} descriptors became {descriptors}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
@@ -207,7 +238,10 @@ async fn random_changes_under_random_faults() {
         ("CATALOG_SNAPSHOT_FILE", &file),
     ];
     let server = Server::start_with(&world.proxy.url("postgres"), &settings).await;
+    let mut at_start = Usage::default();
+    at_start.sample(&server).await;
     let witness = Witness::start(&server, PAIRS, false);
+    let hostile = Hostile::start(&server.address, 4);
     let (stop, changes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let writers: Vec<_> = (0..3)
         .map(|_| tokio::spawn(write(world.writers.url("postgres"), Arc::clone(&stop), Arc::clone(&changes))))
@@ -215,14 +249,21 @@ async fn random_changes_under_random_faults() {
 
     let (started, length) = (Instant::now(), length());
     let mut faults = std::collections::BTreeMap::<_, u32>::new();
+    let mut thirds = Vec::new();
     for third in 1..=3 {
-        while started.elapsed() < length * third / 3 {
+        let mut usage = Usage::default();
+        while usage.resident.is_empty() || started.elapsed() < length * third / 3 {
             *faults.entry(world.fault().await).or_default() += 1;
             // Longer than a heartbeat now and then, so that it gets into step in between.
             tokio::time::sleep(Duration::from_millis(fastrand::u64(..1_500))).await;
+            usage.sample(&server).await;
         }
-        eprintln!("after {third}/3 of {length:?}: {}", usage(&server).await);
+        let (resident, descriptors) = usage.typical();
+        eprintln!("in third {third} of {length:?}: {resident:.1} MB resident, {descriptors} descriptors (medians)");
+        thirds.push(resident);
     }
+    // A short run is over before memory has found its level.
+    assert!(length < LONG || thirds[2] <= thirds[1] * 1.05, "resident memory grows: {thirds:?} MB");
     stop.store(true, SeqCst);
     for writer in writers {
         writer.await.unwrap();
@@ -245,6 +286,9 @@ async fn random_changes_under_random_faults() {
     assert_eq!(server.metric("catalog_audit_mismatches_total").await, 0.0);
     eprintln!("{} changes, {} answers, {} audits; {faults:?}", changes.load(SeqCst), witness.answers(), audits + 1.0);
     witness.finish().await;
+    let deeds = tokio::task::spawn_blocking(|| hostile.finish()).await.unwrap();
+    eprintln!("hostile clients: {deeds:?}");
+    alone_again(&server, at_start.typical().1).await;
     drop(server);
     for suffix in ["", ".tmp"] {
         let _ = std::fs::remove_file(format!("{file}{suffix}"));

@@ -1,6 +1,7 @@
 //! What the tests stand on: one private Postgres a run, a database a test, the real program as a process, and a
 //! small HTTP client. Conditions are waited for, and whatever fails prints the server's log.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -21,6 +22,9 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// Longest wait for any condition. Only a failed test ever waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where `make coverage` wants to know what was run. Only a process that ends by itself says so.
+static PROFILE: LazyLock<Option<OsString>> = LazyLock::new(|| std::env::var_os("LLVM_PROFILE_FILE"));
 
 /// Settings under which only the bell brings a change.
 pub const ONLY_THE_BELL: &[(&str, &str)] = &[("CATALOG_POLL_INTERVAL", "1h")];
@@ -218,7 +222,7 @@ impl Server {
         command.arg("serve").env_clear().env("RUST_BACKTRACE", "1");
         command.env("DATABASE_URL", url).env("CATALOG_ADDR", "127.0.0.1:0").env("CATALOG_DRAIN_GRACE", "0s");
         command.env("CATALOG_LOG_FORMAT", "json").env("CATALOG_LOG", "debug,tokio_postgres=info");
-        command.envs(settings.iter().copied());
+        command.envs(settings.iter().copied()).envs(PROFILE.as_ref().map(|file| ("LLVM_PROFILE_FILE", file)));
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let (lines, copy) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
@@ -246,6 +250,14 @@ impl Server {
     /// How many lines contain `text`.
     pub fn logged(&self, text: &str) -> usize {
         self.log.lock().unwrap().iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// Forgets the panics in the log, which would fail the test at its end; gives their number.
+    pub fn take_panics(&self) -> usize {
+        let mut log = self.log.lock().unwrap();
+        let before = log.len();
+        log.retain(|line| !line.contains("panicked"));
+        before - log.len()
     }
 
     /// Its process id.
@@ -329,6 +341,14 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let mut child = self.child.lock().unwrap();
+        if PROFILE.is_some() {
+            // The second one ends it at once.
+            let pid = child.id().to_string();
+            for _ in 0..2 {
+                let _ = Command::new("kill").args(["-TERM", &pid]).status();
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        }
         let _ = child.kill();
         let _ = child.wait();
         let log = self.log.lock().unwrap();
