@@ -1,0 +1,43 @@
+//! The body of a batch: read as a tree of it would be, and answered with JSON that accounts for every id.
+#![no_main]
+
+mod catalog;
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use model_catalog::catalog::snapshot::Snapshot;
+use model_catalog::http::batch::{self, BadBatch};
+use serde_json::Value;
+
+static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(catalog::snapshot);
+
+fuzz_target!(|body: &[u8]| {
+    let read = batch::parse(body, 20);
+    // A tree refuses more: deep nesting and huge numbers under keys that nobody asks for.
+    if let Ok(tree) = serde_json::from_slice::<Value>(body) {
+        let ids = tree.get("model_ids").and_then(Value::as_array);
+        let wanted = ids.ok_or(BadBatch::NotAnArray).and_then(|ids| {
+            let place = ids.iter().position(|id| !id.is_string());
+            let count = ids.len();
+            match place {
+                Some(place) => Err(BadBatch::NotAString(place)),
+                None if count > 20 => Err(BadBatch::TooMany { count, limit: 20 }),
+                None => Ok(ids.iter().filter_map(Value::as_str).map(Into::into).collect::<Vec<_>>()),
+            }
+        });
+        assert_eq!(read, wanted);
+    }
+    let Ok(ids) = read else { return };
+    let found = batch::look_up(&SNAPSHOT, &ids);
+    let mut json = Vec::new();
+    found.write(&mut json);
+    assert_eq!(json.len(), found.size());
+    let answer: Value = serde_json::from_slice(&json).expect("the answer is JSON");
+    let place = |id: &str| ids.iter().position(|asked| asked == id).expect("it was asked");
+    let models = answer["models"].as_array().expect("models");
+    let places: Vec<_> = models.iter().map(|model| place(model["id"].as_str().expect("an id"))).collect();
+    assert!(places.is_sorted_by(|a, b| a < b), "in the order asked, each once");
+    let missing: Vec<_> = ids.iter().filter(|id| SNAPSHOT.get(id).is_none()).map(|id| Value::from(&**id)).collect();
+    assert_eq!(answer["not_found"], Value::from(missing));
+});

@@ -1,0 +1,35 @@
+//! A small catalog and who answers for it.
+
+use std::sync::Arc;
+
+use model_catalog::catalog::model::{RawModel, Rules};
+use model_catalog::catalog::snapshot::{Refresh, Snapshot};
+use model_catalog::catalog::store::{Publisher, Store};
+use model_catalog::http::{Api, Handler, Limits, Routes};
+use model_catalog::metrics::Metrics;
+
+pub fn snapshot() -> Snapshot {
+    let (before, rules) = (Snapshot::default(), Rules::default());
+    let mut refresh = Refresh::full(&before, &rules);
+    for id in ["a", "b", "flux-dev", "ä/ö", "a b", "\"", "%"] {
+        let raw = RawModel {
+            id: Some(id),
+            name: Some("x"),
+            download_url: Some("https://example.org/x"),
+            auth_required: Some(false),
+            save_path: Some("a/b"),
+            ..RawModel::default()
+        };
+        refresh.row(id, Ok(raw));
+    }
+    refresh.finish().snapshot
+}
+
+#[allow(dead_code, reason = "not every target asks by HTTP")]
+pub fn handler() -> Handler {
+    let store = Arc::new(Store::default());
+    Publisher::new(Arc::clone(&store)).publish(snapshot());
+    let limits = Limits { batch_ids: 20, body_bytes: 4096 };
+    let metrics = Arc::new(Metrics::new().expect("metrics"));
+    Handler::new(Arc::new(Api { store, metrics, limits, draining: false.into() }), Routes::All)
+}

@@ -1,0 +1,33 @@
+//! The snapshot file: whatever is in it, reading ends with a catalog that can be written and read again, or an error.
+//! The checksum would keep chance out, so to what begins with `+` the right one is added.
+#![no_main]
+
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
+
+use libfuzzer_sys::fuzz_target;
+use model_catalog::catalog::file::{self, Saved};
+use xxhash_rust::xxh3::xxh3_128;
+
+static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let memory = PathBuf::from("/dev/shm");
+    let folder = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    folder.join(format!("fuzz-snapshot-{}", std::process::id()))
+});
+
+fuzz_target!(|data: &[u8]| {
+    let mut data = data.to_vec();
+    if data.first() == Some(&b'+') {
+        data.remove(0);
+        let trailer = format!("{{\"checksum\":\"{:032x}\"}}\n", xxh3_128(&data));
+        data.extend_from_slice(trailer.as_bytes());
+    }
+    std::fs::write(&*FILE, &data).expect("the file can be written");
+    let Ok(Saved { snapshot, position, rules }) = file::read(&FILE) else { return };
+    let (revision, bytes, length) = (snapshot.revision(), snapshot.bytes(), snapshot.len());
+    let saved = Saved { snapshot: Arc::new(snapshot), position, rules };
+    file::write(&FILE, &saved).expect("it can be written again");
+    let again = file::read(&FILE).expect("and read again");
+    assert_eq!((revision, bytes, length), (again.snapshot.revision(), again.snapshot.bytes(), again.snapshot.len()));
+    assert_eq!((saved.position, saved.rules), (again.position, again.rules));
+});
