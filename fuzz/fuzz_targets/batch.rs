@@ -13,7 +13,7 @@ use serde_json::Value;
 static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(catalog::snapshot);
 
 fuzz_target!(|body: &[u8]| {
-    let read = batch::parse(body, 20);
+    let read = batch::parse(body, 20).map(|asked| asked.ids);
     // A tree refuses more: deep nesting and huge numbers under keys that nobody asks for.
     if let Ok(tree) = serde_json::from_slice::<Value>(body) {
         let ids = tree.get("model_ids").and_then(Value::as_array);
@@ -22,6 +22,7 @@ fuzz_target!(|body: &[u8]| {
             let count = ids.len();
             match place {
                 Some(place) => Err(BadBatch::NotAString(place)),
+                None if !tree.get("resolve_dependencies").is_none_or(Value::is_boolean) => Err(BadBatch::NotABoolean),
                 None if count > 20 => Err(BadBatch::TooMany { count, limit: 20 }),
                 None => Ok(ids.iter().filter_map(Value::as_str).map(Into::into).collect::<Vec<_>>()),
             }

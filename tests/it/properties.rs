@@ -205,24 +205,30 @@ proptest! {
     #[test]
     fn any_json_is_read_as_a_batch_like_a_tree_of_it(body in body(), limit in 0..6_usize) {
         let read = batch::parse(body.as_bytes(), limit).map_err(|error| error.to_string());
-        let read = read.map(|ids| ids.into_iter().map(String::from).collect::<Vec<_>>());
+        let read = read.map(|asked| {
+            (asked.ids.into_iter().map(String::from).collect::<Vec<_>>(), asked.resolve_dependencies)
+        });
         prop_assert_eq!(read, naive_batch(&body, limit), "{}", body);
     }
 }
 
 /// The contract's list of what can be wrong with a batch, over a tree of all of it.
-fn naive_batch(body: &str, limit: usize) -> Result<Vec<String>, String> {
+fn naive_batch(body: &str, limit: usize) -> Result<(Vec<String>, bool), String> {
     let tree: Value = serde_json::from_str(body).map_err(|error| format!("invalid JSON: {error}"))?;
     let ids = tree.get("model_ids").and_then(Value::as_array).ok_or("model_ids must be an array")?;
     let text = |(place, id): (usize, &Value)| {
         id.as_str().map(String::from).ok_or_else(|| format!("model_ids[{place}] must be a string"))
     };
     let texts: Vec<String> = ids.iter().enumerate().map(text).collect::<Result<_, _>>()?;
+    let resolve = match tree.get("resolve_dependencies") {
+        None => false,
+        Some(value) => value.as_bool().ok_or("resolve_dependencies must be a boolean")?,
+    };
     match texts.len() {
         count if count > limit => {
             Err(format!("model_ids has {count} ids, the limit is {limit}: ask in several batches"))
         }
-        _ => Ok(texts),
+        _ => Ok((texts, resolve)),
     }
 }
 
@@ -261,7 +267,7 @@ fn body() -> impl Strategy<Value = String> {
         any::<String>().prop_map(Value::from),
     ];
     let tree = leaf.prop_recursive(3, 12, 4, |inner| {
-        let key = prop_oneof![2 => Just("model_ids".to_owned()), 1 => any::<String>()];
+        let key = prop_oneof![4 => Just("model_ids".to_owned()), 1 => Just("resolve_dependencies".to_owned()), 2 => any::<String>()];
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
             prop::collection::vec((key, inner), 0..3).prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
