@@ -105,7 +105,7 @@ bench-peers:
 postgres:
 	@deploy/install.sh postgresql "$${PGBIN:-}/postgres" /usr/lib/postgresql/*/bin/postgres postgres
 
-# What some tests put around the program, and what machines download with; installing starts nothing.
+# What some tests put around the program, the browser for its page, and what machines download with; installing starts nothing.
 test-tools: postgres
 	@deploy/install.sh pgbouncer pgbouncer /usr/sbin/pgbouncer
 	@deploy/install.sh faketime faketime
@@ -114,3 +114,4 @@ test-tools: postgres
 	@deploy/install.sh prometheus promtool
 	@deploy/install.sh haproxy haproxy /usr/sbin/haproxy
 	@deploy/install.sh systemd systemd-analyze
+	@deploy/install.sh chromium-driver chromedriver

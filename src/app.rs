@@ -20,6 +20,7 @@ use crate::check;
 use crate::cli::{self, Cli, Command, LogFormat};
 use crate::export;
 use crate::health;
+use crate::http::models::Turns;
 use crate::http::server::{self, Phase};
 use crate::http::{Api, Limits, Routes};
 use crate::import::{self, Import};
@@ -201,6 +202,7 @@ fn run_server(
         store: Arc::clone(&store),
         metrics: Arc::clone(&metrics),
         limits: Limits { batch_ids: serve.max_batch_ids.get(), body_bytes: serve.max_body_bytes.get() },
+        turns: Turns::default(),
         draining: AtomicBool::new(false),
     });
 

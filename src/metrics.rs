@@ -21,10 +21,14 @@ pub enum Route {
     Single,
     /// `POST /api/models/batch`
     Batch,
+    /// `GET /api/models`
+    Models,
     /// `GET /api/catalog`
     Catalog,
     /// `/openapi.json`
     OpenApi,
+    /// `GET /`
+    Page,
     /// `/livez`
     Livez,
     /// `/readyz`
@@ -35,11 +39,13 @@ pub enum Route {
     Other,
 }
 
-const ROUTES: [(Route, &str); 8] = [
+const ROUTES: [(Route, &str); 10] = [
     (Route::Single, "/api/models/{id}"),
     (Route::Batch, "/api/models/batch"),
+    (Route::Models, "/api/models"),
     (Route::Catalog, "/api/catalog"),
     (Route::OpenApi, "/openapi.json"),
+    (Route::Page, "/"),
     (Route::Livez, "/livez"),
     (Route::Readyz, "/readyz"),
     (Route::Metrics, "/metrics"),
@@ -53,13 +59,14 @@ pub fn templates() -> [&'static str; ROUTES.len()] {
 }
 
 /// The statuses this program answers with; the last place counts any other.
-const STATUSES: [(u16, &str); 9] = [
+const STATUSES: [(u16, &str); 10] = [
     (200, "200"),
     (304, "304"),
     (400, "400"),
     (404, "404"),
     (405, "405"),
     (413, "413"),
+    (429, "429"),
     (500, "500"),
     (503, "503"),
     (0, "other"),

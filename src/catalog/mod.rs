@@ -4,6 +4,7 @@
 pub mod dependencies;
 pub mod file;
 pub mod index;
+pub mod listing;
 pub mod model;
 pub mod snapshot;
 pub mod store;

@@ -30,6 +30,13 @@ pub fn with_type(status: StatusCode, content_type: HeaderValue, body: impl Into<
     answer
 }
 
+/// 304: what the client has is still right.
+pub fn not_modified() -> Answer {
+    let mut answer = Answer::default();
+    *answer.status_mut() = StatusCode::NOT_MODIFIED;
+    answer
+}
+
 /// `{"error": …}`
 pub fn error(status: StatusCode, message: &str) -> Answer {
     error_body(status, &ErrorBody { error: message, model_id: None })

@@ -5,6 +5,8 @@ pub mod aria2;
 pub mod batch;
 pub mod catalog;
 pub mod connections;
+pub mod models;
+pub mod page;
 pub mod plain;
 pub mod server;
 
@@ -28,10 +30,12 @@ use crate::metrics::{Metrics, Route, Traffic};
 use crate::ops;
 use answer::Answer;
 use aria2::Format;
+use models::Turns;
 use plain::Scratch;
 
 const CATALOG_REVISION: HeaderName = HeaderName::from_static("catalog-revision");
 const MODELS: &str = "/api/models/";
+const ALL_MODELS: &str = "/api/models";
 const CATALOG: &str = "/api/catalog";
 /// The description of all routes; tests hold it against them.
 const OPENAPI: &str = include_str!("openapi.json");
@@ -53,6 +57,8 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     /// What a client may ask for.
     pub limits: Limits,
+    /// Whose turn it is to look through all models.
+    pub turns: Turns,
     /// Set once the process is to end: not ready any more, and connections are asked to go elsewhere.
     pub draining: AtomicBool,
 }
@@ -136,8 +142,10 @@ impl Handler {
             Some(segment) if self.routes != Routes::Ops && !segment.is_empty() && !segment.contains('/') => {
                 Route::Single
             }
+            None if self.routes != Routes::Ops && path == ALL_MODELS => Route::Models,
             None if self.routes != Routes::Ops && path == CATALOG => Route::Catalog,
             _ if self.routes != Routes::Ops && path == "/openapi.json" => Route::OpenApi,
+            None if self.routes != Routes::Ops && path == "/" => Route::Page,
             _ if self.routes == Routes::Api => Route::Other,
             _ => match path {
                 "/livez" => Route::Livez,
@@ -167,7 +175,12 @@ impl Handler {
             _ if !allowed => self.with_revision(answer::method_not_allowed(allow)),
             Route::Single => self.single(request.uri().path(), request.headers()),
             Route::Batch => self.batch(request).await,
+            Route::Models => {
+                let (head, _) = request.into_parts();
+                models::answer(&self.api, head.uri.query().unwrap_or_default(), &head.headers).await
+            }
             Route::Catalog => self.catalog(),
+            Route::Page => page::answer(request.headers()),
             Route::OpenApi => self.with_revision(answer::json(StatusCode::OK, OPENAPI)),
             Route::Livez => ops::livez(),
             Route::Readyz => ops::readyz(&self.api),
@@ -184,22 +197,18 @@ impl Handler {
     fn single(&self, path: &str, headers: &HeaderMap) -> Answer {
         let current = self.api.store.load();
         let Some(snapshot) = current.as_deref() else { return not_loaded() };
-        let answer = match decode_segment(path.strip_prefix(MODELS).unwrap_or_default()) {
-            Err(message) => answer::error(StatusCode::BAD_REQUEST, message),
+        let answer = match decode(path.strip_prefix(MODELS).unwrap_or_default()) {
+            Err(fault) => answer::error(StatusCode::BAD_REQUEST, &format!("the model id {fault}")),
             Ok(id) => match snapshot.get(&id) {
                 Some(entry) => {
                     self.traffic.lookups(1, 0);
                     let etag = entity_tag(entry.digest());
-                    let mut answer = if matches_etag(headers, &etag) {
-                        let mut answer = Answer::default();
-                        *answer.status_mut() = StatusCode::NOT_MODIFIED;
-                        answer
+                    let answer = if matches_etag(headers, &etag) {
+                        answer::not_modified()
                     } else {
                         answer::json(StatusCode::OK, Bytes::copy_from_slice(entry.json()))
                     };
-                    answer.headers_mut().insert(ETAG, header(&etag));
-                    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-                    answer
+                    with_etag(answer, &etag)
                 }
                 None => {
                     self.traffic.lookups(0, 1);
@@ -296,6 +305,13 @@ fn stamp(mut answer: Answer, snapshot: &Snapshot) -> Answer {
     answer
 }
 
+/// To be kept, and asked for again with `If-None-Match` each time.
+fn with_etag(mut answer: Answer, etag: &[u8]) -> Answer {
+    answer.headers_mut().insert(ETAG, header(etag));
+    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    answer
+}
+
 const DIGITS: usize = 16;
 
 /// 16 hexadecimal digits, as revisions and entity tags are written.
@@ -327,25 +343,25 @@ fn matches_etag(headers: &HeaderMap, etag: &[u8]) -> bool {
     tags.map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag)
 }
 
-/// One percent-encoded UTF-8 segment. Strict, because a lenient decoder would answer 404 to a client's mistake.
-fn decode_segment(segment: &str) -> Result<Cow<'_, str>, &'static str> {
-    if !segment.contains('%') {
-        return Ok(Cow::Borrowed(segment));
+/// Percent-encoded UTF-8. Strict, because a lenient decoder would answer 404 to a client's mistake.
+fn decode(encoded: &str) -> Result<Cow<'_, str>, &'static str> {
+    if !encoded.contains('%') {
+        return Ok(Cow::Borrowed(encoded));
     }
-    let mut decoded = Vec::with_capacity(segment.len());
-    let mut bytes = segment.bytes();
+    let mut decoded = Vec::with_capacity(encoded.len());
+    let mut bytes = encoded.bytes();
     while let Some(byte) = bytes.next() {
         decoded.push(if byte == b'%' {
             let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
             match (digit(bytes.next()), digit(bytes.next())) {
                 (Some(high), Some(low)) => (high * 16 + low) as u8,
-                _ => return Err("the model id is not valid percent-encoding: `%` needs two hexadecimal digits"),
+                _ => return Err("is not valid percent-encoding: `%` needs two hexadecimal digits"),
             }
         } else {
             byte
         });
     }
-    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| "the model id is not valid UTF-8")
+    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| "is not valid UTF-8")
 }
 
 #[cfg(test)]
@@ -354,10 +370,10 @@ mod tests {
 
     #[test]
     fn segments_are_decoded_strictly() {
-        assert_eq!(decode_segment("plain-1.0").as_deref(), Ok("plain-1.0"));
-        assert_eq!(decode_segment("a%2Fb%20%c3%a4+").as_deref(), Ok("a/b ä+"));
+        assert_eq!(decode("plain-1.0").as_deref(), Ok("plain-1.0"));
+        assert_eq!(decode("a%2Fb%20%c3%a4+").as_deref(), Ok("a/b ä+"));
         for broken in ["%", "%2", "%zz", "a%", "%c3", "%ff", "%+1", "%%41"] {
-            assert!(decode_segment(broken).is_err(), "{broken}");
+            assert!(decode(broken).is_err(), "{broken}");
         }
     }
 

@@ -13,6 +13,7 @@ use hyper::body::{Body, Frame};
 use model_catalog::catalog::model::{RawModel, Rules};
 use model_catalog::catalog::snapshot::{Refresh, Snapshot};
 use model_catalog::catalog::store::{Publisher, Store};
+use model_catalog::http::models::Turns;
 use model_catalog::http::{Api, Handler, Limits, Routes, hex};
 use model_catalog::metrics::Metrics;
 
@@ -143,7 +144,8 @@ async fn a_fault_of_ours_is_500_and_the_next_request_is_answered() {
     let snapshot = Publisher::new(Arc::clone(&store)).publish(refresh.finish().snapshot);
     let metrics = Arc::new(Metrics::new().unwrap());
     let limits = Limits { batch_ids: 10, body_bytes: 100 };
-    let api = Api { store, metrics: Arc::clone(&metrics), limits, draining: AtomicBool::new(false) };
+    let api =
+        Api { store, metrics: Arc::clone(&metrics), limits, turns: Turns::default(), draining: AtomicBool::new(false) };
     let handler = Handler::new(Arc::new(api), Routes::All);
 
     let answer = handler.handle(Request::post("/api/models/batch").body(Faulty).unwrap()).await;

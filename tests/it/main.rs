@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 mod hostile;
+mod browser;
 mod proxy;
 mod raw;
 mod support;
@@ -13,6 +14,7 @@ mod cli;
 mod contract_batch;
 mod contract_catalog;
 mod contract_dependencies;
+mod contract_list;
 mod contract_ops;
 mod contract_revision;
 mod contract_single;
@@ -33,6 +35,7 @@ mod machine;
 mod migrate;
 mod openapi;
 mod panics;
+mod page;
 mod plain;
 mod pooler;
 mod prometheus;

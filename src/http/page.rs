@@ -1,0 +1,59 @@
+//! `GET /`: one page for people, whole in itself. It shows what the API answers, and has no way to change anything.
+//!
+//! What is in rows is strange text to it. The policy it is sent with lets only its own script and style run, and lets
+//! nothing but this server be asked; so even a fault in the page could not make a row more than text.
+
+use std::sync::LazyLock;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use hyper::header::{CONTENT_SECURITY_POLICY, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
+use hyper::{HeaderMap, StatusCode};
+use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::answer::{self, Answer};
+use super::{DIGITS, entity_tag, matches_etag, with_etag};
+
+const HTML: &str = include_str!("page.html");
+
+/// What follows from the page's text. Nobody pays for it before somebody looks at the page.
+static MADE: LazyLock<Made> = LazyLock::new(|| Made { etag: entity_tag(xxh3_64(HTML.as_bytes())), policy: policy() });
+
+struct Made {
+    etag: [u8; DIGITS + 2],
+    policy: String,
+}
+
+/// The page, or that the client's is still right.
+pub fn answer(headers: &HeaderMap) -> Answer {
+    let mut answer = if matches_etag(headers, &MADE.etag) {
+        answer::not_modified()
+    } else {
+        answer::with_type(StatusCode::OK, HeaderValue::from_static("text/html; charset=utf-8"), HTML)
+    };
+    let policy = HeaderValue::from_str(&MADE.policy).unwrap_or(HeaderValue::from_static("default-src 'none'"));
+    answer.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    answer.headers_mut().insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    answer.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    with_etag(answer, &MADE.etag)
+}
+
+/// Hashes instead of nonces: the page stays the same for everybody, so that it can be kept. Trusted types make the
+/// browser refuse to read any text as HTML.
+fn policy() -> String {
+    format!(
+        "default-src 'none'; script-src {}; style-src {}; img-src data:; connect-src 'self'; base-uri 'none'; \
+         form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+        source("script"),
+        source("style")
+    )
+}
+
+/// The hash of what stands in the page's one element of this name.
+fn source(element: &str) -> String {
+    let inside =
+        HTML.split_once(&format!("<{element}>")).and_then(|(_, rest)| rest.split_once(&format!("</{element}>")));
+    let hash = Sha256::digest(inside.map_or("", |(inside, _)| inside));
+    format!("'sha256-{}'", BASE64_STANDARD.encode(hash))
+}

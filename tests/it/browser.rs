@@ -1,0 +1,134 @@
+//! Chromium without a window, driven through chromedriver's WebDriver port as a person would: keys, clicks, pictures.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use base64::Engine;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
+
+use crate::support::until;
+
+/// One browser with one page.
+pub struct Browser {
+    driver: Child,
+    profile: PathBuf,
+    session: String,
+    http: Client<HttpConnector, Full<Bytes>>,
+}
+
+impl Browser {
+    /// Starts it with an empty profile.
+    pub async fn start(name: &str) -> Self {
+        let profile = std::env::temp_dir().join(format!("browser-{name}-{}", std::process::id()));
+        std::fs::create_dir(&profile).unwrap();
+        let mut command = Command::new("chromedriver");
+        command.arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut driver = command.spawn().unwrap_or_else(|error| panic!("{error}: `make test-tools` installs it"));
+        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let port =
+            lines.find_map(|line| Some(line.split_once("successfully on port ")?.1.trim_end_matches('.').to_owned()));
+        let port = port.expect("chromedriver said no port");
+        std::thread::spawn(move || lines.for_each(drop));
+        let http = Client::builder(TokioExecutor::new()).build_http();
+        let mut browser = Self { driver, profile, session: format!("http://127.0.0.1:{port}/session"), http };
+        let profile = format!("--user-data-dir={}", browser.profile.display());
+        let arguments = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            &profile,
+        ];
+        let made = browser
+            .call(
+                "POST",
+                "",
+                &json!({"capabilities": {"alwaysMatch": {
+                    "goog:chromeOptions": {"args": arguments},
+                    "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+                }}}),
+            )
+            .await;
+        browser.session = format!("{}/{}", browser.session, made["sessionId"].as_str().unwrap());
+        browser
+    }
+
+    async fn call(&self, method: &str, path: &str, body: &Value) -> Value {
+        let body = if method == "GET" { String::new() } else { body.to_string() };
+        let request = Request::builder().method(method).uri(format!("{}{path}", self.session));
+        let answer = self.http.request(request.body(Full::from(body)).unwrap()).await.unwrap();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let value = serde_json::from_slice::<Value>(&body).unwrap()["value"].take();
+        assert!(value["error"].is_null(), "{method} {path}: {value:#}");
+        value
+    }
+
+    /// Goes to an address.
+    pub async fn open(&self, url: &str) {
+        self.call("POST", "/url", &json!({ "url": url })).await;
+    }
+
+    /// The value of a JavaScript expression.
+    pub async fn eval(&self, expression: &str) -> Value {
+        let script = format!("return {expression}");
+        self.call("POST", "/execute/sync", &json!({"script": script, "args": []})).await
+    }
+
+    /// Waits until an expression is true.
+    pub async fn until(&self, expression: &str) {
+        until(expression, || async { self.eval(expression).await == true }).await;
+    }
+
+    /// Presses keys, wherever the focus is.
+    pub async fn press(&self, keys: &str) {
+        let strokes = keys.chars().flat_map(|key| [("keyDown", key), ("keyUp", key)]);
+        let actions: Vec<_> = strokes.map(|(kind, key)| json!({"type": kind, "value": key.to_string()})).collect();
+        self.call("POST", "/actions", &json!({"actions": [{"type": "key", "id": "keys", "actions": actions}]})).await;
+    }
+
+    /// Asks the browser itself, in its developer tools' protocol.
+    pub async fn tools(&self, command: &str, parameters: Value) {
+        self.call("POST", "/goog/cdp/execute", &json!({"cmd": command, "params": parameters})).await;
+    }
+
+    /// Takes a picture; where `SCREENSHOTS` names a directory, it is kept there.
+    pub async fn picture(&self, name: &str) -> usize {
+        let picture = self.call("GET", "/screenshot", &Value::Null).await;
+        let png = base64::prelude::BASE64_STANDARD.decode(picture.as_str().unwrap()).unwrap();
+        if let Some(directory) = std::env::var_os("SCREENSHOTS") {
+            std::fs::write(PathBuf::from(directory).join(format!("{name}.png")), &png).unwrap();
+        }
+        png.len()
+    }
+
+    /// What the browser wrote into a log of its own since this was last asked: `browser` is the console.
+    pub async fn log(&self, kind: &str) -> Vec<String> {
+        let entries = self.call("POST", "/se/log", &json!({ "type": kind })).await;
+        entries.as_array().unwrap().iter().map(|entry| entry["message"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Ends it.
+    pub async fn quit(self) {
+        self.call("DELETE", "", &Value::Null).await;
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // chromedriver ends its browsers when it is asked to end.
+        let _ = Command::new("kill").arg(self.driver.id().to_string()).status();
+        let _ = self.driver.wait();
+        let _ = std::fs::remove_dir_all(&self.profile);
+    }
+}
