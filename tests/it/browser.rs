@@ -65,7 +65,7 @@ impl Browser {
     }
 
     async fn call(&self, method: &str, path: &str, body: &Value) -> Value {
-        let body = if method == "GET" { String::new() } else { body.to_string() };
+        let body = if method == "POST" { body.to_string() } else { String::new() };
         let request = Request::builder().method(method).uri(format!("{}{path}", self.session));
         let answer = self.http.request(request.body(Full::from(body)).unwrap()).await.unwrap();
         let body = answer.into_body().collect().await.unwrap().to_bytes();

@@ -40,6 +40,8 @@ async fn people_search_by_keyboard_see_changes_and_hostile_rows_do_nothing() {
     let server = Server::start(&db).await;
     server.get("/api/models/sdxl-bse").await;
     let browser = Browser::start("page").await;
+    // What its start page asked for.
+    browser.log("performance").await;
     browser.open(&format!("http://{}/", server.address)).await;
     browser.until("document.querySelectorAll('#rows tr').length === 50").await;
     browser.until("document.getElementById('health').textContent === 'Serving'").await;
