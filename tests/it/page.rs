@@ -43,7 +43,7 @@ async fn people_search_by_keyboard_see_changes_and_hostile_rows_do_nothing() {
     // What its start page asked for.
     browser.log("performance").await;
     browser.open(&format!("http://{}/", server.address)).await;
-    browser.until("document.querySelectorAll('#rows tr').length === 50").await;
+    browser.until("document.querySelectorAll('#rows tr').length === 25").await;
     browser.until("document.getElementById('health').textContent === 'Serving'").await;
     browser.until("document.getElementById('p99').textContent !== '–'").await;
 
