@@ -299,7 +299,7 @@ impl Catalog {
         Publisher::new(Arc::clone(&store)).publish(full(&Snapshot::default(), &rows).snapshot);
         let limits = Limits { batch_ids: 1000, body_bytes: 1 << 20 };
         let metrics = Arc::new(Metrics::new().unwrap());
-        let handler = Handler::new(Arc::new(Api { store, metrics, limits, draining: false.into() }), Routes::All);
+        let handler = Handler::new(Arc::new(Api { store, metrics, limits, draining: false.into(), turns: Default::default() }), Routes::All);
         Self { rows, handler }
     }
 
