@@ -41,6 +41,7 @@ mod pooler;
 mod prometheus;
 mod properties;
 mod readme;
+mod rolling;
 mod secrets;
 mod skew;
 mod smoke;
