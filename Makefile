@@ -1,6 +1,6 @@
 # Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
-.PHONY: run test test-api soak deploys fuzz coverage supply-chain lint bench bench-scale bench-fanout bench-micro bench-peers \
-	postgres test-tools
+.PHONY: run test test-api soak deploys slow-clients fuzz coverage supply-chain lint bench bench-scale bench-fanout \
+	bench-micro bench-peers postgres test-tools
 
 # A server of one's own (DATABASE_URL) or a private one with the sample catalog.
 run: postgres
@@ -27,6 +27,10 @@ soak: test-tools
 deploys: export DEPLOY_RESTARTS ?= 50
 deploys: test-tools
 	cargo test --test it rolling:: -- --nocapture
+
+# What two thousand slow clients cost the others.
+slow-clients: test-tools
+	cargo test --release --test it hostile::figures -- --ignored --nocapture
 
 # Each target for FUZZ_SECONDS, on stable Rust: the flags are what cargo-fuzz passes, without a sanitizer. What is found
 # is printed with its input and left in target/fuzz; `cargo fuzz run --sanitizer none TARGET` does the same.

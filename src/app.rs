@@ -18,9 +18,14 @@ use crate::catalog::model::Rules;
 use crate::catalog::store::Store;
 use crate::check;
 use crate::cli::{self, Cli, Command, LogFormat};
+use crate::descriptors;
 use crate::export;
 use crate::health;
 use crate::http::models::Turns;
+use crate::http::clients::{self, Clients};
+use crate::http::connections::Timeouts;
+use crate::http::memory::Memory;
+use crate::http::rate::Rate;
 use crate::http::server::{self, Phase};
 use crate::http::{Api, Limits, Routes};
 use crate::import::{self, Import};
@@ -183,6 +188,15 @@ fn demo(serve: &cli::Serve) -> Result<(), Failure> {
     })
 }
 
+fn limits_of_clients(serve: &cli::Serve) -> clients::Settings {
+    clients::Settings {
+        max_connections: serve.max_connections_per_addr,
+        rate: serve.rate_limit.map(|limit| Rate::new(limit, serve.rate_burst.unwrap_or(limit))),
+        trusted: serve.trusted_proxies.clone(),
+        header: Some(serve.client_addr_header.clone()),
+    }
+}
+
 /// Serves until a signal says to stop. `announce` is given the address once there is a catalog.
 fn run_server(
     database: Database,
@@ -191,6 +205,7 @@ fn run_server(
 ) -> Result<(), Failure> {
     let threads =
         serve.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, |threads| threads.get());
+    let shares = descriptors::divide(serve.max_connections.get(), threads)?;
     let sockets = server::bind(serve.listen.addr, threads)?;
     let admin = serve.listen.admin_addr.map(|address| server::bind(address, 1)).transpose()?;
     let address = sockets[0].local_addr()?;
@@ -203,6 +218,9 @@ fn run_server(
         metrics: Arc::clone(&metrics),
         limits: Limits { batch_ids: serve.max_batch_ids.get(), body_bytes: serve.max_body_bytes.get() },
         turns: Turns::default(),
+        clients: Arc::new(Clients::new(limits_of_clients(serve))),
+        cors: serve.cors_allow_origin.clone(),
+        memory: Memory::new(serve.max_buffer_bytes.get()),
         draining: AtomicBool::new(false),
     });
 
@@ -211,15 +229,16 @@ fn run_server(
     let mut stop = runtime.block_on(async { Stop::new() })?;
     let (phase, phases) = watch::channel(Phase::Serve);
     let routes = if admin.is_some() { Routes::Api } else { Routes::All };
-    let share = serve.max_connections.get().div_ceil(threads);
+    let share = shares.connections.div_ceil(threads);
+    let timeouts = Timeouts { request: serve.request_timeout, idle: serve.idle_timeout };
     let mut serving = Vec::new();
     for (number, socket) in sockets.into_iter().enumerate() {
-        let task = server::serve(socket, Arc::clone(&api), routes, share, phases.clone());
+        let task = server::serve(socket, Arc::clone(&api), routes, share, timeouts, phases.clone());
         serving.push(spawn(format!("http-{number}"), task)?);
     }
     for socket in admin.into_iter().flatten() {
         info!(address = %socket.local_addr()?, "operations are served apart");
-        let task = server::serve(socket, Arc::clone(&api), Routes::Ops, ADMIN_CONNECTIONS, phases.clone());
+        let task = server::serve(socket, Arc::clone(&api), Routes::Ops, shares.admin, timeouts, phases.clone());
         serving.push(spawn("admin".into(), task)?);
     }
     let (newest, to_save) = watch::channel(None);
@@ -263,9 +282,6 @@ fn run_server(
     }
     Ok(())
 }
-
-/// Scrapers and probes are few; what comes beyond waits.
-const ADMIN_CONNECTIONS: usize = 256;
 
 /// Runs one task on a thread and a runtime of its own.
 fn spawn(

@@ -1,15 +1,18 @@
 //! The command line: every command and every setting, with its environment variable and default.
 
 use std::fmt;
-use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::net::{IpAddr, SocketAddr};
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use hyper::header::{HeaderName, HeaderValue};
+use ipnet::IpNet;
 
 use crate::check::report::Format;
+use crate::http::cors::Cors;
 
 /// Serves a Postgres table of models from memory, live.
 #[derive(Debug, Parser)]
@@ -231,6 +234,40 @@ pub struct Serve {
     #[arg(long, env = "CATALOG_MAX_CONNECTIONS", default_value = "16384", value_name = "NUMBER")]
     #[arg(value_parser = number)]
     pub max_connections: NonZeroUsize,
+    /// Connections of one client address at most, an IPv6 /64 being one; further ones are answered 429. Behind a load
+    /// balancer or NAT many clients have one address. Default: no limit.
+    #[arg(long, env = "CATALOG_MAX_CONNECTIONS_PER_ADDR", value_name = "NUMBER", value_parser = number)]
+    pub max_connections_per_addr: Option<NonZeroUsize>,
+    /// Requests of one client in a second at most, an IPv6 /64 being one; further ones are answered 429. Default: no
+    /// limit.
+    #[arg(long, env = "CATALOG_RATE_LIMIT", value_name = "NUMBER", value_parser = rate)]
+    pub rate_limit: Option<NonZeroU32>,
+    /// Requests of one client at once; default: a second's worth.
+    #[arg(long, env = "CATALOG_RATE_BURST", value_name = "NUMBER", value_parser = rate)]
+    pub rate_burst: Option<NonZeroU32>,
+    /// Networks of load balancers, with commas between: their connections are not counted by address, and the header
+    /// below says whose requests they bring.
+    #[arg(long, env = "CATALOG_TRUSTED_PROXIES", value_name = "LIST", value_delimiter = ',', value_parser = network)]
+    pub trusted_proxies: Vec<IpNet>,
+    /// Header in which load balancers name the client, the last one last; only these are believed.
+    #[arg(long, env = "CATALOG_CLIENT_ADDR_HEADER", default_value = "x-forwarded-for", value_name = "NAME")]
+    #[arg(value_parser = header)]
+    pub client_addr_header: HeaderName,
+    /// Origins whose pages may read answers, with commas between, or `*`. Default: none.
+    #[arg(long, env = "CATALOG_CORS_ALLOW_ORIGIN", value_name = "LIST", value_parser = cors)]
+    pub cors_allow_origin: Option<Cors>,
+    /// Bytes at most of bodies that come in and answers that wait to be read, all clients together.
+    #[arg(long, env = "CATALOG_MAX_BUFFER_BYTES", default_value = "268435456", value_name = "BYTES")]
+    #[arg(value_parser = number)]
+    pub max_buffer_bytes: NonZeroUsize,
+    /// From its first byte, time for a request to be there and its answer to be taken.
+    #[arg(long, env = "CATALOG_REQUEST_TIMEOUT", default_value = "30s", value_name = "DURATION")]
+    #[arg(value_parser = duration)]
+    pub request_timeout: Duration,
+    /// Time between two requests on a connection.
+    #[arg(long, env = "CATALOG_IDLE_TIMEOUT", default_value = "75s", value_name = "DURATION")]
+    #[arg(value_parser = duration)]
+    pub idle_timeout: Duration,
     /// After SIGTERM: time to answer as usual while not ready, so that load balancers look elsewhere.
     #[arg(long, env = "CATALOG_DRAIN_GRACE", default_value = "5s", value_name = "DURATION")]
     #[arg(value_parser = duration_or_zero)]
@@ -338,6 +375,33 @@ fn scheme(text: &str) -> Result<String, String> {
 
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:3000, 0.0.0.0:3000 or [::]:3000".into())
+}
+
+fn rate(text: &str) -> Result<NonZeroU32, String> {
+    text.parse().map_err(|_| "write a whole number above 0, such as 100".into())
+}
+
+fn header(text: &str) -> Result<HeaderName, String> {
+    text.parse().map_err(|_| "write the name of a header, such as x-forwarded-for".into())
+}
+
+fn cors(text: &str) -> Result<Cors, String> {
+    if text == "*" {
+        return Ok(Cors::Any);
+    }
+    // As browsers write it: no path, no default port, lower case. Anything else would never be equal.
+    let origin = |text: &str| {
+        let origin = url::Url::parse(text).ok()?.origin();
+        (origin.is_tuple() && origin.ascii_serialization() == text).then(|| HeaderValue::from_str(text).ok()).flatten()
+    };
+    let origins = text.split(',').map(|text| origin(text.trim())).collect::<Option<_>>();
+    let wrong = || "write origins with commas between, such as https://example.org,http://localhost:8080, or *".into();
+    origins.map(Cors::Only).ok_or_else(wrong)
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let alone = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse().or_else(|_| alone()).map_err(|_| "write networks with commas between, such as 10.0.0.0/8,::1".into())
 }
 
 fn channel(text: &str) -> Result<String, String> {

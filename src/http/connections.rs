@@ -15,19 +15,45 @@ use futures_util::task::AtomicWaker;
 use slab::Slab;
 use tokio::sync::Notify;
 
-/// Time between two sweeps: one tick.
-pub const SWEEP: Duration = Duration::from_secs(5);
-/// From its first byte, a request has this many ticks to be there and answered, the rest of a tick on top.
-const PATIENCE: u32 = 6;
-/// Between two requests a client has this many: longer than load balancers keep a connection (60 s as a rule), so that
-/// it is they who close it, and never under a request that is on its way.
-const IDLE_PATIENCE: u32 = 15;
+/// How long a client may take. A limit is overrun by a tick at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// From its first byte until a request is there and its answer taken.
+    pub request: Duration,
+    /// Between two requests: longer than load balancers keep a connection (60 s as a rule), so that it is they who close
+    /// it, and never under a request that is on its way.
+    pub idle: Duration,
+}
+
+/// Longest time between two sweeps.
+const SWEEP: Duration = Duration::from_secs(5);
+/// Sweeps within a limit at least.
+const SWEEPS: u32 = 6;
+/// Longer limits than this many ticks are this long: ages are compared within 32 bits.
+const MAX_TICKS: u32 = 1 << 29;
+
+impl Timeouts {
+    /// Time between two sweeps: one tick.
+    #[must_use]
+    pub fn sweep(&self) -> Duration {
+        (self.request.min(self.idle) / SWEEPS).clamp(Duration::from_millis(1), SWEEP)
+    }
+
+    fn ticks(&self, limit: Duration) -> u32 {
+        let ticks = limit.as_nanos().div_ceil(self.sweep().as_nanos());
+        u32::try_from(ticks).unwrap_or(MAX_TICKS).min(MAX_TICKS)
+    }
+}
 
 /// The open connections of one thread.
 #[derive(Debug)]
 pub struct Connections {
     open: Mutex<Slab<Arc<Progress>>>,
     max: usize,
+    /// Ticks that a request may take, the rest of a tick on top.
+    patience: u32,
+    /// Ticks that a client may rest beyond those.
+    rest: u32,
     /// Rung when a connection ends that somebody may be waiting for.
     ended: Notify,
     tick: AtomicU32,
@@ -56,9 +82,12 @@ impl Progress {
 impl Connections {
     /// Room for `max` connections.
     #[must_use]
-    pub fn new(max: usize) -> Self {
+    pub fn new(max: usize, timeouts: Timeouts) -> Self {
         let (open, ended, tick, draining) = Default::default();
-        Self { open, max, ended, tick, draining }
+        let patience = timeouts.ticks(timeouts.request);
+        // It wraps where a client may rest for less time than it may ask, and back again when it is added to a tick.
+        let rest = timeouts.ticks(timeouts.idle).wrapping_sub(patience);
+        Self { open, max, patience, rest, ended, tick, draining }
     }
 
     fn open(&self) -> MutexGuard<'_, Slab<Arc<Progress>>> {
@@ -87,13 +116,13 @@ impl Connections {
         Place { connections: Arc::clone(self), progress, key }
     }
 
-    /// Ends what has not got on for too long; to be called every [`SWEEP`].
+    /// Ends what has not got on for too long; to be called every [`Timeouts::sweep`].
     pub fn sweep(&self) {
         let now = self.tick.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         for (_, progress) in self.open().iter() {
             // Signed, because a resting client's tick lies ahead.
             let age = now.wrapping_sub(progress.tick.load(Ordering::Relaxed)).cast_signed();
-            if age > PATIENCE.cast_signed() {
+            if age > self.patience.cast_signed() {
                 progress.give(CUT);
             }
         }
@@ -125,7 +154,7 @@ impl Place {
 
     /// A request is answered: the client may rest.
     pub fn rests(&self) {
-        let later = self.connections.tick.load(Ordering::Relaxed).wrapping_add(IDLE_PATIENCE - PATIENCE);
+        let later = self.connections.tick.load(Ordering::Relaxed).wrapping_add(self.connections.rest);
         self.progress.tick.store(later, Ordering::Relaxed);
     }
 
@@ -200,9 +229,38 @@ mod tests {
         place.drive(Fake { listens, told: false }, |mut fake| fake.told = true)
     }
 
+    const PATIENCE: u32 = 6;
+    const IDLE_PATIENCE: u32 = 15;
+    const TIMEOUTS: Timeouts = Timeouts { request: Duration::from_secs(30), idle: Duration::from_secs(75) };
+
+    #[test]
+    fn sweeps_follow_the_shorter_limit() {
+        let timeouts = |request: u64, idle: u64| Timeouts {
+            request: Duration::from_millis(request),
+            idle: Duration::from_millis(idle),
+        };
+        let ticks = |timeouts: Timeouts| (timeouts.ticks(timeouts.request), timeouts.ticks(timeouts.idle));
+        assert_eq!((TIMEOUTS.sweep(), ticks(TIMEOUTS)), (SWEEP, (PATIENCE, IDLE_PATIENCE)));
+        assert_eq!((timeouts(600, 60).sweep(), ticks(timeouts(600, 60))), (Duration::from_millis(10), (60, 6)));
+        assert_eq!(ticks(timeouts(1, 1)), (1, 1));
+        assert_eq!(ticks(Timeouts { idle: Duration::MAX, ..TIMEOUTS }), (PATIENCE, MAX_TICKS));
+    }
+
+    #[test]
+    fn a_rest_may_be_shorter_than_a_request() {
+        let connections = Arc::new(Connections::new(10, Timeouts { request: TIMEOUTS.idle, idle: TIMEOUTS.request }));
+        let (asking, resting) = (connections.enter(), connections.enter());
+        resting.rests();
+        let cut = |place: &Place| place.progress.order.load(Ordering::Relaxed) == CUT;
+        for tick in 1..=IDLE_PATIENCE + 1 {
+            connections.sweep();
+            assert_eq!((cut(&asking), cut(&resting)), (tick > IDLE_PATIENCE, tick > PATIENCE), "{tick}");
+        }
+    }
+
     #[test]
     fn what_stands_still_is_cut_and_what_gets_on_is_not() {
-        let connections = Arc::new(Connections::new(10));
+        let connections = Arc::new(Connections::new(10, TIMEOUTS));
         let (still, busy) = (connections.enter(), connections.enter());
         let (mut still_runs, mut busy_runs) = (Box::pin(fake(&still, true)), Box::pin(fake(&busy, true)));
         let resting = connections.enter();
@@ -227,7 +285,7 @@ mod tests {
 
     #[test]
     fn room_is_counted_and_a_drain_waits_for_all() {
-        let connections = Arc::new(Connections::new(2));
+        let connections = Arc::new(Connections::new(2, TIMEOUTS));
         let (first, second) = (connections.enter(), connections.enter());
         assert!(connections.room().now_or_never().is_none());
         drop(first);

@@ -3,11 +3,16 @@
 pub mod answer;
 pub mod aria2;
 pub mod batch;
+pub mod body;
 pub mod catalog;
+pub mod clients;
 pub mod connections;
+pub mod cors;
+pub mod memory;
 pub mod models;
 pub mod page;
 pub mod plain;
+pub mod rate;
 pub mod server;
 
 use std::borrow::Cow;
@@ -18,9 +23,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body;
-use hyper::header::{CACHE_CONTROL, CONNECTION, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH, RETRY_AFTER};
+use hyper::header::{
+    CACHE_CONTROL, CONNECTION, ETAG, HOST, HeaderName, HeaderValue, IF_NONE_MATCH, ORIGIN, RETRY_AFTER,
+    TRANSFER_ENCODING,
+};
 use hyper::{HeaderMap, Method, Request, StatusCode};
 
 use crate::catalog::dependencies::Selection;
@@ -31,6 +38,9 @@ use crate::ops;
 use answer::Answer;
 use aria2::Format;
 use models::Turns;
+use clients::{Clients, Peer};
+use cors::Cors;
+use memory::Memory;
 use plain::Scratch;
 
 const CATALOG_REVISION: HeaderName = HeaderName::from_static("catalog-revision");
@@ -59,6 +69,12 @@ pub struct Api {
     pub limits: Limits,
     /// Whose turn it is to look through all models.
     pub turns: Turns,
+    /// What one client may have of it.
+    pub clients: Arc<Clients>,
+    /// Which pages may read it.
+    pub cors: Option<Cors>,
+    /// What bodies and answers of all clients take.
+    pub memory: Arc<Memory>,
     /// Set once the process is to end: not ready any more, and connections are asked to go elsewhere.
     pub draining: AtomicBool,
 }
@@ -118,18 +134,27 @@ impl Handler {
     }
 
     /// Answers one request. A fault of ours ends neither the connection nor the process: it is 500.
-    pub async fn handle<B>(&self, request: Request<B>) -> Answer
+    pub async fn handle<B>(&self, request: Request<B>, peer: Peer) -> Answer
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let started = Instant::now();
         let route = self.route(request.uri().path());
+        // RFC 9112 §6.1: a request with two lengths is read by this one, and no other may follow it. The library
+        // does not show the other.
+        let closes = self.is_draining() || request.headers().contains_key(TRANSFER_ENCODING);
+        let is_api = matches!(route, Route::Single | Route::Batch | Route::Catalog);
+        let cors = self.api.cors.as_ref().filter(|_| is_api);
+        let origin = cors.and_then(|_| request.headers().get(ORIGIN).cloned());
         // Nothing that is shared is changed half-way by an answer, so going on after a panic is sound. The panic
         // hook has logged it.
-        let answer = AssertUnwindSafe(self.answer(route, request)).catch_unwind().await;
+        let answer = AssertUnwindSafe(self.answer(route, request, peer)).catch_unwind().await;
         let mut answer = answer.unwrap_or_else(|_| self.with_revision(answer::internal_error()));
-        if self.is_draining() {
+        if let Some(cors) = cors {
+            cors.allow(origin.as_ref(), &mut answer);
+        }
+        if closes || self.is_draining() {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         self.traffic.request(route, answer.status().as_u16(), started.elapsed());
@@ -156,7 +181,20 @@ impl Handler {
         }
     }
 
-    async fn answer<B>(&self, route: Route, request: Request<B>) -> Answer
+    /// What comes before the route's own answer: a preflight, a client that asks too often.
+    fn in_advance<B>(&self, request: &Request<B>, peer: Peer) -> Option<Answer> {
+        let preflight = || Cors::preflight(request.method(), request.headers());
+        if let Some(answer) = self.api.cors.as_ref().and_then(|_| preflight()) {
+            return Some(self.with_revision(answer));
+        }
+        let values = |name: &HeaderName| request.headers().get_all(name).iter().map(HeaderValue::as_bytes);
+        let wait = self.api.clients.may_ask(peer, values).err()?;
+        let mut answer = answer::error(StatusCode::TOO_MANY_REQUESTS, "too many requests from your address");
+        answer.headers_mut().insert(RETRY_AFTER, wait.into());
+        Some(self.with_revision(answer))
+    }
+
+    async fn answer<B>(&self, route: Route, request: Request<B>, peer: Peer) -> Answer
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -170,6 +208,15 @@ impl Handler {
             Method::POST => route == Route::Batch,
             _ => false,
         };
+        if request.headers().get_all(HOST).iter().nth(1).is_some() {
+            // RFC 9112 §3.2. Who is in between might have gone by the other.
+            return self.with_revision(answer::error(StatusCode::BAD_REQUEST, "more than one Host header"));
+        }
+        if matches!(route, Route::Single | Route::Batch | Route::Catalog)
+            && let Some(answer) = self.in_advance(&request, peer)
+        {
+            return answer;
+        }
         match route {
             Route::Other => self.with_revision(answer::error(StatusCode::NOT_FOUND, "Not found")),
             _ if !allowed => self.with_revision(answer::method_not_allowed(allow)),
@@ -226,9 +273,10 @@ impl Handler {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let limits = &self.api.limits;
+        let mut share = self.api.memory.share();
         let bad = |message: &str| self.with_revision(answer::error(StatusCode::BAD_REQUEST, message));
         let format = Format::of_query(request.uri().query());
-        let body = match read(request.into_body(), limits.body_bytes).await {
+        let body = match body::read(request.into_body(), limits.body_bytes, &mut share).await {
             Ok(body) => body,
             Err(answer) => return self.with_revision(answer),
         };
@@ -242,9 +290,13 @@ impl Handler {
         if format == Format::Json && !asked.resolve_dependencies {
             let found = batch::look_up(snapshot, &asked.ids);
             let mut json = Vec::with_capacity(found.size());
+            if !share.hold(body.capacity() + json.capacity()) {
+                return self.with_revision(body::no_memory());
+            }
             found.write(&mut json);
             self.count_batch(asked.ids.len(), &found.missing);
-            return stamp(answer::json(StatusCode::OK, json), snapshot);
+            let _ = share.hold(json.capacity());
+            return stamp(answer::json(StatusCode::OK, share.keep(json)), snapshot);
         }
         let selection = if asked.resolve_dependencies {
             Selection::with_dependencies(snapshot, &asked.ids, limits.batch_ids)
@@ -256,14 +308,15 @@ impl Handler {
             Err(error) => return stamp(answer::error(StatusCode::BAD_REQUEST, &error.to_string()), snapshot),
         };
         self.count_batch(asked.ids.len(), &selection.not_found);
-        let answer = match format {
-            Format::Json => answer::json(StatusCode::OK, batch::resolved(&selection)),
-            Format::Aria2 => {
-                let text = HeaderValue::from_static("text/plain; charset=utf-8");
-                answer::with_type(StatusCode::OK, text, aria2::render(&selection))
-            }
+        let (content_type, text) = match format {
+            Format::Json => ("application/json", batch::resolved(&selection)),
+            Format::Aria2 => ("text/plain; charset=utf-8", aria2::render(&selection).into()),
         };
-        stamp(answer, snapshot)
+        if !share.hold(body.capacity() + text.capacity()) {
+            return self.with_revision(body::no_memory());
+        }
+        let _ = share.hold(text.capacity());
+        stamp(answer::with_type(StatusCode::OK, HeaderValue::from_static(content_type), share.keep(text)), snapshot)
     }
 
     fn with_revision(&self, answer: Answer) -> Answer {
@@ -271,26 +324,6 @@ impl Handler {
             Some(snapshot) if self.routes != Routes::Ops => stamp(answer, snapshot),
             _ => answer,
         }
-    }
-}
-
-/// The whole body, if it stays within the limit; nothing more than the limit is ever read.
-async fn read<B>(body: B, limit: usize) -> Result<Bytes, Answer>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let too_large = || {
-        let message = format!("the body is larger than the limit of {limit} bytes: ask in several batches");
-        answer::error(StatusCode::PAYLOAD_TOO_LARGE, &message)
-    };
-    if body.size_hint().lower() > limit as u64 {
-        return Err(too_large());
-    }
-    match Limited::new(body, limit).collect().await {
-        Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(_) => Err(answer::error(StatusCode::BAD_REQUEST, "the body broke off")),
     }
 }
 

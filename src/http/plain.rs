@@ -15,10 +15,14 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use httparse::Status;
+use hyper::header::{HeaderName, ORIGIN};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::clients::Peer;
 use super::connections::Place;
+use super::cors::Cors;
+use super::memory::Share;
 use super::{Handler, batch, entity_tag, hex_digits};
 use crate::metrics::Route;
 
@@ -69,6 +73,8 @@ struct Request<'a> {
     wanted: Wanted<'a>,
     /// Whether the client asked for the connection to be closed.
     close: bool,
+    /// Bytes of its head.
+    head: usize,
     /// Bytes of it.
     length: usize,
 }
@@ -102,7 +108,7 @@ fn parse(input: &[u8]) -> Parsed<'_> {
         _ => return Parsed::Other,
     };
     let (Some(1), Some(path)) = (request.version, request.path) else { return Parsed::Other };
-    let (mut close, mut body) = (false, None);
+    let (mut close, mut body, mut host) = (false, None, false);
     for header in request.headers.iter() {
         let named = |name: &str| header.name.eq_ignore_ascii_case(name);
         if named("connection") {
@@ -115,6 +121,10 @@ fn parse(input: &[u8]) -> Parsed<'_> {
             match digits(header.value) {
                 Some(length) if body.is_none() => body = Some(length),
                 _ => return Parsed::Other,
+            }
+        } else if named("host") {
+            if std::mem::replace(&mut host, true) {
+                return Parsed::Other;
             }
         } else if CHANGES_MEANING.iter().any(|name| named(name)) {
             return Parsed::Other;
@@ -129,7 +139,17 @@ fn parse(input: &[u8]) -> Parsed<'_> {
         }
         _ => return Parsed::Other,
     };
-    Parsed::Plain(Request { wanted, close, length: head + body.unwrap_or(0) })
+    Parsed::Plain(Request { wanted, close, head, length: head + body.unwrap_or(0) })
+}
+
+/// The values of one header of a head that was parsed. Only who limits something asks, so it is read again.
+fn values<'a>(head: &'a [u8], name: &HeaderName) -> Vec<&'a [u8]> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    // It has been complete before.
+    let _ = request.parse(head);
+    let named = request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name.as_str()));
+    named.map(|header| header.value).collect()
 }
 
 /// Headers with which a request is more than its line and its body.
@@ -161,22 +181,28 @@ enum Answered {
 
 impl Handler {
     /// Appends the answer to the request that `input` begins with, if it is plain.
-    fn answer_plain(&self, input: &[u8], output: &mut Vec<u8>, date: &mut Date) -> Answered {
+    fn answer_plain(&self, input: &[u8], output: &mut Vec<u8>, date: &mut Date, peer: Peer) -> Answered {
         let started = Instant::now();
-        let Request { wanted, close, length } = match parse(input) {
+        let Request { wanted, close, head, length } = match parse(input) {
             Parsed::Plain(request) => request,
             Parsed::Incomplete => return Answered::Incomplete,
             Parsed::Other => return Answered::Other,
         };
         let current = self.api.store.load();
         let Some(snapshot) = current.as_deref().filter(|_| !self.is_draining()) else { return Answered::Other };
+        let head = &input[..head];
+        if self.api.cors.is_some() && !values(head, &ORIGIN).is_empty() {
+            return Answered::Other;
+        }
+        // Last of all, so that what the library answers is not counted twice.
+        let may_ask = || self.api.clients.may_ask(peer, |name| values(head, name)).is_ok();
         let route = match wanted {
             Wanted::Single(id) => {
-                let Some(entry) = snapshot.get(id) else { return Answered::Other };
+                let Some(entry) = snapshot.get(id).filter(|_| may_ask()) else { return Answered::Other };
                 output.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\netag: ");
                 output.extend_from_slice(&entity_tag(entry.digest()));
                 output.extend_from_slice(b"\r\ncache-control: no-cache");
-                finish_head(output, snapshot.revision(), entry.json().len(), close, date.at(started));
+                finish_head(output, snapshot.revision(), self.vary(), entry.json().len(), close, date.at(started));
                 output.extend_from_slice(entry.json());
                 self.traffic.lookups(1, 0);
                 Route::Single
@@ -184,12 +210,12 @@ impl Handler {
             Wanted::Batch(body) => {
                 let limits = &self.api.limits;
                 let Ok(asked) = batch::parse(body, limits.batch_ids) else { return Answered::Other };
-                if body.len() > limits.body_bytes || asked.resolve_dependencies {
+                if body.len() > limits.body_bytes || asked.resolve_dependencies || !may_ask() {
                     return Answered::Other;
                 }
                 let found = batch::look_up(snapshot, &asked.ids);
                 output.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json");
-                finish_head(output, snapshot.revision(), found.size(), close, date.at(started));
+                finish_head(output, snapshot.revision(), self.vary(), found.size(), close, date.at(started));
                 found.write(output);
                 self.count_batch(asked.ids.len(), &found.missing);
                 Route::Batch
@@ -198,11 +224,17 @@ impl Handler {
         self.traffic.request(route, 200, started.elapsed());
         Answered::Yes { length, close }
     }
+
+    /// The header of answers that differ by origin.
+    fn vary(&self) -> &'static [u8] {
+        if matches!(self.api.cors, Some(Cors::Only(_))) { b"\r\nvary: Origin" } else { b"" }
+    }
 }
 
-fn finish_head(output: &mut Vec<u8>, revision: u64, length: usize, close: bool, date: &[u8]) {
+fn finish_head(output: &mut Vec<u8>, revision: u64, vary: &[u8], length: usize, close: bool, date: &[u8]) {
     output.extend_from_slice(b"\r\ncatalog-revision: ");
     output.extend_from_slice(&hex_digits(revision));
+    output.extend_from_slice(vary);
     output.extend_from_slice(b"\r\ncontent-length: ");
     output.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
     output.extend_from_slice(if close { b"\r\nconnection: close\r\ndate: " } else { b"\r\ndate: " });
@@ -230,11 +262,15 @@ pub struct Plain {
 /// What has been read and answered on a connection.
 #[derive(Default)]
 struct Exchange {
+    /// Whose connection it is, where anything depends on it.
+    peer: Peer,
     /// Read and not yet answered.
     unread: Vec<u8>,
     /// Answered and not yet sent.
     unsent: Vec<u8>,
     sent: usize,
+    /// What the unsent takes.
+    share: Option<Share>,
     /// Answers were held back because there was enough to send.
     held_back: bool,
     /// What comes once all is sent.
@@ -246,8 +282,8 @@ impl Plain {
     ///
     /// # Errors
     /// The runtime can't take the connection.
-    pub fn greet(stream: std::net::TcpStream, handler: &Handler) -> io::Result<Option<Self>> {
-        let (mut exchange, mut greeted) = (Exchange::default(), false);
+    pub fn greet(stream: std::net::TcpStream, peer: Peer, handler: &Handler) -> io::Result<Option<Self>> {
+        let (mut exchange, mut greeted) = (Exchange { peer, ..Exchange::default() }, false);
         if handler.has_api() {
             match exchange.begin(&stream, handler) {
                 Ok(()) if exchange.unsent.is_empty() && matches!(exchange.then, Some(End::Closed)) => return Ok(None),
@@ -264,6 +300,12 @@ impl Plain {
         if self.greeted {
             self.exchange.rest(place);
         }
+    }
+
+    /// Whose connection it is, where anything depends on it.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        self.exchange.peer
     }
 
     /// The connection, and what was read from it without being answered.
@@ -311,7 +353,7 @@ impl Plain {
                     Poll::Ready(sent) => sent?,
                     Poll::Pending => 0,
                 };
-                exchange.keep(&output[sent..]);
+                exchange.keep(&output[sent..], handler)?;
                 exchange.rest(place);
             }
         }
@@ -328,7 +370,7 @@ impl Plain {
             exchange.sent += sent;
         }
         if exchange.sent > 0 {
-            (exchange.unsent, exchange.sent) = (Vec::new(), 0);
+            (exchange.unsent, exchange.sent, exchange.share) = (Vec::new(), 0, None);
             exchange.rest(place);
         }
         Poll::Ready(Ok(()))
@@ -351,7 +393,7 @@ impl Exchange {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                 sent => sent?,
             };
-            self.keep(&output[sent..]);
+            self.keep(&output[sent..], handler)?;
         }
         Ok(())
     }
@@ -367,7 +409,7 @@ impl Exchange {
                 self.held_back = true;
                 break;
             }
-            match handler.answer_plain(input, output, date) {
+            match handler.answer_plain(input, output, date, self.peer) {
                 Answered::Yes { length, close } => {
                     input = &input[length..];
                     self.then = close.then_some(End::Closed);
@@ -379,11 +421,16 @@ impl Exchange {
         self.unread.extend_from_slice(input);
     }
 
-    /// Keeps what the socket did not take.
-    fn keep(&mut self, unsent: &[u8]) {
+    /// Keeps what the socket did not take. An error if there is no memory left for that: an answer can't be taken back.
+    fn keep(&mut self, unsent: &[u8], handler: &Handler) -> io::Result<()> {
         if !unsent.is_empty() {
             self.unsent.extend_from_slice(unsent);
+            let share = self.share.get_or_insert_with(|| handler.api.memory.share());
+            if !share.hold(self.unsent.capacity()) {
+                return Err(io::ErrorKind::OutOfMemory.into());
+            }
         }
+        Ok(())
     }
 
     /// Gives the client leave to rest, if it is its turn.

@@ -9,18 +9,23 @@ use std::io::{self, Cursor};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustix::net::SocketFlags;
-use tokio::io::{AsyncReadExt, Interest};
+use tokio::io::{AsyncRead, AsyncReadExt, Interest, ReadBuf};
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-use super::connections::{Connections, Place, SWEEP};
+use super::clients::{Admission, Clients, Guest, refuse};
+use super::connections::{Connections, Place, Timeouts};
 use super::plain::{End, Plain};
 use super::{Api, Handler, Routes};
 
@@ -30,6 +35,8 @@ const BACKLOG: u32 = 65_535;
 const ACCEPTS_AT_ONCE: usize = 16;
 /// Pause after an accept that failed for want of descriptors or memory: they come back as connections end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Bytes that the library holds of one connection at most. A head that is larger is answered 431.
+const LIBRARY_BUFFER: usize = 32 * 1024;
 
 /// A port that could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -104,19 +111,23 @@ pub async fn serve(
     api: Arc<Api>,
     routes: Routes,
     max_connections: usize,
+    timeouts: Timeouts,
     phase: watch::Receiver<Phase>,
 ) -> io::Result<()> {
     let listener = Listener::new(socket)?;
     let handler = Arc::new(Handler::new(api, routes));
-    let connections = Arc::new(Connections::new(max_connections));
+    let connections = Arc::new(Connections::new(max_connections, timeouts));
     let mut http = http1::Builder::new();
     // The connections have their own time limit.
     http.header_read_timeout(None);
     // A client that has said all it will is still waiting for its answer.
     http.half_close(true);
-    let reception = Reception { handler, connections: Arc::clone(&connections), http: Arc::new(http) };
+    http.max_buf_size(LIBRARY_BUFFER);
+    http.max_header_size(LIBRARY_BUFFER);
+    let clients = Arc::clone(&handler.api.clients);
+    let reception = Reception { handler, clients, connections: Arc::clone(&connections), http: Arc::new(http) };
 
-    let mut sweep = tokio::time::interval(SWEEP);
+    let mut sweep = tokio::time::interval(timeouts.sweep());
     let mut watched = phase.clone();
     let mut draining = std::pin::pin!(async move { drop(watched.wait_for(|phase| *phase == Phase::Drain).await) });
     loop {
@@ -136,6 +147,7 @@ pub async fn serve(
             () = &mut draining => break,
         }
     }
+    reception.welcome_the_last(&listener);
     drop(listener);
     let mut drained = std::pin::pin!(connections.drain());
     loop {
@@ -177,6 +189,7 @@ impl Listener {
 /// What new connections are received with.
 struct Reception {
     handler: Arc<Handler>,
+    clients: Arc<Clients>,
     connections: Arc<Connections>,
     http: Arc<http1::Builder>,
 }
@@ -197,12 +210,37 @@ impl Reception {
         Ok(())
     }
 
+    /// Begins with all that wait: what the kernel has taken would be reset with its queue.
+    fn welcome_the_last(&self, listener: &Listener) {
+        // Not without end, where new ones come as fast as they are taken.
+        for _ in 0..BACKLOG {
+            if self.connections.is_full() || listener.accept_now().and_then(|stream| self.welcome(stream)).is_err() {
+                break;
+            }
+        }
+    }
+
     /// Answers what is there already; what is left of the connection becomes a task.
     fn welcome(&self, stream: std::net::TcpStream) -> io::Result<()> {
+        // Operators are never turned away.
+        let (peer, guest) = if self.handler.has_api() {
+            // Without a peer the client has gone already.
+            let Ok(peer) = self.clients.peer(&stream) else { return Ok(()) };
+            match self.clients.admit(peer) {
+                Admission::Free => (peer, None),
+                Admission::Counted(guest) => (peer, Some(guest)),
+                Admission::Refused => {
+                    refuse(stream);
+                    return Ok(());
+                }
+            }
+        } else {
+            (None, None)
+        };
         // A panic is the end of this connection alone, as it is in a task.
-        let greeted = catch_unwind(AssertUnwindSafe(|| Plain::greet(stream, &self.handler)));
+        let greeted = catch_unwind(AssertUnwindSafe(|| Plain::greet(stream, peer, &self.handler)));
         if let Some(plain) = greeted.unwrap_or(Ok(None))? {
-            let conversation = Conversation::new(&self.handler, &self.connections);
+            let conversation = Conversation::new(&self.handler, &self.connections, guest);
             drop(tokio::spawn(converse(Arc::clone(&self.http), plain, conversation)));
         }
         Ok(())
@@ -213,12 +251,17 @@ impl Reception {
 struct Conversation {
     handler: Arc<Handler>,
     place: Place,
+    /// Where the client's connections are counted.
+    _guest: Option<Guest>,
+    /// With the library: whether the next byte begins a request.
+    resting: AtomicBool,
 }
 
 impl Conversation {
-    fn new(handler: &Arc<Handler>, connections: &Arc<Connections>) -> Arc<Self> {
+    fn new(handler: &Arc<Handler>, connections: &Arc<Connections>, guest: Option<Guest>) -> Arc<Self> {
         handler.traffic().connection_opened();
-        Arc::new(Self { handler: Arc::clone(handler), place: connections.enter() })
+        let (handler, place) = (Arc::clone(handler), connections.enter());
+        Arc::new(Self { handler, place, _guest: guest, resting: AtomicBool::new(false) })
     }
 }
 
@@ -230,7 +273,7 @@ impl Drop for Conversation {
 
 /// Answers a connection: plainly as long as that will do, then with the library.
 async fn converse(http: Arc<http1::Builder>, mut plain: Plain, conversation: Arc<Conversation>) {
-    let Conversation { handler, place } = &*conversation;
+    let Conversation { handler, place, .. } = &*conversation;
     plain.settle(place);
     if handler.has_api() {
         let end = place.drive(poll_fn(|context| plain.poll(context, handler, place)), |_| {}).await;
@@ -243,22 +286,43 @@ async fn converse(http: Arc<http1::Builder>, mut plain: Plain, conversation: Arc
 }
 
 async fn converse_by_library(http: &http1::Builder, plain: Plain, conversation: &Arc<Conversation>) {
+    let peer = plain.peer();
     let (stream, unread) = plain.into_parts();
     let (reader, writer) = stream.into_split();
+    let reader = Reader { reader, conversation: Arc::clone(conversation) };
     let stream = tokio::io::join(Cursor::new(unread).chain(reader), writer);
     let answering = Arc::clone(conversation);
     let service = service_fn(move |request| {
         let conversation = Arc::clone(&answering);
         async move {
-            conversation.place.begins();
-            let answer = conversation.handler.handle(request).await;
+            let answer = conversation.handler.handle(request, peer).await;
             conversation.place.rests();
+            conversation.resting.store(true, Relaxed);
             Ok::<_, Infallible>(answer)
         }
     });
     let connection = http.serve_connection(TokioIo::new(stream), service);
     // Clients that break off are their own affair; nothing is left to be done for them.
     let _ = conversation.place.drive(connection, |connection| connection.graceful_shutdown()).await;
+}
+
+/// What the library reads from: it notes when a request begins to come in. The library would tell only when a head is
+/// complete, too late for a client that never completes one.
+struct Reader {
+    reader: OwnedReadHalf,
+    conversation: Arc<Conversation>,
+}
+
+impl AsyncRead for Reader {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        ready!(Pin::new(&mut self.reader).poll_read(context, into))?;
+        let Conversation { place, resting, .. } = &*self.conversation;
+        if into.filled().len() > before && resting.swap(false, Relaxed) {
+            place.begins();
+        }
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// Waits where a retry at once would spin; a connection that was gone before it was accepted needs no wait.

@@ -14,6 +14,7 @@ use model_catalog::catalog::model::{RawModel, Rules};
 use model_catalog::catalog::snapshot::{Refresh, Snapshot};
 use model_catalog::catalog::store::{Publisher, Store};
 use model_catalog::http::models::Turns;
+use model_catalog::http::memory::Memory;
 use model_catalog::http::{Api, Handler, Limits, Routes, hex};
 use model_catalog::metrics::Metrics;
 
@@ -144,18 +145,26 @@ async fn a_fault_of_ours_is_500_and_the_next_request_is_answered() {
     let snapshot = Publisher::new(Arc::clone(&store)).publish(refresh.finish().snapshot);
     let metrics = Arc::new(Metrics::new().unwrap());
     let limits = Limits { batch_ids: 10, body_bytes: 100 };
-    let api =
-        Api { store, metrics: Arc::clone(&metrics), limits, turns: Turns::default(), draining: AtomicBool::new(false) };
+    let api = Api {
+        store,
+        metrics: Arc::clone(&metrics),
+        limits,
+        clients: Arc::default(),
+        cors: None,
+        memory: Memory::new(1000),
+        turns: Turns::default(),
+        draining: AtomicBool::new(false),
+    };
     let handler = Handler::new(Arc::new(api), Routes::All);
 
-    let answer = handler.handle(Request::post("/api/models/batch").body(Faulty).unwrap()).await;
+    let answer = handler.handle(Request::post("/api/models/batch").body(Faulty).unwrap(), None).await;
     assert_eq!(answer.status(), 500);
     assert_eq!(answer.headers()["content-type"], "application/json");
     assert_eq!(answer.headers()["catalog-revision"], hex(snapshot.revision()));
     let body = answer.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, r#"{"error":"Internal server error"}"#);
 
-    let next = handler.handle(Request::post("/api/models/batch").body(Full::from(BATCH)).unwrap()).await;
+    let next = handler.handle(Request::post("/api/models/batch").body(Full::from(BATCH)).unwrap(), None).await;
     assert_eq!(next.status(), 200);
     let counted = r#"catalog_http_requests_total{route="/api/models/batch",status="500"} 1"#;
     assert!(metrics.render().unwrap().contains(counted));

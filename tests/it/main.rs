@@ -1,7 +1,7 @@
 //! Tests with real parts: a real Postgres, the real program, real sockets. One file a subject.
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
-mod hostile;
+mod bad_clients;
 mod browser;
 mod proxy;
 mod raw;
@@ -11,6 +11,7 @@ mod witness;
 mod audit;
 mod check;
 mod cli;
+mod clients;
 mod contract_batch;
 mod contract_catalog;
 mod contract_dependencies;
@@ -29,7 +30,9 @@ mod failover;
 mod faults;
 mod fleet;
 mod health;
+mod hostile;
 mod import;
+mod limits;
 mod live;
 mod machine;
 mod migrate;

@@ -13,7 +13,7 @@ use model_catalog::postgres::private::Private;
 use model_catalog::postgres::session;
 use tokio_postgres::Client;
 
-use crate::hostile::Hostile;
+use crate::bad_clients::Hostile;
 use crate::proxy::{Mode, Proxy};
 use crate::snapshot_file::SmallDisk;
 use crate::support::{self, Server, database, migrated, sql, until};

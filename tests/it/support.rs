@@ -155,6 +155,13 @@ pub async fn sql(client: &Client, statements: &str) -> Option<String> {
     rows.last().flatten()
 }
 
+/// Lets this process have as many descriptors as it may: shells give 1,024 by default.
+pub fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+}
+
 /// Waits for a condition.
 pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let deadline = Instant::now() + PATIENCE;
@@ -218,8 +225,14 @@ impl Server {
 
     /// Starts the program and waits for its port, not for a catalog.
     pub async fn spawn(url: &str, settings: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
-        command.arg("serve").env_clear().env("RUST_BACKTRACE", "1");
+        Self::spawn_by(&[], url, settings).await
+    }
+
+    /// The same by another program, which is given its arguments and ours and becomes us.
+    pub async fn spawn_by(prefix: &[&str], url: &str, settings: &[(&str, &str)]) -> Self {
+        let words: Vec<_> = prefix.iter().copied().chain([env!("CARGO_BIN_EXE_model-catalog"), "serve"]).collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).env_clear().env("RUST_BACKTRACE", "1");
         command.env("DATABASE_URL", url).env("CATALOG_ADDR", "127.0.0.1:0").env("CATALOG_DRAIN_GRACE", "0s");
         command.env("CATALOG_LOG_FORMAT", "json").env("CATALOG_LOG", "debug,tokio_postgres=info");
         command.envs(settings.iter().copied()).envs(PROFILE.as_ref().map(|file| ("LLVM_PROFILE_FILE", file)));

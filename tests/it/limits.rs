@@ -1,0 +1,142 @@
+//! No descriptors left, no memory left: what is open is served on, operators are answered, Postgres is reached again,
+//! and all is well by itself when there is room. A full disk is in `snapshot_file.rs`.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::Duration;
+
+use hyper::Request;
+
+use crate::raw::Raw;
+use crate::support::{Db, PATIENCE, Server, until};
+
+const SETTINGS: [(&str, &str); 3] =
+    [("CATALOG_THREADS", "2"), ("CATALOG_POLL_INTERVAL", "200ms"), ("CATALOG_ADMIN_ADDR", "127.0.0.1:0")];
+const HALF_A_HEAD: &[u8] = b"GET /api/models/a HTTP/1.1\r\nx: ";
+
+async fn with_a(prefix: &[&str], settings: &[(&str, &str)]) -> (Db, Server) {
+    let db = Db::new().await;
+    db.add("a").await;
+    let server = Server::spawn_by(prefix, &db.url, settings).await;
+    server.until("it serves", |s| async move { s.get("/api/models/a").await.status == 200 }).await;
+    (db, server)
+}
+
+/// What the port for operations answers.
+async fn operations(server: &Server, path: &str) -> u16 {
+    let line = server.log().into_iter().find(|line| line.contains("operations are served apart")).unwrap();
+    let admin = serde_json::from_str::<serde_json::Value>(&line).unwrap()["address"].as_str().unwrap().to_owned();
+    server.send(Request::get(format!("http://{admin}{path}")).body(Default::default()).unwrap()).await.status
+}
+
+/// Ends all sessions of the program; a change made after that has to be served.
+async fn loses_the_database_and_comes_back(db: &Db, kept: &mut Raw, name: &str) {
+    db.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()").await;
+    db.sql(&format!("UPDATE models SET name = '{name}'")).await;
+    until("the change is served", || std::future::ready(kept.get("/api/models/a").json()["name"] == name)).await;
+}
+
+fn is_answered(address: &str, patience: Duration) -> bool {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(patience)).unwrap();
+    stream.write_all(b"GET /api/models/a HTTP/1.1\r\nconnection: close\r\n\r\n").unwrap();
+    std::io::read_to_string(&mut stream).is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 "))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn filled_under_a_small_limit_of_descriptors_it_serves_on_and_recovers() {
+    let (db, server) = with_a(&["/usr/bin/prlimit", "--nofile=128:128"], &SETTINGS).await;
+    assert_eq!(server.logged("fewer connections than set"), 1, "{:#?}", server.log());
+    let mut kept: Vec<_> = (0..4).map(|_| Raw::open(&server.address)).collect();
+    kept.iter_mut().for_each(|kept| assert_eq!(kept.get("/api/models/a").status, 200));
+    let greedy: Vec<_> = (0..300)
+        .map(|_| {
+            let mut stream = TcpStream::connect(&server.address).unwrap();
+            stream.write_all(HALF_A_HEAD).unwrap();
+            stream
+        })
+        .collect();
+    until("nobody else gets in", async || !is_answered(&server.address, Duration::from_millis(300))).await;
+    kept.iter_mut().for_each(|kept| assert_eq!(kept.get("/api/models/a").status, 200));
+    for path in ["/livez", "/readyz", "/metrics"] {
+        assert_eq!(operations(&server, path).await, 200, "{path}");
+    }
+    loses_the_database_and_comes_back(&db, &mut kept[0], "reached").await;
+    assert_eq!(server.logged("could not be accepted"), 0, "connections took the last descriptors: {:#?}", server.log());
+    drop(greedy);
+    assert!(is_answered(&server.address, PATIENCE));
+}
+
+#[tokio::test]
+async fn too_few_descriptors_to_serve_anybody_end_the_start_with_a_message() {
+    let mut command = Command::new("/usr/bin/prlimit");
+    command.args(["--nofile=48:48", env!("CARGO_BIN_EXE_model-catalog"), "serve"]).env_clear();
+    command.env("DATABASE_URL", "host=/nonexistent user=nobody").env("CATALOG_ADDR", "127.0.0.1:0");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("only 48 descriptors are allowed") && said.contains("ulimit -n"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_single_descriptor_left_it_serves_on_and_recovers() {
+    let (db, server) = with_a(&[], &SETTINGS).await;
+    let mut kept = Raw::open(&server.address);
+    assert_eq!(kept.get("/api/models/a").status, 200);
+    let pid = server.pid().to_string();
+    let limit = |soft: &str| {
+        let nofile = format!("--nofile={soft}:");
+        assert!(Command::new("/usr/bin/prlimit").args(["--pid", &pid, &nofile]).status().unwrap().success());
+    };
+    let soft = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let soft = soft.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let soft = soft.split_whitespace().next().unwrap().to_owned();
+    // None that is open is lost, none can be opened.
+    limit("3");
+    db.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()").await;
+    assert!(!is_answered(&server.address, Duration::from_millis(500)));
+    server.until("it has said so", |s| std::future::ready(s.logged("could not be accepted") > 0)).await;
+    server.until("the database is away", |s| std::future::ready(s.logged("the database is away") > 0)).await;
+    assert_eq!(kept.get("/api/models/a").status, 200);
+    limit(&soft);
+    assert!(is_answered(&server.address, PATIENCE));
+    loses_the_database_and_comes_back(&db, &mut kept, "back").await;
+    assert_eq!(operations(&server, "/readyz").await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_large_bodies_takes_no_more_memory_than_is_set() {
+    const MIB: usize = 1 << 20;
+    const FLOOD: usize = 200;
+    let (_db, server) = with_a(&[], &[("CATALOG_MAX_BUFFER_BYTES", "8388608")]).await;
+    let before = server.metric("process_resident_memory_bytes").await;
+    let head = format!("POST /api/models/batch HTTP/1.1\r\nhost: x\r\ncontent-length: {MIB}\r\n\r\n");
+    // All but the last byte.
+    let body = " ".repeat(MIB - 1);
+    let flood: Vec<_> = (0..FLOOD)
+        .map(|_| {
+            let mut stream = TcpStream::connect(&server.address).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_write_timeout(Some(PATIENCE)).unwrap();
+            stream.write_all(head.as_bytes()).unwrap();
+            // Who is refused in the middle may find the connection ended.
+            let _ = stream.write_all(body.as_bytes());
+            stream
+        })
+        .collect();
+    let refused = r#"catalog_http_requests_total{route="/api/models/batch",status="503"}"#;
+    server.until("most are refused", |s| async move { s.metric(refused).await >= (FLOOD - 8) as f64 }).await;
+    let grown = server.metric("process_resident_memory_bytes").await - before;
+    assert!(grown < 48.0 * MIB as f64, "{grown} bytes for a flood of {FLOOD} MiB, with 8 MiB allowed");
+    let small = server.batch(r#"{"model_ids":["a"]}"#).await;
+    assert_eq!(small.status, 200);
+    drop(flood);
+    let large = format!(r#"{{"model_ids":["a"],"x":"{}"}}"#, " ".repeat(MIB / 2));
+    server
+        .until("there is room again", |s| {
+            let large = large.clone();
+            async move { s.batch(&large).await.status == 200 }
+        })
+        .await;
+}
