@@ -33,8 +33,8 @@ impl Balancer {
         let address = format!("{FRONTEND}:{port}");
         let program = ["/usr/sbin/haproxy", "/usr/bin/haproxy"].into_iter().find(|path| std::fs::exists(path).unwrap());
         let mut command = Command::new(program.expect("no haproxy: `make test-tools` installs it"));
-        command.args(["-db", "-f", CONFIG]).env("CATALOG_FRONTEND", &address).env("CATALOG_CHECK_INTERVAL", "100ms");
-        command.env("CATALOG_REPLICA_1", &replicas[0].address).env("CATALOG_REPLICA_2", &replicas[1].address);
+        command.args(["-db", "-f", CONFIG]).env("FRONTEND", &address).env("CHECK_INTERVAL", "100ms");
+        command.env("REPLICA_1", &replicas[0].address).env("REPLICA_2", &replicas[1].address);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let balancer = Self { child, address };
         until("HAProxy answers", async || Client::new(&balancer.address, true).ask().is_ok()).await;
