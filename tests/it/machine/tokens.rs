@@ -19,8 +19,11 @@ async fn catalog(machine: &mut Machine) -> (Db, Server) {
     let bounce = store.put("/bounce", Way::Redirect(301, direct.clone()));
     let back = hub.put_for_token("/back", Way::Redirect(302, bounce));
     let port = hub.address.rsplit(':').next().unwrap();
-    let lookalike = format!("http://{}@{}/stored", hub.address, store.address);
-    let user = format!("http://127.0.0.1:{port}@{}/stored", store.address);
+    // Servers refuse rows with a user name; a host may still redirect to such an address.
+    let with_user =
+        |path: &str, user: &str| store.put(path, Way::Redirect(302, format!("http://{user}@{}/stored", store.address)));
+    let lookalike = with_user("/lookalike", &hub.address);
+    let user = with_user("/user", &format!("127.0.0.1:{port}"));
     let downgrade = hub.put_for_token("/downgrade", Way::Redirect(308, "ftp://127.0.0.1:1/x".into()));
     for (id, url) in PLACES.into_iter().zip([&direct, &open, &circle, &back, &lookalike, &user, &stored, &downgrade]) {
         add(&db, id, url, id, "", id != "open", &[]).await;
