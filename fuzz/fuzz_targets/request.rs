@@ -42,7 +42,7 @@ fuzz_target!(|input: &[u8]| {
     let mut rest = Vec::new();
     let mut peer = server.try_clone().expect("a second handle");
     server.set_nonblocking(true).expect("nonblocking");
-    if let Some(plain) = Plain::greet(server, handler).expect("it is taken") {
+    if let Some(plain) = Plain::greet(server, None, handler).expect("it is taken") {
         rest = plain.into_parts().1;
     }
     assert!(input.ends_with(&rest), "the rest is not of the input");

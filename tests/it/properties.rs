@@ -9,6 +9,8 @@ use hyper::Request;
 use model_catalog::catalog::model::{RawModel, Rules};
 use model_catalog::catalog::snapshot::{Refresh, Refreshed, Snapshot};
 use model_catalog::catalog::store::{Publisher, Store};
+use model_catalog::http::memory::Memory;
+use model_catalog::http::models::Turns;
 use model_catalog::http::{Api, Handler, Limits, Routes, batch};
 use model_catalog::metrics::Metrics;
 use proptest::prelude::*;
@@ -299,7 +301,17 @@ impl Catalog {
         Publisher::new(Arc::clone(&store)).publish(full(&Snapshot::default(), &rows).snapshot);
         let limits = Limits { batch_ids: 1000, body_bytes: 1 << 20 };
         let metrics = Arc::new(Metrics::new().unwrap());
-        let handler = Handler::new(Arc::new(Api { store, metrics, limits, draining: false.into(), turns: Default::default() }), Routes::All);
+        let api = Api {
+            store,
+            metrics,
+            limits,
+            clients: Arc::default(),
+            cors: None,
+            memory: Memory::new(1 << 24),
+            turns: Turns::default(),
+            draining: false.into(),
+        };
+        let handler = Handler::new(Arc::new(api), Routes::All);
         Self { rows, handler }
     }
 
@@ -308,7 +320,7 @@ impl Catalog {
         static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| tokio::runtime::Runtime::new().unwrap());
         RUNTIME.block_on(async {
             let request = Request::builder().method(method).uri(path).body(Full::from(body.to_owned())).unwrap();
-            let answer = self.handler.handle::<Full<Bytes>>(request).await;
+            let answer = self.handler.handle::<Full<Bytes>>(request, None).await;
             let status = answer.status().as_u16();
             let body = answer.into_body().collect().await.unwrap().to_bytes();
             (status, String::from_utf8(body.to_vec()).unwrap())
