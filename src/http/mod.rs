@@ -37,10 +37,10 @@ use crate::metrics::{Metrics, Route, Traffic};
 use crate::ops;
 use answer::Answer;
 use aria2::Format;
-use models::Turns;
 use clients::{Clients, Peer};
 use cors::Cors;
 use memory::Memory;
+use models::Turns;
 use plain::Scratch;
 
 const CATALOG_REVISION: HeaderName = HeaderName::from_static("catalog-revision");
