@@ -94,7 +94,8 @@ BEGIN
 END
 $$;
 
--- What is wrong with an address, or NULL: what the parser of the WHATWG URL standard refuses, and other schemes.
+-- What is wrong with an address, or NULL: what the parser of the WHATWG URL standard refuses, other schemes, and a user
+-- name or a password before its host.
 CREATE FUNCTION model_catalog.url_problem(url text, schemes text[]) RETURNS text
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 AS $$
@@ -131,7 +132,13 @@ BEGIN
     IF problem IS NULL AND (port !~ '^(:0*[0-9]{0,5})?$' OR nullif(substr(port, 2), '')::numeric > 65535) THEN
         problem := 'invalid port number';
     END IF;
-    RETURN 'download_url is no absolute URL: ' || problem;
+    RETURN CASE
+        WHEN problem IS NOT NULL THEN 'download_url is no absolute URL: ' || problem
+        -- Before the last `@`; nothing, and a colon alone, is no user name and no password.
+        WHEN authority LIKE '%@%' AND regexp_replace(authority, '@[^@]*$', '') NOT IN ('', ':') THEN
+            'download_url has a user name or a password before the host, which everybody who asks for the model would '
+            || 'read: take it out and set auth_required'
+    END;
 END
 $$;
 
