@@ -237,19 +237,37 @@ impl Reception {
         } else {
             (None, None)
         };
+        // Counted before it can have an answer: who has one and looks finds the connection counted.
+        let opened = Opened::new(&self.handler);
         // A panic is the end of this connection alone, as it is in a task.
         let greeted = catch_unwind(AssertUnwindSafe(|| Plain::greet(stream, peer, &self.handler)));
         if let Some(plain) = greeted.unwrap_or(Ok(None))? {
-            let conversation = Conversation::new(&self.handler, &self.connections, guest);
+            let conversation = Conversation::new(opened, &self.connections, guest);
             drop(tokio::spawn(converse(Arc::clone(&self.http), plain, conversation)));
         }
         Ok(())
     }
 }
 
+/// Who answers a connection, which counts as open as long as this lives.
+struct Opened(Arc<Handler>);
+
+impl Opened {
+    fn new(handler: &Arc<Handler>) -> Self {
+        handler.traffic().connection_opened();
+        Self(Arc::clone(handler))
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.traffic().connection_closed();
+    }
+}
+
 /// A connection and who answers it: one pointer for each request to take along.
 struct Conversation {
-    handler: Arc<Handler>,
+    opened: Opened,
     place: Place,
     /// Where the client's connections are counted.
     _guest: Option<Guest>,
@@ -258,22 +276,14 @@ struct Conversation {
 }
 
 impl Conversation {
-    fn new(handler: &Arc<Handler>, connections: &Arc<Connections>, guest: Option<Guest>) -> Arc<Self> {
-        handler.traffic().connection_opened();
-        let (handler, place) = (Arc::clone(handler), connections.enter());
-        Arc::new(Self { handler, place, _guest: guest, resting: AtomicBool::new(false) })
-    }
-}
-
-impl Drop for Conversation {
-    fn drop(&mut self) {
-        self.handler.traffic().connection_closed();
+    fn new(opened: Opened, connections: &Arc<Connections>, guest: Option<Guest>) -> Arc<Self> {
+        Arc::new(Self { opened, place: connections.enter(), _guest: guest, resting: AtomicBool::new(false) })
     }
 }
 
 /// Answers a connection: plainly as long as that will do, then with the library.
 async fn converse(http: Arc<http1::Builder>, mut plain: Plain, conversation: Arc<Conversation>) {
-    let Conversation { handler, place, .. } = &*conversation;
+    let Conversation { opened: Opened(handler), place, .. } = &*conversation;
     plain.settle(place);
     if handler.has_api() {
         let end = place.drive(poll_fn(|context| plain.poll(context, handler, place)), |_| {}).await;
@@ -295,7 +305,7 @@ async fn converse_by_library(http: &http1::Builder, plain: Plain, conversation: 
     let service = service_fn(move |request| {
         let conversation = Arc::clone(&answering);
         async move {
-            let answer = conversation.handler.handle(request, peer).await;
+            let answer = conversation.opened.0.handle(request, peer).await;
             conversation.place.rests();
             conversation.resting.store(true, Relaxed);
             Ok::<_, Infallible>(answer)
