@@ -106,7 +106,7 @@ impl Report<'_> {
         writeln!(
             text,
             "- CPU: user and system time of all threads of the server (and of nginx's worker), over the requests done. \
-             Medians over the rounds; a ratio is the median of the ratios within a round."
+             Medians over the turns, one a round, three of the burst; a ratio is the median of the ratios within a turn."
         )?;
         for missing in &self.missing {
             writeln!(text, "- **Missing:** {missing}")?;

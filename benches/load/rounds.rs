@@ -6,10 +6,18 @@ use crate::peers::{Kind, Load, Peer};
 use crate::settings::{CONNECTIONS, GENERATOR_CORE, Settings};
 use crate::wrk::{Bench, Figures, Run};
 
-/// Figures by load, peer and round; a peer sits out a round at most.
+/// Figures by load, peer and turn; a peer sits out a turn at most.
 #[derive(Default)]
 pub struct Rounds {
-    runs: Vec<(Load, Kind, usize, Figures)>,
+    runs: Vec<(Load, Kind, Turn, Figures)>,
+}
+
+/// A round, and how often all had their turn in it before.
+type Turn = (usize, usize);
+
+/// A burst is over in half a second, in which one pause of a shared machine is a fifth of it: it is tried more often.
+fn turns(load: Load) -> usize {
+    if load == Load::Burst { 3 } else { 1 }
 }
 
 impl Rounds {
@@ -17,12 +25,12 @@ impl Rounds {
     pub fn run(bench: &Bench<'_>, settings: &Settings, peers: &[Peer]) -> Result<Self> {
         let mut rounds = Self::default();
         for round in 0..settings.rounds {
-            for load in Load::ALL {
+            for (load, turn) in Load::ALL.into_iter().flat_map(|load| (0..turns(load)).map(move |turn| (load, turn))) {
                 for peer in peers {
-                    if peer.kind == Kind::Express && !settings.with_express(round) {
+                    if peer.kind == Kind::Express && (turn > 0 || !settings.with_express(round)) {
                         continue;
                     }
-                    let figures = turn(bench, settings, peer, load)?;
+                    let figures = run(bench, settings, peer, load)?;
                     eprintln!(
                         "round {} of {}: {load:?} {:?}: {:.2} µs, {:.0}/s, {} failures",
                         round + 1,
@@ -32,39 +40,39 @@ impl Rounds {
                         figures.rate(),
                         figures.failures
                     );
-                    rounds.runs.push((load, peer.kind, round, figures));
+                    rounds.runs.push((load, peer.kind, (round, turn), figures));
                 }
             }
         }
         Ok(rounds)
     }
 
-    fn of(&self, load: Load, kind: Kind) -> impl Iterator<Item = (usize, &Figures)> {
+    fn of(&self, load: Load, kind: Kind) -> impl Iterator<Item = (Turn, &Figures)> {
         let runs = self.runs.iter().filter(move |run| run.0 == load && run.1 == kind);
-        runs.map(|(_, _, round, figures)| (*round, figures))
+        runs.map(|(_, _, turn, figures)| (*turn, figures))
     }
 
-    /// Median of one figure over the rounds; `None` if the peer was not there.
+    /// Median of one figure over the turns; `None` if the peer was not there.
     pub fn median(&self, load: Load, kind: Kind, figure: impl Fn(&Figures) -> f64) -> Option<f64> {
         median(self.of(load, kind).map(|(_, figures)| figure(figures)).collect())
     }
 
-    /// Sum of one figure over the rounds.
+    /// Sum of one figure over the turns.
     pub fn sum(&self, load: Load, kind: Kind, figure: impl Fn(&Figures) -> f64) -> f64 {
         self.of(load, kind).map(|(_, figures)| figure(figures)).sum()
     }
 
-    /// Median of our figure over the peer's of the same round.
+    /// Median of our figure over the peer's of the same turn.
     pub fn ratio(&self, load: Load, kind: Kind, figure: impl Fn(&Figures) -> f64) -> Option<f64> {
-        let pairs = self.of(load, kind).filter_map(|(round, theirs)| {
-            let ours = self.of(load, Kind::Catalog).find(|(other, _)| *other == round)?.1;
+        let pairs = self.of(load, kind).filter_map(|(turn, theirs)| {
+            let ours = self.of(load, Kind::Catalog).find(|(other, _)| *other == turn)?.1;
             Some(figure(ours) / figure(theirs))
         });
         median(pairs.collect())
     }
 }
 
-fn turn(bench: &Bench<'_>, settings: &Settings, peer: &Peer, load: Load) -> Result<Figures> {
+fn run(bench: &Bench<'_>, settings: &Settings, peer: &Peer, load: Load) -> Result<Figures> {
     if load == Load::Burst {
         return burst(bench, peer, settings.burst);
     }
