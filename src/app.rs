@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -24,7 +24,6 @@ use crate::health;
 use crate::http::clients::{self, Clients};
 use crate::http::connections::Timeouts;
 use crate::http::memory::Memory;
-use crate::http::models::Turns;
 use crate::http::rate::Rate;
 use crate::http::server::{self, Phase};
 use crate::http::{Api, Limits, Routes};
@@ -213,15 +212,11 @@ fn run_server(
     let store = Arc::new(Store::default());
     let metrics = Arc::new(Metrics::new()?);
     metrics.connections_limit.set(serve.max_connections.get().try_into().unwrap_or(i64::MAX));
+    let limits = Limits { batch_ids: serve.max_batch_ids.get(), body_bytes: serve.max_body_bytes.get() };
     let api = Arc::new(Api {
-        store: Arc::clone(&store),
-        metrics: Arc::clone(&metrics),
-        limits: Limits { batch_ids: serve.max_batch_ids.get(), body_bytes: serve.max_body_bytes.get() },
-        turns: Turns::default(),
         clients: Arc::new(Clients::new(limits_of_clients(serve))),
         cors: serve.cors_allow_origin.clone(),
-        memory: Memory::new(serve.max_buffer_bytes.get()),
-        draining: AtomicBool::new(false),
+        ..Api::new(Arc::clone(&store), Arc::clone(&metrics), limits, Memory::new(serve.max_buffer_bytes.get()))
     });
 
     let runtime = runtime()?;

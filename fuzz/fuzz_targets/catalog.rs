@@ -6,7 +6,6 @@ use model_catalog::catalog::model::{RawModel, Rules};
 use model_catalog::catalog::snapshot::{Refresh, Snapshot};
 use model_catalog::catalog::store::{Publisher, Store};
 use model_catalog::http::memory::Memory;
-use model_catalog::http::models::Turns;
 use model_catalog::http::{Api, Handler, Limits, Routes};
 use model_catalog::metrics::Metrics;
 
@@ -33,15 +32,6 @@ pub fn handler() -> Handler {
     Publisher::new(Arc::clone(&store)).publish(snapshot());
     let limits = Limits { batch_ids: 20, body_bytes: 4096 };
     let metrics = Arc::new(Metrics::new().expect("metrics"));
-    let api = Api {
-        store,
-        metrics,
-        limits,
-        clients: Arc::default(),
-        cors: None,
-        memory: Memory::new(1 << 24),
-        turns: Turns::default(),
-        draining: false.into(),
-    };
+    let api = Api::new(store, metrics, limits, Memory::new(1 << 24));
     Handler::new(Arc::new(api), Routes::All)
 }

@@ -6,7 +6,7 @@ use hyper::header::{CACHE_CONTROL, HeaderValue};
 use serde::Serialize;
 
 use super::answer::{self, Answer};
-use super::{Api, CATALOG};
+use super::{Api, CATALOG, body};
 use crate::catalog::snapshot::Snapshot;
 use crate::missing::{ID_BYTES, cut};
 use crate::ops::{Standing, fault};
@@ -59,6 +59,7 @@ pub fn answer(api: &Api, snapshot: &Snapshot) -> Answer {
     };
     match serde_json::to_vec(&catalog) {
         Ok(body) => {
+            let Some(body) = api.memory.keep(body) else { return body::no_memory() };
             let mut answer = answer::json(StatusCode::OK, body);
             answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             answer

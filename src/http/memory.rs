@@ -5,6 +5,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+/// Bytes of an answer that are no more than its connection may take in any case.
+const UNCOUNTED: usize = 8 * 1024;
+
 /// Bytes that are held, and how many may be.
 #[derive(Debug)]
 pub struct Memory {
@@ -17,6 +20,17 @@ impl Memory {
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { limit, held: AtomicUsize::new(0) })
+    }
+
+    /// Bytes that are held until the last of them is sent; `None` = there is no room for them. A few are not counted, so
+    /// that they can be answered whatever others take.
+    #[must_use]
+    pub fn keep(self: &Arc<Self>, bytes: Vec<u8>) -> Option<bytes::Bytes> {
+        if bytes.len() <= UNCOUNTED {
+            return Some(bytes.into());
+        }
+        let mut share = self.share();
+        share.hold(bytes.capacity()).then(|| share.keep(bytes))
     }
 
     /// A share without a byte yet.
@@ -91,5 +105,12 @@ mod tests {
         assert!(kept.len() == 3 && !memory.share().hold(1));
         drop(kept);
         assert!(memory.share().hold(100));
+        assert!(memory.keep(vec![0; UNCOUNTED]).is_some() && memory.keep(vec![0; UNCOUNTED + 1]).is_none());
+        let memory = Memory::new(3 * UNCOUNTED);
+        let keep = || memory.keep(vec![0; 2 * UNCOUNTED]);
+        let kept = keep();
+        assert!(kept.is_some() && keep().is_none() && memory.keep(Vec::new()).is_some());
+        drop(kept);
+        assert!(keep().is_some());
     }
 }

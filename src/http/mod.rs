@@ -79,6 +79,15 @@ pub struct Api {
     pub draining: AtomicBool,
 }
 
+impl Api {
+    /// Answers from `store` within these limits: everybody alike, and to no page of another origin.
+    #[must_use]
+    pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, limits: Limits, memory: Arc<Memory>) -> Self {
+        let (turns, clients, draining) = Default::default();
+        Self { store, metrics, limits, turns, clients, cors: None, memory, draining }
+    }
+}
+
 /// Which routes a port answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Routes {
@@ -134,9 +143,9 @@ impl Handler {
     }
 
     /// Answers one request. A fault of ours ends neither the connection nor the process: it is 500.
-    pub async fn handle<B>(&self, request: Request<B>, peer: Peer) -> Answer
+    pub async fn handle<B>(&self, mut request: Request<B>, peer: Peer) -> Answer
     where
-        B: Body<Data = Bytes>,
+        B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let started = Instant::now();
@@ -144,17 +153,18 @@ impl Handler {
         // RFC 9112 §6.1: a request with two lengths is read by this one, and no other may follow it. The library
         // does not show the other.
         let closes = self.is_draining() || request.headers().contains_key(TRANSFER_ENCODING);
-        let is_api = matches!(route, Route::Single | Route::Batch | Route::Catalog);
-        let cors = self.api.cors.as_ref().filter(|_| is_api);
+        let cors = self.api.cors.as_ref().filter(|_| is_limited(route));
         let origin = cors.and_then(|_| request.headers().get(ORIGIN).cloned());
         // Nothing that is shared is changed half-way by an answer, so going on after a panic is sound. The panic
         // hook has logged it.
-        let answer = AssertUnwindSafe(self.answer(route, request, peer)).catch_unwind().await;
+        let answer = AssertUnwindSafe(self.answer(route, &mut request, peer)).catch_unwind().await;
         let mut answer = answer.unwrap_or_else(|_| self.with_revision(answer::internal_error()));
         if let Some(cors) = cors {
             cors.allow(origin.as_ref(), &mut answer);
         }
-        if closes || self.is_draining() {
+        // Where a body that nobody read ends, the next request begins, if the client sent the body at all. The library
+        // guesses, and where the answer is still unsent, its refusal of what follows would come in the answer's middle.
+        if closes || self.is_draining() || !request.body().is_end_stream() {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         self.traffic.request(route, answer.status().as_u16(), started.elapsed());
@@ -194,9 +204,9 @@ impl Handler {
         Some(self.with_revision(answer))
     }
 
-    async fn answer<B>(&self, route: Route, request: Request<B>, peer: Peer) -> Answer
+    async fn answer<B>(&self, route: Route, request: &mut Request<B>, peer: Peer) -> Answer
     where
-        B: Body<Data = Bytes>,
+        B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let allow = match route {
@@ -212,8 +222,8 @@ impl Handler {
             // RFC 9112 §3.2. Who is in between might have gone by the other.
             return self.with_revision(answer::error(StatusCode::BAD_REQUEST, "more than one Host header"));
         }
-        if matches!(route, Route::Single | Route::Batch | Route::Catalog)
-            && let Some(answer) = self.in_advance(&request, peer)
+        if is_limited(route)
+            && let Some(answer) = self.in_advance(request, peer)
         {
             return answer;
         }
@@ -223,8 +233,7 @@ impl Handler {
             Route::Single => self.single(request.uri().path(), request.headers()),
             Route::Batch => self.batch(request).await,
             Route::Models => {
-                let (head, _) = request.into_parts();
-                models::answer(&self.api, head.uri.query().unwrap_or_default(), &head.headers).await
+                models::answer(&self.api, request.uri().query().unwrap_or_default(), request.headers()).await
             }
             Route::Catalog => self.catalog(),
             Route::Page => page::answer(request.headers()),
@@ -250,12 +259,12 @@ impl Handler {
                 Some(entry) => {
                     self.traffic.lookups(1, 0);
                     let etag = entity_tag(entry.digest());
-                    let answer = if matches_etag(headers, &etag) {
-                        answer::not_modified()
+                    if matches_etag(headers, &etag) {
+                        with_etag(answer::not_modified(), &etag)
                     } else {
-                        answer::json(StatusCode::OK, Bytes::copy_from_slice(entry.json()))
-                    };
-                    with_etag(answer, &etag)
+                        let kept = self.api.memory.keep(entry.json().to_vec());
+                        kept.map_or_else(body::no_memory, |json| with_etag(answer::json(StatusCode::OK, json), &etag))
+                    }
                 }
                 None => {
                     self.traffic.lookups(0, 1);
@@ -267,16 +276,16 @@ impl Handler {
         stamp(answer, snapshot)
     }
 
-    async fn batch<B>(&self, request: Request<B>) -> Answer
+    async fn batch<B>(&self, request: &mut Request<B>) -> Answer
     where
-        B: Body<Data = Bytes>,
+        B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let limits = &self.api.limits;
         let mut share = self.api.memory.share();
         let bad = |message: &str| self.with_revision(answer::error(StatusCode::BAD_REQUEST, message));
         let format = Format::of_query(request.uri().query());
-        let body = match body::read(request.into_body(), limits.body_bytes, &mut share).await {
+        let body = match body::read(request.body_mut(), limits.body_bytes, &mut share).await {
             Ok(body) => body,
             Err(answer) => return self.with_revision(answer),
         };
@@ -325,6 +334,11 @@ impl Handler {
             _ => answer,
         }
     }
+}
+
+/// Whether a route is one of those that are limited for each client, and that pages of other origins may read.
+fn is_limited(route: Route) -> bool {
+    matches!(route, Route::Single | Route::Batch | Route::Models | Route::Catalog)
 }
 
 fn not_loaded() -> Answer {

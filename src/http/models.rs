@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::answer::{self, Answer};
-use super::{ALL_MODELS, Api, decode, entity_tag, matches_etag, not_loaded, stamp, with_etag};
+use super::{ALL_MODELS, Api, body, decode, entity_tag, matches_etag, not_loaded, stamp, with_etag};
 use crate::catalog::listing::{self, Query};
 use crate::catalog::snapshot::Snapshot;
 use crate::ops::fault;
@@ -70,7 +70,10 @@ pub async fn answer(api: &Api, query: &str, headers: &HeaderMap) -> Answer {
     let looked = looked.await;
     drop(place);
     let answer = match looked {
-        Ok(Ok(body)) => with_etag(answer::json(StatusCode::OK, body), &self::etag(&snapshot)),
+        Ok(Ok(body)) => match api.memory.keep(body) {
+            Some(body) => with_etag(answer::json(StatusCode::OK, body), &self::etag(&snapshot)),
+            None => body::no_memory(),
+        },
         Ok(Err(error)) => fault(ALL_MODELS, &error),
         // A panic, which its hook has logged.
         Err(_) => answer::internal_error(),

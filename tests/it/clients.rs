@@ -1,14 +1,7 @@
 //! Clients that ask too often, whoever brings their requests; and pages of other origins. Both off unless set.
 
 use crate::raw::Raw;
-use crate::support::{Db, Reply, Server, plain};
-
-async fn with_a(settings: &[(&str, &str)]) -> (Db, Server) {
-    let db = Db::new().await;
-    db.add("a").await;
-    let server = Server::start_with(&db.url, settings).await;
-    (db, server)
-}
+use crate::support::{Reply, plain, with_a};
 
 /// Sends a request with further header lines.
 fn ask(raw: &mut Raw, method: &str, path: &str, headers: &str) -> Reply {
@@ -42,10 +35,9 @@ async fn who_asks_too_often_is_told_when_to_come_back() {
         let (_db, server) = with_a(&RATE).await;
         let headers = if plainly { "" } else { "te: trailers\r\n" };
         let mut raw = Raw::open(&server.address);
-        let (answered, refusal) = until_refused(|| match fastrand::bool() {
-            true => ask(&mut raw, "GET", "/api/models/a", headers),
-            false => ask(&mut raw, "GET", "/api/models/absent", headers),
-        });
+        let paths = ["/api/models/a", "/api/models/absent", "/api/models", "/api/catalog"];
+        let (answered, refusal) =
+            until_refused(|| ask(&mut raw, "GET", paths[fastrand::usize(..paths.len())], headers));
         assert!((BURST..BURST + 5).contains(&answered), "{answered}");
         assert_eq!((refusal.header("retry-after"), refusal.revision().len()), ("1", 16), "{refusal:?}");
         assert_eq!(refusal.text(), r#"{"error":"too many requests from your address"}"#);
@@ -132,6 +124,7 @@ async fn pages_of_the_origins_that_are_set_may_read() {
             ask(&mut raw, "GET", "/api/models/a", &header),
             ask(&mut raw, "GET", "/api/models/absent", &header),
             ask(&mut raw, "GET", "/api/catalog", &header),
+            ask(&mut raw, "GET", "/api/models", &header),
             batch(&mut raw, &header),
         ];
         for reply in replies {

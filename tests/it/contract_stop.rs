@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -14,21 +13,13 @@ use model_catalog::catalog::model::{RawModel, Rules};
 use model_catalog::catalog::snapshot::{Refresh, Snapshot};
 use model_catalog::catalog::store::{Publisher, Store};
 use model_catalog::http::memory::Memory;
-use model_catalog::http::models::Turns;
 use model_catalog::http::{Api, Handler, Limits, Routes, hex};
 use model_catalog::metrics::Metrics;
 
 use crate::raw::Raw;
-use crate::support::{Db, Server, plain};
+use crate::support::{Server, plain, with_a};
 
 const BATCH: &str = r#"{"model_ids":["a"]}"#;
-
-async fn with_a(settings: &[(&str, &str)]) -> (Db, Server) {
-    let db = Db::new().await;
-    db.add("a").await;
-    let server = Server::start_with(&db.url, settings).await;
-    (db, server)
-}
 
 /// A batch whose head the server has read and whose body it waits for: it says so before it reads a body.
 fn half_sent(server: &Server) -> Raw {
@@ -145,16 +136,7 @@ async fn a_fault_of_ours_is_500_and_the_next_request_is_answered() {
     let snapshot = Publisher::new(Arc::clone(&store)).publish(refresh.finish().snapshot);
     let metrics = Arc::new(Metrics::new().unwrap());
     let limits = Limits { batch_ids: 10, body_bytes: 100 };
-    let api = Api {
-        store,
-        metrics: Arc::clone(&metrics),
-        limits,
-        clients: Arc::default(),
-        cors: None,
-        memory: Memory::new(1000),
-        turns: Turns::default(),
-        draining: AtomicBool::new(false),
-    };
+    let api = Api::new(store, Arc::clone(&metrics), limits, Memory::new(1000));
     let handler = Handler::new(Arc::new(api), Routes::All);
 
     let answer = handler.handle(Request::post("/api/models/batch").body(Faulty).unwrap(), None).await;

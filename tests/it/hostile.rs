@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 
 use crate::raw::Raw;
-use crate::support::{Db, PATIENCE, Server, plain, raise_descriptors, until};
+use crate::support::{PATIENCE, Server, plain, raise_descriptors, until, with_a};
 
 const HALF_A_HEAD: &str = "GET /api/models/a HTTP/1.1\r\nx: ";
 /// A shape that only the library reads.
@@ -15,13 +15,6 @@ const HALF_OF_ANOTHER: &str = "DELETE /api/models/a HTTP/1.1\r\nx: ";
 const HALF_A_BODY: &str = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\n{";
 const HALF_A_CHUNK: &str = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2328\r\n";
 const NOTHING: &str = "";
-
-async fn with_a(settings: &[(&str, &str)]) -> (Db, Server) {
-    let db = Db::new().await;
-    db.add("a").await;
-    let server = Server::start_with(&db.url, settings).await;
-    (db, server)
-}
 
 fn connect(address: &str) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
@@ -316,6 +309,27 @@ async fn two_hosts_are_refused_and_a_bare_line_feed_ends_a_line() {
         let mut raw = Raw::open(&server.address);
         raw.send(request);
         assert_eq!(raw.answer().status, status, "{request:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_answered_without_its_body_is_the_last_on_its_connection() {
+    let (_db, server) = with_a(&[]).await;
+    for (head, status) in [
+        ("POST /api/models/a HTTP/1.1\r\nhost: x", 405),
+        ("POST /absent HTTP/1.1\r\nhost: x", 404),
+        ("GET /api/models/a HTTP/1.1\r\nhost: x", 200),
+        ("POST /api/models/batch HTTP/1.1\r\nhost: x\r\nhost: y", 400),
+    ] {
+        for expect in ["", "expect: 100-continue\r\n"] {
+            for next in ["\0", SMUGGLED] {
+                let mut stream = connect(&server.address);
+                stream.write_all(format!("{head}\r\n{expect}content-length: 3\r\n\r\nabc{next}").as_bytes()).unwrap();
+                let answers = rest(&mut stream);
+                assert_eq!(statuses(&answers), [status], "{answers:?} to {head:?}, {expect:?}, {next:?}");
+                assert!(answers.contains("connection: close\r\n"), "{answers:?}");
+            }
+        }
     }
 }
 

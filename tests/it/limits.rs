@@ -1,15 +1,17 @@
 //! No descriptors left, no memory left: what is open is served on, operators are answered, Postgres is reached again,
 //! and all is well by itself when there is room. A full disk is in `snapshot_file.rs`.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
 use hyper::Request;
+use socket2::{Domain, Socket, Type};
 
+use crate::cgroup::Cgroup;
 use crate::raw::Raw;
-use crate::support::{Db, PATIENCE, Server, until};
+use crate::support::{Db, PATIENCE, Server, raise_descriptors, until};
 
 const SETTINGS: [(&str, &str); 3] =
     [("CATALOG_THREADS", "2"), ("CATALOG_POLL_INTERVAL", "200ms"), ("CATALOG_ADMIN_ADDR", "127.0.0.1:0")];
@@ -140,4 +142,82 @@ async fn a_flood_of_large_bodies_takes_no_more_memory_than_is_set() {
             async move { s.batch(&large).await.status == 200 }
         })
         .await;
+}
+
+/// Connects, with hardly any room for answers on this side.
+fn connect(address: &str) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&address.parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+    socket.into()
+}
+
+/// Sends as much as is taken; the connection goes on.
+fn greedy(address: &str, bytes: &[u8]) -> TcpStream {
+    let mut stream = connect(address);
+    // In parts, so that what the first is read by gives way to the library.
+    let _ = bytes.chunks(8_000).try_for_each(|part| stream.write_all(part));
+    stream
+}
+
+/// What the readme gives as an example of a small machine.
+const SMALL: [(&str, &str); 4] = [
+    ("CATALOG_THREADS", "1"),
+    ("CATALOG_MAX_CONNECTIONS", "1000"),
+    ("CATALOG_MAX_BUFFER_BYTES", "33554432"),
+    ("CATALOG_REQUEST_TIMEOUT", "20s"),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_a_hard_limit_of_memory_greedy_clients_get_nobody_killed() {
+    const LIMIT: usize = 160 << 20;
+    let Some(cgroup) = Cgroup::limiting(LIMIT) else { return };
+    raise_descriptors();
+    let (db, server) = with_a(&["/bin/sh", "-c", &cgroup.enter()], &SMALL).await;
+    // A page of them is 6 MB.
+    db.sql(
+        "INSERT INTO models (id, name, download_url, save_path, description) \
+         SELECT 'm' || n, 'x', 'https://example.org/x', 'x', repeat('x', 30000) FROM generate_series(1, 200) n",
+    )
+    .await;
+    server.until("they are served", |s| async move { s.metric("catalog_models").await == 201.0 }).await;
+    let mut kept = Raw::open(&server.address);
+    let address = &*server.address;
+    let request = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\nte: trailers\r\n\r\n");
+
+    // One after the other, for only some may wait for a page at once; of the answer no more than its beginning is read.
+    println!("{} MiB at first", cgroup.own() >> 20);
+    let (mut pages, mut refused) = (Vec::new(), 0);
+    for _ in 0..60 {
+        let (mut stream, mut status) = (greedy(address, request("/api/models?limit=200").as_bytes()), [0; 12]);
+        stream.read_exact(&mut status).unwrap();
+        refused += usize::from(&status == b"HTTP/1.1 503");
+        pages.push(stream);
+    }
+    assert!((1..60).contains(&refused), "{refused} of 60 pages refused");
+    let single: Vec<_> = (0..60).map(|_| greedy(address, request("/api/models/m1").repeat(300).as_bytes())).collect();
+    let head = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ncontent-length: 1048576\r\n\r\n";
+    let large = head.to_owned() + &" ".repeat(1 << 19);
+    let bodies: Vec<_> = (0..60).map(|_| greedy(address, large.as_bytes())).collect();
+    let half = [b"GET /api/models/a HTTP/1.1\r\nx: ".as_slice(), &[b'x'; 31_000]].concat();
+    let heads: Vec<_> = (0..700).map(|_| greedy(address, &half)).collect();
+    assert_eq!(kept.get("/api/models/a").status, 200);
+    // Small answers of the library's, too, though nothing is left for large ones.
+    let small = server.send(server.request("GET", "/api/models/%61", "")).await;
+    assert_eq!(small.status, 200);
+    assert!(is_answered(address, PATIENCE), "a new client beside {} greedy ones", 60 + 60 + 60 + 700);
+
+    let more: Vec<_> = (0..2_000).map(|_| greedy(address, &half)).collect();
+    for _ in 0..100 {
+        assert_eq!(kept.get("/api/models/a").status, 200);
+    }
+    assert_eq!((server.exited(), cgroup.killed()), (None, 0));
+    println!("{} MiB, {} MiB are the limit; {refused} of 60 pages refused", cgroup.own() >> 20, LIMIT >> 20);
+    drop((pages, single, bodies, heads, more));
+    assert!(is_answered(address, PATIENCE));
+    server.until("there is room again", |s| async move { s.get("/api/models?limit=200").await.status == 200 }).await;
+    drop(server);
+    assert_eq!(cgroup.killed(), 0);
 }

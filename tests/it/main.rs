@@ -3,6 +3,7 @@
 
 mod bad_clients;
 mod browser;
+mod cgroup;
 mod proxy;
 mod raw;
 mod support;

@@ -10,7 +10,6 @@ use model_catalog::catalog::model::{RawModel, Rules};
 use model_catalog::catalog::snapshot::{Refresh, Refreshed, Snapshot};
 use model_catalog::catalog::store::{Publisher, Store};
 use model_catalog::http::memory::Memory;
-use model_catalog::http::models::Turns;
 use model_catalog::http::{Api, Handler, Limits, Routes, batch};
 use model_catalog::metrics::Metrics;
 use proptest::prelude::*;
@@ -301,16 +300,7 @@ impl Catalog {
         Publisher::new(Arc::clone(&store)).publish(full(&Snapshot::default(), &rows).snapshot);
         let limits = Limits { batch_ids: 1000, body_bytes: 1 << 20 };
         let metrics = Arc::new(Metrics::new().unwrap());
-        let api = Api {
-            store,
-            metrics,
-            limits,
-            clients: Arc::default(),
-            cors: None,
-            memory: Memory::new(1 << 24),
-            turns: Turns::default(),
-            draining: false.into(),
-        };
+        let api = Api::new(store, metrics, limits, Memory::new(1 << 24));
         let handler = Handler::new(Arc::new(api), Routes::All);
         Self { rows, handler }
     }

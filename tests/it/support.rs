@@ -143,6 +143,14 @@ pub fn plain(id: &str) -> String {
     )
 }
 
+/// A database with the model `a`, and a server of it.
+pub async fn with_a(settings: &[(&str, &str)]) -> (Db, Server) {
+    let db = Db::new().await;
+    db.add("a").await;
+    let server = Server::start_with(&db.url, settings).await;
+    (db, server)
+}
+
 /// Runs statements; gives the first column of the last row.
 pub async fn sql(client: &Client, statements: &str) -> Option<String> {
     let messages = client.simple_query(statements).await.unwrap_or_else(|error| {
