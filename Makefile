@@ -67,7 +67,8 @@ coverage: postgres test-tools
 	find . -maxdepth 1 -name 'default_*.profraw' -exec mv -t target/coverage/profiles {} +
 	llvm-profdata-$(LLVM) merge -sparse target/coverage/profiles/*.profraw -o target/coverage/all.profdata
 	llvm-cov-$(LLVM) report --instr-profile target/coverage/all.profdata --sources src \
-		target/coverage/debug/model-catalog --object target/coverage/debug/deps/it-*[!d] | tee target/coverage/report.txt
+		target/coverage/debug/model-catalog \
+		$$(ls target/coverage/debug/deps/it-* | sed '/\.d$$/d; s/^/--object /') | tee target/coverage/report.txt
 
 # Licences, sources and known holes of all dependencies, and dependencies that nothing uses. The tools take minutes to
 # build, so this is not part of `make lint`; the list of known holes needs GitHub.

@@ -367,8 +367,9 @@ impl Loader {
 
     fn measured<T>(&self, kind: &str, started: Instant, result: &Result<T, ReadError>) {
         let outcome = if result.is_ok() { "ok" } else { "error" };
-        self.metrics.refreshes.with_label_values(&[kind, outcome]).inc();
+        // Counted last: who finds a read counted finds it measured.
         self.metrics.refresh_seconds.with_label_values(&[kind]).observe(started.elapsed().as_secs_f64());
+        self.metrics.refreshes.with_label_values(&[kind, outcome]).inc();
     }
 
     /// Logs that there is no session, not too often, and says how long to wait.

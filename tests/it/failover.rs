@@ -83,7 +83,7 @@ async fn a_failover_is_followed_though_its_transaction_ids_repeat() {
     sql(&standby_client, &bump(2)).await;
     in_step(&server, &standby_client).await;
     assert_eq!(fulls(&server, 2.0).await, 2.0);
-    assert_eq!(server.logged("history is another one"), 1);
+    server.until_logged("history is another one", 1).await;
     witness.finish().await;
 }
 
@@ -99,7 +99,7 @@ async fn a_standby_is_followed_by_timer_until_it_is_promoted() {
     let said = "this is a hot standby";
     let ready = server.get("/readyz").await.json();
     assert_eq!((&ready["follow"], &ready["source"]), (&"standby".into(), &"postgres".into()));
-    assert_eq!(server.logged(said), 1);
+    server.until_logged(said, 1).await;
     assert_eq!(server.metric("catalog_listener_connected").await, 0.0);
     assert_eq!(server.metric("catalog_refreshes_total{kind=\"delta\",outcome=\"ok\"}").await, 0.0);
 
@@ -113,7 +113,7 @@ async fn a_standby_is_followed_by_timer_until_it_is_promoted() {
     sql(&standby_client, &bump(0)).await;
     in_step(&server, &standby_client).await;
     assert!(server.metric("catalog_notifications_total").await > rings);
-    assert_eq!(server.logged(said), 1);
+    server.until_logged(said, 1).await;
     witness.finish().await;
 }
 

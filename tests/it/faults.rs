@@ -273,7 +273,7 @@ async fn a_reload_reads_everything_again() {
     db.sql("SELECT model_catalog.reload()").await;
     arrives(&server, &db.client, HEARTBEAT + SLACK).await;
     assert_eq!(fulls(&server, 2.0).await, 2.0);
-    assert_eq!(server.logged("history is another one"), 1);
+    server.until_logged("history is another one", 1).await;
 }
 
 /// Copies a database as a DBA would, with pg_dump and psql.

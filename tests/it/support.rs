@@ -273,6 +273,14 @@ impl Server {
         self.log.lock().unwrap().iter().filter(|line| line.contains(text)).count()
     }
 
+    /// Waits until `text` has been logged so many times, which must not be more: a line comes by another way than an
+    /// answer, and may come after it.
+    pub async fn until_logged(&self, text: &str, times: usize) {
+        let what = format!("{text:?} is logged {times} times");
+        self.until(&what, |s| std::future::ready(s.logged(text) >= times)).await;
+        assert_eq!(self.logged(text), times, "{text:?}: {:#?}", self.log());
+    }
+
     /// Forgets the panics in the log, which would fail the test at its end; gives their number.
     pub fn take_panics(&self) -> usize {
         let mut log = self.log.lock().unwrap();

@@ -7,7 +7,8 @@ const CLIMBING: &str = "UPDATE models SET save_path = '../../etc/passwd', name =
 async fn rejected(server: &Server, number: u64) {
     let reported = |s| async move { Server::get(s, "/readyz").await.json()["rejected"] == number };
     server.until(&format!("{number} rows are rejected"), reported).await;
-    assert_eq!(server.metric("catalog_models_rejected").await, number as f64);
+    let metric = |s| async move { Server::metric(s, "catalog_models_rejected").await == number as f64 };
+    server.until("the metric says so, too", metric).await;
 }
 
 #[tokio::test]
@@ -25,7 +26,7 @@ async fn a_bad_row_is_rejected_alone_and_its_last_good_version_stays() {
     assert_eq!(server.field("c", "name").await, "fine");
     let served = server.get("/api/models/a").await;
     assert_eq!((served.status, &served.body), (200, &good.body), "the last good version is gone");
-    assert_eq!(server.logged("row rejected"), 1);
+    server.until_logged("row rejected", 1).await;
     let line = server.log().into_iter().find(|line| line.contains("row rejected")).unwrap();
     assert!(line.contains("\"id\":\"a\"") && line.contains("save_path"), "{line}");
 
@@ -45,7 +46,7 @@ async fn a_bad_row_is_rejected_alone_and_its_last_good_version_stays() {
 
     db.sql(CLIMBING).await;
     rejected(&server, 1).await;
-    assert_eq!(server.logged("row rejected"), 2, "bad again is to be said again");
+    server.until_logged("row rejected", 2).await;
     db.sql("DELETE FROM models WHERE id = 'a'").await;
     server.until_gone("a").await;
     rejected(&server, 0).await;

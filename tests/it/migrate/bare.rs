@@ -32,9 +32,10 @@ async fn it_makes_all_but_the_default_table_and_the_server_waits_for_a_view() {
     let server = Server::spawn(&db.url, &[("CATALOG_POLL_INTERVAL", "50ms")]).await;
     server.until("it has tried often", |s| async move { s.metric(FAILED).await > 5.0 }).await;
     assert_eq!(server.get("/api/models/a").await.status, 503);
-    assert_eq!((server.logged(MISSING), server.logged("the database is away")), (1, 0), "{:#?}", server.log());
+    server.until_logged(MISSING, 1).await;
+    assert_eq!(server.logged("the database is away"), 0, "{:#?}", server.log());
     for part in ["the catalog can't be read", "call model_catalog.watch() for each table", "model_catalog.reload()"] {
-        assert_eq!(server.logged(part), 1, "{part}: {:#?}", server.log());
+        server.until_logged(part, 1).await;
     }
 
     db.sql(TABLE).await;
@@ -89,7 +90,7 @@ async fn a_database_that_was_never_prepared_is_said() {
     let db = Db::empty().await;
     let server = Server::spawn(&db.url, &[("CATALOG_POLL_INTERVAL", "50ms")]).await;
     server.until("it is said", |s| async move { s.logged("was not prepared") == 1 }).await;
-    assert_eq!(server.logged("run `model-catalog migrate`"), 1, "{:#?}", server.log());
+    server.until_logged("run `model-catalog migrate`", 1).await;
     super::run(&db.url, &[]);
     server.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
 }
