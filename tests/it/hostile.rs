@@ -238,7 +238,11 @@ fn shapes() -> Vec<(String, u16)> {
         (batch(&format!("content-length: {length}\r\ntransfer-encoding: chunked\r\n"), &chunks), 200),
         (batch(&format!("transfer-encoding: chunked\r\ncontent-length: {length}\r\n"), &chunks), 200),
         (batch("content-length: 0\r\ntransfer-encoding: chunked\r\n", &chunks), 200),
+        // What would be a whole request, were there no chunks.
+        (batch(&format!("content-length: {length}\r\ntransfer-encoding: chunked\r\n"), body), 400),
+        ("GET /api/models/a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n".into(), 200),
         // Two lengths, and what is no length.
+        (batch(&format!("content-length: 0\r\ncontent-length: {length}\r\n"), body), 400),
         (batch(&format!("content-length: {length}\r\ncontent-length: 0\r\n"), body), 400),
         (batch(&format!("content-length: {length}, 0\r\n"), body), 400),
         (batch(&format!("content-length: +{length}\r\n"), body), 400),

@@ -72,8 +72,10 @@ async fn filled_under_a_small_limit_of_descriptors_it_serves_on_and_recovers() {
 
 #[tokio::test]
 async fn too_few_descriptors_to_serve_anybody_end_the_start_with_a_message() {
-    let mut command = Command::new("/usr/bin/prlimit");
-    command.args(["--nofile=48:48", env!("CARGO_BIN_EXE_model-catalog"), "serve"]).env_clear();
+    let mut command = Command::new("/usr/bin/timeout");
+    command
+        .args(["30", "/usr/bin/prlimit", "--nofile=48:48", env!("CARGO_BIN_EXE_model-catalog"), "serve"])
+        .env_clear();
     command.env("DATABASE_URL", "host=/nonexistent user=nobody").env("CATALOG_ADDR", "127.0.0.1:0");
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
@@ -83,7 +85,9 @@ async fn too_few_descriptors_to_serve_anybody_end_the_start_with_a_message() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_single_descriptor_left_it_serves_on_and_recovers() {
-    let (db, server) = with_a(&[], &SETTINGS).await;
+    // One thread, so that it is the one that has none.
+    let [_, poll, admin] = SETTINGS;
+    let (db, server) = with_a(&[], &[("CATALOG_THREADS", "1"), poll, admin]).await;
     let mut kept = Raw::open(&server.address);
     assert_eq!(kept.get("/api/models/a").status, 200);
     let pid = server.pid().to_string();
