@@ -125,4 +125,5 @@ test-tools: postgres
 	@deploy/install.sh prometheus promtool
 	@deploy/install.sh haproxy haproxy /usr/sbin/haproxy
 	@deploy/install.sh systemd systemd-analyze
+	@deploy/install.sh systemd-container systemd-nspawn
 	@deploy/install.sh chromium-driver chromedriver
