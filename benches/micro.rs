@@ -7,7 +7,8 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use model_catalog::catalog::model::{RawModel, Rules};
 use model_catalog::catalog::snapshot::{Refresh, Snapshot};
-use model_catalog::http::batch::{look_up, parse};
+use model_catalog::http::batch::parse;
+use model_catalog::http::found::look_up;
 use simd_json::Node;
 use simd_json::prelude::{ValueAsArray, ValueAsScalar, ValueObjectAccess};
 

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use model_catalog::catalog::snapshot::Snapshot;
 use model_catalog::http::batch::{self, BadBatch};
+use model_catalog::http::found;
 use serde_json::Value;
 
 static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(catalog::snapshot);
@@ -30,7 +31,7 @@ fuzz_target!(|body: &[u8]| {
         assert_eq!(read, wanted);
     }
     let Ok(ids) = read else { return };
-    let found = batch::look_up(&SNAPSHOT, &ids);
+    let found = found::look_up(&SNAPSHOT, &ids);
     let mut json = Vec::new();
     found.write(&mut json);
     assert_eq!(json.len(), found.size());

@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod clients;
 pub mod connections;
 pub mod cors;
+pub mod found;
 pub mod memory;
 pub mod models;
 pub mod page;
@@ -297,7 +298,7 @@ impl Handler {
         let current = self.api.store.load();
         let Some(snapshot) = current.as_deref() else { return not_loaded() };
         if format == Format::Json && !asked.resolve_dependencies {
-            let found = batch::look_up(snapshot, &asked.ids);
+            let found = found::look_up(snapshot, &asked.ids);
             let mut json = Vec::with_capacity(found.size());
             if !share.hold(body.capacity() + json.capacity()) {
                 return self.with_revision(body::no_memory());
@@ -318,7 +319,7 @@ impl Handler {
         };
         self.count_batch(asked.ids.len(), &selection.not_found);
         let (content_type, text) = match format {
-            Format::Json => ("application/json", batch::resolved(&selection)),
+            Format::Json => ("application/json", found::resolved(&selection)),
             Format::Aria2 => ("text/plain; charset=utf-8", aria2::render(&selection).into()),
         };
         if !share.hold(body.capacity() + text.capacity()) {
