@@ -8,8 +8,9 @@ use serde::Serialize;
 
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::{Follow, Sync};
+use crate::http::Api;
 use crate::http::answer::{self, Answer};
-use crate::http::{Api, hex};
+use crate::http::etag::hex;
 
 const READY: &str = "ready";
 

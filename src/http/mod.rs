@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod clients;
 pub mod connections;
 pub mod cors;
+pub mod etag;
 pub mod found;
 pub mod memory;
 pub mod models;
@@ -25,10 +26,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use hyper::body::Body;
-use hyper::header::{
-    CACHE_CONTROL, CONNECTION, ETAG, HOST, HeaderName, HeaderValue, IF_NONE_MATCH, ORIGIN, RETRY_AFTER,
-    TRANSFER_ENCODING,
-};
+use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER, TRANSFER_ENCODING};
 use hyper::{HeaderMap, Method, Request, StatusCode};
 
 use crate::catalog::dependencies::Selection;
@@ -40,6 +38,7 @@ use answer::Answer;
 use aria2::Format;
 use clients::{Clients, Peer};
 use cors::Cors;
+use etag::{entity_tag, header, hex_digits, matches_etag, with_etag};
 use memory::Memory;
 use models::Turns;
 use plain::Scratch;
@@ -353,44 +352,6 @@ fn stamp(mut answer: Answer, snapshot: &Snapshot) -> Answer {
     answer
 }
 
-/// To be kept, and asked for again with `If-None-Match` each time.
-fn with_etag(mut answer: Answer, etag: &[u8]) -> Answer {
-    answer.headers_mut().insert(ETAG, header(etag));
-    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    answer
-}
-
-const DIGITS: usize = 16;
-
-/// 16 hexadecimal digits, as revisions and entity tags are written.
-fn hex_digits(digest: u64) -> [u8; DIGITS] {
-    std::array::from_fn(|place| b"0123456789abcdef"[(digest >> (60 - 4 * place)) as usize & 0xf])
-}
-
-/// The same as text.
-#[must_use]
-pub fn hex(digest: u64) -> String {
-    hex_digits(digest).map(char::from).iter().collect()
-}
-
-fn header(text: &[u8]) -> HeaderValue {
-    // Only hex digits and quotes come here, which every header value may hold.
-    HeaderValue::from_bytes(text).unwrap_or(HeaderValue::from_static(""))
-}
-
-/// The entity tag of a digest, with its quotes.
-fn entity_tag(digest: u64) -> [u8; DIGITS + 2] {
-    let mut tag = [b'"'; DIGITS + 2];
-    tag[1..=DIGITS].copy_from_slice(&hex_digits(digest));
-    tag
-}
-
-/// RFC 9110 §13.1.2: `*` or a list of tags, compared weakly.
-fn matches_etag(headers: &HeaderMap, etag: &[u8]) -> bool {
-    let tags = headers.get_all(IF_NONE_MATCH).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    tags.map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag)
-}
-
 /// Percent-encoded UTF-8. Strict, because a lenient decoder would answer 404 to a client's mistake.
 fn decode(encoded: &str) -> Result<Cow<'_, str>, &'static str> {
     if !encoded.contains('%') {
@@ -422,20 +383,6 @@ mod tests {
         assert_eq!(decode("a%2Fb%20%c3%a4+").as_deref(), Ok("a/b ä+"));
         for broken in ["%", "%2", "%zz", "a%", "%c3", "%ff", "%+1", "%%41"] {
             assert!(decode(broken).is_err(), "{broken}");
-        }
-    }
-
-    #[test]
-    fn entity_tags_are_compared_weakly() {
-        let matches = |value: &'static str| {
-            let headers = HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static(value))]);
-            matches_etag(&headers, &entity_tag(0x0123_4567_89ab_cdef))
-        };
-        for value in ["\"0123456789abcdef\"", "W/\"0123456789abcdef\"", "\"x\", \"0123456789abcdef\"", "*"] {
-            assert!(matches(value), "{value}");
-        }
-        for value in ["", "0123456789abcdef", "\"0123456789ABCDEF\"", "\"x\"", "\"\"", "\""] {
-            assert!(!matches(value), "{value}");
         }
     }
 }

@@ -13,7 +13,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::answer::{self, Answer};
-use super::{ALL_MODELS, Api, body, decode, entity_tag, matches_etag, not_loaded, stamp, with_etag};
+use super::etag::{DIGITS, entity_tag, matches_etag, with_etag};
+use super::{ALL_MODELS, Api, body, decode, not_loaded, stamp};
 use crate::catalog::listing::{self, Query};
 use crate::catalog::snapshot::Snapshot;
 use crate::ops::fault;
@@ -88,7 +89,7 @@ impl Turns {
 }
 
 /// What is answered to a query follows from the catalog's content, and from this program.
-fn etag(snapshot: &Snapshot) -> [u8; super::DIGITS + 2] {
+fn etag(snapshot: &Snapshot) -> [u8; DIGITS + 2] {
     entity_tag(xxh3_64_with_seed(env!("CARGO_PKG_VERSION").as_bytes(), snapshot.revision()))
 }
 

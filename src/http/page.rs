@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::answer::{self, Answer};
-use super::{DIGITS, entity_tag, matches_etag, with_etag};
+use super::etag::{DIGITS, entity_tag, matches_etag, with_etag};
 
 const HTML: &str = include_str!("page.html");
 

@@ -12,8 +12,9 @@ use hyper::body::{Body, Frame};
 use model_catalog::catalog::model::{RawModel, Rules};
 use model_catalog::catalog::snapshot::{Refresh, Snapshot};
 use model_catalog::catalog::store::{Publisher, Store};
+use model_catalog::http::etag::hex;
 use model_catalog::http::memory::Memory;
-use model_catalog::http::{Api, Handler, Limits, Routes, hex};
+use model_catalog::http::{Api, Handler, Limits, Routes};
 use model_catalog::metrics::Metrics;
 
 use crate::raw::Raw;

@@ -23,8 +23,9 @@ use self::request::{MAX_REQUEST, Parsed, Request, Wanted, parse, values};
 use super::clients::Peer;
 use super::connections::Place;
 use super::cors::Cors;
+use super::etag::{entity_tag, hex_digits};
 use super::memory::Share;
-use super::{Handler, batch, entity_tag, found, hex_digits};
+use super::{Handler, batch, found};
 use crate::metrics::Route;
 
 /// Answers to requests that came together are sent together up to about this size.
