@@ -119,3 +119,75 @@ async fn with_operations_apart_it_shows_the_rest_and_says_why() {
     assert_eq!(browser.eval(hidden).await, true);
     browser.quit().await;
 }
+
+#[tokio::test]
+async fn it_pages_and_says_when_there_is_nothing() {
+    let db = Db::new().await;
+    let server = Server::start(&db).await;
+    let browser = Browser::start("pages").await;
+    let says = async |id: &str, text: &str| {
+        browser.until(&format!("document.getElementById('{id}').textContent === {}", json!(text))).await;
+    };
+    let click = async |id: &str| browser.eval(&format!("document.getElementById('{id}').click()")).await;
+    browser.open(&format!("http://{}/", server.address)).await;
+    says("found", "The catalog is empty.").await;
+    says("refused-note", "None: every row is served as it stands.").await;
+    assert!(browser.picture("empty").await > 10_000);
+
+    for number in 100..160 {
+        db.add(&format!("m-{number}")).await;
+    }
+    says("found", "25 models, more follow").await;
+    assert_eq!(browser.eval("document.getElementById('previous').disabled").await, true);
+    click("next").await;
+    says("found", "25 models, page 2, more follow").await;
+    browser.until("document.querySelector('#rows button').model === 'm-125'").await;
+    click("next").await;
+    says("found", "10 models, page 3").await;
+    assert_eq!(browser.eval("document.getElementById('next').disabled").await, true);
+    // The page under the reader's eyes goes away.
+    db.sql("DELETE FROM models WHERE id >= 'm-150'").await;
+    says("found", "25 models, page 2").await;
+    click("previous").await;
+    says("found", "25 models, more follow").await;
+
+    browser.press("/no such").await;
+    says("found", "No model has “no such” in its id or name.").await;
+    browser.quit().await;
+}
+
+#[tokio::test]
+async fn it_says_what_a_server_waits_for_and_what_it_limits() {
+    let browser = Browser::start("waits").await;
+    let says = async |id: &str, text: &str| {
+        browser.until(&format!("document.getElementById('{id}').textContent.includes({})", json!(text))).await;
+    };
+    let server = Server::spawn("host=/nowhere user=nobody", &[]).await;
+    browser.open(&format!("http://{}/", server.address)).await;
+    says("health", "Loading").await;
+    says("notice", "the server waits for Postgres").await;
+    assert!(browser.picture("loading").await > 10_000);
+    drop(server);
+
+    let db = Db::new().await;
+    db.add("a").await;
+    // What the page asks for when it opens is two; then it is one every two seconds.
+    let limits = [("CATALOG_RATE_LIMIT", "1"), ("CATALOG_RATE_BURST", "2")];
+    let server = Server::spawn(&db.url, &limits).await;
+    server.until("it has a catalog", |s| async move { s.get("/readyz").await.status == 200 }).await;
+    browser.open(&format!("http://{}/", server.address)).await;
+    says("found", "1 model").await;
+    // Somebody behind the same address takes all there is.
+    let greedy = async {
+        loop {
+            server.get("/api/models/a").await;
+        }
+    };
+    tokio::select! {
+        () = greedy => {}
+        () = says("notice", "limits how often") => {}
+    }
+    assert_eq!(browser.eval("document.getElementById('health').textContent").await, "Serving");
+    browser.until("document.getElementById('notice').hidden").await;
+    browser.quit().await;
+}
