@@ -38,6 +38,7 @@ struct Row {
     churned: f64,
     change: Latencies,
     many: Duration,
+    search: Duration,
     idle: Latencies,
     busy: Busy,
 }
@@ -80,6 +81,7 @@ fn measure(database: &Database, models: usize, changes: usize, churn: usize) -> 
 
     let change = Latencies::of((0..changes).map(|_| source.change_and_see(&server)).collect::<Result<_>>()?);
     let many = source.change_many(&server, MANY.min(models))?;
+    let search = median((0..3).map(|_| server.search()).collect::<Result<_>>()?);
     source.reload(&server)?;
     let peak = server.memory("VmHWM")?;
     let (idle, busy) = look_ups(&source, &server, models, churn)?;
@@ -101,6 +103,7 @@ fn measure(database: &Database, models: usize, changes: usize, churn: usize) -> 
         churned,
         change,
         many,
+        search,
         idle,
         busy,
     })
@@ -110,10 +113,11 @@ fn measure(database: &Database, models: usize, changes: usize, churn: usize) -> 
 fn look_ups(source: &Source<'_>, server: &Server, models: usize, churn: usize) -> Result<(Latencies, Busy)> {
     let probe = Probe::start(server.address(), "/api/models/model-1")?;
     cores::part(server.process())?;
-    let works: [(&'static str, &dyn Fn() -> Result<()>); 4] = [
+    let works: [(&'static str, &dyn Fn() -> Result<()>); 5] = [
         ("single changes", &|| source.change_and_see(server).map(drop)),
         ("10,000 rows", &|| source.change_many(server, MANY.min(models)).map(drop)),
         ("full reload", &|| source.reload(server)),
+        ("searches", &|| server.search().map(drop)),
         ("churn", &|| source.churn(server, churn)),
     ];
     let (mut idle, mut busy) = (Vec::new(), Vec::new());
@@ -170,12 +174,13 @@ fn report(rows: &[Row], churn: usize) -> Result<String> {
     line("start from the snapshot file, without a database, to the first answer", &|row| ms(row.file));
     line("– against the full load", &|row| format!("{:.2} times", row.file.as_secs_f64() / row.full.as_secs_f64()));
     line("bytes of all answers and ids", &|row| format!("{:.1} MiB", mib(row.bytes)));
+    line("a search in all models that finds none", &|row| ms(row.search));
     let memory = |of: f64, row: &Row| format!("{:.1} MiB, {:.2} times", mib(of), of / row.bytes);
     line("resident memory after the load", &|row| memory(row.resident, row));
     line("– peak, a full reload included", &|row| memory(row.peak, row));
     line(&format!("– after {churn} single changes"), &|row| memory(row.churned, row));
     line("single look-up, idle, p99", &|row| ms(row.idle.quantile(0.99)));
-    for (place, (what, _)) in rows.iter().flat_map(|row| row.busy.iter().enumerate()).take(4) {
+    for (place, (what, _)) in rows.first().into_iter().flat_map(|row| row.busy.iter().enumerate()) {
         line(&format!("– during: {what}"), &|row| {
             let p99 = row.busy[place].1.quantile(0.99);
             format!("{}, {:.2} times", ms(p99), p99.as_secs_f64() / row.idle.quantile(0.99).as_secs_f64())

@@ -242,6 +242,15 @@ impl Server {
         Err(format!("waited in vain for {text}").into())
     }
 
+    /// Has all models looked through for a text that none has; how long that took.
+    pub fn search(&self) -> Result<Duration> {
+        let started = Instant::now();
+        match self.get("/api/models?q=no-such-text")? {
+            (200, _) => Ok(started.elapsed()),
+            (status, _) => Err(format!("a search was answered {status}").into()),
+        }
+    }
+
     pub fn metric(&self, name: &str) -> Result<f64> {
         let (_, body) = self.get("/metrics")?;
         let text = String::from_utf8(body)?;
