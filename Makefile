@@ -1,5 +1,5 @@
 # Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
-.PHONY: run test test-api soak deploys slow-clients fuzz coverage supply-chain lint bench bench-scale bench-fanout \
+.PHONY: run test test-api test-image soak deploys slow-clients fuzz coverage supply-chain lint bench bench-scale bench-fanout \
 	bench-micro bench-peers postgres test-tools
 
 # A server of one's own (DATABASE_URL) or a private one with the sample catalog.
@@ -17,6 +17,10 @@ test-api: postgres
 	[ -x target/schemathesis/bin/st ] || { python3 -m venv target/schemathesis && \
 		target/schemathesis/bin/pip install --quiet schemathesis==4.32.5; }
 	tests/api.sh target/schemathesis/bin/st target/debug/model-catalog
+
+# The image and compose.yaml in this machine's Docker, for a few minutes on ports 8080, 9090 and 3333.
+test-image:
+	tests/image.sh
 
 # The long run: random writers under random faults, a few minutes of it.
 soak: export SOAK_SECONDS ?= 240

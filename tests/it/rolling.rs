@@ -1,4 +1,4 @@
-//! Two replicas behind HAProxy, restarted in turn under constant load: no request fails.
+//! Two replicas behind HAProxy, restarted in turn or killed under constant load: no request fails.
 //!
 //! `DEPLOY_RESTARTS` is the number of restarts, 10 by default.
 
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::raw::Raw;
 use crate::support::{Db, PATIENCE, Server, plain, until};
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/haproxy.cfg");
@@ -28,13 +29,15 @@ struct Balancer {
 }
 
 impl Balancer {
-    async fn before(replicas: &[Server]) -> Self {
+    /// With further variables of the configuration.
+    async fn before(replicas: &[Server], variables: &[(&str, &str)]) -> Self {
         let port = TcpListener::bind((FRONTEND, 0)).unwrap().local_addr().unwrap().port();
         let address = format!("{FRONTEND}:{port}");
         let program = ["/usr/sbin/haproxy", "/usr/bin/haproxy"].into_iter().find(|path| std::fs::exists(path).unwrap());
         let mut command = Command::new(program.expect("no haproxy: `make test-tools` installs it"));
         command.args(["-db", "-f", CONFIG]).env("FRONTEND", &address).env("CHECK_INTERVAL", "100ms");
         command.env("REPLICA_1", &replicas[0].address).env("REPLICA_2", &replicas[1].address);
+        command.envs(variables.iter().copied());
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let balancer = Self { child, address };
         until("HAProxy answers", async || Client::new(&balancer.address, true).ask().is_ok()).await;
@@ -162,7 +165,8 @@ async fn replicas_are_restarted_in_turn_without_a_failed_request() {
     for host in HOSTS {
         replicas.push(replica(&db, &format!("{host}:0")).await);
     }
-    let balancer = Balancer::before(&replicas).await;
+    // What fails at one replica is not asked again at the other: it would hide that a drain cuts something off.
+    let balancer = Balancer::before(&replicas, &[("RETRY_ON", "conn-failure")]).await;
     let load = Load::start(&balancer.address);
     for number in 0..restarts {
         let old = &replicas[number % replicas.len()];
@@ -179,4 +183,35 @@ async fn replicas_are_restarted_in_turn_without_a_failed_request() {
     println!("{restarts} restarts, {answered} requests answered, {} failed", failed.len());
     assert!(failed.is_empty(), "{} failed, {answered} did not: {failed:#?}", failed.len());
     assert!(answered > 100 * restarts as u64, "{answered} requests are no load");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_replica_costs_no_request() {
+    let db = Db::new().await;
+    for id in ["a", "b"] {
+        db.add(id).await;
+    }
+    // As in the image, /readyz stands on a port of its own, the same at both.
+    let port = TcpListener::bind((HOSTS[0], 0)).unwrap().local_addr().unwrap().port().to_string();
+    let mut replicas = Vec::new();
+    for host in HOSTS {
+        let [api, admin] = [format!("{host}:0"), format!("{host}:{port}")];
+        let replica = Server::spawn(&db.url, &[("CATALOG_ADDR", &api), ("CATALOG_ADMIN_ADDR", &admin)]).await;
+        replica.until("it has a catalog", |s| async move { s.get("/api/models/a").await.status == 200 }).await;
+        replicas.push(replica);
+    }
+    let balancer = Balancer::before(&replicas, &[("CHECK_PORT", &port)]).await;
+    let load = Load::start(&balancer.address);
+    let batches = r#"catalog_http_requests_total{route="/api/models/batch",status="200"} "#;
+    until("HAProxy sends it requests", async || {
+        let metrics = Raw::open(&format!("{}:{port}", HOSTS[0])).get("/metrics").text();
+        let count = metrics.lines().find_map(|line| line.strip_prefix(batches)?.parse::<f64>().ok());
+        count.is_some_and(|count| count > 100.0)
+    })
+    .await;
+    replicas[0].signal("KILL");
+    let then = load.answered.load(SeqCst);
+    until("the other answers alone", async || load.answered.load(SeqCst) > then + 300).await;
+    let (answered, failed) = load.finish();
+    assert!(failed.is_empty(), "{} failed, {answered} did not: {failed:#?}", failed.len());
 }

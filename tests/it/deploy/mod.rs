@@ -1,6 +1,5 @@
 //! What `deploy/` holds, each with the real thing it is for where a machine has it, and held against the program where not.
 
-mod balancer;
 mod booted;
 mod image;
 mod manifests;
