@@ -1,5 +1,5 @@
 # Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
-.PHONY: run test test-api test-image soak deploys slow-clients fuzz coverage supply-chain lint bench bench-scale bench-fanout \
+.PHONY: run test test-api test-image test-manifests soak deploys slow-clients fuzz coverage supply-chain lint bench bench-scale bench-fanout \
 	bench-micro bench-peers postgres test-tools
 
 # A server of one's own (DATABASE_URL) or a private one with the sample catalog.
@@ -21,6 +21,19 @@ test-api: postgres
 # The image and compose.yaml in this machine's Docker, for a few minutes on ports 8080, 9090 and 3333.
 test-image:
 	tests/image.sh
+
+# The Kubernetes manifests against Kubernetes' own schemas, those of an old version and of a new one; they come from PyPI.
+test-manifests:
+	@deploy/install.sh kubernetes-client kubectl
+	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
+	@mkdir -p target/manifests
+	[ -x target/manifests/venv/bin/kubernetes-validate ] || { python3 -m venv target/manifests/venv && \
+		target/manifests/venv/bin/pip install --quiet kubernetes-validate==1.37.0; }
+	kubectl kustomize deploy/kubernetes > target/manifests/all.yaml
+	# The tool wants a name where the server makes one.
+	sed 's/generateName: \(.*\)-$$/name: \1/' deploy/kubernetes/migrate.yaml > target/manifests/migrate.yaml
+	for version in 1.27 1.37; do target/manifests/venv/bin/kubernetes-validate --strict --kubernetes-version $$version \
+		target/manifests/all.yaml target/manifests/migrate.yaml || exit 1; done
 
 # The long run: random writers under random faults, a few minutes of it.
 soak: export SOAK_SECONDS ?= 240
