@@ -349,14 +349,19 @@ fn variable_of(argument: &str) -> Option<String> {
     named.find_map(|argument| Some(argument.get_env()?.to_string_lossy().into_owned()))
 }
 
+/// No setting is better for being longer.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = duration_or_zero(text)?;
     if duration.is_zero() { Err("it must be longer than zero, such as 500ms, 10s or 1h".into()) } else { Ok(duration) }
 }
 
 fn duration_or_zero(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; write a number with a unit, such as 500ms, 10s or 1h"))
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a number with a unit, such as 500ms, 10s or 1h"))?;
+    // What is added to the present must stay a moment that there is.
+    if duration > LONGEST { Err("it must be at most 1year, such as 500ms, 10s or 1h".into()) } else { Ok(duration) }
 }
 
 fn number(text: &str) -> Result<NonZeroUsize, String> {

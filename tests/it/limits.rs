@@ -148,6 +148,48 @@ async fn a_flood_of_large_bodies_takes_no_more_memory_than_is_set() {
         .await;
 }
 
+#[tokio::test]
+async fn large_answers_are_refused_where_there_is_no_memory_for_them_and_small_ones_are_not() {
+    let (db, server) = with_a(&[], &[("CATALOG_MAX_BUFFER_BYTES", "20000"), ("CATALOG_THREADS", "1")]).await;
+    db.add("small").await;
+    db.sql("UPDATE models SET description = repeat('x', 30000) WHERE id = 'a'").await;
+    server.until("both are served", |s| async move { s.metric("catalog_snapshot_bytes").await > 30_000.0 }).await;
+    let mut raw = Raw::open(&server.address);
+    let mut ask = |method: &str, path: &str, body: &str| {
+        let length = body.len();
+        raw.send(&format!("{method} {path} HTTP/1.1\r\nhost: x\r\nte: x\r\ncontent-length: {length}\r\n\r\n{body}"));
+        raw.answer()
+    };
+    let (batch, asked) = ("/api/models/batch", r#"{"model_ids":["a"]}"#);
+    for (method, path, body) in [
+        ("GET", "/api/models/a", ""),
+        ("GET", "/api/models", ""),
+        ("POST", batch, asked),
+        ("POST", batch, r#"{"model_ids":["a"],"resolve_dependencies":true}"#),
+    ] {
+        let reply = ask(method, path, body);
+        assert_eq!((reply.status, reply.header("retry-after")), (503, "1"), "{path} {body}");
+        assert_eq!(reply.text(), r#"{"error":"too many large requests at once: try again in a second"}"#);
+    }
+    for (method, path, body) in [
+        ("GET", "/api/models/small", ""),
+        ("GET", "/api/models?q=small", ""),
+        ("GET", "/api/catalog", ""),
+        ("POST", batch, r#"{"model_ids":["small"]}"#),
+        ("POST", "/api/models/batch?format=aria2", asked),
+    ] {
+        assert_eq!(ask(method, path, body).status, 200, "{path} {body}");
+    }
+    // Plain answers go to the kernel at once; what it does not take is cut off.
+    assert_eq!(Raw::open(&server.address).get("/api/models/a").status, 200);
+    let mut unread = connect(&server.address);
+    unread.write_all("GET /api/models/a HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1_000).as_bytes()).unwrap();
+    let mut answers = Vec::new();
+    std::thread::sleep(Duration::from_millis(100));
+    let _ = unread.read_to_end(&mut answers);
+    assert!(answers.len() < 1_000 * 30_000, "all was kept");
+}
+
 /// Connects, with hardly any room for answers on this side.
 fn connect(address: &str) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();

@@ -135,6 +135,25 @@ async fn other_rules_read_everything_again() {
     assert_eq!((fulls(&server, 1.0).await, server.get("/api/models/s3").await.status), (1.0, 200));
 }
 
+#[tokio::test]
+async fn an_id_that_json_escapes_outlives_a_restart() {
+    let (db, folder) = (Db::new().await, Folder::new());
+    db.add("a\"b").await;
+    let server = start(&db.url, &folder.file()).await;
+    saved(&server).await;
+    ended(&server).await;
+    let server = Server::spawn(NOWHERE, &[("CATALOG_SNAPSHOT_FILE", &folder.file())]).await;
+    server.until("it serves", |s| async move { s.get("/readyz").await.status == 200 }).await;
+    assert_eq!(server.get("/api/models/a%22b").await.json()["id"], "a\"b");
+}
+
+/// The file with the checksum that it would have.
+fn summed_anew(text: &str) -> Vec<u8> {
+    let end = text.trim_end().rfind('\n').unwrap() + 1;
+    let sum = xxhash_rust::xxh3::xxh3_128(&text.as_bytes()[..end]);
+    format!("{}{{\"checksum\":\"{sum:032x}\"}}\n", &text[..end]).into_bytes()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_cannot_be_used_is_set_aside() {
     let (db, folder) = database_and_file().await;
@@ -151,6 +170,9 @@ async fn a_file_that_cannot_be_used_is_set_aside() {
     let text = String::from_utf8(good.clone()).unwrap();
     cases.push(("version", text.replacen("\"version\":", "\"version\":9", 1).into_bytes()));
     cases.push(("appended", [&good[..], b"more\n"].concat()));
+    cases.push(("format", text.replacen("\"format\":\"", "\"format\":\"other ", 1).into_bytes()));
+    // Whole by its checksum, but not what it says it is.
+    cases.push(("revision", summed_anew(&text.replacen("\"revision\":\"", "\"revision\":\"0", 1))));
     let aside = PathBuf::from(format!("{}.damaged", folder.file()));
     for (case, bytes) in cases {
         std::fs::write(folder.file(), &bytes).unwrap();

@@ -128,6 +128,19 @@ async fn every_mode_demands_what_it_demands_of_libpq() {
     sql(&either.client, "GRANT SELECT ON ALL TABLES IN SCHEMA model_catalog TO reader").await;
     let checked = check_with(&either.url("localhost", &format!("sslmode=verify-full&sslrootcert={ca}")), &[]);
     checked.clean();
+
+    let system = either.url("localhost", "sslmode=verify-full&sslrootcert=system");
+    drop(Server::start_with(&system, &[("SSL_CERT_FILE", &ca)]).await);
+
+    sql(&either.client, "ALTER SYSTEM SET ssl_max_protocol_version = 'TLSv1.2'").await;
+    sql(&either.client, "SELECT pg_reload_conf()").await;
+    let full = either.url("localhost", &format!("sslmode=verify-full&sslrootcert={ca}"));
+    crate::support::until("a session has the older protocol", async || {
+        let client = crate::support::connect(&full).await;
+        let version = "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+        sql(&client, version).await.as_deref() == Some("TLSv1.2")
+    })
+    .await;
     let tls = checked.findings.iter().find(|finding| finding["subject"] == "tls");
     assert!(tls.is_some_and(|tls| tls["text"].as_str().unwrap().starts_with("TLSv1.3, ")), "{checked:#?}");
 
