@@ -78,14 +78,16 @@ coverage: export RUSTFLAGS = -Cinstrument-coverage
 coverage: export LLVM_PROFILE_FILE = $(CURDIR)/target/coverage/profiles/%m-%p.profraw
 coverage: postgres test-tools
 	@deploy/install.sh llvm-$(LLVM) llvm-cov-$(LLVM)
-	rm -rf target/coverage/profiles
-	cargo test
+	rm -rf target/coverage/profiles default_*.profraw
+	# What ran is told even if a test fails.
+	-cargo test
 	# What commands that were started without any variable wrote where they stood.
 	find . -maxdepth 1 -name 'default_*.profraw' -exec mv -t target/coverage/profiles {} +
 	llvm-profdata-$(LLVM) merge -sparse target/coverage/profiles/*.profraw -o target/coverage/all.profdata
 	llvm-cov-$(LLVM) report --instr-profile target/coverage/all.profdata --sources src \
 		target/coverage/debug/model-catalog \
-		$$(ls target/coverage/debug/deps/it-* | sed '/\.d$$/d; s/^/--object /') | tee target/coverage/report.txt
+		$$(ls target/coverage/debug/deps/it-* target/coverage/debug/deps/model_catalog-* | sed '/\.d$$/d; s/^/--object /') \
+		| tee target/coverage/report.txt
 
 # Licences, sources and known holes of all dependencies, and dependencies that nothing uses. The tools take minutes to
 # build, so this is not part of `make lint`; the list of known holes needs GitHub.

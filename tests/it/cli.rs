@@ -94,6 +94,12 @@ fn a_missing_database_is_said_by_the_name_of_its_variable() {
 }
 
 #[test]
+fn a_missing_argument_without_a_variable_is_said_by_its_own_name() {
+    let output = run(&["import"], &[("DATABASE_URL", NOWHERE)]);
+    assert!(output.status.code() == Some(2) && said(&output).contains("<FILE>"), "{}", said(&output));
+}
+
+#[test]
 fn an_address_in_use_is_an_error_that_names_it() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

@@ -77,6 +77,9 @@ async fn an_input_file_for_aria2_has_all_that_a_download_needs() {
     ))
     .await;
     server.until("c has a size", |s| async move { s.field("d", "dependencies").await == json!([]) }).await;
+    // Of the models alone, what is not found is said, too.
+    let alone = server.send(server.request("POST", ARIA2, r#"{"model_ids":["d","nobody"]}"#)).await.text();
+    assert!(alone.starts_with("# model-catalog: 1 models;") && alone.contains("# not found: \"nobody\""), "{alone}");
     let body = r#"{"model_ids":["c","y\n  out=evil"],"resolve_dependencies":true}"#;
     let reply = server.send(server.request("POST", ARIA2, body)).await;
     assert_eq!((reply.status, reply.header("content-type")), (200, "text/plain; charset=utf-8"));

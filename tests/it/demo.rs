@@ -126,3 +126,36 @@ async fn a_kill_leaves_no_postgres_behind() {
     demo.child.wait().unwrap();
     until("its Postgres and its directory are gone", || std::future::ready(demo.nothing_is_left())).await;
 }
+
+/// What a demo with these variables says before it ends without having served.
+fn refusal(variables: &[(&str, &Path)]) -> String {
+    let mut command = Command::new("/usr/bin/timeout");
+    command.args(["30", env!("CARGO_BIN_EXE_model-catalog"), "demo"]).env("CATALOG_ADDR", "127.0.0.1:0");
+    let output = command.envs(variables.iter().copied()).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    said
+}
+
+#[test]
+fn what_keeps_a_private_postgres_from_starting_is_said() {
+    let folder = std::env::temp_dir().join(format!("programs-{:x}", fastrand::u64(..)));
+    let long = folder.join("x".repeat(120));
+    std::fs::create_dir_all(&long).unwrap();
+    for path in [&folder, &long] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o1777)).unwrap();
+    }
+    assert!(refusal(&[("TMPDIR", &long)]).contains("set TMPDIR to a shorter one"));
+
+    let program = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    program("postgres", "echo this server will not start; exit 1");
+    program("initdb", "echo no room for a cluster >&2; exit 1");
+    assert!(refusal(&[("PGBIN", &folder)]).contains("no room for a cluster"));
+    program("initdb", "while [ \"$1\" != -D ]; do shift; done; mkdir -p \"$2\"");
+    assert!(refusal(&[("PGBIN", &folder)]).contains("this server will not start"));
+    std::fs::remove_dir_all(folder).unwrap();
+}

@@ -128,6 +128,24 @@ async fn a_file_is_whole_or_as_it_was() {
 }
 
 #[tokio::test]
+async fn many_bad_rows_are_not_all_named_and_what_can_not_be_written_is_said() {
+    let db = Db::new().await;
+    db.sql(
+        "INSERT INTO models (id, name, download_url, save_path) \
+         SELECT n, 'x', 'https://example.org/x', '../x' FROM generate_series(1, 40) n",
+    )
+    .await;
+    let output = run(&["export"], &db.url, "");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), said.matches("climbs").count()), (Some(3), 20), "{said}");
+    assert!(said.contains("further rows are left out"), "{said}");
+
+    let output = run(&["export", "/nonexistent/catalog.json"], &db.url, "");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("/nonexistent/catalog.json"), "{said}");
+}
+
+#[tokio::test]
 async fn it_needs_no_right_but_the_servers() {
     let db = Db::new().await;
     db.add("a").await;

@@ -1,7 +1,5 @@
 //! Histories that fork: a real failover, a standby as the source, a crash that takes back transaction ids.
 
-use std::time::Duration;
-
 use model_catalog::postgres::private::Private;
 use model_catalog::postgres::session;
 use tokio_postgres::Client;
@@ -158,7 +156,7 @@ async fn transaction_ids_that_a_crash_took_back_are_not_missed() {
     proxy.set(Mode::Pass).await;
     let since = server.metric("catalog_last_sync_timestamp_seconds").await;
     server.until("it is back", |s| async move { s.metric("catalog_last_sync_timestamp_seconds").await > since }).await;
-    tokio::time::timeout(Duration::from_secs(5), in_step(&server, &client))
+    tokio::time::timeout(support::PATIENCE, in_step(&server, &client))
         .await
         .unwrap_or_else(|_| panic!("a change is missed for ever"));
     assert_eq!(difference(&server, &client).await, None);
@@ -195,7 +193,7 @@ async fn no_change_is_served_that_a_crash_takes_back() {
     postgres.resume().unwrap();
     let client = connect(&postgres).await;
     sql(&client, &bump(1)).await;
-    tokio::time::timeout(Duration::from_secs(5), in_step(&server, &client))
+    tokio::time::timeout(support::PATIENCE, in_step(&server, &client))
         .await
         .unwrap_or_else(|_| panic!("served is what the table never had"));
 }

@@ -15,7 +15,7 @@ const PAIRS: usize = 5;
 const HEARTBEAT: Duration = Duration::from_millis(500);
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// For the connect, the reads and a busy machine, on top of the heartbeat.
-const SLACK: Duration = Duration::from_secs(3);
+const SLACK: Duration = Duration::from_secs(10);
 const SETTINGS: [(&str, &str); 2] = [("CATALOG_POLL_INTERVAL", "500ms"), ("CATALOG_DATABASE_TIMEOUT", "1s")];
 
 /// A Postgres of its own behind a proxy, the program, and who watches it.

@@ -64,9 +64,19 @@ fn nobody_nothing_and_nonsense_are_status_1_in_time() {
         let _ = stream.shutdown(std::net::Shutdown::Write);
         std::thread::sleep(Duration::from_millis(100));
     });
-    for (address, why) in
-        [(&nobody, "refused"), (&nonsense_at, "no HTTP"), (&silent_at, "within 2s"), (&"0.0.0.0:0".into(), "port 0")]
-    {
+    let endless = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endless_at = endless.local_addr().unwrap().to_string();
+    let without_end = std::thread::spawn(move || {
+        let (mut stream, _) = endless.accept().unwrap();
+        while stream.write_all(&[b'x'; 4096]).is_ok() {}
+    });
+    for (address, why) in [
+        (&nobody, "refused"),
+        (&nonsense_at, "no HTTP"),
+        (&silent_at, "within 2s"),
+        (&endless_at, "more than 65536 bytes"),
+        (&"0.0.0.0:0".into(), "port 0"),
+    ] {
         let begun = Instant::now();
         let (status, said) = health(&[], &[("CATALOG_ADDR", address)]);
         assert_eq!(status, 1, "{address}: {said}");
@@ -74,6 +84,7 @@ fn nobody_nothing_and_nonsense_are_status_1_in_time() {
         assert!(begun.elapsed() < PATIENCE / 2, "{address}: {:?}", begun.elapsed());
     }
     talker.join().unwrap();
+    without_end.join().unwrap();
     let (status, said) = health(&[], &[("CATALOG_ADMIN_ADDR", "localhost:3001")]);
     assert!(status == 2 && said.contains("CATALOG_ADMIN_ADDR"), "{status}: {said}");
 }

@@ -278,6 +278,33 @@ async fn it_needs_no_right_but_to_read_and_write_the_table() {
 }
 
 #[tokio::test]
+async fn more_than_fits_into_one_message_arrives_whole() {
+    let db = Db::new().await;
+    let models: Vec<_> = (0..2_000)
+        .map(|number| {
+            plain(&format!("m{number}"))
+                .replace("\"description\":null", &format!("\"description\":\"{}\"", "x".repeat(200)))
+        })
+        .collect();
+    let imported = import(&db.url, &["--strict"], &format!("[{}]", models.join(",")));
+    assert_eq!(summary(&imported), (0, "2000 added, 0 changed, 0 unchanged, 0 rejected"));
+    assert_eq!(db.sql("SELECT count(*) || ' ' || sum(length(description)) FROM models").await.unwrap(), "2000 400000");
+}
+
+#[tokio::test]
+async fn a_filename_that_is_a_path_is_no_name_of_a_file() {
+    let db = Db::new().await;
+    for filename in ["a/b.pth", "..", "c:x"] {
+        let mut list: Value = serde_json::from_str(LIST).unwrap();
+        let models = list["models"].as_array_mut().unwrap();
+        models.truncate(1);
+        models[0]["filename"] = filename.into();
+        let (status, printed) = import(&db.url, &[], &list.to_string());
+        assert!(status == 3 && printed.contains("is no name of a file"), "{status}: {printed}");
+    }
+}
+
+#[tokio::test]
 async fn what_would_not_be_served_is_not_written() {
     let db = Db::empty().await;
     let (status, printed) = import(&db.url, &[], LIST);

@@ -49,6 +49,7 @@ mod rolling;
 mod secrets;
 mod skew;
 mod smoke;
+mod smuggling;
 mod snapshot_file;
 mod soak;
 mod tls;

@@ -188,37 +188,40 @@ impl World {
     }
 }
 
-/// Resident memory and descriptors, one of each for each sample.
-#[derive(Default)]
+/// Resident memory in megabytes, and what is open.
 struct Usage {
-    resident: Vec<f64>,
-    descriptors: Vec<f64>,
+    resident: f64,
+    descriptors: f64,
+    connections: f64,
 }
 
 impl Usage {
-    async fn sample(&mut self, server: &Server) {
-        self.resident.push(server.metric("process_resident_memory_bytes").await / 1e6);
-        self.descriptors.push(server.metric("process_open_fds").await);
-    }
-
-    /// The medians.
-    fn typical(mut self) -> (f64, f64) {
-        let median = |samples: &mut Vec<f64>| {
+    /// The medians of a second or two: a reload takes more for a moment.
+    async fn typical(server: &Server) -> Self {
+        let (mut resident, mut descriptors, mut connections) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..20 {
+            resident.push(server.metric("process_resident_memory_bytes").await / 1e6);
+            descriptors.push(server.metric("process_open_fds").await);
+            connections.push(server.metric("catalog_http_connections").await);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let median = |mut samples: Vec<f64>| {
             samples.sort_by(f64::total_cmp);
             samples[samples.len() / 2]
         };
-        (median(&mut self.resident), median(&mut self.descriptors))
+        Self { resident: median(resident), descriptors: median(descriptors), connections: median(connections) }
     }
 }
 
-/// Nothing is left of the clients that were there: the harness' own connection, at most two, and as many descriptors as
-/// at the start, give or take those to Postgres.
-async fn alone_again(server: &Server, descriptors_at_start: f64) {
+/// Nothing is left of the clients that were there: as many connections and descriptors as at the start, give or take
+/// the harness' own and those to Postgres.
+async fn alone_again(server: &Server, at_start: &Usage) {
+    let connections = at_start.connections + 2.0;
     server
-        .until("all connections are gone", |s| async move { s.metric("catalog_http_connections").await <= 2.0 })
+        .until("all connections are gone", |s| async move { s.metric("catalog_http_connections").await <= connections })
         .await;
-    let descriptors = server.metric("process_open_fds").await;
-    assert!(descriptors <= descriptors_at_start + 4.0, "{descriptors_at_start} descriptors became {descriptors}");
+    let (now, before) = (server.metric("process_open_fds").await, at_start.descriptors);
+    assert!(now <= before + 4.0, "{before} descriptors became {now}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
@@ -238,10 +241,8 @@ async fn random_changes_under_random_faults() {
         ("CATALOG_SNAPSHOT_FILE", &file),
     ];
     let server = Server::start_with(&world.proxy.url("postgres"), &settings).await;
-    let mut at_start = Usage::default();
-    at_start.sample(&server).await;
     let witness = Witness::start(&server, PAIRS, false);
-    let hostile = Hostile::start(&server.address, 4);
+    let at_start = Usage::typical(&server).await;
     let (stop, changes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let writers: Vec<_> = (0..3)
         .map(|_| tokio::spawn(write(world.writers.url("postgres"), Arc::clone(&stop), Arc::clone(&changes))))
@@ -249,17 +250,25 @@ async fn random_changes_under_random_faults() {
 
     let (started, length) = (Instant::now(), length());
     let mut faults = std::collections::BTreeMap::<_, u32>::new();
-    let mut thirds = Vec::new();
+    let (mut deeds, mut thirds) = (std::collections::BTreeMap::<_, u32>::new(), Vec::new());
     for third in 1..=3 {
-        let mut usage = Usage::default();
-        while usage.resident.is_empty() || started.elapsed() < length * third / 3 {
+        let hostile = Hostile::start(&server.address, 4);
+        loop {
             *faults.entry(world.fault().await).or_default() += 1;
             // Longer than a heartbeat now and then, so that it gets into step in between.
             tokio::time::sleep(Duration::from_millis(fastrand::u64(..1_500))).await;
-            usage.sample(&server).await;
+            if started.elapsed() >= length * third / 3 {
+                break;
+            }
         }
-        let (resident, descriptors) = usage.typical();
-        eprintln!("in third {third} of {length:?}: {resident:.1} MB resident, {descriptors} descriptors (medians)");
+        let Usage { resident, descriptors, .. } = Usage::typical(&server).await;
+        eprintln!("third {third} of {length:?}: {resident:.1} MB resident, {descriptors} descriptors");
+        // What they hold while they are there goes up and down; what is left of them must not.
+        let done = tokio::task::spawn_blocking(|| hostile.finish()).await.unwrap();
+        done.into_iter().for_each(|(deed, times)| *deeds.entry(deed).or_default() += times);
+        alone_again(&server, &at_start).await;
+        let Usage { resident, descriptors, .. } = Usage::typical(&server).await;
+        eprintln!("    without hostile clients: {resident:.1} MB, {descriptors} descriptors");
         thirds.push(resident);
     }
     // A short run is over before memory has found its level.
@@ -286,9 +295,7 @@ async fn random_changes_under_random_faults() {
     assert_eq!(server.metric("catalog_audit_mismatches_total").await, 0.0);
     eprintln!("{} changes, {} answers, {} audits; {faults:?}", changes.load(SeqCst), witness.answers(), audits + 1.0);
     witness.finish().await;
-    let deeds = tokio::task::spawn_blocking(|| hostile.finish()).await.unwrap();
     eprintln!("hostile clients: {deeds:?}");
-    alone_again(&server, at_start.typical().1).await;
     drop(server);
     for suffix in ["", ".tmp"] {
         let _ = std::fs::remove_file(format!("{file}{suffix}"));

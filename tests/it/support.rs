@@ -299,9 +299,17 @@ impl Server {
         self.child.lock().unwrap().try_wait().unwrap()
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal. After STOP none of its threads runs any more: each stops when it is its turn.
     pub fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap().success());
+        let pid = self.pid();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap().success());
+        let stopped = |thread: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+        };
+        while name == "STOP" && !std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().all(stopped) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Waits for a condition of this server.
