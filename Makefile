@@ -1,6 +1,6 @@
 # Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
-.PHONY: run test test-api test-image test-manifests soak deploys slow-clients fuzz coverage supply-chain lint bench bench-scale bench-fanout \
-	bench-micro bench-peers postgres test-tools
+.PHONY: run test test-api test-image test-manifests soak deploys slow-clients fuzz coverage supply-chain lint \
+	bench bench-scale bench-fanout bench-micro bench-peers postgres test-tools
 
 # A server of one's own (DATABASE_URL) or a private one with the sample catalog.
 run: postgres
