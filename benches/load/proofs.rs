@@ -16,6 +16,9 @@ use crate::wrk::{Bench, Figures, Run};
 
 /// Prometheus asks every 15 s or so; this often, so that even a short run has its share of them.
 const SCRAPES: Duration = Duration::from_millis(250);
+/// Runs with and without scrapes in a round, and how long one is.
+const SCRAPE_PAIRS: usize = 5;
+const SCRAPE_RUN: Duration = Duration::from_secs(1);
 /// 100 a second.
 const CHANGES: Duration = Duration::from_millis(10);
 /// Enough for SO_REUSEPORT to share them out evenly.
@@ -28,8 +31,8 @@ pub struct Pair {
 }
 
 impl Pair {
-    fn measure(settings: &Settings, mut both: impl FnMut() -> Result<(Figures, Figures)>) -> Result<Self> {
-        let runs = (0..settings.rounds).map(|_| both()).collect::<Result<_>>()?;
+    fn measure(times: usize, mut both: impl FnMut() -> Result<(Figures, Figures)>) -> Result<Self> {
+        let runs = (0..times).map(|_| both()).collect::<Result<_>>()?;
         Ok(Self { runs })
     }
 
@@ -54,6 +57,8 @@ pub struct Proofs {
     pub threads: Pair,
     /// Without and with scrapes.
     pub scrape: Pair,
+    /// Twice without, as measured beside that.
+    pub control: Pair,
     /// Milliseconds of each scrape.
     pub scrapes: Vec<f64>,
     /// Without and with a stream of changes.
@@ -64,15 +69,15 @@ pub struct Proofs {
 
 impl Proofs {
     pub fn run(bench: &Bench<'_>, settings: &Settings, ours: &Peer, with_nginx: bool) -> Result<Self> {
-        let (scrape, scrapes) = scrape(bench, settings, ours)?;
+        let (scrape, control, scrapes) = scrape(bench, settings, ours)?;
         let (refresh, published) = refresh(bench, settings)?;
         let idle = idle(bench, settings, with_nginx)?;
-        Ok(Self { idle, threads: threads(bench, settings)?, scrape, scrapes, refresh, published })
+        Ok(Self { idle, threads: threads(bench, settings)?, scrape, control, scrapes, refresh, published })
     }
 }
 
-fn full_load(bench: &Bench<'_>, settings: &Settings, peer: &Peer) -> Result<Figures> {
-    let run = Run { cores: GENERATOR_CORE, threads: 1, connections: CONNECTIONS, duration: settings.run };
+fn full_load(bench: &Bench<'_>, duration: Duration, peer: &Peer) -> Result<Figures> {
+    let run = Run { cores: GENERATOR_CORE, threads: 1, connections: CONNECTIONS, duration };
     bench.wrk(peer, Load::Single, run)
 }
 
@@ -93,19 +98,20 @@ fn threads(bench: &Bench<'_>, settings: &Settings) -> Result<Pair> {
     let both = format!("{SERVER_CORE},{GENERATOR_CORE}");
     let half = peers::catalog(bench.shop, bench.sample, 1, SERVER_CORE)?;
     let whole = peers::catalog(bench.shop, bench.sample, 2, &both)?;
-    Pair::measure(settings, || {
+    Pair::measure(settings.rounds, || {
         let one = Run { cores: SERVER_CORE, threads: 1, connections: SPREAD, duration: settings.run };
         let two = Run { cores: &both, threads: 2, connections: 2 * SPREAD, duration: settings.run };
         Ok((bench.wrk(&half, Load::Batch10, one)?, bench.wrk(&whole, Load::Batch10, two)?))
     })
 }
 
-fn scrape(bench: &Bench<'_>, settings: &Settings, ours: &Peer) -> Result<(Pair, Vec<f64>)> {
+/// The p99 of two runs that are alike differs by half: it takes many short ones, and a control, to see what is a tenth.
+fn scrape(bench: &Bench<'_>, settings: &Settings, ours: &Peer) -> Result<(Pair, Pair, Vec<f64>)> {
     eprintln!("scrapes under full load");
-    let mut times = Vec::new();
+    let (mut times, mut control) = (Vec::new(), Pair::default());
     let port = ours.port(Load::Single);
-    let pair = Pair::measure(settings, || {
-        let without = full_load(bench, settings, ours)?;
+    let pair = Pair::measure(SCRAPE_PAIRS * settings.rounds, || {
+        let without = full_load(bench, SCRAPE_RUN, ours)?;
         let (with, scrapes) = beside(
             |over| {
                 let mut times = Vec::new();
@@ -120,12 +126,13 @@ fn scrape(bench: &Bench<'_>, settings: &Settings, ours: &Peer) -> Result<(Pair, 
                 }
                 Ok(times)
             },
-            || full_load(bench, settings, ours),
+            || full_load(bench, SCRAPE_RUN, ours),
         )?;
         times.extend(scrapes);
+        control.runs.push((without, full_load(bench, SCRAPE_RUN, ours)?));
         Ok((without, with))
     })?;
-    Ok((pair, times))
+    Ok((pair, control, times))
 }
 
 /// Runs `load` while `other` goes on on a thread of its own, until the flag says that the load is over.
@@ -155,7 +162,7 @@ fn refresh(bench: &Bench<'_>, settings: &Settings) -> Result<(Pair, f64)> {
     };
     let database = bench.sample.postgres.url("postgres");
     let mut rates = Vec::new();
-    let pair = Pair::measure(settings, || {
+    let pair = Pair::measure(settings.rounds, || {
         let without = full_load()?;
         let before = published(ours)?;
         let started = Instant::now();

@@ -240,6 +240,7 @@ impl Report<'_> {
     fn scrape(&self, text: &mut String) -> std::fmt::Result {
         let pair = &self.proofs.scrape;
         let [without, with, ratio] = pair.medians(|run| run.p99);
+        let [_, _, control] = self.proofs.control.medians(|run| run.p99);
         let worst = self.proofs.scrapes.iter().copied().fold(0.0, f64::max);
         writeln!(
             text,
@@ -250,7 +251,9 @@ impl Report<'_> {
         )?;
         writeln!(
             text,
-            "| – p99 of look-ups without → with | {without:.3} → {with:.3} ms: {} times, {} failures | < 1.1 times |",
+            "| – p99 of look-ups without → with, {} pairs (without again instead: {control:.3} times) | {without:.3} → \
+             {with:.3} ms: {} times, {} failures | < 1.1 times |",
+            pair.runs.len(),
             judged(ratio, 3, ratio < 1.1),
             pair.failures()
         )
