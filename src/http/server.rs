@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io::{self, Cursor};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,11 +15,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustix::net::SocketFlags;
-use tokio::io::{AsyncRead, AsyncReadExt, Interest, ReadBuf};
+use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -299,8 +300,8 @@ async fn converse_by_library(http: &http1::Builder, plain: Plain, conversation: 
     let peer = plain.peer();
     let (stream, unread) = plain.into_parts();
     let (reader, writer) = stream.into_split();
-    let reader = Reader { reader, conversation: Arc::clone(conversation) };
-    let stream = tokio::io::join(Cursor::new(unread).chain(reader), writer);
+    let reader = Reader { unread: unread.into(), reader, conversation: Arc::clone(conversation) };
+    let stream = tokio::io::join(reader, writer);
     let answering = Arc::clone(conversation);
     let service = service_fn(move |request| {
         let conversation = Arc::clone(&answering);
@@ -319,12 +320,22 @@ async fn converse_by_library(http: &http1::Builder, plain: Plain, conversation: 
 /// What the library reads from: it notes when a request begins to come in. The library would tell only when a head is
 /// complete, too late for a client that never completes one.
 struct Reader {
+    /// What was read before; once the library has it, it holds no memory.
+    unread: Bytes,
     reader: OwnedReadHalf,
     conversation: Arc<Conversation>,
 }
 
 impl AsyncRead for Reader {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.unread.is_empty() {
+            let count = self.unread.len().min(into.remaining());
+            into.put_slice(&self.unread.split_to(count));
+            if self.unread.is_empty() {
+                self.unread = Bytes::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
         let before = into.filled().len();
         ready!(Pin::new(&mut self.reader).poll_read(context, into))?;
         let Conversation { place, resting, .. } = &*self.conversation;
