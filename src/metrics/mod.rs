@@ -1,6 +1,6 @@
 //! Every metric of the program, in one struct that owns its registry.
 //!
-//! What a request counts is in [`traffic`]. The rest moves a few times a second at most and uses the library's own types.
+//! What a request counts is in `traffic.rs`. The rest moves a few times a second at most and uses the library's own types.
 
 mod traffic;
 
