@@ -141,6 +141,8 @@ test-tools: postgres
 	@deploy/install.sh faketime faketime
 	@deploy/install.sh aria2 aria2c
 	@deploy/install.sh curl curl
+	@deploy/install.sh nodejs node
+	@/usr/bin/python3 -c 'import requests' 2> /dev/null || deploy/install.sh python3-requests requests
 	@deploy/install.sh prometheus promtool
 	@deploy/install.sh haproxy haproxy /usr/sbin/haproxy
 	@deploy/install.sh systemd systemd-analyze

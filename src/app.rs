@@ -12,21 +12,20 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::catalog::model::Rules;
 use crate::catalog::store::Store;
 use crate::check;
 use crate::cli::{self, Cli, Command, LogFormat};
-use crate::descriptors;
 use crate::export;
 use crate::health;
-use crate::http::clients::{self, Clients};
-use crate::http::connections::Timeouts;
-use crate::http::memory::Memory;
-use crate::http::rate::Rate;
-use crate::http::server::{self, Phase};
-use crate::http::{Api, Limits, Routes};
+use crate::http::client_limits::{self, ClientLimits, RateLimit};
+use crate::http::connection::Timeouts;
+use crate::http::memory_budget::MemoryBudget;
+use crate::http::{Api, Limits, Routes, fd_limit, server};
 use crate::import::{self, Import};
 use crate::loader::{self, Loader};
 use crate::metrics::Metrics;
@@ -187,10 +186,10 @@ fn demo(serve: &cli::Serve) -> Result<(), Failure> {
     })
 }
 
-fn limits_of_clients(serve: &cli::Serve) -> clients::Settings {
-    clients::Settings {
+fn limits_of_clients(serve: &cli::Serve) -> client_limits::Settings {
+    client_limits::Settings {
         max_connections: serve.max_connections_per_addr,
-        rate: serve.rate_limit.map(|limit| Rate::new(limit, serve.rate_burst.unwrap_or(limit))),
+        rate: serve.rate_limit.map(|limit| RateLimit::new(limit, serve.rate_burst.unwrap_or(limit))),
         trusted: serve.trusted_proxies.clone(),
         header: Some(serve.client_addr_header.clone()),
     }
@@ -204,7 +203,7 @@ fn run_server(
 ) -> Result<(), Failure> {
     let threads =
         serve.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, |threads| threads.get());
-    let shares = descriptors::divide(serve.max_connections.get(), threads)?;
+    let shares = fd_limit::allocate(serve.max_connections.get(), threads)?;
     let sockets = server::bind(serve.listen.addr, threads)?;
     let admin = serve.listen.admin_addr.map(|address| server::bind(address, 1)).transpose()?;
     let address = sockets[0].local_addr()?;
@@ -214,27 +213,26 @@ fn run_server(
     metrics.connections_limit.set(serve.max_connections.get().try_into().unwrap_or(i64::MAX));
     let limits = Limits { batch_ids: serve.max_batch_ids.get(), body_bytes: serve.max_body_bytes.get() };
     let api = Arc::new(Api {
-        clients: Arc::new(Clients::new(limits_of_clients(serve))),
+        clients: Arc::new(ClientLimits::new(limits_of_clients(serve))),
         cors: serve.cors_allow_origin.clone(),
-        ..Api::new(Arc::clone(&store), Arc::clone(&metrics), limits, Memory::new(serve.max_buffer_bytes.get()))
+        ..Api::new(Arc::clone(&store), Arc::clone(&metrics), limits, MemoryBudget::new(serve.max_buffer_bytes.get()))
     });
 
     let runtime = runtime()?;
     // Before anything is announced: a signal that comes early must find its handler.
     let mut stop = runtime.block_on(async { Stop::new() })?;
-    let (phase, phases) = watch::channel(Phase::Serve);
+    let (shutdown, workers) = (CancellationToken::new(), TaskTracker::new());
     let routes = if admin.is_some() { Routes::Api } else { Routes::All };
-    let share = shares.connections.div_ceil(threads);
+    let share = shares.api.div_ceil(threads);
     let timeouts = Timeouts { request: serve.request_timeout, idle: serve.idle_timeout };
-    let mut serving = Vec::new();
     for (number, socket) in sockets.into_iter().enumerate() {
-        let task = server::serve(socket, Arc::clone(&api), routes, share, timeouts, phases.clone());
-        serving.push(spawn(format!("http-{number}"), task)?);
+        let task = server::serve(socket, Arc::clone(&api), routes, share, timeouts, shutdown.clone());
+        spawn(format!("http-{number}"), workers.track_future(task))?;
     }
     for socket in admin.into_iter().flatten() {
         info!(address = %socket.local_addr()?, "operations are served apart");
-        let task = server::serve(socket, Arc::clone(&api), Routes::Ops, shares.admin, timeouts, phases.clone());
-        serving.push(spawn("admin".into(), task)?);
+        let task = server::serve(socket, Arc::clone(&api), Routes::Ops, shares.admin, timeouts, shutdown.clone());
+        spawn("admin".into(), workers.track_future(task))?;
     }
     let (newest, to_save) = watch::channel(None);
     let saver = serve.snapshot_file.clone().map(|path| {
@@ -253,7 +251,7 @@ fn run_server(
         audit_interval: serve.audit_interval,
         rules: rules(&serve.schemes),
     };
-    let loader = spawn_loader(settings, serve.snapshot_file.clone(), store, metrics, newest, phases)?;
+    let loader = spawn_loader(settings, serve.snapshot_file.clone(), store, metrics, newest, shutdown.clone())?;
 
     info!(%address, threads, "serving");
     let orderly = runtime.block_on(async {
@@ -268,7 +266,7 @@ fn run_server(
             () = announced => {}
             () = stop.asked() => {}
         }
-        drain(serve, &api, &phase, &mut stop).await
+        drain(serve, &api, &shutdown, &workers, &mut stop).await
     });
     if orderly {
         // The loader ends first; its end of the channel is what the saver waits for.
@@ -298,7 +296,7 @@ fn spawn_loader(
     store: Arc<Store>,
     metrics: Arc<Metrics>,
     newest: watch::Sender<Newest>,
-    mut phase: watch::Receiver<Phase>,
+    shutdown: CancellationToken,
 ) -> std::io::Result<JoinHandle<()>> {
     let mut run = move || {
         let mut loader = Loader::new(settings.clone(), Arc::clone(&store), Arc::clone(&metrics), newest.clone());
@@ -310,7 +308,7 @@ fn spawn_loader(
         runtime()?.block_on(async {
             tokio::select! {
                 never = loader.run() => match never {},
-                _ = phase.wait_for(|phase| *phase == Phase::Drain) => Ok::<_, std::io::Error>(()),
+                () = shutdown.cancelled() => Ok::<_, std::io::Error>(()),
             }
         })
     };
@@ -348,14 +346,20 @@ impl Stop {
 
 /// Not ready at once, as usual for the grace period, then no new connections and the end of those there are. A
 /// second signal ends it at once; false then.
-async fn drain(serve: &cli::Serve, api: &Api, phase: &watch::Sender<Phase>, stop: &mut Stop) -> bool {
+async fn drain(
+    serve: &cli::Serve,
+    api: &Api,
+    shutdown: &CancellationToken,
+    workers: &TaskTracker,
+    stop: &mut Stop,
+) -> bool {
     info!(grace = ?serve.drain_grace, "stopping: not ready any more");
     api.draining.store(true, Relaxed);
     let orderly = async {
         tokio::time::sleep(serve.drain_grace).await;
-        phase.send_replace(Phase::Drain);
-        // Every serving thread drops its receiver when its last connection has ended.
-        if tokio::time::timeout(serve.drain_timeout, phase.closed()).await.is_err() {
+        shutdown.cancel();
+        workers.close();
+        if tokio::time::timeout(serve.drain_timeout, workers.wait()).await.is_err() {
             warn!(after = ?serve.drain_timeout, "connections are still open, ending all the same");
         }
     };

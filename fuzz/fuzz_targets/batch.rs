@@ -7,31 +7,32 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use model_catalog::catalog::snapshot::Snapshot;
-use model_catalog::http::batch::{self, BadBatch};
-use model_catalog::http::found;
+use model_catalog::http::batch_request::{BatchError, BatchParser};
+use model_catalog::http::batch_response;
 use serde_json::Value;
 
 static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(catalog::snapshot);
 
 fuzz_target!(|body: &[u8]| {
-    let read = batch::parse(body, 20).map(|asked| asked.ids);
+    let mut parser = BatchParser::default();
+    let read = parser.parse(body, 20).map(|batch| batch.ids);
     // A tree refuses more: deep nesting and huge numbers under keys that nobody asks for.
     if let Ok(tree) = serde_json::from_slice::<Value>(body) {
         let ids = tree.get("model_ids").and_then(Value::as_array);
-        let wanted = ids.ok_or(BadBatch::NotAnArray).and_then(|ids| {
+        let wanted = ids.ok_or(BatchError::NotAnArray).and_then(|ids| {
             let place = ids.iter().position(|id| !id.is_string());
             let count = ids.len();
             match place {
-                Some(place) => Err(BadBatch::NotAString(place)),
-                None if !tree.get("resolve_dependencies").is_none_or(Value::is_boolean) => Err(BadBatch::NotABoolean),
-                None if count > 20 => Err(BadBatch::TooMany { count, limit: 20 }),
-                None => Ok(ids.iter().filter_map(Value::as_str).map(Into::into).collect::<Vec<_>>()),
+                Some(place) => Err(BatchError::NotAString(place)),
+                None if !tree.get("resolve_dependencies").is_none_or(Value::is_boolean) => Err(BatchError::NotABoolean),
+                None if count > 20 => Err(BatchError::TooMany { count, limit: 20 }),
+                None => Ok(ids.iter().filter_map(Value::as_str).collect::<Vec<_>>()),
             }
         });
         assert_eq!(read, wanted);
     }
     let Ok(ids) = read else { return };
-    let found = found::look_up(&SNAPSHOT, &ids);
+    let found = batch_response::look_up(&SNAPSHOT, &ids);
     let mut json = Vec::new();
     found.write(&mut json);
     assert_eq!(json.len(), found.size());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use model_catalog::catalog::model::{RawModel, Rules};
 use model_catalog::catalog::snapshot::{Refresh, Snapshot};
 use model_catalog::catalog::store::{Publisher, Store};
-use model_catalog::http::memory::Memory;
+use model_catalog::http::memory_budget::MemoryBudget;
 use model_catalog::http::{Api, Handler, Limits, Routes};
 use model_catalog::metrics::Metrics;
 
@@ -27,11 +27,11 @@ pub fn snapshot() -> Snapshot {
 }
 
 #[allow(dead_code, reason = "not every target asks by HTTP")]
-pub fn handler() -> Handler {
+pub fn handler() -> Arc<Handler> {
     let store = Arc::new(Store::default());
     Publisher::new(Arc::clone(&store)).publish(snapshot());
     let limits = Limits { batch_ids: 20, body_bytes: 4096 };
     let metrics = Arc::new(Metrics::new().expect("metrics"));
-    let api = Api::new(store, metrics, limits, Memory::new(1 << 24));
-    Handler::new(Arc::new(api), Routes::All)
+    let api = Api::new(store, metrics, limits, MemoryBudget::new(1 << 24));
+    Arc::new(Handler::new(Arc::new(api), Routes::All))
 }

@@ -44,7 +44,7 @@ pub struct TooMany {
 impl<'a> Selection<'a> {
     /// The models alone, in the order asked.
     #[must_use]
-    pub fn asked(snapshot: &'a Snapshot, ids: &'a [Cow<'_, str>]) -> Self {
+    pub fn asked(snapshot: &'a Snapshot, ids: &[&'a str]) -> Self {
         let (mut selection, mut seen) = (Self::default(), HashSet::new());
         for id in ids {
             match snapshot.get(id) {
@@ -61,7 +61,7 @@ impl<'a> Selection<'a> {
     ///
     /// # Errors
     /// More than `limit` models, or as many dependencies that are not there.
-    pub fn with_dependencies(snapshot: &'a Snapshot, ids: &'a [Cow<'_, str>], limit: usize) -> Result<Self, TooMany> {
+    pub fn with_dependencies(snapshot: &'a Snapshot, ids: &[&'a str], limit: usize) -> Result<Self, TooMany> {
         let mut walk = Walk { snapshot, limit, seen: HashSet::new(), selection: Self::default() };
         for id in ids {
             match snapshot.get(id) {
@@ -170,8 +170,8 @@ mod tests {
         catalog(&models.collect::<Vec<_>>())
     }
 
-    fn ids(asked: &str) -> Vec<Cow<'_, str>> {
-        asked.split_whitespace().map(Cow::Borrowed).collect()
+    fn ids(asked: &str) -> Vec<&str> {
+        asked.split_whitespace().collect()
     }
 
     fn names(models: &[&Entry]) -> String {
@@ -250,7 +250,8 @@ mod tests {
             let rows = needs.iter().enumerate();
             let rows: Vec<_> = rows.map(|(n, to)| (n.to_string(), to.iter().map(usize::to_string).collect())).collect();
             let (snapshot, root) = (catalog(&rows), random.usize(0..models));
-            let asked = [Cow::Owned(root.to_string())];
+            let text = root.to_string();
+            let asked = [&*text];
             let selection = Selection::with_dependencies(&snapshot, &asked, models).expect("within the limit");
             let text = names(&selection.models);
             let order: Vec<usize> = text.split(' ').map(|id| id.parse().expect("a number")).collect();

@@ -1,4 +1,4 @@
-//! A batch as an input file for aria2, which a machine can hand to `aria2c --input-file` as it stands.
+//! A batch as an input file for `aria2c --input-file`.
 //!
 //! An item is an address and, below it, indented options. What aria2 has no option for stands in comments, whose
 //! strings are JSON. Whatever could be read as something else is not written but said in a comment: the rules of rows

@@ -1,4 +1,4 @@
-//! Browsers' questions whether a page of another origin may read answers. Off, unless origins are set.
+//! CORS: whether pages of other origins may read responses. Off unless origins are configured.
 
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -6,25 +6,25 @@ use hyper::header::{
 };
 use hyper::{HeaderMap, Method, StatusCode};
 
-use super::answer::Answer;
+use super::response::Response;
 
-/// Which origins may read answers.
+/// Origins that may read responses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cors {
-    /// All.
+    /// Any origin.
     Any,
-    /// These.
+    /// Only these.
     Only(Vec<HeaderValue>),
 }
 
 impl Cors {
-    /// Adds to an answer what a browser wants to know.
-    pub fn allow(&self, origin: Option<&HeaderValue>, answer: &mut Answer) {
-        let headers = answer.headers_mut();
+    /// Adds the CORS headers to a response.
+    pub fn allow(&self, origin: Option<&HeaderValue>, response: &mut Response) {
+        let headers = response.headers_mut();
         let allowed = match self {
             Self::Any => origin.map(|_| HeaderValue::from_static("*")),
             Self::Only(origins) => {
-                // A cache must not give one origin's answer to another.
+                // A cache must not serve one origin's response to another.
                 headers.insert(VARY, HeaderValue::from_static("Origin"));
                 origin.filter(|origin| origins.contains(origin)).cloned()
             }
@@ -35,20 +35,20 @@ impl Cors {
         }
     }
 
-    /// The answer to a preflight request, if it is one; [`Cors::allow`] completes it.
-    pub fn preflight(method: &Method, headers: &HeaderMap) -> Option<Answer> {
+    /// The response to a preflight request, if it is one; [`Cors::allow`] completes it.
+    pub fn preflight(method: &Method, headers: &HeaderMap) -> Option<Response> {
         let asks = headers.contains_key(ORIGIN) && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
         (method == Method::OPTIONS && asks).then(|| {
-            let mut answer = Answer::default();
-            *answer.status_mut() = StatusCode::NO_CONTENT;
+            let mut response = Response::default();
+            *response.status_mut() = StatusCode::NO_CONTENT;
             for (name, value) in [
                 (ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST"),
                 (ACCESS_CONTROL_ALLOW_HEADERS, "content-type, if-none-match"),
                 (ACCESS_CONTROL_MAX_AGE, "7200"),
             ] {
-                answer.headers_mut().insert(name, HeaderValue::from_static(value));
+                response.headers_mut().insert(name, HeaderValue::from_static(value));
             }
-            answer
+            response
         })
     }
 }

@@ -1,11 +1,11 @@
-//! Digests as clients see them: revisions and entity tags, and the condition `If-None-Match`.
+//! Revisions and entity tags as clients see them, and `If-None-Match`.
 
 use hyper::HeaderMap;
 use hyper::header::{CACHE_CONTROL, ETAG, HeaderValue, IF_NONE_MATCH};
 
-use super::answer::Answer;
+use super::response::Response;
 
-/// Of a digest.
+/// Hexadecimal digits of a digest.
 pub const DIGITS: usize = 16;
 
 /// 16 hexadecimal digits, as revisions and entity tags are written.
@@ -14,16 +14,16 @@ pub fn hex_digits(digest: u64) -> [u8; DIGITS] {
     std::array::from_fn(|place| b"0123456789abcdef"[(digest >> (60 - 4 * place)) as usize & 0xf])
 }
 
-/// The same as text.
+/// The same as a string.
 #[must_use]
 pub fn hex(digest: u64) -> String {
     hex_digits(digest).map(char::from).iter().collect()
 }
 
-/// A header value of such digits, or of an entity tag.
+/// A header value of hexadecimal digits or an entity tag.
 #[must_use]
 pub fn header(text: &[u8]) -> HeaderValue {
-    // Only hex digits and quotes come here, which every header value may hold.
+    // Only hexadecimal digits and quotes come here, which are valid in every header value.
     HeaderValue::from_bytes(text).unwrap_or(HeaderValue::from_static(""))
 }
 
@@ -42,12 +42,12 @@ pub fn matches_etag(headers: &HeaderMap, etag: &[u8]) -> bool {
     tags.map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag)
 }
 
-/// To be kept, and asked for again with `If-None-Match` each time.
+/// Adds the entity tag; caches must revalidate the response before each use.
 #[must_use]
-pub fn with_etag(mut answer: Answer, etag: &[u8]) -> Answer {
-    answer.headers_mut().insert(ETAG, header(etag));
-    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    answer
+pub fn with_etag(mut response: Response, etag: &[u8]) -> Response {
+    response.headers_mut().insert(ETAG, header(etag));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
 }
 
 #[cfg(test)]

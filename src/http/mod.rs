@@ -1,186 +1,215 @@
-//! The HTTP API: which request gets which answer. All of it is read from one snapshot in memory.
+//! The HTTP API. hyper runs the protocol; every response is built from one snapshot in memory.
 
-pub mod answer;
 pub mod aria2;
-pub mod batch;
-pub mod body;
-pub mod catalog;
-pub mod clients;
-pub mod connections;
+pub mod batch_request;
+pub mod batch_response;
+mod body;
+pub mod client_limits;
+pub mod connection;
 pub mod cors;
 pub mod etag;
-pub mod found;
-pub mod memory;
-pub mod models;
-pub mod page;
-pub mod plain;
-pub mod rate;
+pub mod fd_limit;
+mod handlers;
+pub mod memory_budget;
+mod percent;
+pub mod response;
 pub mod server;
 
-use std::borrow::Cow;
-use std::panic::AssertUnwindSafe;
+use std::future::{Ready, ready};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use futures_util::future::Either;
 use hyper::body::Body;
 use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER, TRANSFER_ENCODING};
-use hyper::{HeaderMap, Method, Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 
-use crate::catalog::dependencies::Selection;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
-use crate::metrics::{Metrics, Route, Traffic};
-use crate::ops;
-use answer::Answer;
-use aria2::Format;
-use clients::{Clients, Peer};
+use crate::metrics::{Metrics, RequestMetrics, Route};
+use batch_request::BatchParser;
+use client_limits::{ClientLimits, Peer};
 use cors::Cors;
-use etag::{entity_tag, header, hex_digits, matches_etag, with_etag};
-use memory::Memory;
-use models::Turns;
-use plain::Scratch;
+use etag::{header, hex_digits};
+use handlers::models::ScanLimiter;
+use memory_budget::MemoryBudget;
+use response::Response;
 
 const CATALOG_REVISION: HeaderName = HeaderName::from_static("catalog-revision");
 const MODELS: &str = "/api/models/";
 const ALL_MODELS: &str = "/api/models";
 const CATALOG: &str = "/api/catalog";
-/// The description of all routes; tests hold it against them.
-const OPENAPI: &str = include_str!("openapi.json");
 
-/// What a client may ask for at most.
+/// Limits of one request.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Ids in one batch.
+    /// Ids in a batch.
     pub batch_ids: usize,
-    /// Bytes of a request's body.
+    /// Bytes in a request body.
     pub body_bytes: usize,
 }
 
-/// What all serving threads share.
+/// The state that all worker threads share.
 pub struct Api {
     /// Where the catalog is read from.
     pub store: Arc<Store>,
-    /// Behind `/metrics`.
+    /// Exposed at `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// What a client may ask for.
+    /// Limits of one request.
     pub limits: Limits,
-    /// Whose turn it is to look through all models.
-    pub turns: Turns,
-    /// What one client may have of it.
-    pub clients: Arc<Clients>,
-    /// Which pages may read it.
+    /// Limits scans of the whole catalog.
+    pub scans: ScanLimiter,
+    /// Limits of one client.
+    pub clients: Arc<ClientLimits>,
+    /// Origins whose pages may read responses.
     pub cors: Option<Cors>,
-    /// What bodies and answers of all clients take.
-    pub memory: Arc<Memory>,
-    /// Set once the process is to end: not ready any more, and connections are asked to go elsewhere.
+    /// Memory of large request bodies and responses.
+    pub memory: MemoryBudget,
+    /// Set at the beginning of a shutdown: `/readyz` answers 503, and responses close their connections.
     pub draining: AtomicBool,
 }
 
 impl Api {
-    /// Answers from `store` within these limits: everybody alike, and to no page of another origin.
+    /// Serves `store` within these limits, without limits per client and without CORS.
     #[must_use]
-    pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, limits: Limits, memory: Arc<Memory>) -> Self {
-        let (turns, clients, draining) = Default::default();
-        Self { store, metrics, limits, turns, clients, cors: None, memory, draining }
+    pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, limits: Limits, memory: MemoryBudget) -> Self {
+        let (scans, clients, draining) = Default::default();
+        Self { store, metrics, limits, scans, clients, cors: None, memory, draining }
     }
 }
 
-/// Which routes a port answers.
+/// The routes of one port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Routes {
-    /// The API alone.
+    /// The API without the operational routes.
     Api,
-    /// `/livez`, `/readyz` and `/metrics` alone.
+    /// `/livez`, `/readyz` and `/metrics` only.
     Ops,
     /// Both.
     All,
 }
 
-/// Answers the requests of one serving thread.
+/// A response, and what the connection must know of its request.
+#[derive(Debug)]
+pub struct Handled {
+    /// The response.
+    pub response: Response,
+    /// The request's body was not read to its end.
+    pub body_unread: bool,
+}
+
+/// Handles the requests of one worker thread.
 pub struct Handler {
     api: Arc<Api>,
-    traffic: Arc<Traffic>,
+    metrics: Arc<RequestMetrics>,
     routes: Routes,
-    scratch: Mutex<Scratch>,
+    parser: Mutex<BatchParser>,
+}
+
+/// What finishing a response needs of its request.
+struct Exchange {
+    started: Instant,
+    route: Route,
+    /// No request may follow on this connection.
+    closes: bool,
+    /// Set if the route is subject to CORS.
+    origin: Option<HeaderValue>,
 }
 
 impl Handler {
-    /// A handler that counts under a [`Traffic`] of its own.
+    /// A handler with [`RequestMetrics`] of its own.
     #[must_use]
     pub fn new(api: Arc<Api>, routes: Routes) -> Self {
-        let traffic = api.metrics.thread();
-        Self { api, traffic, routes, scratch: Mutex::default() }
+        let metrics = api.metrics.register_thread();
+        Self { api, metrics, routes, parser: Mutex::default() }
     }
 
-    /// Whether this port has the routes that plain requests ask.
-    #[must_use]
-    pub fn has_api(&self) -> bool {
+    fn has_api(&self) -> bool {
         self.routes != Routes::Ops
+    }
+
+    fn client_limits(&self) -> &Arc<ClientLimits> {
+        &self.api.clients
+    }
+
+    fn metrics(&self) -> &RequestMetrics {
+        &self.metrics
     }
 
     fn is_draining(&self) -> bool {
         self.api.draining.load(Relaxed)
     }
 
-    /// Only this thread ever takes it, and what a panic leaves in it is overwritten.
-    fn scratch(&self) -> MutexGuard<'_, Scratch> {
-        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Only one thread ever locks it, and each use begins by clearing what a panic may have left.
+    fn parser(&self) -> MutexGuard<'_, BatchParser> {
+        self.parser.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn count_batch(&self, ids: usize, missing: &[&str]) {
-        self.traffic.batch(ids);
-        self.traffic.lookups(ids - missing.len(), missing.len());
-        self.traffic.missing(missing);
-    }
-
-    /// Where this thread counts.
-    #[must_use]
-    pub fn traffic(&self) -> &Traffic {
-        &self.traffic
-    }
-
-    /// Answers one request. A fault of ours ends neither the connection nor the process: it is 500.
-    pub async fn handle<B>(&self, mut request: Request<B>, peer: Peer) -> Answer
+    /// Handles one request. A panic ends neither the connection nor the process: the response is 500.
+    ///
+    /// Most responses are ready at once, without an async block: that is cheaper.
+    pub fn handle<B>(
+        self: &Arc<Self>,
+        mut request: Request<B>,
+        peer: Peer,
+    ) -> Either<Ready<Handled>, impl Future<Output = Handled> + use<B>>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let started = Instant::now();
-        let route = self.route(request.uri().path());
-        // RFC 9112 §6.1: a request with two lengths is read by this one, and no other may follow it. The library
-        // does not show the other.
+        let exchange = self.begin(&request);
+        // A response changes nothing that is shared, so going on after a panic is sound. The panic hook has logged it.
+        let immediate = catch_unwind(AssertUnwindSafe(|| self.respond_now(exchange.route, &request, peer)));
+        match immediate.unwrap_or_else(|_| Some(self.with_revision(response::internal_error()))) {
+            Some(response) => Either::Left(ready(self.finish(exchange, response, !request.body().is_end_stream()))),
+            None => {
+                let handler = Arc::clone(self);
+                Either::Right(async move {
+                    let response = AssertUnwindSafe(handler.respond(exchange.route, &mut request)).catch_unwind().await;
+                    let response = response.unwrap_or_else(|_| handler.with_revision(response::internal_error()));
+                    handler.finish(exchange, response, !request.body().is_end_stream())
+                })
+            }
+        }
+    }
+
+    fn begin<B>(&self, request: &Request<B>) -> Exchange {
+        let route = self.route(request.method(), request.uri().path());
+        // RFC 9112 §6.1: a request with both a length and chunks is read by its chunks, and no other may follow it.
+        // hyper does not show the length then.
         let closes = self.is_draining() || request.headers().contains_key(TRANSFER_ENCODING);
         let cors = self.api.cors.as_ref().filter(|_| is_limited(route));
         let origin = cors.and_then(|_| request.headers().get(ORIGIN).cloned());
-        // Nothing that is shared is changed half-way by an answer, so going on after a panic is sound. The panic
-        // hook has logged it.
-        let answer = AssertUnwindSafe(self.answer(route, &mut request, peer)).catch_unwind().await;
-        let mut answer = answer.unwrap_or_else(|_| self.with_revision(answer::internal_error()));
-        if let Some(cors) = cors {
-            cors.allow(origin.as_ref(), &mut answer);
-        }
-        // Where a body that nobody read ends, the next request begins, if the client sent the body at all. The library
-        // guesses, and where the answer is still unsent, its refusal of what follows would come in the answer's middle.
-        if closes || self.is_draining() || !request.body().is_end_stream() {
-            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        self.traffic.request(route, answer.status().as_u16(), started.elapsed());
-        answer
+        Exchange { started: Instant::now(), route, closes, origin }
     }
 
-    fn route(&self, path: &str) -> Route {
+    fn finish(&self, exchange: Exchange, mut response: Response, body_unread: bool) -> Handled {
+        if let Some(cors) = self.api.cors.as_ref().filter(|_| is_limited(exchange.route)) {
+            cors.allow(exchange.origin.as_ref(), &mut response);
+        }
+        // The next request begins where the unread body ends, if the client sends the body at all. hyper would go on
+        // parsing there, and its refusal could come in the middle of a response that is still unsent.
+        if exchange.closes || body_unread || self.is_draining() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        self.metrics.request(exchange.route, response.status().as_u16(), exchange.started.elapsed());
+        Handled { response, body_unread }
+    }
+
+    fn route(&self, method: &Method, path: &str) -> Route {
+        let api = self.has_api();
         match path.strip_prefix(MODELS) {
-            Some("batch") if self.routes != Routes::Ops => Route::Batch,
-            Some(segment) if self.routes != Routes::Ops && !segment.is_empty() && !segment.contains('/') => {
-                Route::Single
-            }
-            None if self.routes != Routes::Ops && path == ALL_MODELS => Route::Models,
-            None if self.routes != Routes::Ops && path == CATALOG => Route::Catalog,
-            _ if self.routes != Routes::Ops && path == "/openapi.json" => Route::OpenApi,
-            None if self.routes != Routes::Ops && path == "/" => Route::Page,
+            // With any other method it is the model with this id.
+            Some("batch") if api && method == Method::POST => Route::Batch,
+            Some(segment) if api && !segment.is_empty() && !segment.contains('/') => Route::Single,
+            None if api && path == ALL_MODELS => Route::Models,
+            None if api && path == CATALOG => Route::Catalog,
+            None if api && path == "/openapi.json" => Route::OpenApi,
+            None if api && path == "/" => Route::Page,
             _ if self.routes == Routes::Api => Route::Other,
             _ => match path {
                 "/livez" => Route::Livez,
@@ -191,198 +220,79 @@ impl Handler {
         }
     }
 
-    /// What comes before the route's own answer: a preflight, a client that asks too often.
-    fn in_advance<B>(&self, request: &Request<B>, peer: Peer) -> Option<Answer> {
-        let preflight = || Cors::preflight(request.method(), request.headers());
-        if let Some(answer) = self.api.cors.as_ref().and_then(|_| preflight()) {
-            return Some(self.with_revision(answer));
-        }
-        let values = |name: &HeaderName| request.headers().get_all(name).iter().map(HeaderValue::as_bytes);
-        let wait = self.api.clients.may_ask(peer, values).err()?;
-        let mut answer = answer::error(StatusCode::TOO_MANY_REQUESTS, "too many requests from your address");
-        answer.headers_mut().insert(RETRY_AFTER, wait.into());
-        Some(self.with_revision(answer))
-    }
-
-    async fn answer<B>(&self, route: Route, request: &mut Request<B>, peer: Peer) -> Answer
-    where
-        B: Body<Data = Bytes> + Unpin,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        let allow = match route {
-            Route::Batch => "POST",
-            _ => "GET, HEAD",
-        };
-        let allowed = match *request.method() {
-            Method::GET | Method::HEAD => route != Route::Batch,
-            Method::POST => route == Route::Batch,
-            _ => false,
-        };
+    /// A response that needs neither the body nor a scan of the catalog; `None` for the others.
+    fn respond_now<B>(&self, route: Route, request: &Request<B>, peer: Peer) -> Option<Response> {
+        let allowed = route == Route::Batch || matches!(*request.method(), Method::GET | Method::HEAD);
         if request.headers().get_all(HOST).iter().nth(1).is_some() {
-            // RFC 9112 §3.2. Who is in between might have gone by the other.
-            return self.with_revision(answer::error(StatusCode::BAD_REQUEST, "more than one Host header"));
+            // RFC 9112 §3.2. A proxy might have taken the other one.
+            return Some(self.with_revision(response::error(StatusCode::BAD_REQUEST, "more than one Host header")));
         }
         if is_limited(route)
-            && let Some(answer) = self.in_advance(request, peer)
+            && let Some(response) = self.preflight_or_limited(request, peer)
         {
-            return answer;
+            return Some(response);
         }
-        match route {
-            Route::Other => self.with_revision(answer::error(StatusCode::NOT_FOUND, "Not found")),
-            _ if !allowed => self.with_revision(answer::method_not_allowed(allow)),
+        Some(match route {
+            Route::Other => self.with_revision(response::error(StatusCode::NOT_FOUND, "Not found")),
+            _ if !allowed => self.with_revision(response::method_not_allowed(self.allow(request.uri().path()))),
+            Route::Batch | Route::Models => return None,
             Route::Single => self.single(request.uri().path(), request.headers()),
-            Route::Batch => self.batch(request).await,
-            Route::Models => {
-                models::answer(&self.api, request.uri().query().unwrap_or_default(), request.headers()).await
-            }
-            Route::Catalog => self.catalog(),
-            Route::Page => page::answer(request.headers()),
-            Route::OpenApi => self.with_revision(answer::json(StatusCode::OK, OPENAPI)),
-            Route::Livez => ops::livez(),
-            Route::Readyz => ops::readyz(&self.api),
-            Route::Metrics => ops::metrics(&self.api),
-        }
+            Route::Catalog => handlers::catalog::respond(&self.api),
+            Route::Page => handlers::page::respond(request.headers()),
+            Route::OpenApi => self.with_revision(response::json(StatusCode::OK, handlers::OPENAPI)),
+            Route::Livez => handlers::ops::livez(),
+            Route::Readyz => handlers::ops::readyz(&self.api),
+            Route::Metrics => handlers::ops::metrics(&self.api),
+        })
     }
 
-    fn catalog(&self) -> Answer {
-        let current = self.api.store.load();
-        let Some(snapshot) = current.as_deref() else { return not_loaded() };
-        stamp(catalog::answer(&self.api, snapshot), snapshot)
-    }
-
-    fn single(&self, path: &str, headers: &HeaderMap) -> Answer {
-        let current = self.api.store.load();
-        let Some(snapshot) = current.as_deref() else { return not_loaded() };
-        let answer = match decode(path.strip_prefix(MODELS).unwrap_or_default()) {
-            Err(fault) => answer::error(StatusCode::BAD_REQUEST, &format!("the model id {fault}")),
-            Ok(id) => match snapshot.get(&id) {
-                Some(entry) => {
-                    self.traffic.lookups(1, 0);
-                    let etag = entity_tag(entry.digest());
-                    if matches_etag(headers, &etag) {
-                        with_etag(answer::not_modified(), &etag)
-                    } else {
-                        let kept = self.api.memory.keep(entry.json().to_vec());
-                        kept.map_or_else(body::no_memory, |json| with_etag(answer::json(StatusCode::OK, json), &etag))
-                    }
-                }
-                None => {
-                    self.traffic.lookups(0, 1);
-                    self.traffic.missing(&[&id]);
-                    answer::model_not_found(&id)
-                }
-            },
-        };
-        stamp(answer, snapshot)
-    }
-
-    async fn batch<B>(&self, request: &mut Request<B>) -> Answer
+    async fn respond<B>(&self, route: Route, request: &mut Request<B>) -> Response
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let limits = &self.api.limits;
-        let mut share = self.api.memory.share();
-        let bad = |message: &str| self.with_revision(answer::error(StatusCode::BAD_REQUEST, message));
-        let format = Format::of_query(request.uri().query());
-        let body = match body::read(request.body_mut(), limits.body_bytes, &mut share).await {
-            Ok(body) => body,
-            Err(answer) => return self.with_revision(answer),
-        };
-        let (format, asked) = match (format, batch::parse(&body, limits.batch_ids)) {
-            (Ok(format), Ok(asked)) => (format, asked),
-            (Err(message), _) => return bad(message),
-            (_, Err(error)) => return bad(&error.to_string()),
-        };
-        let current = self.api.store.load();
-        let Some(snapshot) = current.as_deref() else { return not_loaded() };
-        if format == Format::Json && !asked.resolve_dependencies {
-            let found = found::look_up(snapshot, &asked.ids);
-            let mut json = Vec::with_capacity(found.size());
-            if !share.hold(body.capacity() + json.capacity()) {
-                return self.with_revision(body::no_memory());
+        match route {
+            Route::Models => {
+                let query = request.uri().query().unwrap_or_default();
+                handlers::models::respond(&self.api, query, request.headers()).await
             }
-            found.write(&mut json);
-            self.count_batch(asked.ids.len(), &found.missing);
-            let _ = share.hold(json.capacity());
-            return stamp(answer::json(StatusCode::OK, share.keep(json)), snapshot);
+            _ => self.batch(request).await,
         }
-        let selection = if asked.resolve_dependencies {
-            Selection::with_dependencies(snapshot, &asked.ids, limits.batch_ids)
-        } else {
-            Ok(Selection::asked(snapshot, &asked.ids))
-        };
-        let selection = match selection {
-            Ok(selection) => selection,
-            Err(error) => return stamp(answer::error(StatusCode::BAD_REQUEST, &error.to_string()), snapshot),
-        };
-        self.count_batch(asked.ids.len(), &selection.not_found);
-        let (content_type, text) = match format {
-            Format::Json => ("application/json", found::resolved(&selection)),
-            Format::Aria2 => ("text/plain; charset=utf-8", aria2::render(&selection).into()),
-        };
-        if !share.hold(body.capacity() + text.capacity()) {
-            return self.with_revision(body::no_memory());
-        }
-        let _ = share.hold(text.capacity());
-        stamp(answer::with_type(StatusCode::OK, HeaderValue::from_static(content_type), share.keep(text)), snapshot)
     }
 
-    fn with_revision(&self, answer: Answer) -> Answer {
+    fn allow(&self, path: &str) -> &'static str {
+        if path == "/api/models/batch" { "GET, HEAD, POST" } else { "GET, HEAD" }
+    }
+
+    /// A CORS preflight, or a client over its rate limit.
+    fn preflight_or_limited<B>(&self, request: &Request<B>, peer: Peer) -> Option<Response> {
+        let preflight = || Cors::preflight(request.method(), request.headers());
+        if let Some(response) = self.api.cors.as_ref().and_then(|_| preflight()) {
+            return Some(self.with_revision(response));
+        }
+        let values = |name: &HeaderName| request.headers().get_all(name).iter().map(HeaderValue::as_bytes);
+        let wait = self.api.clients.check_rate(peer, values).err()?;
+        let mut response = response::error(StatusCode::TOO_MANY_REQUESTS, "too many requests from your address");
+        response.headers_mut().insert(RETRY_AFTER, wait.into());
+        Some(self.with_revision(response))
+    }
+
+    /// Adds the revision of the current snapshot, if there is one.
+    fn with_revision(&self, response: Response) -> Response {
         match self.api.store.load().as_deref() {
-            Some(snapshot) if self.routes != Routes::Ops => stamp(answer, snapshot),
-            _ => answer,
+            Some(snapshot) if self.has_api() => with_revision(response, snapshot),
+            _ => response,
         }
     }
 }
 
-/// Whether a route is one of those that are limited for each client, and that pages of other origins may read.
+/// Whether a route is subject to the limits per client and to CORS.
 fn is_limited(route: Route) -> bool {
     matches!(route, Route::Single | Route::Batch | Route::Models | Route::Catalog)
 }
 
-fn not_loaded() -> Answer {
-    let mut answer = answer::error(StatusCode::SERVICE_UNAVAILABLE, "Catalog not loaded yet");
-    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    answer
-}
-
-fn stamp(mut answer: Answer, snapshot: &Snapshot) -> Answer {
-    answer.headers_mut().insert(CATALOG_REVISION, header(&hex_digits(snapshot.revision())));
-    answer
-}
-
-/// Percent-encoded UTF-8. Strict, because a lenient decoder would answer 404 to a client's mistake.
-fn decode(encoded: &str) -> Result<Cow<'_, str>, &'static str> {
-    if !encoded.contains('%') {
-        return Ok(Cow::Borrowed(encoded));
-    }
-    let mut decoded = Vec::with_capacity(encoded.len());
-    let mut bytes = encoded.bytes();
-    while let Some(byte) = bytes.next() {
-        decoded.push(if byte == b'%' {
-            let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
-            match (digit(bytes.next()), digit(bytes.next())) {
-                (Some(high), Some(low)) => (high * 16 + low) as u8,
-                _ => return Err("is not valid percent-encoding: `%` needs two hexadecimal digits"),
-            }
-        } else {
-            byte
-        });
-    }
-    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| "is not valid UTF-8")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn segments_are_decoded_strictly() {
-        assert_eq!(decode("plain-1.0").as_deref(), Ok("plain-1.0"));
-        assert_eq!(decode("a%2Fb%20%c3%a4+").as_deref(), Ok("a/b ä+"));
-        for broken in ["%", "%2", "%zz", "a%", "%c3", "%ff", "%+1", "%%41"] {
-            assert!(decode(broken).is_err(), "{broken}");
-        }
-    }
+/// Adds the revision of the snapshot that a response was built from.
+fn with_revision(mut response: Response, snapshot: &Snapshot) -> Response {
+    response.headers_mut().insert(CATALOG_REVISION, header(&hex_digits(snapshot.revision())));
+    response
 }

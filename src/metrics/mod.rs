@@ -1,27 +1,29 @@
 //! Every metric of the program, in one struct that owns its registry.
 //!
-//! What a request counts is in `traffic.rs`. The rest moves a few times a second at most and uses the library's own types.
+//! Request metrics are in `requests.rs`. All others change a few times a second and use the types of the prometheus crate.
 
-mod traffic;
+mod requests;
+mod top_missing;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use self::traffic::TrafficCollector;
-pub use self::traffic::{Route, Traffic, templates};
-use crate::missing::Id;
+use self::requests::RequestCollector;
+pub use self::requests::{RequestMetrics, Route, templates};
+use self::top_missing::Id;
+pub use self::top_missing::{ID_BYTES, truncate};
 
 const REFRESH_KINDS: [&str; 3] = ["delta", "full", "audit"];
 
 /// Upper bounds in seconds, from one changed row to a full load of millions.
 const REFRESH_SECONDS: [f64; 13] = [5e-4, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0];
 
-/// Every metric that is not counted per request.
+/// All metrics that are not per request.
 pub struct Metrics {
     registry: Registry,
-    traffic: TrafficCollector,
+    requests: RequestCollector,
     /// `catalog_ready`
     pub ready: IntGauge,
     /// `catalog_http_connections_limit`
@@ -57,24 +59,24 @@ impl Metrics {
     /// A name that is invalid or taken: a fault of this file.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let traffic = TrafficCollector::new()?;
+        let requests = RequestCollector::new()?;
         let refresh = HistogramOpts::new("catalog_refresh_duration_seconds", "Time a refresh took, by kind.")
             .buckets(REFRESH_SECONDS.into());
         let propagation =
             HistogramOpts::new("catalog_propagation_seconds", "Time from a row being changed to its being served.")
                 .buckets(REFRESH_SECONDS.into());
         let metrics = Self {
-            ready: IntGauge::new("catalog_ready", "1 while /readyz answers 200.")?,
+            ready: IntGauge::new("catalog_ready", "1 while /readyz returns 200.")?,
             connections_limit: IntGauge::new(
                 "catalog_http_connections_limit",
-                "Connections open at most; further ones wait.",
+                "Maximum open connections; more wait.",
             )?,
             models: IntGauge::new("catalog_models", "Models served.")?,
             models_rejected: IntGauge::new(
                 "catalog_models_rejected",
-                "Rows that are not served as they stand, because they break a rule.",
+                "Rows rejected because they break a rule; the last valid version stays served.",
             )?,
-            snapshot_bytes: IntGauge::new("catalog_snapshot_bytes", "Bytes of all rendered answers and ids.")?,
+            snapshot_bytes: IntGauge::new("catalog_snapshot_bytes", "Bytes of all rendered models and ids.")?,
             refreshes: IntCounterVec::new(
                 Opts::new("catalog_refreshes_total", "Reads of the database, by kind and outcome."),
                 &["kind", "outcome"],
@@ -83,16 +85,16 @@ impl Metrics {
             propagation_seconds: Histogram::with_opts(propagation)?,
             last_sync: Gauge::new(
                 "catalog_last_sync_timestamp_seconds",
-                "When the catalog was last known to equal the database, in seconds since 1970; 0 = never.",
+                "Unix time at which the catalog was last known to equal the database; 0 = never.",
             )?,
             listener_connected: IntGauge::new(
                 "catalog_listener_connected",
-                "1 while changes are announced to this process by the database.",
+                "1 while this process receives notifications from the database.",
             )?,
-            notifications: IntCounter::new("catalog_notifications_total", "Announcements of changes received.")?,
+            notifications: IntCounter::new("catalog_notifications_total", "Notifications received.")?,
             audit_mismatches: IntCounter::new(
                 "catalog_audit_mismatches_total",
-                "Models that an audit found to differ from the database; anything but 0 is a fault.",
+                "Models that an audit found to differ from the database; anything but 0 is a bug.",
             )?,
             snapshot_file: IntCounterVec::new(
                 Opts::new(
@@ -101,11 +103,11 @@ impl Metrics {
                 ),
                 &["operation", "outcome"],
             )?,
-            traffic: traffic.clone(),
+            requests: requests.clone(),
             registry,
         };
         let build_info = IntGauge::with_opts(
-            Opts::new("catalog_build_info", "1, labelled with the version.")
+            Opts::new("catalog_build_info", "Build information; always 1.")
                 .const_label("version", env!("CARGO_PKG_VERSION")),
         )?;
         build_info.set(1);
@@ -120,7 +122,7 @@ impl Metrics {
         }
 
         let registry = &metrics.registry;
-        registry.register(Box::new(traffic))?;
+        registry.register(Box::new(requests))?;
         registry.register(Box::new(build_info))?;
         registry.register(Box::new(metrics.ready.clone()))?;
         registry.register(Box::new(metrics.connections_limit.clone()))?;
@@ -139,17 +141,17 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// The counters of one more serving thread.
+    /// The request metrics of one more worker thread.
     #[must_use]
-    pub fn thread(&self) -> Arc<Traffic> {
-        self.traffic.thread()
+    pub fn register_thread(&self) -> Arc<RequestMetrics> {
+        self.requests.register_thread()
     }
 
-    /// How often an id was looked up in vain, and which ids those were as far as they are still known: each with
-    /// the requests since then. In no order.
+    /// The number of lookups of unknown ids, and the most requested of these ids with a lower bound of their requests.
+    /// In no order.
     #[must_use]
     pub fn missing(&self) -> (u64, HashMap<Id, u64>) {
-        self.traffic.missing()
+        self.requests.missing()
     }
 
     /// The text exposition of all of it.

@@ -24,7 +24,7 @@ async fn every_answer_carries_it_errors_too() {
         ("GET", "/api/models/%zz", "", 400),
         ("GET", "/nowhere", "", 404),
         ("DELETE", "/api/models/a", "", 405),
-        ("GET", batch, "", 405),
+        ("GET", batch, "", 404),
         ("POST", batch, r#"{"model_ids":["a","nope"]}"#, 200),
         ("POST", batch, r#"{"model_ids":[]}"#, 200),
         ("POST", batch, "{", 400),

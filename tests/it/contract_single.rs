@@ -178,8 +178,8 @@ async fn other_methods_are_405_and_the_right_ones_named() {
         let read_only = ["/api/models/flux-dev", "/api/models/absent", "/livez", "/readyz", "/metrics"];
         table.extend(read_only.map(|path| (method, path, "GET, HEAD")));
     }
-    for method in ["GET", "HEAD", "PUT", "DELETE"] {
-        table.push((method, "/api/models/batch", "POST"));
+    for method in ["PUT", "DELETE", "OPTIONS"] {
+        table.push((method, "/api/models/batch", "GET, HEAD, POST"));
     }
     for (method, path, allow) in table {
         let reply = server.send(server.request(method, path, "")).await;
@@ -187,6 +187,21 @@ async fn other_methods_are_405_and_the_right_ones_named() {
         assert_eq!(json_of(&reply), (405, "application/json", body.into()), "{method} {path}");
         assert_eq!(reply.header("allow"), allow, "{method} {path}");
     }
+}
+
+#[tokio::test]
+async fn get_batch_is_the_model_with_the_id_batch() {
+    let (db, server) = with_flux().await;
+    let missing = server.get("/api/models/batch").await;
+    let body = r#"{"error":"Model not found","model_id":"batch"}"#;
+    assert_eq!(json_of(&missing), (404, "application/json", body.into()));
+    db.add("batch").await;
+    server.until_named("batch", "batch.safetensors").await;
+    assert_eq!(server.get("/api/models/batch").await.text(), plain("batch"));
+    assert_eq!(server.send(server.request("HEAD", "/api/models/batch", "")).await.status, 200);
+    assert_eq!(server.batch(r#"{"model_ids":["batch"]}"#).await.json()["models"][0]["id"], "batch");
+    let counted = r#"catalog_http_requests_total{route="/api/models/{id}",status="404"}"#;
+    assert_eq!(server.metric(counted).await, 1.0);
 }
 
 #[tokio::test]

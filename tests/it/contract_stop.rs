@@ -13,7 +13,7 @@ use model_catalog::catalog::model::{RawModel, Rules};
 use model_catalog::catalog::snapshot::{Refresh, Snapshot};
 use model_catalog::catalog::store::{Publisher, Store};
 use model_catalog::http::etag::hex;
-use model_catalog::http::memory::Memory;
+use model_catalog::http::memory_budget::MemoryBudget;
 use model_catalog::http::{Api, Handler, Limits, Routes};
 use model_catalog::metrics::Metrics;
 
@@ -137,17 +137,17 @@ async fn a_fault_of_ours_is_500_and_the_next_request_is_answered() {
     let snapshot = Publisher::new(Arc::clone(&store)).publish(refresh.finish().snapshot);
     let metrics = Arc::new(Metrics::new().unwrap());
     let limits = Limits { batch_ids: 10, body_bytes: 100 };
-    let api = Api::new(store, Arc::clone(&metrics), limits, Memory::new(1000));
-    let handler = Handler::new(Arc::new(api), Routes::All);
+    let api = Api::new(store, Arc::clone(&metrics), limits, MemoryBudget::new(1000));
+    let handler = Arc::new(Handler::new(Arc::new(api), Routes::All));
 
-    let answer = handler.handle(Request::post("/api/models/batch").body(Faulty).unwrap(), None).await;
+    let answer = handler.handle(Request::post("/api/models/batch").body(Faulty).unwrap(), None).await.response;
     assert_eq!(answer.status(), 500);
     assert_eq!(answer.headers()["content-type"], "application/json");
     assert_eq!(answer.headers()["catalog-revision"], hex(snapshot.revision()));
     let body = answer.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, r#"{"error":"Internal server error"}"#);
 
-    let next = handler.handle(Request::post("/api/models/batch").body(Full::from(BATCH)).unwrap(), None).await;
+    let next = handler.handle(Request::post("/api/models/batch").body(Full::from(BATCH)).unwrap(), None).await.response;
     assert_eq!(next.status(), 200);
     let counted = r#"catalog_http_requests_total{route="/api/models/batch",status="500"} 1"#;
     assert!(metrics.render().unwrap().contains(counted));

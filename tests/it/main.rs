@@ -6,6 +6,7 @@ mod browser;
 mod cgroup;
 mod proxy;
 mod raw;
+mod refused;
 mod support;
 mod witness;
 
@@ -40,7 +41,7 @@ mod migrate;
 mod openapi;
 mod page;
 mod panics;
-mod plain;
+mod requests;
 mod pooler;
 mod prometheus;
 mod properties;

@@ -30,7 +30,9 @@ async fn it_has_the_routes_and_methods_of_the_server() {
     assert_eq!(paths, routes);
     for path in paths {
         for method in ["get", "post", "put", "patch", "delete", "options"] {
-            let documented = !document["paths"][path][method].is_null();
+            // GET of the batch path is the model with the id `batch`.
+            let model = path == "/api/models/batch" && method == "get";
+            let documented = model || !document["paths"][path][method].is_null();
             let reply = server.send(server.request(&method.to_uppercase(), &path.replace("{id}", "clip-l"), "")).await;
             assert_eq!(reply.status != 405, documented, "{method} {path}: {reply:?}");
             assert_ne!(reply.text(), r#"{"error":"Not found"}"#, "{method} {path}");

@@ -9,8 +9,9 @@ use hyper::Request;
 use model_catalog::catalog::model::{RawModel, Rules};
 use model_catalog::catalog::snapshot::{Refresh, Refreshed, Snapshot};
 use model_catalog::catalog::store::{Publisher, Store};
-use model_catalog::http::memory::Memory;
-use model_catalog::http::{Api, Handler, Limits, Routes, batch};
+use model_catalog::http::memory_budget::MemoryBudget;
+use model_catalog::http::batch_request::BatchParser;
+use model_catalog::http::{Api, Handler, Limits, Routes};
 use model_catalog::metrics::Metrics;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -205,9 +206,10 @@ proptest! {
 
     #[test]
     fn any_json_is_read_as_a_batch_like_a_tree_of_it(body in body(), limit in 0..6_usize) {
-        let read = batch::parse(body.as_bytes(), limit).map_err(|error| error.to_string());
+        let mut parser = BatchParser::default();
+        let read = parser.parse(body.as_bytes(), limit).map_err(|error| error.to_string());
         let read = read.map(|asked| {
-            (asked.ids.into_iter().map(String::from).collect::<Vec<_>>(), asked.resolve_dependencies)
+            (asked.ids.iter().map(ToString::to_string).collect::<Vec<_>>(), asked.resolve_dependencies)
         });
         prop_assert_eq!(read, naive_batch(&body, limit), "{}", body);
     }
@@ -283,7 +285,7 @@ fn body() -> impl Strategy<Value = String> {
 /// A catalog and who answers for it, without sockets.
 struct Catalog {
     rows: BTreeMap<&'static str, Row>,
-    handler: Handler,
+    handler: Arc<Handler>,
 }
 
 impl Catalog {
@@ -300,8 +302,8 @@ impl Catalog {
         Publisher::new(Arc::clone(&store)).publish(full(&Snapshot::default(), &rows).snapshot);
         let limits = Limits { batch_ids: 1000, body_bytes: 1 << 20 };
         let metrics = Arc::new(Metrics::new().unwrap());
-        let api = Api::new(store, metrics, limits, Memory::new(1 << 24));
-        let handler = Handler::new(Arc::new(api), Routes::All);
+        let api = Api::new(store, metrics, limits, MemoryBudget::new(1 << 24));
+        let handler = Arc::new(Handler::new(Arc::new(api), Routes::All));
         Self { rows, handler }
     }
 
@@ -310,7 +312,7 @@ impl Catalog {
         static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| tokio::runtime::Runtime::new().unwrap());
         RUNTIME.block_on(async {
             let request = Request::builder().method(method).uri(path).body(Full::from(body.to_owned())).unwrap();
-            let answer = self.handler.handle::<Full<Bytes>>(request, None).await;
+            let answer = self.handler.handle::<Full<Bytes>>(request, None).await.response;
             let status = answer.status().as_u16();
             let body = answer.into_body().collect().await.unwrap().to_bytes();
             (status, String::from_utf8(body.to_vec()).unwrap())

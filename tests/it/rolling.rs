@@ -23,14 +23,14 @@ const CLIENTS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(4);
 
 /// A running HAProxy.
-struct Balancer {
+pub struct Balancer {
     child: Child,
-    address: String,
+    pub address: String,
 }
 
 impl Balancer {
     /// With further variables of the configuration.
-    async fn before(replicas: &[Server], variables: &[(&str, &str)]) -> Self {
+    pub async fn before(replicas: &[Server], variables: &[(&str, &str)]) -> Self {
         let port = TcpListener::bind((FRONTEND, 0)).unwrap().local_addr().unwrap().port();
         let address = format!("{FRONTEND}:{port}");
         let program = ["/usr/sbin/haproxy", "/usr/bin/haproxy"].into_iter().find(|path| std::fs::exists(path).unwrap());

@@ -1,18 +1,17 @@
-//! The answer to a batch: what is found of it, written into one buffer of the right size.
+//! The response to a batch, written into one buffer of exactly the right size.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 
 use crate::catalog::dependencies::Selection;
 use crate::catalog::index::Entry;
 use crate::catalog::snapshot::Snapshot;
 
-/// What a batch found in one snapshot.
-pub struct Found<'a, 'b> {
+/// The models of a batch that one snapshot has, and the ids it does not have.
+pub struct BatchResponse<'a, 'b> {
     models: Vec<&'a Entry>,
-    /// The ids that the catalog lacks, as JSON strings with commas between.
+    /// The unknown ids as JSON strings separated by commas.
     not_found: Vec<u8>,
-    /// The same ids.
+    /// The unknown ids.
     pub missing: Vec<&'b str>,
 }
 
@@ -20,20 +19,21 @@ const HEAD: &[u8] = br#"{"models":["#;
 const MIDDLE: &[u8] = br#"],"not_found":["#;
 const TAIL: &[u8] = b"]}";
 
-/// Finds models that were asked before. Up to so many ids, a few bits of each digest say at once that most were not,
-/// and only the others are compared with all before them; beyond it, a set is cheaper.
+/// Finds duplicates. For small batches a few bits of each digest rule most of them out at once, and only the others
+/// are compared with all before them; for larger ones a set is cheaper.
 #[derive(Default)]
-struct Seen<'a> {
+struct Duplicates<'a> {
     bits: [u64; 16],
-    many: HashSet<&'a [u8]>,
+    set: HashSet<&'a [u8]>,
 }
 
-const FEW: usize = 64;
+/// Batches of up to this many ids are small.
+const SMALL_BATCH: usize = 64;
 
-impl<'a> Seen<'a> {
-    fn repeats(&mut self, entry: &'a Entry, before: &[&Entry], ids: usize) -> bool {
-        if ids > FEW {
-            return !self.many.insert(entry.id());
+impl<'a> Duplicates<'a> {
+    fn is_duplicate(&mut self, entry: &'a Entry, before: &[&Entry], ids: usize) -> bool {
+        if ids > SMALL_BATCH {
+            return !self.set.insert(entry.id());
         }
         let (word, bit) = (entry.digest() as usize % self.bits.len(), 1 << (entry.digest() >> 58));
         let maybe = self.bits[word] & bit != 0;
@@ -42,26 +42,27 @@ impl<'a> Seen<'a> {
     }
 }
 
-/// Looks `ids` up in one snapshot: models in the order asked, each once; `not_found` in the order asked, repeats kept.
+/// Looks up `ids` in one snapshot: models in request order, each once; unknown ids in request order, duplicates kept.
 #[must_use]
-pub fn look_up<'a, 'b>(snapshot: &'a Snapshot, ids: &'b [Cow<'_, str>]) -> Found<'a, 'b> {
-    let mut found = Found { models: Vec::with_capacity(ids.len()), not_found: Vec::new(), missing: Vec::new() };
-    let mut seen = Seen::default();
+pub fn look_up<'a, 'b>(snapshot: &'a Snapshot, ids: &[&'b str]) -> BatchResponse<'a, 'b> {
+    let models = Vec::with_capacity(ids.len());
+    let mut response = BatchResponse { models, not_found: Vec::new(), missing: Vec::new() };
+    let mut duplicates = Duplicates::default();
     for id in ids {
         let Some(entry) = snapshot.get(id) else {
-            found.missing.push(id);
-            push_json(&mut found.not_found, id);
+            response.missing.push(id);
+            push_json(&mut response.not_found, id);
             continue;
         };
-        if !seen.repeats(entry, &found.models, ids.len()) {
-            found.models.push(entry);
+        if !duplicates.is_duplicate(entry, &response.models, ids.len()) {
+            response.models.push(entry);
         }
     }
-    found
+    response
 }
 
-impl Found<'_, '_> {
-    /// Bytes of the answer.
+impl BatchResponse<'_, '_> {
+    /// Size of the body in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         let bodies: usize = self.models.iter().map(|entry| entry.json().len()).sum();
@@ -73,8 +74,8 @@ impl Found<'_, '_> {
     pub fn write(&self, json: &mut Vec<u8>) {
         json.reserve(self.size());
         json.extend_from_slice(HEAD);
-        for (place, entry) in self.models.iter().enumerate() {
-            if place > 0 {
+        for (number, entry) in self.models.iter().enumerate() {
+            if number > 0 {
                 json.push(b',');
             }
             json.extend_from_slice(entry.json());
@@ -87,17 +88,17 @@ impl Found<'_, '_> {
 
 /// `{"models":[…],"not_found":[…],"missing_dependencies":[…]}`
 #[must_use]
-pub fn resolved(selection: &Selection<'_>) -> Vec<u8> {
+pub fn with_dependencies(selection: &Selection<'_>) -> Vec<u8> {
     let models = selection.models.iter().map(|entry| entry.json().len() + 1).sum::<usize>();
     let mut json = Vec::with_capacity(models + 1024);
     json.extend_from_slice(HEAD);
-    for (place, entry) in selection.models.iter().enumerate() {
-        if place > 0 {
+    for (number, entry) in selection.models.iter().enumerate() {
+        if number > 0 {
             json.push(b',');
         }
         json.extend_from_slice(entry.json());
     }
-    // Writing strings to a Vec can't fail.
+    // Writing strings to a Vec cannot fail.
     json.extend_from_slice(br#"],"not_found":"#);
     let _ = serde_json::to_writer(&mut json, &selection.not_found);
     json.extend_from_slice(br#","missing_dependencies":"#);
@@ -110,6 +111,6 @@ fn push_json(list: &mut Vec<u8>, id: &str) {
     if !list.is_empty() {
         list.push(b',');
     }
-    // Writing a string to a Vec can't fail.
+    // Writing a string to a Vec cannot fail.
     let _ = serde_json::to_writer(list, id);
 }

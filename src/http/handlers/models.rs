@@ -1,110 +1,107 @@
-//! `GET /api/models`: the models in the order of their ids, page by page, and a search in them.
+//! `GET /api/models`: the models in the order of their ids, page by page, optionally filtered by a search.
 //!
-//! For people. A page is a look at every model, so it is never taken on a serving thread: one thread beside them does
-//! it, with what processor time they leave, for one request after the other. A few may wait; more are told to come back.
-//! As long as the catalog stays what it is, a client that names its entity tag is answered without a look.
+//! For people. A page is a scan of the whole catalog, so it never runs on a worker thread: one thread beside them does
+//! it at low priority, one request after the other. A few requests may queue; more are told to come back. While the
+//! catalog does not change, a client that sends the entity tag gets 304 without a scan.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use hyper::header::{HeaderValue, RETRY_AFTER};
 use hyper::{HeaderMap, StatusCode};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::answer::{self, Answer};
-use super::etag::{DIGITS, entity_tag, matches_etag, with_etag};
-use super::{ALL_MODELS, Api, body, decode, not_loaded, stamp};
 use crate::catalog::listing::{self, Query};
 use crate::catalog::snapshot::Snapshot;
-use crate::ops::fault;
+use crate::http::etag::{DIGITS, entity_tag, matches_etag, with_etag};
+use crate::http::percent::decode;
+use crate::http::response::{self, Response};
+use crate::http::{ALL_MODELS, Api, with_revision};
 
-/// Models on a page, where the client names no number, and at most.
+/// Models on a page by default, and the maximum.
 const DEFAULT_LIMIT: usize = 50;
 const MAX_LIMIT: usize = 200;
-/// Bytes of a text to be searched for, decoded.
+/// Maximum bytes of the search text, decoded.
 const TEXT_BYTES: usize = 256;
-/// Requests that are looked for or wait. At a million models the last of them waits about a second.
-const AT_ONCE: usize = 8;
-/// How much the looking thread yields to those that serve: about a tenth of a core that they would use up.
+/// Requests that are running or queued. With a million models the last of them waits about a second.
+const MAX_REQUESTS: usize = 8;
+/// How much the scanning thread yields to the workers: it gets about a tenth of a core that they would use up.
 const NICE: i32 = 10;
 
-/// Lets one request after the other look through the models.
+/// Runs one catalog scan at a time.
 #[derive(Debug)]
-pub struct Turns {
-    places: Semaphore,
-    /// Kept by the look itself, which goes on when its client has gone.
-    looking: Arc<Semaphore>,
+pub struct ScanLimiter {
+    queue: Semaphore,
+    /// Held by the scan itself, which goes on when its client has disconnected.
+    running: Arc<Semaphore>,
 }
 
-impl Default for Turns {
+impl Default for ScanLimiter {
     fn default() -> Self {
-        Self { places: Semaphore::new(AT_ONCE), looking: Arc::new(Semaphore::new(1)) }
+        Self { queue: Semaphore::new(MAX_REQUESTS), running: Arc::new(Semaphore::new(1)) }
     }
 }
 
-/// The answer to a query such as `q=flux&limit=10`.
-pub async fn answer(api: &Api, query: &str, headers: &HeaderMap) -> Answer {
+impl ScanLimiter {
+    fn try_queue(&self) -> Option<SemaphorePermit<'_>> {
+        self.queue.try_acquire().ok()
+    }
+}
+
+/// The response to a query such as `q=flux&limit=10`.
+pub async fn respond(api: &Api, query: &str, headers: &HeaderMap) -> Response {
     let current = || api.store.load().clone();
-    let Some(snapshot) = current() else { return not_loaded() };
+    let Some(snapshot) = current() else { return response::not_loaded() };
     let query = match parse(query) {
         Ok(query) => query,
-        Err(message) => return stamp(answer::error(StatusCode::BAD_REQUEST, &message), &snapshot),
+        Err(message) => return with_revision(response::error(StatusCode::BAD_REQUEST, &message), &snapshot),
     };
     let etag = etag(&snapshot);
     if matches_etag(headers, &etag) {
-        return stamp(with_etag(answer::not_modified(), &etag), &snapshot);
+        return with_revision(with_etag(response::not_modified(), &etag), &snapshot);
     }
-    let Some(place) = api.turns.place() else { return stamp(busy(), &snapshot) };
+    let Some(queued) = api.scans.try_queue() else {
+        let message = "others are looking through the models: try again in a second";
+        return with_revision(response::retry_later(StatusCode::TOO_MANY_REQUESTS, message), &snapshot);
+    };
     drop(snapshot);
-    let Ok(turn) = Arc::clone(&api.turns.looking).acquire_owned().await else { return answer::internal_error() };
-    // The newest there is now, not the one from before the wait.
-    let Some(snapshot) = current() else { return not_loaded() };
-    let looking = Arc::clone(&snapshot);
-    let looked = tokio::task::spawn_blocking(move || {
-        // Lowering it again costs one system call; where it is forbidden, the look is only less polite.
+    let Ok(running) = Arc::clone(&api.scans.running).acquire_owned().await else {
+        return response::internal_error();
+    };
+    // The snapshot of now, not the one from before the wait.
+    let Some(snapshot) = current() else { return response::not_loaded() };
+    let scanned = Arc::clone(&snapshot);
+    let page = tokio::task::spawn_blocking(move || {
+        // Repeating it costs one system call; where it is forbidden, the scan is only less polite.
         let _ = rustix::process::setpriority_process(None, NICE);
-        let page = render(&looking, &query);
-        drop(turn);
+        let page = render(&scanned, &query);
+        drop(running);
         page
     });
-    let looked = looked.await;
-    drop(place);
-    let answer = match looked {
-        Ok(Ok(body)) => match api.memory.keep(body) {
-            Some(body) => with_etag(answer::json(StatusCode::OK, body), &self::etag(&snapshot)),
-            None => body::no_memory(),
+    let page = page.await;
+    drop(queued);
+    let response = match page {
+        Ok(Ok(body)) => match api.memory.try_bytes(body) {
+            Some(body) => with_etag(response::json(StatusCode::OK, body), &self::etag(&snapshot)),
+            None => response::out_of_memory(),
         },
-        Ok(Err(error)) => fault(ALL_MODELS, &error),
+        Ok(Err(error)) => response::serialization_failed(ALL_MODELS, &error),
         // A panic, which its hook has logged.
-        Err(_) => answer::internal_error(),
+        Err(_) => response::internal_error(),
     };
-    stamp(answer, &snapshot)
+    with_revision(response, &snapshot)
 }
 
-impl Turns {
-    fn place(&self) -> Option<SemaphorePermit<'_>> {
-        self.places.try_acquire().ok()
-    }
-}
-
-/// What is answered to a query follows from the catalog's content, and from this program.
+/// The response to a query depends on the catalog's content and on this version of the program.
 fn etag(snapshot: &Snapshot) -> [u8; DIGITS + 2] {
     entity_tag(xxh3_64_with_seed(env!("CARGO_PKG_VERSION").as_bytes(), snapshot.revision()))
-}
-
-fn busy() -> Answer {
-    let message = "others are looking through the models: try again in a second";
-    let mut answer = answer::error(StatusCode::TOO_MANY_REQUESTS, message);
-    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    answer
 }
 
 fn render(snapshot: &Snapshot, query: &Query) -> serde_json::Result<Vec<u8>> {
     let page = listing::page(snapshot, query);
     let mut json = br#"{"models":["#.to_vec();
-    for (place, entry) in page.entries.iter().enumerate() {
-        if place > 0 {
+    for (number, entry) in page.entries.iter().enumerate() {
+        if number > 0 {
             json.push(b',');
         }
         json.extend_from_slice(entry.json());
@@ -116,19 +113,19 @@ fn render(snapshot: &Snapshot, query: &Query) -> serde_json::Result<Vec<u8>> {
     Ok(json)
 }
 
-/// Parameters as forms write them. One without a value is as good as none, one of another name is none of ours.
+/// Parameters in form encoding. One without a value counts as absent; unknown ones are ignored.
 fn parse(query: &str) -> Result<Query, String> {
     let (mut q, mut after, mut limit) = (None, None, None);
     for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let place = match &*form(name).unwrap_or_default() {
+        let parameter = match &*form(name).unwrap_or_default() {
             "q" => &mut q,
             "after" => &mut after,
             "limit" => &mut limit,
             _ => continue,
         };
-        let value = form(value).map_err(|fault| format!("`{name}` {fault}"))?;
-        if place.replace(value).is_some() {
+        let value = form(value).map_err(|reason| format!("`{name}` {reason}"))?;
+        if parameter.replace(value).is_some() {
             return Err(format!("`{name}` is given twice: give it once"));
         }
     }
@@ -147,7 +144,7 @@ fn parse(query: &str) -> Result<Query, String> {
     Ok(Query { text, after: after.unwrap_or_default().into_owned(), limit })
 }
 
-/// Decodes as forms encode: `+` is a space.
+/// Decodes form encoding, where `+` is a space.
 fn form(encoded: &str) -> Result<Cow<'_, str>, &'static str> {
     match encoded.contains('+') {
         true => decode(&encoded.replace('+', " ")).map(|decoded| Cow::Owned(decoded.into_owned())),
@@ -160,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_are_read_strictly_and_the_rest_is_ignored() {
+    fn parameters_are_parsed_strictly_and_unknown_ones_ignored() {
         let query = |text: &str, after: &str, limit| Ok(Query { text: text.into(), after: after.into(), limit });
         for (given, expected) in [
             ("", query("", "", 50)),

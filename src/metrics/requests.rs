@@ -1,5 +1,5 @@
-//! What requests count, for each serving thread apart: a [`Traffic`] that only its own thread writes, so that threads
-//! share no cache line, and the collector that sums them at a scrape.
+//! Metrics of requests: a [`RequestMetrics`] per worker thread, which only that thread writes, so that threads share no
+//! cache line, and the collector that sums them at a scrape.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -9,9 +9,9 @@ use std::time::Duration;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto;
 
-use crate::missing::{Id, Missing};
+use super::top_missing::{Id, TopMissingIds};
 
-/// What a request is counted under: a template, never a path.
+/// The label `route` of a request: a template, never a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
     /// `GET /api/models/{id}`
@@ -32,7 +32,7 @@ pub enum Route {
     Readyz,
     /// `/metrics`
     Metrics,
-    /// Everything else.
+    /// Any other path.
     Other,
 }
 
@@ -49,13 +49,13 @@ const ROUTES: [(Route, &str); 10] = [
     (Route::Other, "other"),
 ];
 
-/// The templates of all routes; the last is that of everything else.
+/// The templates of all routes; the last one is for any other path.
 #[must_use]
 pub fn templates() -> [&'static str; ROUTES.len()] {
     ROUTES.map(|(_, template)| template)
 }
 
-/// The statuses this program answers with; the last place counts any other.
+/// The statuses of this program's responses; the last one is for any other.
 const STATUSES: [(u16, &str); 10] = [
     (200, "200"),
     (304, "304"),
@@ -69,20 +69,21 @@ const STATUSES: [(u16, &str); 10] = [
     (0, "other"),
 ];
 
-/// Shown from the start, at 0: a rate needs a value before the first event, or that event stays unseen.
-const ALWAYS_SHOWN: ([Route; 2], [u16; 3]) = ([Route::Single, Route::Batch], [200, 500, 503]);
+/// Exported from the start, at 0: a rate needs a value before the first event, or it misses that event.
+const INITIAL_ROUTES: [Route; 2] = [Route::Single, Route::Batch];
+const INITIAL_STATUSES: [u16; 3] = [200, 500, 503];
 
-/// Upper bounds in seconds. An answer from memory takes a few microseconds, a stalled client's body many seconds.
+/// Upper bounds in seconds. A response from memory takes a few microseconds, a stalled client's body many seconds.
 const REQUEST_SECONDS: [f64; 14] =
     [10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 100e-3, 1.0, 10.0];
 const BATCH_IDS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
 
-/// A histogram with `N` upper bounds that one thread writes.
+/// A histogram with `N` upper bounds, written by one thread.
 #[derive(Debug)]
 struct Buckets<const N: usize> {
     counts: [AtomicU64; N],
     above: AtomicU64,
-    /// Sum of what was observed, in the unit of [`Buckets::observe`].
+    /// Sum of the observed values, in the unit of [`Buckets::observe`].
     sum: AtomicU64,
 }
 
@@ -91,26 +92,25 @@ impl<const N: usize> Buckets<N> {
         Self { counts: [const { AtomicU64::new(0) }; N], above: AtomicU64::new(0), sum: AtomicU64::new(0) }
     }
 
-    /// `value` is an amount of the unit in `per_one`-ths, `bounds` are whole units.
-    fn observe(&self, value: u64, per_one: f64, bounds: &[f64; N]) {
-        let whole = value as f64 / per_one;
+    /// `value` counts parts of which `scale` make one unit of `bounds`.
+    fn observe(&self, value: u64, scale: f64, bounds: &[f64; N]) {
+        let whole = value as f64 / scale;
         let slot = bounds.iter().position(|bound| whole <= *bound);
         add(slot.map_or(&self.above, |slot| &self.counts[slot]), 1);
         add(&self.sum, value);
     }
 }
 
-/// Adds to a counter that only the calling thread writes: without the bus lock of a `fetch_add`, of which a request would
-/// need six.
+/// Adds to a counter that only the calling thread writes: no `fetch_add`, whose bus lock a request would pay six times.
 fn add(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(more), Relaxed);
 }
 
 const NANOS: f64 = 1e9;
 
-/// What one serving thread counts.
+/// The request metrics of one worker thread.
 #[derive(Debug)]
-pub struct Traffic {
+pub struct RequestMetrics {
     requests: [[AtomicU64; STATUSES.len()]; ROUTES.len()],
     seconds: [Buckets<{ REQUEST_SECONDS.len() }>; ROUTES.len()],
     batch_ids: Buckets<{ BATCH_IDS.len() }>,
@@ -118,11 +118,11 @@ pub struct Traffic {
     not_found: AtomicU64,
     opened: AtomicU64,
     closed: AtomicU64,
-    /// Only a look-up in vain takes it, and whoever reads the list.
-    missing: Mutex<Missing>,
+    /// Locked only for an unknown id, and to read the list.
+    missing: Mutex<TopMissingIds>,
 }
 
-impl Traffic {
+impl RequestMetrics {
     fn new() -> Self {
         Self {
             requests: [const { [const { AtomicU64::new(0) }; STATUSES.len()] }; ROUTES.len()],
@@ -136,21 +136,21 @@ impl Traffic {
         }
     }
 
-    /// A request was answered; `took` runs from its head having been read to its answer being ready to send.
+    /// Counts a request; `took` is the time from its head being read to its response being ready to send.
     pub fn request(&self, route: Route, status: u16, took: Duration) {
-        let place = STATUSES.iter().position(|(known, _)| *known == status).unwrap_or(STATUSES.len() - 1);
-        add(&self.requests[route as usize][place], 1);
+        let slot = STATUSES.iter().position(|(known, _)| *known == status).unwrap_or(STATUSES.len() - 1);
+        add(&self.requests[route as usize][slot], 1);
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.seconds[route as usize].observe(nanos, NANOS, &REQUEST_SECONDS);
     }
 
-    /// Ids were looked up, by a batch or one by one.
+    /// Counts lookups of ids, in a batch or single.
     pub fn lookups(&self, found: usize, not_found: usize) {
         add(&self.found, found as u64);
         add(&self.not_found, not_found as u64);
     }
 
-    /// These ids were asked for, and the catalog lacks them.
+    /// Counts requests for unknown ids.
     pub fn missing(&self, ids: &[&str]) {
         if !ids.is_empty() {
             let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,26 +158,26 @@ impl Traffic {
         }
     }
 
-    /// A batch asked for this many ids.
+    /// Counts a batch by the number of its ids.
     pub fn batch(&self, ids: usize) {
         self.batch_ids.observe(ids as u64, 1.0, &BATCH_IDS);
     }
 
-    /// A connection was accepted.
+    /// Counts an accepted connection.
     pub fn connection_opened(&self) {
         add(&self.opened, 1);
     }
 
-    /// A connection ended.
+    /// Counts a closed connection.
     pub fn connection_closed(&self) {
         add(&self.closed, 1);
     }
 }
 
-/// Sums the [`Traffic`] of all threads at a scrape.
+/// Sums the [`RequestMetrics`] of all threads at a scrape.
 #[derive(Clone)]
-pub(super) struct TrafficCollector {
-    threads: Arc<Mutex<Vec<Arc<Traffic>>>>,
+pub(super) struct RequestCollector {
+    threads: Arc<Mutex<Vec<Arc<RequestMetrics>>>>,
     requests: Desc,
     seconds: Desc,
     connections: Desc,
@@ -185,7 +185,7 @@ pub(super) struct TrafficCollector {
     lookups: Desc,
 }
 
-impl TrafficCollector {
+impl RequestCollector {
     pub(super) fn new() -> prometheus::Result<Self> {
         let desc = |name: &str, help: &str, labels: &[&str]| {
             let labels = labels.iter().map(ToString::to_string).collect();
@@ -193,26 +193,26 @@ impl TrafficCollector {
         };
         Ok(Self {
             threads: Arc::default(),
-            requests: desc("catalog_http_requests_total", "Requests answered.", &["route", "status"])?,
+            requests: desc("catalog_http_requests_total", "Requests handled, by route and status.", &["route", "status"])?,
             seconds: desc(
                 "catalog_http_request_duration_seconds",
-                "Time from a request's head read to its answer ready to send.",
+                "Time from the end of the request head to the response being ready to send.",
                 &["route"],
             )?,
-            connections: desc("catalog_http_connections", "Connections open now.", &[])?,
-            batch_ids: desc("catalog_batch_ids", "Ids asked for in one batch.", &[])?,
-            lookups: desc("catalog_lookups_total", "Ids looked up, by outcome.", &["outcome"])?,
+            connections: desc("catalog_http_connections", "Open connections.", &[])?,
+            batch_ids: desc("catalog_batch_ids", "Ids per batch.", &[])?,
+            lookups: desc("catalog_lookups_total", "Lookups of ids, by outcome.", &["outcome"])?,
         })
     }
 
-    /// The counters of one more thread.
-    pub(super) fn thread(&self) -> Arc<Traffic> {
-        let traffic = Arc::new(Traffic::new());
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&traffic));
-        traffic
+    /// The metrics of one more thread.
+    pub(super) fn register_thread(&self) -> Arc<RequestMetrics> {
+        let metrics = Arc::new(RequestMetrics::new());
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&metrics));
+        metrics
     }
 
-    /// Look-ups in vain, and the ids of them that are still known.
+    /// The number of lookups of unknown ids, and the most requested of these ids.
     pub(super) fn missing(&self) -> (u64, HashMap<Id, u64>) {
         let (mut count, mut ids) = (0, HashMap::new());
         for thread in self.threads() {
@@ -222,28 +222,28 @@ impl TrafficCollector {
         (count, ids)
     }
 
-    fn threads(&self) -> Vec<Arc<Traffic>> {
-        // A panic can't leave a list of pointers half-written, so a poisoned lock is as good as a sound one.
+    fn threads(&self) -> Vec<Arc<RequestMetrics>> {
+        // A panic cannot leave a list of pointers half-written, so a poisoned lock is still valid.
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl Collector for TrafficCollector {
+impl Collector for RequestCollector {
     fn desc(&self) -> Vec<&Desc> {
         vec![&self.requests, &self.seconds, &self.connections, &self.batch_ids, &self.lookups]
     }
 
     fn collect(&self) -> Vec<proto::MetricFamily> {
         let threads = self.threads();
-        let sum = |of: &dyn Fn(&Traffic) -> &AtomicU64| threads.iter().map(|t| of(t).load(Relaxed)).sum::<u64>();
+        let sum = |of: &dyn Fn(&RequestMetrics) -> &AtomicU64| threads.iter().map(|t| of(t).load(Relaxed)).sum::<u64>();
 
         let mut requests = Vec::new();
         let mut seconds = Vec::new();
         for (route, template) in ROUTES {
             let of_route = requests.len();
-            for (place, (code, status)) in STATUSES.iter().enumerate() {
-                let count = sum(&|t| &t.requests[route as usize][place]);
-                if count > 0 || ALWAYS_SHOWN.0.contains(&route) && ALWAYS_SHOWN.1.contains(code) {
+            for (slot, (code, status)) in STATUSES.iter().enumerate() {
+                let count = sum(&|t| &t.requests[route as usize][slot]);
+                if count > 0 || INITIAL_ROUTES.contains(&route) && INITIAL_STATUSES.contains(code) {
                     requests.push(counter(count, &[("route", template), ("status", status)]));
                 }
             }
@@ -291,7 +291,7 @@ fn counter(value: u64, pairs: &[(&str, &str)]) -> proto::Metric {
 
 fn histogram<const N: usize>(
     parts: &[&Buckets<N>],
-    per_one: f64,
+    scale: f64,
     bounds: &[f64; N],
     pairs: &[(&str, &str)],
 ) -> proto::Metric {
@@ -308,7 +308,7 @@ fn histogram<const N: usize>(
     let mut histogram = proto::Histogram::default();
     histogram.set_bucket(buckets);
     histogram.set_sample_count(cumulative + sum(&|part| &part.above));
-    histogram.set_sample_sum(sum(&|part| &part.sum) as f64 / per_one);
+    histogram.set_sample_sum(sum(&|part| &part.sum) as f64 / scale);
     let mut metric = proto::Metric::from_label(labels(pairs));
     metric.set_histogram(histogram);
     metric

@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz` and `/metrics`: what operators ask. None of it waits for Postgres.
+//! `/livez`, `/readyz` and `/metrics`, for operators. None of them waits for Postgres.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -9,26 +9,26 @@ use serde::Serialize;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::{Follow, Sync};
 use crate::http::Api;
-use crate::http::answer::{self, Answer};
 use crate::http::etag::hex;
+use crate::http::response::{self, Response};
 
 const READY: &str = "ready";
 
-/// The process answers.
-pub fn livez() -> Answer {
-    answer::json(StatusCode::OK, r#"{"status":"alive"}"#)
+/// The process responds.
+pub fn livez() -> Response {
+    response::json(StatusCode::OK, r#"{"status":"alive"}"#)
 }
 
 #[derive(Serialize)]
 struct Readiness {
     status: &'static str,
     #[serde(flatten)]
-    standing: Standing,
+    catalog: CatalogStatus,
 }
 
-/// What is served, and how well it is in step with the database.
+/// What is served, and how current it is.
 #[derive(Serialize)]
-pub struct Standing {
+pub struct CatalogStatus {
     revision: Option<String>,
     models: usize,
     rejected: usize,
@@ -37,16 +37,16 @@ pub struct Standing {
     follow: Option<&'static str>,
 }
 
-impl Standing {
-    /// That of a snapshot, if there is one yet.
+impl CatalogStatus {
+    /// The status of a snapshot, if there is one yet.
     #[must_use]
-    pub fn of(snapshot: Option<&Snapshot>, sync: Option<Sync>) -> Self {
+    pub fn new(snapshot: Option<&Snapshot>, sync: Option<Sync>) -> Self {
         Self {
             revision: snapshot.map(|snapshot| hex(snapshot.revision())),
             models: snapshot.map_or(0, |snapshot| snapshot.len()),
             rejected: snapshot.map_or(0, |snapshot| snapshot.rejected().len()),
             source: snapshot.map(|_| if sync.is_some() { "postgres" } else { "file" }),
-            // Milliseconds are as fine as anybody reads.
+            // Rounded to milliseconds.
             synced_seconds_ago: sync.map(|sync| (sync.at.elapsed().as_secs_f64() * 1e3).round() / 1e3),
             follow: sync.map(|sync| match sync.follow {
                 Follow::Live => "live",
@@ -65,33 +65,24 @@ fn status(api: &Api, loaded: bool) -> &'static str {
     }
 }
 
-/// Ready from the first catalog until the drain begins, whatever becomes of Postgres in between.
-pub fn readyz(api: &Api) -> Answer {
+/// Ready from the first snapshot until the shutdown begins, whatever happens to Postgres in between.
+pub fn readyz(api: &Api) -> Response {
     let current = api.store.load();
     let snapshot = current.as_deref();
     let status = status(api, snapshot.is_some());
-    let readiness = Readiness { status, standing: Standing::of(snapshot, api.store.sync()) };
+    let readiness = Readiness { status, catalog: CatalogStatus::new(snapshot, api.store.sync()) };
     let code = if status == READY { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     match serde_json::to_vec(&readiness) {
-        Ok(body) => answer::json(code, body),
-        Err(error) => fault("/readyz", &error),
+        Ok(body) => response::json(code, body),
+        Err(error) => response::serialization_failed("/readyz", &error),
     }
 }
 
-/// The text exposition format.
-pub fn metrics(api: &Api) -> Answer {
+/// All metrics in the Prometheus text format.
+pub fn metrics(api: &Api) -> Response {
     api.metrics.ready.set(i64::from(status(api, api.store.load().is_some()) == READY));
     match api.metrics.render() {
-        Ok(text) => {
-            let text_format = HeaderValue::from_static(prometheus::TEXT_FORMAT);
-            answer::with_type(StatusCode::OK, text_format, text)
-        }
-        Err(error) => fault("/metrics", &error),
+        Ok(text) => response::with_type(StatusCode::OK, HeaderValue::from_static(prometheus::TEXT_FORMAT), text),
+        Err(error) => response::serialization_failed("/metrics", &error),
     }
-}
-
-/// 500, and the reason in the log.
-pub fn fault(route: &str, error: &(dyn std::error::Error + 'static)) -> Answer {
-    tracing::error!(route, error, "could not be rendered");
-    answer::internal_error()
 }

@@ -1,0 +1,293 @@
+//! One connection: its I/O, its deadline, and how it ends.
+//!
+//! hyper runs the protocol. This file decides how long a client may take. A timer per request, or hyper's own
+//! `header_read_timeout`, costs 1,400 instructions a request; instead the connection notes its deadline, and its one
+//! alarm looks at that only when it fires.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io::{self, IoSlice, Read, Write};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::Handler;
+use super::client_limits::{ConnectionPermit, Peer};
+
+/// How long a client may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// Maximum time to receive a request and send its response, counted from its first byte.
+    pub request: Duration,
+    /// Maximum time between two requests: longer than load balancers keep a connection (60 s as a rule), so that it is
+    /// they who close it, and never under a request that is on its way.
+    pub idle: Duration,
+}
+
+/// Limits of a lingering close: time, and bytes read and discarded.
+const LINGER_TIME: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes discarded at a time.
+const LINGER_BUFFER: usize = 16 * 1024;
+
+/// Nothing received since the last response was sent.
+const IDLE: u8 = 0;
+/// A request is being received or handled.
+const REQUEST: u8 = 1;
+/// A response is being sent.
+const RESPONSE: u8 = 2;
+
+/// The state that a connection's I/O, service and task share. One thread runs all three; the atomics are for `Send`.
+pub(super) struct Connection {
+    handler: Arc<Handler>,
+    peer: Peer,
+    timeouts: Timeouts,
+    accepted: Instant,
+    /// Nanoseconds after `accepted`.
+    deadline: AtomicU64,
+    phase: AtomicU8,
+    /// The response says `connection: close` because the request's body was not read.
+    body_unread: AtomicBool,
+    _client: Option<ConnectionPermit>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    /// Counts a connection as open until this is dropped.
+    pub(super) fn new(
+        handler: Arc<Handler>,
+        peer: Peer,
+        client: Option<ConnectionPermit>,
+        permit: OwnedSemaphorePermit,
+        timeouts: Timeouts,
+    ) -> Arc<Self> {
+        handler.metrics().connection_opened();
+        let connection = Self {
+            handler,
+            peer,
+            timeouts,
+            accepted: Instant::now(),
+            deadline: AtomicU64::new(0),
+            phase: AtomicU8::new(IDLE),
+            body_unread: AtomicBool::new(false),
+            _client: client,
+            _permit: permit,
+        };
+        connection.expire_in(connection.timeouts.request);
+        Arc::new(connection)
+    }
+
+    fn expire_in(&self, timeout: Duration) {
+        let deadline = self.accepted.elapsed() + timeout;
+        self.deadline.store(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    fn deadline(&self) -> Instant {
+        self.accepted + Duration::from_nanos(self.deadline.load(Relaxed))
+    }
+
+    /// Bytes of a request came in, or one that came in with the request before it is taken up.
+    fn request_begins(&self) {
+        if self.phase.load(Relaxed) == IDLE {
+            self.phase.store(REQUEST, Relaxed);
+            self.expire_in(self.timeouts.request);
+        }
+    }
+
+    /// All that was written has been sent. Before the response there may have been a `100 Continue`.
+    fn flushed(&self) {
+        if self.phase.load(Relaxed) == RESPONSE {
+            self.phase.store(IDLE, Relaxed);
+            self.expire_in(self.timeouts.idle);
+        }
+    }
+
+    /// Whether the client may still be sending. Closing would reset the connection, and a client that sends all of its
+    /// request before it reads would not see the response. In the middle of a request the response is hyper's own, to
+    /// one that it could not parse.
+    fn must_linger(&self) -> bool {
+        self.body_unread.load(Relaxed) || self.phase.load(Relaxed) == REQUEST
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.handler.metrics().connection_closed();
+    }
+}
+
+/// Runs a connection until it ends, its deadline passes, or it is idle when `shutdown` is cancelled.
+pub(super) async fn serve_connection(
+    http: Arc<http1::Builder>,
+    stream: std::net::TcpStream,
+    connection: Arc<Connection>,
+    shutdown: CancellationToken,
+) {
+    let io = Io::new(stream, Arc::clone(&connection));
+    let state = Arc::clone(&connection);
+    let service = service_fn(move |request| {
+        state.request_begins();
+        let state = Arc::clone(&state);
+        state.handler.handle(request, state.peer).map(move |handled| {
+            state.body_unread.store(handled.body_unread, Relaxed);
+            state.phase.store(RESPONSE, Relaxed);
+            Ok::<_, Infallible>(handled.response)
+        })
+    });
+    let mut hyper = pin!(http.serve_connection(TokioIo::new(io), service));
+    let mut cancelled = pin!(None);
+    let mut alarm: Pin<&mut Option<Sleep>> = pin!(None);
+    let mut shutting_down = false;
+    poll_fn(|context| {
+        loop {
+            // First of all, so that what has arrived already has become a request before a shutdown is passed on.
+            // I/O errors are ignored: the client disconnected.
+            if hyper.as_mut().poll(context).is_ready() {
+                return Poll::Ready(());
+            }
+            if !shutting_down && shutdown.is_cancelled() {
+                hyper.as_mut().graceful_shutdown();
+                shutting_down = true;
+                continue;
+            }
+            // Registered once: the task's waker stays the same.
+            if cancelled.is_none() {
+                cancelled.set(Some(shutdown.cancelled()));
+                if cancelled.as_mut().as_pin_mut().is_some_and(|cancelled| cancelled.poll(context).is_ready()) {
+                    continue;
+                }
+            }
+            let deadline = connection.deadline();
+            let armed = alarm.as_ref().as_pin_ref();
+            if armed.is_some_and(|alarm| !alarm.is_elapsed() && alarm.deadline().into_std() <= deadline) {
+                return Poll::Pending;
+            }
+            if deadline <= Instant::now() {
+                return Poll::Ready(());
+            }
+            alarm.set(Some(tokio::time::sleep_until(deadline.into())));
+            if alarm.as_mut().as_pin_mut().is_none_or(|alarm| alarm.poll(context).is_pending()) {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+}
+
+/// What hyper reads from and writes to.
+///
+/// The socket is registered with the runtime only when it first has to wait. In a boot storm the request is there when
+/// its connection is accepted, and the connection ends with the response: most are never registered, which saves two
+/// system calls of seven.
+struct Io {
+    unregistered: Option<std::net::TcpStream>,
+    registered: Option<TcpStream>,
+    connection: Arc<Connection>,
+    /// Bytes discarded so far by a lingering close.
+    discarded: Option<usize>,
+}
+
+impl Io {
+    fn new(stream: std::net::TcpStream, connection: Arc<Connection>) -> Self {
+        Self { unregistered: Some(stream), registered: None, connection, discarded: None }
+    }
+
+    /// Tries `operation` as long as the socket is unregistered; `None` if it has to wait.
+    fn attempt<T>(
+        &self,
+        operation: impl FnOnce(&std::net::TcpStream) -> io::Result<T>,
+    ) -> Option<io::Result<T>> {
+        match operation(self.unregistered.as_ref()?) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => None,
+            done => Some(done),
+        }
+    }
+
+    fn registered(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        if let Some(stream) = self.unregistered.take() {
+            self.registered = Some(TcpStream::from_std(stream)?);
+        }
+        self.registered.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Tells the client that nothing more will be sent, then reads and discards what it still sends.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.discarded.is_none() {
+            ready!(self.registered()?.poll_shutdown(context))?;
+            self.discarded = Some(0);
+            self.connection.expire_in(LINGER_TIME);
+        }
+        let mut buffer = vec![0; LINGER_BUFFER];
+        loop {
+            let mut read = ReadBuf::new(&mut buffer);
+            ready!(self.registered()?.poll_read(context, &mut read))?;
+            let discarded = self.discarded.unwrap_or(0) + read.filled().len();
+            if read.filled().is_empty() || discarded > LINGER_BYTES {
+                return Poll::Ready(Ok(()));
+            }
+            self.discarded = Some(discarded);
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        match self.attempt(|mut stream| stream.read(into.initialize_unfilled())) {
+            Some(read) => into.advance(read?),
+            None => ready!(self.registered()?.poll_read(context, into))?,
+        }
+        if into.filled().len() > before {
+            self.connection.request_begins();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.attempt(|mut stream| stream.write(bytes)) {
+            Some(written) => Poll::Ready(written),
+            None => self.registered()?.poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.attempt(|mut stream| stream.write_vectored(slices)) {
+            Some(written) => Poll::Ready(written),
+            None => self.registered()?.poll_write_vectored(context, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// hyper calls this when its buffer has been written; the socket itself has nothing to flush.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.flushed();
+        Poll::Ready(Ok(()))
+    }
+
+    /// hyper calls this at the end of a connection. Without a reason to linger, the close that follows is enough: a
+    /// shutdown would be one more system call.
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.discarded.is_some() || self.connection.must_linger() { self.poll_linger(context) } else { Poll::Ready(Ok(())) }
+    }
+}

@@ -1,0 +1,94 @@
+//! `POST /api/models/batch`: many models in one response, all of them from one snapshot.
+
+use bytes::Bytes;
+use hyper::body::Body;
+use hyper::header::HeaderValue;
+use hyper::{Request, StatusCode};
+
+use crate::catalog::dependencies::Selection;
+use crate::catalog::snapshot::Snapshot;
+use crate::http::aria2::{self, Format};
+use crate::http::batch_request::BatchRequest;
+use crate::http::memory_budget::Reservation;
+use crate::http::response::{self, Response};
+use crate::http::{Handler, batch_response, body, with_revision};
+
+impl Handler {
+    pub(in crate::http) async fn batch<B>(&self, request: &mut Request<B>) -> Response
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let format = Format::of_query(request.uri().query());
+        let mut reservation = self.api.memory.reserve();
+        let body = match body::read(request.body_mut(), self.api.limits.body_bytes, &mut reservation).await {
+            Ok(body) => body,
+            Err(response) => return self.with_revision(response),
+        };
+        let bad_request = |message: &str| self.with_revision(response::error(StatusCode::BAD_REQUEST, message));
+        let format = match format {
+            Ok(format) => format,
+            Err(message) => return bad_request(message),
+        };
+        let mut parser = self.parser();
+        let batch = match parser.parse(&body, self.api.limits.batch_ids) {
+            Ok(batch) => batch,
+            Err(error) => return bad_request(&error.to_string()),
+        };
+        let current = self.api.store.load();
+        let Some(snapshot) = current.as_deref() else { return response::not_loaded() };
+        let response = if format == Format::Json && !batch.resolve_dependencies {
+            self.models(snapshot, &batch, reservation)
+        } else {
+            self.selection(snapshot, &batch, format, reservation)
+        };
+        with_revision(response, snapshot)
+    }
+
+    fn models(&self, snapshot: &Snapshot, batch: &BatchRequest<'_>, reservation: Reservation) -> Response {
+        let found = batch_response::look_up(snapshot, &batch.ids);
+        let mut json = Vec::with_capacity(found.size());
+        found.write(&mut json);
+        self.count_batch(batch.ids.len(), &found.missing);
+        self.respond_with(HeaderValue::from_static("application/json"), json, reservation)
+    }
+
+    fn selection(
+        &self,
+        snapshot: &Snapshot,
+        batch: &BatchRequest<'_>,
+        format: Format,
+        reservation: Reservation,
+    ) -> Response {
+        let selection = if batch.resolve_dependencies {
+            Selection::with_dependencies(snapshot, &batch.ids, self.api.limits.batch_ids)
+        } else {
+            Ok(Selection::asked(snapshot, &batch.ids))
+        };
+        let selection = match selection {
+            Ok(selection) => selection,
+            Err(error) => return response::error(StatusCode::BAD_REQUEST, &error.to_string()),
+        };
+        self.count_batch(batch.ids.len(), &selection.not_found);
+        let (content_type, body) = match format {
+            Format::Json => ("application/json", batch_response::with_dependencies(&selection)),
+            Format::Aria2 => ("text/plain; charset=utf-8", aria2::render(&selection).into()),
+        };
+        self.respond_with(HeaderValue::from_static(content_type), body, reservation)
+    }
+
+    /// The request's body is done with; its reservation ends, and the response has one of its own.
+    fn respond_with(&self, content_type: HeaderValue, body: Vec<u8>, reservation: Reservation) -> Response {
+        drop(reservation);
+        match self.api.memory.try_bytes(body) {
+            Some(body) => response::with_type(StatusCode::OK, content_type, body),
+            None => response::out_of_memory(),
+        }
+    }
+
+    fn count_batch(&self, ids: usize, missing: &[&str]) {
+        self.metrics.batch(ids);
+        self.metrics.lookups(ids - missing.len(), missing.len());
+        self.metrics.missing(missing);
+    }
+}

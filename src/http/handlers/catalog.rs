@@ -1,0 +1,86 @@
+//! `GET /api/catalog`: the state of the catalog, the rejected rows with the reasons, and the most requested unknown ids.
+//! Every list is bounded, whatever the table holds and whatever clients send.
+
+use hyper::StatusCode;
+use hyper::header::{CACHE_CONTROL, HeaderValue};
+use serde::Serialize;
+
+use super::ops::CatalogStatus;
+use crate::catalog::snapshot::Snapshot;
+use crate::http::response::{self, Response};
+use crate::http::{Api, CATALOG, with_revision};
+use crate::metrics::{ID_BYTES, truncate};
+
+/// Maximum entries of each list; the counts beside them include all.
+const LISTED: usize = 100;
+/// Maximum bytes of a reason, which may quote the row.
+const REASON_BYTES: usize = 400;
+
+#[derive(Serialize)]
+struct Catalog {
+    #[serde(flatten)]
+    status: CatalogStatus,
+    /// The first in the order of ids.
+    rejected_rows: Vec<RejectedRow>,
+    /// Lookups of unknown ids since the start.
+    not_found: u64,
+    /// The most requested ones first, without those that the catalog has by now.
+    not_found_ids: Vec<NotFound>,
+}
+
+#[derive(Serialize)]
+struct RejectedRow {
+    id: String,
+    reason: String,
+}
+
+#[derive(Serialize)]
+struct NotFound {
+    id: String,
+    /// Requests; a lower bound.
+    asked: u64,
+}
+
+/// The response to `GET /api/catalog`.
+pub fn respond(api: &Api) -> Response {
+    let current = api.store.load();
+    let Some(snapshot) = current.as_deref() else { return response::not_loaded() };
+    let response = match serde_json::to_vec(&catalog(api, snapshot)) {
+        Ok(body) => match api.memory.try_bytes(body) {
+            Some(body) => {
+                let mut response = response::json(StatusCode::OK, body);
+                response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+                response
+            }
+            None => response::out_of_memory(),
+        },
+        Err(error) => response::serialization_failed(CATALOG, &error),
+    };
+    with_revision(response, snapshot)
+}
+
+fn catalog(api: &Api, snapshot: &Snapshot) -> Catalog {
+    let rejected = snapshot.rejected().iter().take(LISTED);
+    let (not_found, ids) = api.metrics.missing();
+    let mut ids: Vec<_> = ids.into_iter().filter(|(id, _)| id.truncated || snapshot.get(&id.text).is_none()).collect();
+    ids.sort_by(|(a, count_a), (b, count_b)| count_b.cmp(count_a).then_with(|| a.cmp(b)));
+    Catalog {
+        status: CatalogStatus::new(Some(snapshot), api.store.sync()),
+        rejected_rows: rejected
+            .map(|(id, reason)| RejectedRow { id: shortened(id, ID_BYTES), reason: shortened(reason, REASON_BYTES) })
+            .collect(),
+        not_found,
+        not_found_ids: (ids.into_iter().take(LISTED))
+            .map(|(id, asked)| NotFound { id: with_ellipsis(&id.text, id.truncated), asked })
+            .collect(),
+    }
+}
+
+fn shortened(text: &str, bytes: usize) -> String {
+    let (text, truncated) = truncate(text, bytes);
+    with_ellipsis(text, truncated)
+}
+
+fn with_ellipsis(text: &str, truncated: bool) -> String {
+    if truncated { format!("{text}…") } else { text.into() }
+}

@@ -1,0 +1,38 @@
+//! `GET /api/models/{id}`: one model.
+
+use hyper::{HeaderMap, StatusCode};
+
+use crate::http::etag::{entity_tag, matches_etag, with_etag};
+use crate::http::percent::decode;
+use crate::http::response::{self, Response};
+use crate::http::{Handler, MODELS, with_revision};
+
+impl Handler {
+    pub(in crate::http) fn single(&self, path: &str, headers: &HeaderMap) -> Response {
+        let current = self.api.store.load();
+        let Some(snapshot) = current.as_deref() else { return response::not_loaded() };
+        let id = match decode(path.strip_prefix(MODELS).unwrap_or_default()) {
+            Ok(id) => id,
+            Err(reason) => {
+                let response = response::error(StatusCode::BAD_REQUEST, &format!("the model id {reason}"));
+                return with_revision(response, snapshot);
+            }
+        };
+        let Some(entry) = snapshot.get(&id) else {
+            self.metrics.lookups(0, 1);
+            self.metrics.missing(&[&id]);
+            return with_revision(response::model_not_found(&id), snapshot);
+        };
+        self.metrics.lookups(1, 0);
+        let etag = entity_tag(entry.digest());
+        let response = if matches_etag(headers, &etag) {
+            with_etag(response::not_modified(), &etag)
+        } else {
+            match self.api.memory.try_bytes(entry.json().to_vec()) {
+                Some(json) => with_etag(response::json(StatusCode::OK, json), &etag),
+                None => response::out_of_memory(),
+            }
+        };
+        with_revision(response, snapshot)
+    }
+}

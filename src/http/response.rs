@@ -1,0 +1,91 @@
+//! Responses: JSON bodies, error bodies, the headers they share.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::StatusCode;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use serde::Serialize;
+
+/// Every response has its whole body in memory.
+pub type Response = hyper::Response<Full<Bytes>>;
+
+/// Seconds after which a client may retry when something is only temporarily unavailable.
+const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
+
+/// The body of an error.
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    error: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model_id: Option<&'a str>,
+}
+
+/// A response with a JSON body.
+pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Response {
+    with_type(status, HeaderValue::from_static("application/json"), body)
+}
+
+/// A response with a body of any type.
+pub fn with_type(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
+
+/// 304: what the client has is current.
+pub fn not_modified() -> Response {
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    response
+}
+
+/// `{"error": …}`
+pub fn error(status: StatusCode, message: &str) -> Response {
+    error_body(status, &ErrorBody { error: message, model_id: None })
+}
+
+/// An error that a retry in a second may not meet again.
+pub fn retry_later(status: StatusCode, message: &str) -> Response {
+    let mut response = error(status, message);
+    response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);
+    response
+}
+
+/// 503: the memory budget has no room for a large request or response.
+pub fn out_of_memory() -> Response {
+    retry_later(StatusCode::SERVICE_UNAVAILABLE, "too many large requests at once: try again in a second")
+}
+
+/// 503: there is no snapshot yet.
+pub fn not_loaded() -> Response {
+    retry_later(StatusCode::SERVICE_UNAVAILABLE, "Catalog not loaded yet")
+}
+
+/// 404 for an id that the catalog does not have.
+pub fn model_not_found(id: &str) -> Response {
+    error_body(StatusCode::NOT_FOUND, &ErrorBody { error: "Model not found", model_id: Some(id) })
+}
+
+/// 405 with the methods that are allowed.
+pub fn method_not_allowed(allow: &'static str) -> Response {
+    let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed");
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+    response
+}
+
+/// 500; the cause goes to the log.
+pub fn internal_error() -> Response {
+    error(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error")
+}
+
+/// 500 for a response that could not be serialized; logs the cause.
+pub fn serialization_failed(route: &str, error: &(dyn std::error::Error + 'static)) -> Response {
+    tracing::error!(route, error, "cannot serialize the response");
+    internal_error()
+}
+
+fn error_body(status: StatusCode, body: &ErrorBody<'_>) -> Response {
+    // Serializing two strings cannot fail; an empty body would be the worst that could happen.
+    json(status, serde_json::to_vec(body).unwrap_or_default())
+}
