@@ -205,7 +205,7 @@ mod tests {
             let some: String = (0..random.usize(1..6)).map(|_| pieces[random.usize(0..pieces.len())]).collect();
             let text = if random.bool() { some } else { format!("{{\"model_ids\":[\"a\"{some}") };
             let refused = matches!(parser.parse(text.as_bytes(), 10), Err(BatchError::Syntax(_)));
-            let expected = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_err();
+            let expected = serde_json::from_str::<serde_json::Value>(&text).is_err();
             accepted += usize::from(!refused);
             assert_eq!(refused, expected, "{text:?}");
         }

@@ -117,9 +117,11 @@ async fn clients_that_send_before_they_read_see_404_and_405() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_behind_haproxy_see_413() {
-    let (_first, one) = with_a(&[]).await;
-    let (_second, two) = with_a(&[]).await;
-    let balancer = Balancer::before(&[one, two], &[]).await;
+    let (db, one) = with_a(&[]).await;
+    db.add("b").await;
+    let two = Server::start(&db).await;
+    let replicas = [one, two];
+    let balancer = Balancer::before(&replicas, &[]).await;
     every_client_sees(&balancer.address, "/api/models/batch", "the limit of 1048576 bytes").await;
 }
 
