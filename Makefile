@@ -129,6 +129,7 @@ bench-peers:
 	@deploy/install.sh wrk wrk
 	-@deploy/install.sh nginx nginx /usr/sbin/nginx
 	-@deploy/install.sh nodejs node && deploy/install.sh npm npm
+	cargo build --release --manifest-path benches/peers/axum/Cargo.toml --target-dir target/peers
 	-@[ -d benches/peers/express/node_modules ] || npm ci --prefix benches/peers/express --silent --no-audit --no-fund
 
 # Postgres' server programs, from the system's packages when there are none.

@@ -68,8 +68,8 @@ fn bench() -> Result<()> {
     warm_up(&bench, &peers)?;
 
     let rounds = Rounds::run(&bench, &settings, &peers)?;
-    let with_nginx = peers.iter().any(|peer| peer.kind == Kind::Nginx);
-    let proofs = Proofs::run(&bench, &settings, &peers[0], with_nginx)?;
+    let kinds: Vec<_> = peers.iter().map(|peer| peer.kind).collect();
+    let proofs = Proofs::run(&bench, &settings, &peers[0], &kinds)?;
 
     let text = Report { machine: &machine, settings: &settings, bodies: &bodies, missing, rounds, proofs }.write();
     print!("{text}");
@@ -85,16 +85,21 @@ fn bench() -> Result<()> {
 /// error.
 fn start(bench: &Bench<'_>, machine: &Machine, ours: Peer) -> Result<(Vec<Peer>, Vec<String>)> {
     let (mut peers, mut missing) = (vec![ours], Vec::new());
-    if machine.nginx.is_some() {
-        peers.push(peers::nginx(bench.shop, bench.sample, bench.bodies)?);
-    } else {
-        missing.push("nginx: the program is not installed".to_owned());
-    }
-    peers.push(peers::limit(bench.shop, bench.sample, bench.bodies)?);
-    match (&machine.node, peers::express_is_installed()) {
-        (Some(_), true) => peers.push(peers::express(bench.shop, bench.sample)?),
-        (Some(_), false) => missing.push("Express: its packages are not installed (npm ci)".to_owned()),
-        (None, _) => missing.push("Express: node is not installed".to_owned()),
+    let express = match (&machine.node, peers::express_is_installed()) {
+        (Some(_), true) => None,
+        (Some(_), false) => Some("Express: its packages are not installed (npm ci)"),
+        (None, _) => Some("Express: node is not installed"),
+    };
+    for (kind, lacks) in [
+        (Kind::Nginx, machine.nginx.is_none().then_some("nginx: the program is not installed")),
+        (Kind::Limit, None),
+        (Kind::Axum, (!Path::new(peers::AXUM).exists()).then_some("axum: it is not built (make bench-peers)")),
+        (Kind::Express, express),
+    ] {
+        match lacks {
+            Some(lacks) => missing.push(lacks.to_owned()),
+            None => peers.push(peers::start(kind, bench.shop, bench.sample, bench.bodies)?),
+        }
     }
     for peer in &peers {
         for load in Load::ALL {

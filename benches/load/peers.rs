@@ -49,6 +49,7 @@ pub enum Kind {
     Catalog,
     Nginx,
     Limit,
+    Axum,
     Express,
 }
 
@@ -145,6 +146,17 @@ pub fn catalog(shop: &Workshop, sample: &Sample, threads: usize, cores: &str) ->
     Peer { kind: Kind::Catalog, process, ports: [port; Load::ALL.len()] }.ready(sample, &log)
 }
 
+/// Starts a server of any kind; ours with one thread.
+pub fn start(kind: Kind, shop: &Workshop, sample: &Sample, bodies: &Bodies) -> Result<Peer> {
+    match kind {
+        Kind::Catalog => catalog(shop, sample, 1, SERVER_CORE),
+        Kind::Nginx => nginx(shop, sample, bodies),
+        Kind::Limit => limit(shop, sample, bodies),
+        Kind::Axum => axum(shop, sample),
+        Kind::Express => express(shop, sample),
+    }
+}
+
 /// The bytes of our answers, which all peers must give.
 pub struct Bodies {
     pub single: Answer,
@@ -223,6 +235,20 @@ pub fn limit(shop: &Workshop, sample: &Sample, bodies: &Bodies) -> Result<Peer> 
     let [single, batch10, batch50, close] = ports;
     let ports = [single, batch10, batch50, close, batch10];
     Peer { kind: Kind::Limit, process, ports }.ready(sample, &log)
+}
+
+/// Where `make bench-peers` builds the peer that uses axum.
+pub const AXUM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/peers/release/axum-peer");
+
+/// axum with a map in memory, on as many threads as ours.
+pub fn axum(shop: &Workshop, sample: &Sample) -> Result<Peer> {
+    let port = free_port()?;
+    let text = port.to_string();
+    let database = sample.postgres.url("postgres");
+    let variables = [("DATABASE_URL", database.as_str()), ("PORT", &text), ("TOKIO_WORKER_THREADS", "1")];
+    let log = shop.path("axum.log");
+    let process = Process::start(SERVER_CORE, &[AXUM], &variables, &log)?;
+    Peer { kind: Kind::Axum, process, ports: [port; Load::ALL.len()] }.ready(sample, &log)
 }
 
 /// Whether npm has been there.

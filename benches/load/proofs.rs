@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::Result;
 use crate::client;
 use crate::idle::bytes_per_connection;
-use crate::peers::{self, Load, Peer};
+use crate::peers::{self, Kind, Load, Peer};
 use crate::process;
 use crate::rounds::median;
 use crate::sample::{CHANGED, runtime};
@@ -51,8 +51,8 @@ impl Pair {
 
 /// All of it.
 pub struct Proofs {
-    /// Bytes a connection: ours and, if it is there, nginx's.
-    pub idle: (f64, Option<f64>),
+    /// Resident memory of each server.
+    pub memory: Vec<Memory>,
     /// One thread on half of the machine, two on the whole.
     pub threads: Pair,
     /// Without and with scrapes.
@@ -68,11 +68,11 @@ pub struct Proofs {
 }
 
 impl Proofs {
-    pub fn run(bench: &Bench<'_>, settings: &Settings, ours: &Peer, with_nginx: bool) -> Result<Self> {
+    pub fn run(bench: &Bench<'_>, settings: &Settings, ours: &Peer, kinds: &[Kind]) -> Result<Self> {
         let (scrape, control, scrapes) = scrape(bench, settings, ours)?;
         let (refresh, published) = refresh(bench, settings)?;
-        let idle = idle(bench, settings, with_nginx)?;
-        Ok(Self { idle, threads: threads(bench, settings)?, scrape, control, scrapes, refresh, published })
+        let memory = memory(bench, settings, kinds)?;
+        Ok(Self { memory, threads: threads(bench, settings)?, scrape, control, scrapes, refresh, published })
     }
 }
 
@@ -81,14 +81,24 @@ fn full_load(bench: &Bench<'_>, duration: Duration, peer: &Peer) -> Result<Figur
     bench.wrk(peer, Load::Single, run)
 }
 
+/// Resident memory in bytes.
+pub struct Memory {
+    pub kind: Kind,
+    /// After the start, with the catalog loaded.
+    pub start: f64,
+    /// Of an idle keep-alive connection.
+    pub connection: f64,
+}
+
 /// New servers, whose memory nothing has touched yet.
-fn idle(bench: &Bench<'_>, settings: &Settings, with_nginx: bool) -> Result<(f64, Option<f64>)> {
-    eprintln!("memory of {} idle connections", settings.idle);
-    let ours = peers::catalog(bench.shop, bench.sample, 1, SERVER_CORE)?;
-    let ours = bytes_per_connection(bench, &ours, settings.idle)?;
-    let nginx = with_nginx.then(|| peers::nginx(bench.shop, bench.sample, bench.bodies)).transpose()?;
-    let nginx = nginx.map(|nginx| bytes_per_connection(bench, &nginx, settings.idle)).transpose()?;
-    Ok((ours, nginx))
+fn memory(bench: &Bench<'_>, settings: &Settings, kinds: &[Kind]) -> Result<Vec<Memory>> {
+    let measure = |kind: &Kind| {
+        eprintln!("{kind:?}: memory of {} idle connections", settings.idle);
+        let peer = peers::start(*kind, bench.shop, bench.sample, bench.bodies)?;
+        let start = peer.process.memory("VmRSS")? as f64;
+        Ok(Memory { kind: *kind, start, connection: bytes_per_connection(bench, &peer, settings.idle)? })
+    };
+    kinds.iter().map(measure).collect()
 }
 
 /// Generator and server share what they are given, once half of the machine, once all of it: so both have the same

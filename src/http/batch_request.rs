@@ -159,7 +159,8 @@ mod tests {
 
     #[test]
     fn resolve_dependencies_is_an_optional_boolean() {
-        let parsed = |rest: &str| parse(format!(r#"{{"model_ids":["a"]{rest}}}"#).as_bytes()).map(|(_, resolve)| resolve);
+        let parsed =
+            |rest: &str| parse(format!(r#"{{"model_ids":["a"]{rest}}}"#).as_bytes()).map(|(_, resolve)| resolve);
         for (rest, expected) in [
             ("", false),
             (r#","resolve_dependencies": true "#, true),
@@ -194,9 +195,43 @@ mod tests {
     #[test]
     fn damaged_bodies_are_refused_where_serde_json_refuses_them() {
         let pieces = [
-            "{", "}", "[", "]", "\"", "\"model_ids\"", ":", ",", " ", "\t\n", "\"a\"", "\"ä/😀\"", "\"\"", "\\", "\\n",
-            "\"\\u0041\"", "\"\\ud83d\\ude00\"", "\"\\ud83d\"", "1", "-", "01", "1e400", "18446744073709551616", ".5",
-            "-0", "1e", "null", "tru", "x", "\u{1}", "\u{7f}", "\0", "\u{2028}", "\"model_ids\":[", "{\"model_ids\":[\"a\"", ",\"b\"", "]}",
+            "{",
+            "}",
+            "[",
+            "]",
+            "\"",
+            "\"model_ids\"",
+            ":",
+            ",",
+            " ",
+            "\t\n",
+            "\"a\"",
+            "\"ä/😀\"",
+            "\"\"",
+            "\\",
+            "\\n",
+            "\"\\u0041\"",
+            "\"\\ud83d\\ude00\"",
+            "\"\\ud83d\"",
+            "1",
+            "-",
+            "01",
+            "1e400",
+            "18446744073709551616",
+            ".5",
+            "-0",
+            "1e",
+            "null",
+            "tru",
+            "x",
+            "\u{1}",
+            "\u{7f}",
+            "\0",
+            "\u{2028}",
+            "\"model_ids\":[",
+            "{\"model_ids\":[\"a\"",
+            ",\"b\"",
+            "]}",
         ];
         let mut random = fastrand::Rng::with_seed(5);
         let mut parser = BatchParser::default();

@@ -150,7 +150,9 @@ impl ClientLimits {
         let mut nearest = peer;
         for value in forwarded.into_iter().rev() {
             for hop in value.rsplit(|byte| *byte == b',') {
-                let Some(address) = std::str::from_utf8(hop).ok().and_then(parse_forwarded_addr) else { return nearest };
+                let Some(address) = std::str::from_utf8(hop).ok().and_then(parse_forwarded_addr) else {
+                    return nearest;
+                };
                 nearest = address;
                 if !self.is_trusted(address) {
                     return nearest;

@@ -205,10 +205,7 @@ impl Io {
     }
 
     /// Tries `operation` as long as the socket is unregistered; `None` if it has to wait.
-    fn attempt<T>(
-        &self,
-        operation: impl FnOnce(&std::net::TcpStream) -> io::Result<T>,
-    ) -> Option<io::Result<T>> {
+    fn attempt<T>(&self, operation: impl FnOnce(&std::net::TcpStream) -> io::Result<T>) -> Option<io::Result<T>> {
         match operation(self.unregistered.as_ref()?) {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => None,
             done => Some(done),
@@ -288,6 +285,10 @@ impl AsyncWrite for Io {
     /// hyper calls this at the end of a connection. Without a reason to linger, the close that follows is enough: a
     /// shutdown would be one more system call.
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.discarded.is_some() || self.connection.must_linger() { self.poll_linger(context) } else { Poll::Ready(Ok(())) }
+        if self.discarded.is_some() || self.connection.must_linger() {
+            self.poll_linger(context)
+        } else {
+            Poll::Ready(Ok(()))
+        }
     }
 }

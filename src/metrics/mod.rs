@@ -67,10 +67,7 @@ impl Metrics {
                 .buckets(REFRESH_SECONDS.into());
         let metrics = Self {
             ready: IntGauge::new("catalog_ready", "1 while /readyz returns 200.")?,
-            connections_limit: IntGauge::new(
-                "catalog_http_connections_limit",
-                "Maximum open connections; more wait.",
-            )?,
+            connections_limit: IntGauge::new("catalog_http_connections_limit", "Maximum open connections; more wait.")?,
             models: IntGauge::new("catalog_models", "Models served.")?,
             models_rejected: IntGauge::new(
                 "catalog_models_rejected",

@@ -193,7 +193,11 @@ impl RequestCollector {
         };
         Ok(Self {
             threads: Arc::default(),
-            requests: desc("catalog_http_requests_total", "Requests handled, by route and status.", &["route", "status"])?,
+            requests: desc(
+                "catalog_http_requests_total",
+                "Requests handled, by route and status.",
+                &["route", "status"],
+            )?,
             seconds: desc(
                 "catalog_http_request_duration_seconds",
                 "Time from the end of the request head to the response being ready to send.",

@@ -57,7 +57,8 @@ impl TopMissingIds {
     pub fn count(&mut self, id: &str) {
         let (text, truncated) = truncate(id, ID_BYTES);
         let hash = xxh3_64(text.as_bytes());
-        let same = |index: &usize| *self.counters[*index].id.text == *text && self.counters[*index].id.truncated == truncated;
+        let same =
+            |index: &usize| *self.counters[*index].id.text == *text && self.counters[*index].id.truncated == truncated;
         if let Some(index) = self.indexes.find(hash, same).copied() {
             self.counters[index].requests += 1;
             self.counters[index].estimate += 1;
@@ -157,7 +158,8 @@ mod tests {
         for id in [&long, &long[..ID_BYTES], &format!("x{long}")] {
             missing.count(id);
         }
-        let sizes: Vec<_> = missing.counters.iter().map(|counter| (counter.id.text.len(), counter.id.truncated)).collect();
+        let sizes: Vec<_> =
+            missing.counters.iter().map(|counter| (counter.id.text.len(), counter.id.truncated)).collect();
         assert_eq!(sizes, [(ID_BYTES, true), (ID_BYTES, false), (ID_BYTES - 1, true)]);
     }
 }

@@ -65,7 +65,12 @@ async fn filled_under_a_small_limit_of_descriptors_it_serves_on_and_recovers() {
         assert_eq!(operations(&server, path).await, 200, "{path}");
     }
     loses_the_database_and_comes_back(&db, &mut kept[0], "reached").await;
-    assert_eq!(server.logged("cannot accept a connection"), 0, "connections took the last descriptors: {:#?}", server.log());
+    assert_eq!(
+        server.logged("cannot accept a connection"),
+        0,
+        "connections took the last descriptors: {:#?}",
+        server.log()
+    );
     drop(greedy);
     assert!(is_answered(&server.address, PATIENCE));
 }
