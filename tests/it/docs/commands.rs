@@ -265,8 +265,9 @@ async fn console_examples_print_what_they_show() {
 async fn export_writes_the_documented_file() {
     let block = Block { document: "", language: "sh", text: block(&["sh"], "model-catalog export ") };
     let console = Console::new(&block).await;
-    assert_eq!(console.print(&block.text), "");
-    let exported = std::fs::read_to_string(console.folder.join("catalog.json")).unwrap();
+    let printed = console.print(&block.text);
+    let exported = std::fs::read_to_string(console.folder.join("catalog.json"));
+    let exported = exported.unwrap_or_else(|error| panic!("{error}: {printed}"));
     let models: Value = serde_json::from_str(&exported).unwrap();
     let served = console.server.as_ref().unwrap().get("/api/catalog").await.json();
     assert_eq!(models.as_array().unwrap().len() as u64, served["models"].as_u64().unwrap());
