@@ -181,6 +181,20 @@ fn the_readme_is_short_and_every_document_is_tested() {
     }
 }
 
+#[test]
+fn packages_that_tests_install_are_named() {
+    let makefile = include_str!("../../Makefile");
+    let mut count = 0;
+    for target in ["\npostgres:", "\ntest-tools:", "\nlint:"] {
+        let recipe = makefile.split_once(target).unwrap().1.split("\n\n").next().unwrap();
+        for package in recipe.split("deploy/install.sh ").skip(1).map(|rest| rest.split(' ').next().unwrap()) {
+            assert!(README.contains(package), "README.md does not name the package {package}");
+            count += 1;
+        }
+    }
+    assert!(count > 10, "the Makefile could not be read: {count}");
+}
+
 /// The anchor that a heading gets.
 fn anchor(heading: &str) -> String {
     let kept = heading.to_lowercase().replace(' ', "-");
