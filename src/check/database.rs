@@ -105,7 +105,7 @@ pub async fn rights(session: &Session, report: &mut Report) -> Result<Rights, Ch
 fn make(name: &str) -> &'static str {
     match name {
         "model_catalog.entries" => {
-            "model-catalog migrate   # makes it over public.models, or define it yourself: README, \"An existing table\""
+            "model-catalog migrate   # creates it over public.models, or define it yourself: docs/postgres.md#serving-existing-tables"
         }
         _ => "model-catalog migrate",
     }
