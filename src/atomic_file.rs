@@ -5,8 +5,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// A new version of a file, written to a temporary file beside it. Dropped without [`AtomicFile::commit`], it is removed
-/// and the file stays as it was.
+/// A new version of a file, written to a temporary file beside it. Dropped without [`AtomicFile::commit`], it is
+/// removed and the file stays as it was.
 #[derive(Debug)]
 pub struct AtomicFile {
     path: PathBuf,

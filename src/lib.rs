@@ -4,7 +4,7 @@
 //! decoder.
 
 pub mod app;
-pub mod atomic_file;
+mod atomic_file;
 pub mod catalog;
 pub mod check;
 pub mod cli;

@@ -56,8 +56,8 @@ impl<'a> Selection<'a> {
         selection
     }
 
-    /// The requested models and their transitive dependencies. A dependency comes before the models that need it, except
-    /// within a cycle; otherwise the order is the one requested, and within a model the one of its dependencies.
+    /// The requested models and their transitive dependencies. A dependency comes before the models that need it,
+    /// except within a cycle; otherwise the order is the one requested, and within a model the one of its dependencies.
     ///
     /// # Errors
     /// More than `limit` models, or more than `limit` missing dependencies.

@@ -88,8 +88,8 @@ impl Matcher {
     }
 }
 
-/// Appends `text`, which is UTF-8, in lower case, letter by letter: `str::to_lowercase` treats the last letter of a word
-/// differently, and a search text is seldom a whole word.
+/// Appends `text`, which is UTF-8, in lower case, letter by letter: `str::to_lowercase` treats the last letter of a
+/// word differently, and a search text is seldom a whole word.
 fn fold(text: &[u8], folded: &mut Vec<u8>) {
     let start = folded.len();
     if let Some(letters) = (!text.is_ascii()).then(|| std::str::from_utf8(text).ok()).flatten() {

@@ -111,8 +111,8 @@ fn size(entry: &Entry) -> usize {
 
 /// Builds the next snapshot from rows.
 ///
-/// A row that breaks a rule is rejected alone, and the last accepted version of its model stays served. Of several valid
-/// rows with the same id the one with the smallest JSON is served, so that every replica serves the same.
+/// A row that breaks a rule is rejected alone, and the last accepted version of its model stays served. Of several
+/// valid rows with the same id the one with the smallest JSON is served, so that every replica serves the same.
 pub struct Refresh<'a> {
     previous: &'a Snapshot,
     rules: &'a Rules,

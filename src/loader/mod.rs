@@ -36,6 +36,7 @@ use snapshot_file::PersistedSnapshot;
 /// Number of consecutive deltas that may time out before a full load is tried instead: reading all of a slow view can
 /// succeed where one lookup for each of very many changes does not.
 const MAX_DELTA_TIMEOUTS: u32 = 2;
+
 /// Settings of a loader.
 #[derive(Clone)]
 pub struct Settings {
@@ -161,8 +162,8 @@ impl Loader {
         Ok(())
     }
 
-    /// Sets the application name if it changed. Not on a standby, where a position does not identify what is served, and
-    /// not through a pooler, whose connections are shared with other clients.
+    /// Sets the application name if it changed. Not on a standby, where a position does not identify what is served,
+    /// and not through a pooler, whose connections are shared with other clients.
     fn set_application_name(&mut self, session: &Session, name: String) {
         if session.follow() == SyncMode::Live && self.application_name != name {
             session.set_application_name(&name);

@@ -18,8 +18,8 @@ pub type Pending = Option<PersistedSnapshot<Arc<Snapshot>>>;
 
 /// Minimum time between two writes, so that a busy table does not keep the disk busy.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Minimum ratio of a pause to the write before it: writing a large catalog that changes all the time takes a tenth of a
-/// core, not half of one.
+/// Minimum ratio of a pause to the write before it: writing a large catalog that changes all the time takes a tenth of
+/// a core, not half of one.
 const PAUSE_PER_WRITE: u32 = 9;
 /// Time until a failed write is retried when nothing changes.
 const RETRY: Duration = Duration::from_secs(30);
@@ -65,7 +65,11 @@ fn save(path: &Path, persisted: &PersistedSnapshot<Arc<Snapshot>>, metrics: &Met
         Ok(()) => debug!(%path, models, took = ?started.elapsed(), "snapshot file written"),
         Err(error) if failed_before => debug!(%path, %error, "the snapshot file still can't be written"),
         Err(error) => {
-            warn!(%path, %error, "the snapshot file can't be written; serving continues, but a restart would need the database");
+            warn!(
+                %path,
+                %error,
+                "the snapshot file can't be written; serving continues, but a restart would need the database"
+            );
         }
     }
     result.is_ok()
@@ -95,7 +99,10 @@ pub fn restore(path: &Path, metrics: &Metrics) -> Option<PersistedSnapshot<Snaps
         Err(error) => {
             let renamed_to = snapshot_file::quarantine(path)
                 .map_or_else(|error| format!("not renamed: {error}"), |quarantined| quarantined.display().to_string());
-            warn!(path = %path.display(), %error, renamed_to, "the snapshot file can't be used, waiting for the database");
+            warn!(
+                path = %path.display(), %error, renamed_to,
+                "the snapshot file can't be used, waiting for the database"
+            );
         }
     }
     None

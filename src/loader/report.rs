@@ -84,7 +84,8 @@ pub fn log_sync_mode(mode: SyncMode, every: Duration) {
         SyncMode::Polling => {
             warn!(
                 ?every,
-                "connected through a transaction pooler, which loses notifications: changes are read at intervals; connect to Postgres directly"
+                "connected through a transaction pooler, which loses notifications: changes are read at intervals; \
+                 connect to Postgres directly"
             );
         }
         SyncMode::Standby => {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::postgres::position::Position;
 
-/// Age at which everything is durable: the WAL writer of Postgres takes at most three times `wal_writer_delay`, which is
-/// at most 10 s.
+/// Age at which everything is durable: the WAL writer of Postgres takes at most three times `wal_writer_delay`, which
+/// is at most 10 s.
 const DURABLE_AFTER: Duration = Duration::from_secs(30);
 
 /// A position that is 30 to 60 s old, or the oldest of the current history. Reading from it returns changes that are
