@@ -17,7 +17,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use model_catalog::catalog::model::Rules;
-use model_catalog::catalog::store::{Follow, Store};
+use model_catalog::catalog::store::{Store, SyncMode};
 use model_catalog::loader::{Loader, Settings};
 use model_catalog::metrics::Metrics;
 use model_catalog::postgres::address::{Address, Surroundings};
@@ -216,7 +216,7 @@ impl Replicas {
         })?;
         let replicas = Self { stores, metrics, end: Some(end), ended };
         let deadline = Instant::now() + PATIENCE;
-        let live = |store: &Arc<Store>| store.sync().is_some_and(|sync| sync.follow == Follow::Live);
+        let live = |store: &Arc<Store>| store.last_sync().is_some_and(|sync| sync.mode == SyncMode::Live);
         while !replicas.stores.iter().all(live) {
             if Instant::now() > deadline {
                 return Err("the replicas do not come up".into());

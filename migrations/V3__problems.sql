@@ -172,7 +172,7 @@ BEGIN
             'save_path ' || CASE
                 WHEN r.save_path LIKE '/%' THEN 'is absolute'
                 WHEN strpos(r.save_path, '\') > 0 THEN 'has a backslash'
-                WHEN r.save_path ~ '(^|/)\.\.(/|$)' THEN 'climbs out of the models folder'
+                WHEN r.save_path ~ '(^|/)\.\.(/|$)' THEN 'escapes the models folder'
             END || ': it must be relative to the models folder, without `..` and without backslashes',
             -- The first form is one that no parser could refuse, and the usual one; the parser is slow.
             CASE WHEN split_part(r.download_url, '://', 1) = ANY (schemes)

@@ -27,14 +27,13 @@ use crate::http::connection::Timeouts;
 use crate::http::memory_budget::MemoryBudget;
 use crate::http::{Api, Limits, Routes, fd_limit, server};
 use crate::import::{self, Import};
-use crate::loader::{self, Loader};
+use crate::loader::persist::{self, Pending};
+use crate::loader::{self, Loader, replica};
 use crate::metrics::Metrics;
 use crate::postgres::address::{Address, AddressError, Surroundings};
 use crate::postgres::migrate::{migrate, migrate_bare};
 use crate::postgres::private::{Options, Private};
 use crate::postgres::session::{self, Database};
-use crate::replica;
-use crate::saver::{self, Newest};
 
 const SAMPLE: &str = include_str!("../sql/sample_models.sql");
 /// Pause before a loader that panicked is started again.
@@ -238,7 +237,7 @@ fn run_server(
     let saver = serve.snapshot_file.clone().map(|path| {
         let metrics = Arc::clone(&metrics);
         spawn("saver".into(), async move {
-            saver::run(path, to_save, metrics).await;
+            persist::run(path, to_save, metrics).await;
             Ok(())
         })
     });
@@ -295,13 +294,13 @@ fn spawn_loader(
     snapshot_file: Option<PathBuf>,
     store: Arc<Store>,
     metrics: Arc<Metrics>,
-    newest: watch::Sender<Newest>,
+    newest: watch::Sender<Pending>,
     shutdown: CancellationToken,
 ) -> std::io::Result<JoinHandle<()>> {
     let mut run = move || {
         let mut loader = Loader::new(settings.clone(), Arc::clone(&store), Arc::clone(&metrics), newest.clone());
         if let Some(path) = snapshot_file.as_ref().filter(|_| store.load().is_none())
-            && let Some(saved) = saver::restore(path, &metrics)
+            && let Some(saved) = persist::restore(path, &metrics)
         {
             loader.restore(saved);
         }

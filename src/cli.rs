@@ -220,7 +220,7 @@ pub struct Serve {
     pub snapshot_file: Option<PathBuf>,
     /// Name of this replica in the view model_catalog.fleet, at most 16 ASCII characters; default: the
     /// application_name of DATABASE_URL, else the host, with the port if that is not 3000.
-    #[arg(long, env = "CATALOG_REPLICA_NAME", value_name = "NAME", value_parser = crate::replica::name)]
+    #[arg(long, env = "CATALOG_REPLICA_NAME", value_name = "NAME", value_parser = crate::loader::replica::parse_name)]
     pub replica_name: Option<String>,
     /// Ids in one batch at most.
     #[arg(long, env = "CATALOG_MAX_BATCH_IDS", default_value = "1000", value_name = "NUMBER")]

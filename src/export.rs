@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
-use crate::catalog::model::{Fault, Rules};
+use crate::atomic_file::AtomicFile;
+use crate::catalog::entry::ArrayWriter;
+use crate::catalog::model::{RowError, Rules};
 use crate::postgres::rows;
 use crate::postgres::session::{self, ConnectError, Database, ReadError};
 
@@ -50,40 +52,27 @@ pub async fn run(path: &Path, rules: &Rules, database: &Database) -> Result<usiz
         let out = out.map_err(|source| ExportError::Write { path: path.into(), source })?;
         return Export::new(BufWriter::new(out), path, rules).all(database).await;
     }
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = PathBuf::from(name);
-    let written = write_file(path, &temporary, rules, database).await;
-    if written.is_err() {
-        // It may not even have been made.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
-}
-
-async fn write_file(path: &Path, temporary: &Path, rules: &Rules, database: &Database) -> Result<usize, ExportError> {
     let failed = |source| ExportError::Write { path: path.into(), source };
-    let file = File::create(temporary).map_err(failed)?;
-    let mut export = Export::new(BufWriter::new(file), path, rules);
-    let rejected = export.all(database).await?;
-    export.out.get_ref().sync_all().and_then(|()| std::fs::rename(temporary, path)).map_err(failed)?;
+    // The process id lets exports to the same path run at the same time; the last one to end wins.
+    let file = AtomicFile::create(path, &format!("{}.tmp", std::process::id())).map_err(failed)?;
+    let rejected = Export::new(BufWriter::new(file.file()), path, rules).all(database).await?;
+    file.commit().map_err(failed)?;
     Ok(rejected)
 }
 
 /// An export in the making.
 struct Export<'a, W> {
-    out: W,
+    out: ArrayWriter<W>,
     path: &'a Path,
     rules: &'a Rules,
     /// The best row so far of the id that came last: of several the smallest answer is served.
     last: Option<(String, Vec<u8>)>,
-    models: usize,
     rejected: usize,
 }
 
 impl<'a, W: Write> Export<'a, W> {
     fn new(out: W, path: &'a Path, rules: &'a Rules) -> Self {
-        Self { out, path, rules, last: None, models: 0, rejected: 0 }
+        Self { out: ArrayWriter::lines(out), path, rules, last: None, rejected: 0 }
     }
 
     async fn all(&mut self, database: &Database) -> Result<usize, ExportError> {
@@ -99,12 +88,9 @@ impl<'a, W: Write> Export<'a, W> {
                 }
             }
         }
-        let ended = self.flush().and_then(|()| {
-            self.out.write_all(if self.models == 0 { b"[]\n" } else { b"\n]\n" })?;
-            self.out.flush()
-        });
+        let ended = self.flush().and_then(|()| self.out.finish());
         ended.map_err(|source| self.failed(source))?;
-        info!(models = self.models, left_out = self.rejected, "exported");
+        info!(models = self.out.len(), left_out = self.rejected, "exported");
         Ok(self.rejected)
     }
 
@@ -114,7 +100,7 @@ impl<'a, W: Write> Export<'a, W> {
                 if json < *smallest {
                     *smallest = json;
                 }
-                self.reject(id, &Fault::Duplicate);
+                self.reject(id, &RowError::Duplicate);
             }
             _ => {
                 self.flush().map_err(|source| self.failed(source))?;
@@ -127,14 +113,12 @@ impl<'a, W: Write> Export<'a, W> {
     /// Writes the row that waits, for no other of its id will come.
     fn flush(&mut self) -> io::Result<()> {
         if let Some((_, json)) = self.last.take() {
-            self.out.write_all(if self.models == 0 { b"[\n" } else { b",\n" })?;
-            self.out.write_all(&json)?;
-            self.models += 1;
+            self.out.push(&json)?;
         }
         Ok(())
     }
 
-    fn reject(&mut self, id: &str, fault: &Fault) {
+    fn reject(&mut self, id: &str, fault: &RowError) {
         self.rejected += 1;
         if self.rejected <= LOGGED {
             warn!(%id, reason = %fault, "row left out");

@@ -3,8 +3,8 @@
 //! Data flows one way: `postgres` → `loader` → `catalog` → `http`. A request never touches Postgres, a lock or a row
 //! decoder.
 
-pub mod anchor;
 pub mod app;
+mod atomic_file;
 pub mod catalog;
 pub mod check;
 pub mod cli;
@@ -14,7 +14,4 @@ pub mod http;
 pub mod import;
 pub mod loader;
 pub mod metrics;
-pub mod outage;
 pub mod postgres;
-pub mod replica;
-pub mod saver;

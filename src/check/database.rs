@@ -9,7 +9,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::CheckError;
 use super::report::Report;
-use crate::catalog::store::Follow;
+use crate::catalog::store::SyncMode;
 use crate::postgres::migrate;
 use crate::postgres::session::{self, ConnectError, Database, Session};
 
@@ -26,12 +26,12 @@ pub async fn server(session: &Session, database: &Database, report: &mut Report)
 
     tls(text, database.address.verifies, report);
     match session.follow() {
-        Follow::Live => report.ok("server", "a primary, connected to directly: changes are announced"),
-        Follow::Standby => report.ok(
+        SyncMode::Live => report.ok("server", "a primary, connected to directly: changes are announced"),
+        SyncMode::Standby => report.ok(
             "server",
             "a hot standby, which can't announce changes: everything is read every CATALOG_POLL_INTERVAL",
         ),
-        Follow::Polling => report.warning(
+        SyncMode::Polling => report.warning(
             "server",
             "behind a pooler that keeps no sessions: changes are only looked for every CATALOG_POLL_INTERVAL",
             "name the port of Postgres itself in DATABASE_URL, or let the pooler pool sessions",
@@ -149,7 +149,7 @@ pub async fn bell(
     rung: &Notify,
     report: &mut Report,
 ) -> Result<(), CheckError> {
-    if session.follow() != Follow::Live {
+    if session.follow() != SyncMode::Live {
         return Ok(());
     }
     let other = session::connect(database).await?;

@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use super::CheckError;
 use super::cycles::Graph;
 use super::report::{Level, Report, literal, shown};
-use crate::catalog::model::{Fault, RawModel, Rules, secret_parameter};
+use crate::catalog::hash::FileHash;
+use crate::catalog::model::{RawModel, RowError, Rules, secret_parameter};
 use crate::postgres::rows;
 use crate::postgres::session::{ReadError, Session};
 
@@ -112,8 +113,8 @@ impl Catalog {
     fn add(
         &mut self,
         id: &str,
-        row: Result<RawModel<'_>, Fault>,
-        judge: impl FnOnce(&RawModel<'_>) -> Result<(), Fault>,
+        row: Result<RawModel<'_>, RowError>,
+        judge: impl FnOnce(&RawModel<'_>) -> Result<(), RowError>,
     ) {
         self.count += 1;
         let missing = row.as_ref().is_ok_and(|row| row.id.is_none());
@@ -121,7 +122,7 @@ impl Catalog {
         let number = self.number(id);
         let before = &mut self.rows[number as usize];
         let fault = match &judged {
-            Ok(_) if *before == Row::Good => Fault::Duplicate,
+            Ok(_) if *before == Row::Good => RowError::Duplicate,
             Ok(row) => {
                 *before = Row::Good;
                 self.odd(number, id, row);
@@ -136,7 +137,7 @@ impl Catalog {
     }
 
     fn odd(&mut self, number: u32, id: &str, row: &RawModel<'_>) {
-        if let Some(hash) = row.hash.filter(|hash| !is_known_hash(hash)) {
+        if let Some(hash) = row.hash.filter(|hash| FileHash::parse(hash).is_none()) {
             self.hashes.add(Some(id), || {
                 format!("the hash {} is of no known kind: hexadecimal digits as of sha256, or NULL, are", shown(hash))
             });
@@ -212,39 +213,4 @@ fn problems(rules: &Rules) -> String {
     }
     let schemes: Vec<_> = rules.url_schemes.iter().map(|scheme| literal(scheme)).collect();
     format!("SELECT * FROM model_catalog.problems(ARRAY[{}]);", schemes.join(", "))
-}
-
-/// Whether a machine can tell by which function a hash was made: by its name before a colon, or by its length.
-fn is_known_hash(hash: &str) -> bool {
-    let (kind, digits) = hash.split_once(':').unwrap_or(("", hash));
-    let bits = match kind.to_ascii_lowercase().as_str() {
-        // crc32, md5, sha1, sha224, sha256 and blake3, sha384, sha512.
-        "" => &[32, 128, 160, 224, 256, 384, 512][..],
-        "crc32" => &[32],
-        "md5" => &[128],
-        "sha1" => &[160],
-        "sha224" => &[224],
-        "sha256" | "blake3" | "sha3-256" => &[256],
-        "sha384" => &[384],
-        "sha512" | "blake2b" => &[512],
-        _ => return false,
-    };
-    digits.bytes().all(|byte| byte.is_ascii_hexdigit()) && bits.contains(&(digits.len() * 4))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hashes_are_known_by_name_or_length() {
-        let digits = "0123456789abcdefABCDEF".repeat(6);
-        for (prefix, length) in [("", 8), ("", 32), ("", 40), ("", 64), ("", 128), ("sha256:", 64), ("BLAKE3:", 64)] {
-            let hash = format!("{prefix}{}", &digits[..length]);
-            assert!(is_known_hash(&hash), "{hash}");
-        }
-        for hash in ["", "x", "abc", "sha256:abc", "md4:0123456789abcdef0123456789abcdef", "zzzzzzzz", "0123456g"] {
-            assert!(!is_known_hash(hash), "{hash}");
-        }
-    }
 }

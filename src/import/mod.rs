@@ -13,7 +13,7 @@ use std::collections::hash_map::Entry as Slot;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::catalog::model::{Fault, RawModel, Rules};
+use crate::catalog::model::{RawModel, RowError, Rules};
 use crate::postgres::session::{self, ConnectError, Database};
 use file::{Entries, FileError, Kind};
 use progress::Progress;
@@ -100,7 +100,7 @@ impl Row {
             dependencies: self.dependencies.as_deref(),
             description: self.description.as_deref(),
         };
-        raw.render(rules, &mut json).map_err(|fault: Fault| fault.to_string())?;
+        raw.render(rules, &mut json).map_err(|fault: RowError| fault.to_string())?;
         if self.file_size_gb.as_ref().is_some_and(|size| size.parse().is_ok_and(|size: f64| size > LARGEST_SIZE)) {
             return Err(format!("file_size_gb is over {LARGEST_SIZE}: the table holds no more"));
         }

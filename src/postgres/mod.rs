@@ -3,6 +3,7 @@
 
 pub mod address;
 pub mod migrate;
+pub mod position;
 pub mod private;
 pub mod rows;
 pub mod session;

@@ -3,14 +3,14 @@
 use tokio_postgres::types::Type;
 use tokio_postgres::{Row, Statement};
 
-use crate::catalog::file::Position;
-use crate::catalog::model::{Fault, RawModel};
+use super::position::Position;
+use crate::catalog::model::{RawModel, RowError};
 
 /// The ten columns of `model_catalog.entries` in a row of the delta, of which the first is column `first`.
 ///
 /// # Errors
 /// A column that is not what the view's types promise, such as text that is no UTF-8.
-pub fn model(row: &Row, first: usize) -> Result<RawModel<'_>, Fault> {
+pub fn model(row: &Row, first: usize) -> Result<RawModel<'_>, RowError> {
     let text = |column: usize| row.try_get(first + column).map_err(unreadable);
     columns(text, row.try_get(first + AUTH_REQUIRED).map_err(unreadable))
 }
@@ -20,9 +20,9 @@ const MODEL_COLUMNS: i16 = 10;
 const AUTH_REQUIRED: usize = 5;
 
 fn columns<'a>(
-    text: impl Fn(usize) -> Result<Option<&'a str>, Fault>,
-    auth_required: Result<Option<bool>, Fault>,
-) -> Result<RawModel<'a>, Fault> {
+    text: impl Fn(usize) -> Result<Option<&'a str>, RowError>,
+    auth_required: Result<Option<bool>, RowError>,
+) -> Result<RawModel<'a>, RowError> {
     Ok(RawModel {
         id: text(0)?,
         name: text(1)?,
@@ -43,7 +43,7 @@ fn columns<'a>(
 ///
 /// # Errors
 /// A column that is no text. The inner result; `None` = not such a row.
-pub fn copied(row: &[u8]) -> Option<(&str, Result<RawModel<'_>, Fault>)> {
+pub fn copied(row: &[u8]) -> Option<(&str, Result<RawModel<'_>, RowError>)> {
     let (number, mut rest) = row.split_first_chunk()?;
     if i16::from_be_bytes(*number) != MODEL_COLUMNS {
         return None;
@@ -58,7 +58,7 @@ pub fn copied(row: &[u8]) -> Option<(&str, Result<RawModel<'_>, Fault>)> {
         }
     }
     let text = |column: usize| {
-        let unreadable = |error| Fault::Unreadable(format!("column {}: {error}", column + 1));
+        let unreadable = |error| RowError::Unreadable(format!("column {}: {error}", column + 1));
         values[column].map(std::str::from_utf8).transpose().map_err(unreadable)
     };
     let auth_required = values[AUTH_REQUIRED].map(|bytes| bytes != [0]);
@@ -99,10 +99,10 @@ pub fn check_types(statement: &Statement) -> Result<(), String> {
     Ok(())
 }
 
-fn unreadable(error: tokio_postgres::Error) -> Fault {
+fn unreadable(error: tokio_postgres::Error) -> RowError {
     // The error itself says only which column; what is wrong with it is its source.
     let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
-    Fault::Unreadable(format!("{error}{}", source.unwrap_or_default()))
+    RowError::Unreadable(format!("{error}{}", source.unwrap_or_default()))
 }
 
 /// The position that the first two columns of `row` give.
@@ -120,7 +120,7 @@ pub struct Changed<'a> {
     /// How long ago, in seconds by the database's clock.
     pub age_seconds: f64,
     /// What it is now; `None` = deleted.
-    pub row: Option<Result<RawModel<'a>, Fault>>,
+    pub row: Option<Result<RawModel<'a>, RowError>>,
 }
 
 /// What changed, if this row of the delta names a change.

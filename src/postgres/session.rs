@@ -20,9 +20,9 @@ use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow, Socket, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::address::Address;
+use super::position::Position;
 use super::rows;
-use crate::catalog::file::Position;
-use crate::catalog::store::Follow;
+use crate::catalog::store::SyncMode;
 
 const SESSION: &str = include_str!("../../sql/session.sql");
 const HERE: &str = include_str!("../../sql/here.sql");
@@ -181,7 +181,7 @@ fn drive(mut connection: Dialed, ring: impl Fn() + Send + 'static) -> oneshot::R
 pub struct Session {
     client: Client,
     timeout: Duration,
-    follow: Follow,
+    follow: SyncMode,
     /// The delta, parsed once: that is two thirds of what it costs. A pooler would lose it between transactions.
     delta: OnceCell<Statement>,
     closed: oneshot::Receiver<Option<tokio_postgres::Error>>,
@@ -197,7 +197,7 @@ impl Session {
         let (client, connection) = dial_marked(database).await?;
         let closed = drive(connection, ring);
         let timeout = database.timeout;
-        let mut session = Self { client, timeout, follow: Follow::Polling, delta: OnceCell::new(), closed };
+        let mut session = Self { client, timeout, follow: SyncMode::Polling, delta: OnceCell::new(), closed };
         let prepare = async {
             let probe = session.client.query_typed(PROBE, &[]).await?;
             let (direct, standby) = match probe.first() {
@@ -206,9 +206,9 @@ impl Session {
             };
             let (follow, listen) = match (direct, standby) {
                 // What is set on a pooler's connection would stay there for the next client.
-                (false, _) => return Ok(if standby { Follow::Standby } else { Follow::Polling }),
-                (true, true) => (Follow::Standby, String::new()),
-                (true, false) => (Follow::Live, format!("LISTEN {};", escape_identifier(&database.channel))),
+                (false, _) => return Ok(if standby { SyncMode::Standby } else { SyncMode::Polling }),
+                (true, true) => (SyncMode::Standby, String::new()),
+                (true, false) => (SyncMode::Live, format!("LISTEN {};", escape_identifier(&database.channel))),
             };
             session.client.batch_execute(&format!("{SESSION}{listen}")).await?;
             Ok::<_, tokio_postgres::Error>(follow)
@@ -220,7 +220,7 @@ impl Session {
 
     /// How far this connection lets the database be followed.
     #[must_use]
-    pub fn follow(&self) -> Follow {
+    pub fn follow(&self) -> SyncMode {
         self.follow
     }
 
@@ -244,7 +244,7 @@ impl Session {
     /// # Errors
     /// See [`ReadError`].
     pub async fn delta(&self, since: &Position) -> Result<Rows, ReadError> {
-        if self.follow != Follow::Live {
+        if self.follow != SyncMode::Live {
             let parameters = [(&since.snapshot, Type::TEXT), (&since.history, Type::TEXT)];
             return self.stream(DELTA, parameters, self.timeout).await;
         }
@@ -261,7 +261,7 @@ impl Session {
     /// See [`ReadError`].
     pub async fn begin(&self) -> Result<Position, ReadError> {
         self.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-        if self.follow != Follow::Live {
+        if self.follow != SyncMode::Live {
             self.execute(&SESSION.replace("\nSET ", "\nSET LOCAL ")).await?;
         }
         let mut rows = self.stream(HERE, [], self.timeout).await?;

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use model_catalog::catalog::file::Position;
 use model_catalog::catalog::model::Rules;
 use model_catalog::catalog::snapshot::{Refresh, Refreshed, Snapshot};
+use model_catalog::postgres::position::Position;
 use model_catalog::postgres::rows;
 use model_catalog::postgres::session::{self, Session};
 use tokio_postgres::Client;

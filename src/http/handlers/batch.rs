@@ -63,7 +63,7 @@ impl Handler {
         let selection = if batch.resolve_dependencies {
             Selection::with_dependencies(snapshot, &batch.ids, self.api.limits.batch_ids)
         } else {
-            Ok(Selection::asked(snapshot, &batch.ids))
+            Ok(Selection::requested(snapshot, &batch.ids))
         };
         let selection = match selection {
             Ok(selection) => selection,

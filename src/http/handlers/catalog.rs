@@ -65,7 +65,7 @@ fn catalog(api: &Api, snapshot: &Snapshot) -> Catalog {
     let mut ids: Vec<_> = ids.into_iter().filter(|(id, _)| id.truncated || snapshot.get(&id.text).is_none()).collect();
     ids.sort_by(|(a, count_a), (b, count_b)| count_b.cmp(count_a).then_with(|| a.cmp(b)));
     Catalog {
-        status: CatalogStatus::new(Some(snapshot), api.store.sync()),
+        status: CatalogStatus::new(Some(snapshot), api.store.last_sync()),
         rejected_rows: rejected
             .map(|(id, reason)| RejectedRow { id: shortened(id, ID_BYTES), reason: shortened(reason, REASON_BYTES) })
             .collect(),

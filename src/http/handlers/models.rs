@@ -11,7 +11,8 @@ use hyper::{HeaderMap, StatusCode};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::catalog::listing::{self, Query};
+use crate::catalog::entry::write_array;
+use crate::catalog::search::{self, Query};
 use crate::catalog::snapshot::Snapshot;
 use crate::http::etag::{DIGITS, entity_tag, matches_etag, with_etag};
 use crate::http::percent::decode;
@@ -98,15 +99,10 @@ fn etag(snapshot: &Snapshot) -> [u8; DIGITS + 2] {
 }
 
 fn render(snapshot: &Snapshot, query: &Query) -> serde_json::Result<Vec<u8>> {
-    let page = listing::page(snapshot, query);
-    let mut json = br#"{"models":["#.to_vec();
-    for (number, entry) in page.entries.iter().enumerate() {
-        if number > 0 {
-            json.push(b',');
-        }
-        json.extend_from_slice(entry.json());
-    }
-    json.extend_from_slice(br#"],"next":"#);
+    let page = search::page(snapshot, query);
+    let mut json = br#"{"models":"#.to_vec();
+    write_array(&mut json, &page.entries);
+    json.extend_from_slice(br#","next":"#);
     let last = page.entries.last().filter(|_| page.more).map(|entry| String::from_utf8_lossy(entry.id()));
     serde_json::to_writer(&mut json, &last)?;
     json.push(b'}');

@@ -7,7 +7,7 @@ use hyper::header::HeaderValue;
 use serde::Serialize;
 
 use crate::catalog::snapshot::Snapshot;
-use crate::catalog::store::{Follow, Sync};
+use crate::catalog::store::{LastSync, SyncMode};
 use crate::http::Api;
 use crate::http::etag::hex;
 use crate::http::response::{self, Response};
@@ -40,7 +40,7 @@ pub struct CatalogStatus {
 impl CatalogStatus {
     /// The status of a snapshot, if there is one yet.
     #[must_use]
-    pub fn new(snapshot: Option<&Snapshot>, sync: Option<Sync>) -> Self {
+    pub fn new(snapshot: Option<&Snapshot>, sync: Option<LastSync>) -> Self {
         Self {
             revision: snapshot.map(|snapshot| hex(snapshot.revision())),
             models: snapshot.map_or(0, |snapshot| snapshot.len()),
@@ -48,10 +48,10 @@ impl CatalogStatus {
             source: snapshot.map(|_| if sync.is_some() { "postgres" } else { "file" }),
             // Rounded to milliseconds.
             synced_seconds_ago: sync.map(|sync| (sync.at.elapsed().as_secs_f64() * 1e3).round() / 1e3),
-            follow: sync.map(|sync| match sync.follow {
-                Follow::Live => "live",
-                Follow::Polling => "polling",
-                Follow::Standby => "standby",
+            follow: sync.map(|sync| match sync.mode {
+                SyncMode::Live => "live",
+                SyncMode::Polling => "polling",
+                SyncMode::Standby => "standby",
             }),
         }
     }
@@ -70,7 +70,7 @@ pub fn readyz(api: &Api) -> Response {
     let current = api.store.load();
     let snapshot = current.as_deref();
     let status = status(api, snapshot.is_some());
-    let readiness = Readiness { status, catalog: CatalogStatus::new(snapshot, api.store.sync()) };
+    let readiness = Readiness { status, catalog: CatalogStatus::new(snapshot, api.store.last_sync()) };
     let code = if status == READY { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     match serde_json::to_vec(&readiness) {
         Ok(body) => response::json(code, body),
