@@ -17,13 +17,13 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use model_catalog::catalog::model::Rules;
-use model_catalog::catalog::store::{Follow, Store};
+use model_catalog::catalog::store::{Store, SyncMode};
 use model_catalog::loader::{Loader, Settings};
 use model_catalog::metrics::Metrics;
-use model_catalog::postgres::address::{Address, Surroundings};
+use model_catalog::postgres::config::{DatabaseConfig, Environment};
+use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use model_catalog::postgres::migrate::migrate;
-use model_catalog::postgres::private::{Options, Private};
-use model_catalog::postgres::session::{self, Database};
+use model_catalog::postgres::session;
 use probe::Latencies;
 use report::{Row, report};
 use tokio::runtime::{Builder, Runtime};
@@ -74,7 +74,7 @@ struct Source {
     writer: i32,
     version: String,
     runtime: Runtime,
-    server: Private,
+    server: EphemeralPostgres,
 }
 
 impl Source {
@@ -82,7 +82,8 @@ impl Source {
         // Without autovacuum: a worker that ends takes its time out of /proc.
         let settings = [("fsync", "off"), ("autovacuum", "off"), ("max_connections", &(replicas + 20).to_string())]
             .map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let server = Private::start(Options { settings: settings.to_vec(), ..Options::default() })?;
+        let server =
+            EphemeralPostgres::start(EphemeralOptions { settings: settings.to_vec(), ..EphemeralOptions::default() })?;
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let database = database(&server)?;
         let (sql, writer, version) = runtime.block_on(async {
@@ -165,9 +166,8 @@ impl Source {
     }
 }
 
-fn database(server: &Private) -> Result<Database> {
-    let address = Address::parse(&server.url("postgres"), &Surroundings::default(), PATIENCE)?;
-    Ok(Database { address, channel: CHANNEL.into(), timeout: PATIENCE })
+fn database(server: &EphemeralPostgres) -> Result<DatabaseConfig> {
+    Ok(DatabaseConfig::parse(&server.url("postgres"), &Environment::default(), CHANNEL, PATIENCE)?)
 }
 
 /// Processor time of a process' threads so far, in seconds.
@@ -216,7 +216,7 @@ impl Replicas {
         })?;
         let replicas = Self { stores, metrics, end: Some(end), ended };
         let deadline = Instant::now() + PATIENCE;
-        let live = |store: &Arc<Store>| store.sync().is_some_and(|sync| sync.follow == Follow::Live);
+        let live = |store: &Arc<Store>| store.sync().is_some_and(|sync| sync.follow == SyncMode::Live);
         while !replicas.stores.iter().all(live) {
             if Instant::now() > deadline {
                 return Err("the replicas do not come up".into());

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::catalog::file::Position;
+use crate::postgres::position::Position;
 
 /// Everything that happened this long ago is durable: Postgres' WAL writer takes three times `wal_writer_delay`,
 /// which is 10 s at most.

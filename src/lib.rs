@@ -6,13 +6,10 @@
 pub mod anchor;
 pub mod app;
 pub mod catalog;
-pub mod check;
 pub mod cli;
+pub mod cmd;
 pub mod descriptors;
-pub mod export;
-pub mod health;
 pub mod http;
-pub mod import;
 pub mod loader;
 pub mod metrics;
 pub mod missing;

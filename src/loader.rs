@@ -11,14 +11,17 @@ use tokio::sync::{Notify, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::anchor::Anchor;
-use crate::catalog::file::{Position, Saved};
+use crate::catalog::file::Saved;
 use crate::catalog::model::Rules;
 use crate::catalog::snapshot::{Refresh, Refreshed, Snapshot};
-use crate::catalog::store::{Follow, Publisher, Store};
+use crate::catalog::store::{Publisher, Store, SyncMode};
 use crate::metrics::Metrics;
 use crate::outage::Outage;
+use crate::postgres::config::DatabaseConfig;
+use crate::postgres::error::{ConnectError, ReadError};
+use crate::postgres::position::Position;
 use crate::postgres::rows;
-use crate::postgres::session::{ConnectError, Database, ReadError, Session};
+use crate::postgres::session::Session;
 use crate::replica::application_name;
 use crate::saver::Newest;
 
@@ -32,7 +35,7 @@ const REJECTIONS_LOGGED: usize = 20;
 #[derive(Clone)]
 pub struct Settings {
     /// The database to follow.
-    pub database: Database,
+    pub database: DatabaseConfig,
     /// Time between two deltas when nothing rings.
     pub poll_interval: Duration,
     /// Time between two audits, give or take a fifth.
@@ -69,7 +72,7 @@ pub struct Loader {
     /// Where the newest state goes to be kept.
     newest: watch::Sender<Newest>,
     next_audit: Instant,
-    said: Option<Follow>,
+    said: Option<SyncMode>,
     /// What this session is named.
     named: String,
     doorbell: Arc<Notify>,
@@ -126,12 +129,12 @@ impl Loader {
         };
         // Listening comes before the first read: what commits in between rings.
         let mut session = Session::open(&self.database(), ring).await?;
-        self.say_how(session.follow());
+        self.say_how(session.sync_mode());
         self.named.clear();
         self.name(&session, application_name(&self.settings.replica, None));
         self.position = self.position.take().and_then(|_| self.anchor.position().cloned());
         self.step(&session).await?;
-        self.metrics.listener_connected.set(i64::from(session.follow() == Follow::Live));
+        self.metrics.listener_connected.set(i64::from(session.sync_mode() == SyncMode::Live));
         self.regained();
         loop {
             tokio::select! {
@@ -153,22 +156,21 @@ impl Loader {
 
     /// Names the session. On a standby a snapshot does not tell what is served; a pooler's connection is not ours.
     fn name(&mut self, session: &Session, name: String) {
-        if session.follow() == Follow::Live && self.named != name {
+        if session.sync_mode() == SyncMode::Live && self.named != name {
             session.set_application_name(&name);
             self.named = name;
         }
     }
 
     /// The address as it stands; after a failure its hosts come in any order.
-    fn database(&self) -> Database {
+    fn database(&self) -> DatabaseConfig {
         let database = &self.settings.database;
-        let address = if self.outage.is_some() { database.address.shuffled() } else { database.address.clone() };
-        Database { address, ..database.clone() }
+        if self.outage.is_some() { database.shuffled() } else { database.clone() }
     }
 
     /// One read of the database, of the kind that is due.
     async fn refresh(&mut self, session: &Session) -> Result<(), SessionError> {
-        if session.follow() == Follow::Standby {
+        if session.sync_mode() == SyncMode::Standby {
             // No delta there: its snapshots leave out the transactions in progress.
             self.whole(session, "full").await?;
             // It has become a primary, which can announce.
@@ -228,7 +230,7 @@ impl Loader {
 
     /// Publishes what changed since `since`; false if that is a moment of another history.
     async fn delta(&mut self, session: &Session, since: &Position) -> Result<bool, ReadError> {
-        if session.follow() == Follow::Live {
+        if session.sync_mode() == SyncMode::Live {
             return self.read_delta(session, since).await;
         }
         // A pooler may give each statement another connection, but for those of one transaction.
@@ -248,14 +250,14 @@ impl Loader {
         while let Some(chunk) = rows.next().await? {
             for row in &chunk {
                 if position.is_none() {
-                    let now = rows::position(row)?;
+                    let now = Position::from_row(row)?;
                     // A lower xmax is a history taken back, such as a restored disk: its identity stays the same.
                     if now.history != since.history || now.xmax() < since.xmax() {
                         return Ok(false);
                     }
                     position = Some(now);
                 }
-                let Some(change) = rows::changed(row)? else { continue };
+                let Some(change) = rows::change(row)? else { continue };
                 rows_read += 1;
                 let before = refresh.changed();
                 match change.row {
@@ -269,7 +271,7 @@ impl Loader {
             }
         }
         let refreshed = refresh.finish();
-        self.publish(refreshed, position, started, session.follow(), ("delta", rows_read));
+        self.publish(refreshed, position, started, session.sync_mode(), ("delta", rows_read));
         for age in ages {
             // The age by the database's clock, when it ran the statement that we sent at `started`, and what has
             // passed since by ours: no two clocks are ever compared.
@@ -284,21 +286,20 @@ impl Loader {
         let previous = Arc::clone(&self.current);
         let mut refresh = Refresh::full(&previous, &self.settings.rules);
         let mut count = 0;
-        let mut rows = session.entries().await?;
-        while let Some(chunk) = rows.next().await? {
-            for message in chunk.iter().filter(|message| !rows::is_copy_end(message)) {
-                let (id, row) = rows::copied(message).ok_or_else(|| ReadError::View(rows::NO_ROW.into()))?;
-                refresh.row(id, row);
-                count += 1;
-            }
-        }
+        let rows = session.entries().await?;
+        rows.for_each(|id, row| {
+            refresh.row(id, row);
+            count += 1;
+            Ok::<_, ReadError>(())
+        })
+        .await?;
         session.commit().await?;
         let refreshed = refresh.finish();
         if kind == "audit" && self.position.is_some() && refreshed.changed > 0 {
             self.metrics.audit_mismatches.inc_by(refreshed.changed as u64);
             error!(models = refreshed.changed, "the audit found models that differ from the database; they are mended");
         }
-        self.publish(refreshed, Some(position), started, session.follow(), (kind, count));
+        self.publish(refreshed, Some(position), started, session.sync_mode(), (kind, count));
         Ok(())
     }
 
@@ -307,7 +308,7 @@ impl Loader {
         refreshed: Refreshed,
         position: Option<Position>,
         started: Instant,
-        follow: Follow,
+        follow: SyncMode,
         (kind, rows): (&'static str, usize),
     ) {
         let Refreshed { snapshot, changed, newly_rejected } = refreshed;
@@ -347,18 +348,18 @@ impl Loader {
     }
 
     /// Says once how the database can be followed, where that is not as usual.
-    fn say_how(&mut self, follow: Follow) {
+    fn say_how(&mut self, follow: SyncMode) {
         let every = self.settings.poll_interval;
         match follow {
             _ if self.said == Some(follow) => {}
-            Follow::Live => {}
-            Follow::Polling => {
+            SyncMode::Live => {}
+            SyncMode::Polling => {
                 warn!(
                     ?every,
                     "a connection pooler is in between: no announcements, changes are looked for in intervals; connect to Postgres itself"
                 );
             }
-            Follow::Standby => {
+            SyncMode::Standby => {
                 warn!(?every, "this is a hot standby: no announcements, everything is read in intervals")
             }
         }

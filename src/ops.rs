@@ -7,7 +7,7 @@ use hyper::header::HeaderValue;
 use serde::Serialize;
 
 use crate::catalog::snapshot::Snapshot;
-use crate::catalog::store::{Follow, Sync};
+use crate::catalog::store::{Sync, SyncMode};
 use crate::http::Api;
 use crate::http::answer::{self, Answer};
 use crate::http::etag::hex;
@@ -49,9 +49,9 @@ impl Standing {
             // Milliseconds are as fine as anybody reads.
             synced_seconds_ago: sync.map(|sync| (sync.at.elapsed().as_secs_f64() * 1e3).round() / 1e3),
             follow: sync.map(|sync| match sync.follow {
-                Follow::Live => "live",
-                Follow::Polling => "polling",
-                Follow::Standby => "standby",
+                SyncMode::Live => "live",
+                SyncMode::Polling => "polling",
+                SyncMode::Standby => "standby",
             }),
         }
     }

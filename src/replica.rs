@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use crate::catalog::file::Position;
+use crate::postgres::position::Position;
 
 /// What Postgres keeps of an application's name: NAMEDATALEN - 1.
 const APPLICATION_NAME_BYTES: usize = 63;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use model_catalog::postgres::address::{Address, Surroundings};
+use model_catalog::postgres::config::{DatabaseConfig, Environment};
+use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use model_catalog::postgres::migrate::migrate;
-use model_catalog::postgres::private::{Options, Private};
-use model_catalog::postgres::session::{self, Database};
+use model_catalog::postgres::session;
 
 use crate::Result;
 
@@ -49,7 +49,7 @@ impl Ask {
 
 /// The database, and what is asked of all peers.
 pub struct Sample {
-    pub postgres: Private,
+    pub postgres: EphemeralPostgres,
     pub single: Ask,
     pub batch10: Ask,
     pub batch50: Ask,
@@ -59,9 +59,10 @@ impl Sample {
     pub fn start() -> Result<Self> {
         let settings = [("fsync", "off"), ("synchronous_commit", "off")];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        let postgres = Private::start(Options { loopback: true, settings, ..Options::default() })?;
-        let address = Address::parse(&postgres.url("postgres"), &Surroundings::default(), LIMIT)?;
-        let database = Database { address, channel: "model_catalog".into(), timeout: LIMIT };
+        let postgres =
+            EphemeralPostgres::start(EphemeralOptions { loopback: true, settings, ..EphemeralOptions::default() })?;
+        let url = postgres.url("postgres");
+        let database = DatabaseConfig::parse(&url, &Environment::default(), "model_catalog", LIMIT)?;
         let ids = runtime()?.block_on(async {
             let mut client = session::connect(&database).await?;
             migrate(&mut client, &database.channel).await?;

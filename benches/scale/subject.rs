@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use model_catalog::postgres::address::{Address, Surroundings};
+use model_catalog::postgres::config::{DatabaseConfig, Environment};
+use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use model_catalog::postgres::migrate::migrate;
-use model_catalog::postgres::private::{Options, Private};
 use model_catalog::postgres::session;
 use tokio::runtime::Runtime;
 use tokio_postgres::Client as Sql;
@@ -26,7 +26,7 @@ const CHANNEL: &str = "model_catalog";
 
 /// A private Postgres.
 pub struct Database {
-    server: Private,
+    server: EphemeralPostgres,
     runtime: Runtime,
 }
 
@@ -42,7 +42,7 @@ impl Database {
     pub fn start() -> Result<Self> {
         let settings = [("fsync", "off"), ("shared_buffers", "1GB"), ("max_wal_size", "16GB"), ("autovacuum", "on")];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        let server = Private::start(Options { settings, ..Options::default() })?;
+        let server = EphemeralPostgres::start(EphemeralOptions { settings, ..EphemeralOptions::default() })?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         Ok(Self { server, runtime })
     }
@@ -72,9 +72,8 @@ impl Database {
         })
     }
 
-    fn target(&self, name: &str) -> Result<session::Database> {
-        let address = Address::parse(&self.server.url(name), &Surroundings::default(), PATIENCE)?;
-        Ok(session::Database { address, channel: CHANNEL.into(), timeout: PATIENCE })
+    fn target(&self, name: &str) -> Result<DatabaseConfig> {
+        Ok(DatabaseConfig::parse(&self.server.url(name), &Environment::default(), CHANNEL, PATIENCE)?)
     }
 }
 

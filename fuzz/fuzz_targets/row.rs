@@ -3,11 +3,11 @@
 
 use libfuzzer_sys::fuzz_target;
 use model_catalog::catalog::model::Rules;
-use model_catalog::postgres::rows;
+use model_catalog::postgres::copy;
 use serde_json::Value;
 
 fuzz_target!(|row: &[u8]| {
-    let Some((id, row)) = rows::copied(row) else { return };
+    let Some((id, row)) = copy::decode(row) else { return };
     let mut json = Vec::new();
     match row.and_then(|row| row.render(&Rules::default(), &mut json)) {
         Err(fault) => assert!(!fault.to_string().is_empty()),

@@ -15,34 +15,12 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::index::Draft;
 use super::snapshot::{Rejected, Snapshot};
+use crate::postgres::position::Position;
 
 /// Raised whenever an older file would be read wrongly: another format, other rules for rows, other JSON.
 const VERSION: u32 = 2;
 const FORMAT: &str = "model-catalog snapshot";
 const BUFFER: usize = 1 << 20;
-
-/// The moment in a database's history at which a snapshot was read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
-    /// `system identifier/timeline/database/epoch`: what the transaction ids below belong to.
-    pub history: String,
-    /// A `pg_snapshot` as Postgres prints it: `xmin:xmax:running,…`.
-    pub snapshot: String,
-}
-
-impl Position {
-    /// The first transaction id that had not been given out.
-    #[must_use]
-    pub fn xmax(&self) -> u64 {
-        self.snapshot.split(':').nth(1).and_then(|xmax| xmax.parse().ok()).unwrap_or(0)
-    }
-
-    /// Whether it was read from a hot standby, whose snapshots leave out the transactions in progress.
-    #[must_use]
-    pub fn is_standby(&self) -> bool {
-        self.history.split('/').nth(1) == Some("standby")
-    }
-}
 
 /// What is kept: a catalog, where it stands, and under which rules its rows passed.
 #[derive(Debug, Clone)]

@@ -33,7 +33,7 @@ pub struct RawModel<'a> {
 
 /// Why a row is not served. Its text is shown to DBAs, so it names the column and what would do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub enum RowError {
     /// A column that must have a value has none.
     #[error("{0} is missing: it needs a value that is not NULL or empty")]
     Missing(&'static str),
@@ -101,19 +101,19 @@ impl<'a> RawModel<'a> {
     ///
     /// # Errors
     /// The first rule that the row breaks.
-    pub fn render(&self, rules: &Rules, json: &mut Vec<u8>) -> Result<(), Fault> {
+    pub fn render(&self, rules: &Rules, json: &mut Vec<u8>) -> Result<(), RowError> {
         let model = self.check(rules)?;
-        serde_json::to_writer(json, &model).map_err(|error| Fault::Unreadable(error.to_string()))
+        serde_json::to_writer(json, &model).map_err(|error| RowError::Unreadable(error.to_string()))
     }
 
-    fn check(&self, rules: &Rules) -> Result<Model<'a>, Fault> {
+    fn check(&self, rules: &Rules) -> Result<Model<'a>, RowError> {
         let model = Model {
             id: required("id", self.id)?,
             name: required("name", self.name)?,
             download_url: required("download_url", self.download_url)?,
             file_size_gb: self.file_size_gb.map(size).transpose()?,
             hash: optional("hash", self.hash)?,
-            auth_required: self.auth_required.ok_or(Fault::Missing("auth_required"))?,
+            auth_required: self.auth_required.ok_or(RowError::Missing("auth_required"))?,
             auth_provider: optional("auth_provider", self.auth_provider)?,
             save_path: required("save_path", self.save_path)?,
             dependencies: self.dependencies.map_or(Ok(Vec::new()), dependencies)?,
@@ -125,52 +125,52 @@ impl<'a> RawModel<'a> {
     }
 }
 
-fn required<'a>(column: &'static str, value: Option<&'a str>) -> Result<&'a str, Fault> {
-    let value = value.filter(|text| !text.is_empty()).ok_or(Fault::Missing(column))?;
+fn required<'a>(column: &'static str, value: Option<&'a str>) -> Result<&'a str, RowError> {
+    let value = value.filter(|text| !text.is_empty()).ok_or(RowError::Missing(column))?;
     no_control(column, value)?;
     Ok(value)
 }
 
-fn optional<'a>(column: &'static str, value: Option<&'a str>) -> Result<Option<&'a str>, Fault> {
+fn optional<'a>(column: &'static str, value: Option<&'a str>) -> Result<Option<&'a str>, RowError> {
     value.map_or(Ok(()), |text| no_control(column, text))?;
     Ok(value)
 }
 
-fn no_control(column: &'static str, text: &str) -> Result<(), Fault> {
+fn no_control(column: &'static str, text: &str) -> Result<(), RowError> {
     // C1 controls are two bytes that start with 0xC2, so plain ASCII never takes the slow look.
     if !text.bytes().any(|byte| byte < 0x20 || byte == 0x7f || byte == 0xc2) {
         return Ok(());
     }
     match text.chars().find(|c| c.is_control()) {
-        Some(c) => Err(Fault::ControlCharacter(column, c.into())),
+        Some(c) => Err(RowError::ControlCharacter(column, c.into())),
         None => Ok(()),
     }
 }
 
-fn check_save_path(path: &str) -> Result<(), Fault> {
+fn check_save_path(path: &str) -> Result<(), RowError> {
     if path.starts_with('/') {
-        Err(Fault::SavePath("is absolute"))
+        Err(RowError::SavePath("is absolute"))
     } else if path.contains('\\') {
-        Err(Fault::SavePath("has a backslash"))
+        Err(RowError::SavePath("has a backslash"))
     } else if path.split('/').any(|part| part == "..") {
-        Err(Fault::SavePath("climbs out of the models folder"))
+        Err(RowError::SavePath("climbs out of the models folder"))
     } else {
         Ok(())
     }
 }
 
-fn check_url(text: &str, rules: &Rules) -> Result<(), Fault> {
+fn check_url(text: &str, rules: &Rules) -> Result<(), RowError> {
     if is_plain_url(text, rules) {
         return Ok(());
     }
     // What is said here is logged and shown to everybody, so no more of the address may be in it than its scheme.
-    let url = Url::parse(text).map_err(|error| Fault::DownloadUrl(format!("is no absolute URL: {error}")))?;
+    let url = Url::parse(text).map_err(|error| RowError::DownloadUrl(format!("is no absolute URL: {error}")))?;
     if !rules.url_schemes.iter().any(|scheme| scheme == url.scheme()) {
         let allowed = rules.url_schemes.join(", ");
-        return Err(Fault::DownloadUrl(format!("has the scheme `{}`: allowed are {allowed}", url.scheme())));
+        return Err(RowError::DownloadUrl(format!("has the scheme `{}`: allowed are {allowed}", url.scheme())));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(Fault::DownloadUrl(CREDENTIALS.into()));
+        return Err(RowError::DownloadUrl(CREDENTIALS.into()));
     }
     Ok(())
 }
@@ -203,8 +203,8 @@ fn is_plain_url(text: &str, rules: &Rules) -> bool {
 }
 
 /// The shortest form of a `numeric` as Postgres prints it (digits, an optional fraction, `NaN`, `Infinity`).
-fn size(text: &str) -> Result<&RawValue, Fault> {
-    let fault = || Fault::Size(text.chars().take(40).collect());
+fn size(text: &str) -> Result<&RawValue, RowError> {
+    let fault = || RowError::Size(text.chars().take(40).collect());
     let shortest = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text };
     let finite = shortest.parse::<f64>().is_ok_and(|value| value.is_finite() && !shortest.starts_with('-'));
     if !finite {
@@ -213,8 +213,8 @@ fn size(text: &str) -> Result<&RawValue, Fault> {
     serde_json::from_str(shortest).map_err(|_| fault())
 }
 
-fn dependencies(json: &str) -> Result<Vec<String>, Fault> {
-    let ids: Vec<String> = serde_json::from_str(json).map_err(|_| Fault::Dependencies)?;
+fn dependencies(json: &str) -> Result<Vec<String>, RowError> {
+    let ids: Vec<String> = serde_json::from_str(json).map_err(|_| RowError::Dependencies)?;
     ids.iter().try_for_each(|id| no_control("dependencies", id))?;
     Ok(ids)
 }
@@ -236,7 +236,7 @@ mod tests {
         description: Some("größer / ≥ 12B"),
     };
 
-    fn render(raw: RawModel<'_>) -> Result<String, Fault> {
+    fn render(raw: RawModel<'_>) -> Result<String, RowError> {
         let mut json = Vec::new();
         raw.render(&Rules::default(), &mut json)?;
         Ok(String::from_utf8(json).expect("JSON is UTF-8"))
@@ -271,7 +271,7 @@ mod tests {
         let huge = "9".repeat(400);
         for text in ["-1", "NaN", "Infinity", "-Infinity", "", "1e3x", &huge] {
             let fault = render(RawModel { file_size_gb: Some(text), ..GOOD });
-            assert!(matches!(fault, Err(Fault::Size(_))), "{text} gave {fault:?}");
+            assert!(matches!(fault, Err(RowError::Size(_))), "{text} gave {fault:?}");
         }
     }
 
@@ -356,12 +356,12 @@ mod tests {
 
     #[test]
     fn missing_values_and_control_characters_are_refused() {
-        assert_eq!(render(RawModel { id: None, ..GOOD }), Err(Fault::Missing("id")));
-        assert_eq!(render(RawModel { name: None, ..GOOD }), Err(Fault::Missing("name")));
-        assert_eq!(render(RawModel { auth_required: None, ..GOOD }), Err(Fault::Missing("auth_required")));
+        assert_eq!(render(RawModel { id: None, ..GOOD }), Err(RowError::Missing("id")));
+        assert_eq!(render(RawModel { name: None, ..GOOD }), Err(RowError::Missing("name")));
+        assert_eq!(render(RawModel { auth_required: None, ..GOOD }), Err(RowError::Missing("auth_required")));
         for text in ["a\0b", "a\u{1b}[31m", "tab\t", "\u{85}", "\u{7f}"] {
             let fault = render(RawModel { description: Some(text), ..GOOD });
-            assert!(matches!(fault, Err(Fault::ControlCharacter("description", _))), "{text:?} gave {fault:?}");
+            assert!(matches!(fault, Err(RowError::ControlCharacter("description", _))), "{text:?} gave {fault:?}");
         }
         assert!(
             render(RawModel { hash: None, auth_provider: None, description: None, file_size_gb: None, ..GOOD }).is_ok()

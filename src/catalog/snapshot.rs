@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::index::{Draft, Entry, Index};
-use super::model::{Fault, RawModel, Rules};
+use super::model::{RawModel, RowError, Rules};
 
 /// Rows that are not served as they stand, by id, with the reason.
 pub type Rejected = BTreeMap<Box<str>, Box<str>>;
@@ -168,7 +168,7 @@ impl<'a> Refresh<'a> {
     }
 
     /// A row of the table.
-    pub fn row(&mut self, id: &str, row: Result<RawModel<'_>, Fault>) {
+    pub fn row(&mut self, id: &str, row: Result<RawModel<'_>, RowError>) {
         self.group(id);
         match row.and_then(|row| row.render(self.rules, self.draft.begin(id))) {
             Ok(()) => self.good(id),
@@ -199,7 +199,7 @@ impl<'a> Refresh<'a> {
             self.changed += 1;
         }
         if duplicate {
-            self.reject(id, &Fault::Duplicate);
+            self.reject(id, &RowError::Duplicate);
         }
     }
 
@@ -211,11 +211,11 @@ impl<'a> Refresh<'a> {
             if other.json() < self.draft.json(id) {
                 self.next.put(other);
             }
-            self.reject(id, &Fault::Duplicate);
+            self.reject(id, &RowError::Duplicate);
         }
     }
 
-    fn reject(&mut self, id: &str, fault: &Fault) {
+    fn reject(&mut self, id: &str, fault: &RowError) {
         let reason: Box<str> = fault.to_string().into();
         if self.previous.rejected.get(id) != Some(&reason) {
             self.newly_rejected.push((id.into(), reason.clone()));
@@ -262,7 +262,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     /// A row that is good if its path is.
-    fn row<'a>(id: &'a str, path: &'a str) -> Result<RawModel<'a>, Fault> {
+    fn row<'a>(id: &'a str, path: &'a str) -> Result<RawModel<'a>, RowError> {
         let (id, path) = (Some(id), Some(path));
         let download_url = Some("https://example.org/x");
         Ok(RawModel { id, name: id, download_url, auth_required: Some(true), save_path: path, ..RawModel::default() })

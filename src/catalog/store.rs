@@ -9,7 +9,7 @@ use super::snapshot::Snapshot;
 
 /// How the database is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Follow {
+pub enum SyncMode {
     /// Every change is announced.
     Live,
     /// Through a pooler that loses announcements: looked at in intervals.
@@ -25,7 +25,7 @@ pub struct Sync {
     /// The moment the last read that succeeded began.
     pub at: Instant,
     /// What that read was part of.
-    pub follow: Follow,
+    pub follow: SyncMode,
 }
 
 /// The current snapshot, if there is one yet.
@@ -76,7 +76,7 @@ impl Publisher {
     }
 
     /// The current snapshot is what the database held at `at` or later.
-    pub fn synced(&mut self, at: Instant, follow: Follow) {
+    pub fn synced(&mut self, at: Instant, follow: SyncMode) {
         self.store.sync.store(Some(Arc::new(Sync { at, follow })));
         self.sweep();
     }

@@ -69,7 +69,7 @@ async fn rows_that_are_not_served_are_left_out_and_said() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{errors}");
     for said in
-        ["left_out=2", "id=bad reason=save_path climbs", "id=a reason=another row has the same id", "2 of the rows"]
+        ["rejected=2", "id=bad reason=save_path climbs", "id=a reason=another row has the same id", "rejected rows: 2"]
     {
         assert!(errors.contains(said), "no `{said}` in {errors}");
     }

@@ -1,7 +1,7 @@
 //! Has it arrived? What `pg_stat_activity` shows of each replica, and waiting for all of them. Transaction ids are the
 //! whole cluster's, so these have clusters of their own.
 
-use model_catalog::postgres::private::Private;
+use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use tokio_postgres::Client;
 use tokio_postgres::error::DbError;
 
@@ -9,7 +9,7 @@ use crate::support::{self, ONLY_THE_BELL, PATIENCE, Server, migrated, private, s
 
 /// A cluster with three models, and replicas that hear nothing but the bell.
 struct Scene {
-    postgres: Private,
+    postgres: EphemeralPostgres,
     client: Client,
     replicas: Vec<Server>,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{check_with, mend};
+use super::{check_with, fix};
 use crate::support::Db;
 
 /// A table without any constraint under the view.
@@ -267,7 +267,7 @@ async fn both(db: &Db) -> (Faults, Faults) {
     let checked = check_with(&db.url, &[("CATALOG_CHECK_LIMIT", "100000")]);
     let rows = checked.bad().into_iter().filter(|finding| finding["subject"] == "row");
     let program = rows.map(|finding| {
-        assert!(mend(finding).starts_with("SELECT"));
+        assert!(fix(finding).starts_with("SELECT"));
         (finding["id"].as_str().unwrap_or_default().to_owned(), finding["text"].as_str().unwrap().to_owned())
     });
     let sql = db.client.query("SELECT id, problem, field FROM model_catalog.problems", &[]).await.unwrap();
@@ -347,7 +347,7 @@ async fn the_view_can_be_dropped_and_made_anew_under_it() {
     let db = Db::new().await;
     db.sql("DROP VIEW model_catalog.entries").await;
     let error = db.client.batch_execute("SELECT * FROM model_catalog.problems").await.unwrap_err();
-    assert!(model_catalog::postgres::session::describe(&error).contains("model_catalog.entries\" does not exist"));
+    assert!(model_catalog::postgres::error::describe(&error).contains("model_catalog.entries\" does not exist"));
     db.sql(
         "CREATE TABLE loose (id text, name text, download_url text, file_size_gb float8, hash text, auth_required \
             boolean, auth_provider text, save_path text, dependencies json, description text); \

@@ -1,6 +1,6 @@
 //! `watch()` and `reload()` on tables and views as they are found in the wild.
 
-use model_catalog::postgres::session::describe;
+use model_catalog::postgres::error::describe;
 
 use super::{epoch, fingerprint};
 use crate::support::{Db, ONLY_THE_BELL, Server};
