@@ -1,7 +1,7 @@
-//! model-catalog: a Postgres table of models, served from memory, live.
+//! model-catalog serves a Postgres table of models from memory and follows its changes.
 //!
-//! Data flows one way: `postgres` → `loader` → `catalog` → `http`. A request never touches Postgres, a lock or a row
-//! decoder.
+//! Data flows one way: `postgres` → `loader` → `catalog` → `http`. A request never uses Postgres, a lock or a row
+//! decoder. `cli` declares the settings, `cmd` runs the commands, and `app` connects the two.
 
 pub mod anchor;
 pub mod app;

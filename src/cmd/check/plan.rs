@@ -144,14 +144,14 @@ fn without_parentheses(text: &str) -> &str {
 
 /// Splits at a separator outside parentheses, quotes and literals.
 fn split<'a>(text: &'a str, separator: &str) -> Vec<&'a str> {
-    let (mut parts, mut start, mut depth, mut position) = (Vec::new(), 0, 0_i32, 0);
+    let (mut parts, mut start, mut depth, mut offset) = (Vec::new(), 0, 0_i32, 0);
     for token in tokens(text) {
-        if depth == 0 && position >= start && text[position..].starts_with(separator) {
-            parts.push(&text[start..position]);
-            start = position + separator.len();
+        if depth == 0 && offset >= start && text[offset..].starts_with(separator) {
+            parts.push(&text[start..offset]);
+            start = offset + separator.len();
         }
         depth += i32::from(token == "(") - i32::from(token == ")");
-        position += token.len();
+        offset += token.len();
     }
     parts.push(&text[start..]);
     parts
@@ -178,18 +178,18 @@ fn tokens(text: &str) -> impl Iterator<Item = &str> {
 /// Whether the expression has columns of this alias, and the expression with the alias removed.
 fn without_alias(expression: &str, alias: &str) -> (bool, String) {
     let prefix = format!("{alias}.");
-    let (mut found, mut bare, mut position, mut skip) = (false, String::new(), 0, 0);
+    let (mut found, mut bare, mut offset, mut skip) = (false, String::new(), 0, 0);
     for token in tokens(expression) {
-        let before = expression[..position].chars().next_back();
+        let before = expression[..offset].chars().next_back();
         let begins = !before.is_some_and(|c| c.is_alphanumeric() || "_$.\"'".contains(c));
-        if begins && !token.starts_with('\'') && expression[position..].starts_with(&prefix) {
+        if begins && !token.starts_with('\'') && expression[offset..].starts_with(&prefix) {
             found = true;
-            skip = position + prefix.len();
+            skip = offset + prefix.len();
         }
-        if position >= skip {
+        if offset >= skip {
             bare.push_str(token);
         }
-        position += token.len();
+        offset += token.len();
     }
     (found, bare)
 }

@@ -88,7 +88,7 @@ pub async fn readable(session: &Session, report: &mut Report) -> Result<bool, Ch
     }
 }
 
-/// Checks for every table that the view reads whether it can be watched, and is.
+/// Checks that every table that the view reads is watched. Returns these tables.
 pub async fn watched(
     session: &Session,
     scans: &[Scan],
@@ -143,8 +143,9 @@ fn check_source(row: &tokio_postgres::SimpleQueryRow, report: &mut Report) {
         _ => Some("not a table"),
     };
     if let Some(kind) = unwatchable {
-        let finding =
-            format!("{name} is {kind} and can't be watched: only audits find its changes; to publish one at once");
+        let finding = format!(
+            "{name} is {kind} and can't be watched: its changes are found only by audits; to publish a change at once, run"
+        );
         report.warning("source", finding, "SELECT model_catalog.reload();");
         return;
     }
@@ -161,7 +162,7 @@ fn check_source(row: &tokio_postgres::SimpleQueryRow, report: &mut Report) {
     // One call covers all partitions and is reported once.
     let reported = report.findings.iter().any(|finding| finding.fix.as_deref() == Some(&watch));
     let problem = if present == 0 {
-        Some(format!("{name} is not watched: there are no notifications of its changes"))
+        Some(format!("{name} is not watched: servers are not notified of its changes"))
     } else if !missing.is_empty() {
         Some(format!("{name} has no trigger for {missing}"))
     } else if let Some(lost) = row.get("lost") {
