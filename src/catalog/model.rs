@@ -153,7 +153,7 @@ fn check_save_path(path: &str) -> Result<(), Fault> {
     } else if path.contains('\\') {
         Err(Fault::SavePath("has a backslash"))
     } else if path.split('/').any(|part| part == "..") {
-        Err(Fault::SavePath("climbs out of the models folder"))
+        Err(Fault::SavePath("escapes the models folder"))
     } else {
         Ok(())
     }
