@@ -153,7 +153,7 @@ fn check_save_path(path: &str) -> Result<(), RowError> {
     } else if path.contains('\\') {
         Err(RowError::SavePath("has a backslash"))
     } else if path.split('/').any(|part| part == "..") {
-        Err(RowError::SavePath("climbs out of the models folder"))
+        Err(RowError::SavePath("escapes the models folder"))
     } else {
         Ok(())
     }

@@ -1,7 +1,7 @@
-//! `GET /`: one page for people, whole in itself. It shows what the API answers, and has no way to change anything.
+//! `GET /`: a self-contained HTML page. It shows data of the API and cannot change anything.
 //!
-//! What is in rows is strange text to it. The policy it is sent with lets only its own script and style run, and lets
-//! nothing but this server be asked; so even a fault in the page could not make a row more than text.
+//! Text from rows is untrusted. The Content-Security-Policy allows only the script and the style of the page itself and
+//! requests to this server only, so that even a bug in the page could not turn a row into more than text.
 
 use std::sync::LazyLock;
 
@@ -17,7 +17,7 @@ use super::etag::{DIGITS, entity_tag, matches_etag, with_etag};
 
 const HTML: &str = include_str!("page.html");
 
-/// What follows from the page's text. Nobody pays for it before somebody looks at the page.
+/// Derived from the page on its first request: hashing it is not part of the start.
 static MADE: LazyLock<Made> = LazyLock::new(|| Made { etag: entity_tag(xxh3_64(HTML.as_bytes())), policy: policy() });
 
 struct Made {
@@ -25,7 +25,7 @@ struct Made {
     policy: String,
 }
 
-/// The page, or that the client's is still right.
+/// Returns the page, or 304 if the client's copy is current.
 pub fn answer(headers: &HeaderMap) -> Answer {
     let mut answer = if matches_etag(headers, &MADE.etag) {
         answer::not_modified()
@@ -39,8 +39,8 @@ pub fn answer(headers: &HeaderMap) -> Answer {
     with_etag(answer, &MADE.etag)
 }
 
-/// Hashes instead of nonces: the page stays the same for everybody, so that it can be kept. Trusted types make the
-/// browser refuse to read any text as HTML.
+/// Hashes instead of nonces: the page is the same for every client and can be cached. With trusted types the browser
+/// refuses to parse any string as HTML.
 fn policy() -> String {
     format!(
         "default-src 'none'; script-src {}; style-src {}; img-src data:; connect-src 'self'; base-uri 'none'; \
@@ -50,7 +50,7 @@ fn policy() -> String {
     )
 }
 
-/// The hash of what stands in the page's one element of this name.
+/// The source expression with the hash of the content of the page's only element of this name.
 fn source(element: &str) -> String {
     let inside =
         HTML.split_once(&format!("<{element}>")).and_then(|(_, rest)| rest.split_once(&format!("</{element}>")));

@@ -33,7 +33,7 @@ async fn it_says_what_is_served_and_which_rows_are_not_and_why() {
     assert_eq!(reply.revision(), server.get("/api/models/good-001").await.revision());
     let age = reply.json()["synced_seconds_ago"].as_f64().unwrap();
     assert!((0.0..30.0).contains(&age), "{age}");
-    let reason = "save_path climbs out of the models folder: it must be relative to the models folder, without `..` \
+    let reason = "save_path escapes the models folder: it must be relative to the models folder, without `..` \
                   and without backslashes";
     let whole = format!(
         r#"{{"revision":"{}","models":3,"rejected":2,"source":"postgres","synced_seconds_ago":{age:?},"follow":"live","rejected_rows":[{{"id":"bad-001","reason":"{reason}"}},{{"id":"bad-002","reason":"{reason}"}}],"not_found":0,"not_found_ids":[]}}"#,

@@ -62,7 +62,7 @@ added vae_approx~tiny_decoder.pth
 added vae~some vae (v1.5).safetensors
 rejected .models[7] Listed twice (full): .models[6] has the same id \"MoGe~twice.safetensors\" and other values, and only one is accepted
 rejected .models[9] someone/Whole-Repository-7B: it is a repository of many files; only single files can be served
-rejected .models[10] Climber: save_path climbs out of the models folder: it must be relative to the models folder, without `..` and without backslashes
+rejected .models[10] Climber: save_path escapes the models folder: it must be relative to the models folder, without `..` and without backslashes
 rejected .models[11] Of an older ComfyUI: it belongs in the folder of a custom node, not in the models folder
 rejected .models[12] Unsure \\u{1b}[31mof its size: size \"about 2 GB\" can't be parsed: write it like 4.71MB or 11.9GB
 7 added, 0 changed, 0 unchanged, 5 rejected, 1 repeated (dry run: nothing was written)
@@ -224,7 +224,7 @@ async fn a_bad_entry_is_listed_with_its_place_and_stops_only_a_strict_import() {
     let before = table(&db.client).await;
     let listed = [
         ".[1]: invalid type: integer `7`",
-        ".[2] climbs: save_path climbs",
+        ".[2] climbs: save_path escapes",
         ".[3] \\u{1b}[2J: id contains the control character U+001B",
         ".[4] scheme: download_url has the scheme `ftp`",
         ".[5] typo: unknown field `file_size`",

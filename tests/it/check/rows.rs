@@ -16,7 +16,7 @@ async fn every_refused_row_is_named_up_to_a_limit() {
     assert_eq!((checked.status, checked.bad().len()), (1, 21), "{checked:#?}");
     let first = checked.bad()[0];
     assert_eq!((first["id"].as_str(), first["level"].as_str()), (Some("bad-1"), Some("problem")));
-    assert!(first["text"].as_str().unwrap().starts_with("save_path climbs out of the models folder: "), "{first}");
+    assert!(first["text"].as_str().unwrap().starts_with("save_path escapes the models folder: "), "{first}");
     assert_eq!(fix(first), "SELECT * FROM model_catalog.entries WHERE id = 'bad-1';");
     let last = checked.bad()[20];
     assert!(last["text"].as_str().unwrap().starts_with("and 5 more"), "{last}");
