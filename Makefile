@@ -1,8 +1,8 @@
-# Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
+# CONTRIBUTING.md lists the targets. `make run` and `make test` install what is missing on a bare Debian.
 .PHONY: run test test-api test-image test-manifests soak deploys slow-clients fuzz coverage supply-chain lint \
 	bench bench-scale bench-fanout bench-micro bench-peers postgres test-tools
 
-# A server of one's own (DATABASE_URL) or a private one with the sample catalog.
+# Serves DATABASE_URL, or a private Postgres with the sample catalog.
 run: postgres
 	cargo build --release
 	@if [ -n "$$DATABASE_URL" ]; then exec target/release/model-catalog serve; else exec target/release/model-catalog demo; fi
@@ -10,7 +10,7 @@ run: postgres
 test: postgres test-tools
 	cargo test
 
-# Requests made up from /openapi.json, against the demo; not a part of `make test`, for it installs a hundred packages.
+# Requests generated from /openapi.json, sent to the demo. Not part of `make test`, because it installs a hundred packages.
 test-api: postgres
 	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
 	cargo build
@@ -18,11 +18,11 @@ test-api: postgres
 		target/schemathesis/bin/pip install --quiet schemathesis==4.32.5; }
 	tests/api.sh target/schemathesis/bin/st target/debug/model-catalog
 
-# The image and compose.yaml in this machine's Docker, for a few minutes on ports 8080, 9090 and 3333.
+# The image and compose.yaml in the local Docker, for a few minutes on ports 8080, 9090 and 3333.
 test-image:
 	tests/image.sh
 
-# The Kubernetes manifests against Kubernetes' own schemas, those of an old version and of a new one; they come from PyPI.
+# Validates the Kubernetes manifests against the schemas of an old and a new Kubernetes version, which come from PyPI.
 test-manifests:
 	@deploy/install.sh kubernetes-client kubectl
 	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
@@ -31,27 +31,27 @@ test-manifests:
 		target/manifests/venv/bin/pip install --quiet kubernetes-validate==1.37.0; }
 	kubectl kustomize deploy/kubernetes > target/manifests/all.yaml
 	kubectl kustomize deploy/grafana > target/manifests/dashboard.yaml
-	# The tool wants a name where the server makes one.
+	# The validator requires a name where the API server generates one.
 	sed 's/generateName: \(.*\)-$$/name: \1/' deploy/kubernetes/migrate.yaml > target/manifests/migrate.yaml
 	for version in 1.27 1.37; do target/manifests/venv/bin/kubernetes-validate --strict --kubernetes-version $$version \
 		target/manifests/all.yaml target/manifests/dashboard.yaml target/manifests/migrate.yaml || exit 1; done
 
-# The long run: random writers under random faults, a few minutes of it.
+# Random writers under random faults and hostile clients, for a few minutes.
 soak: export SOAK_SECONDS ?= 240
 soak: test-tools
 	cargo test --test it soak:: -- --nocapture
 
-# Replicas restarted in turn behind HAProxy under load; `make test` does it ten times.
+# Restarts replicas in turn behind HAProxy under load; `make test` does it ten times.
 deploys: export DEPLOY_RESTARTS ?= 50
 deploys: test-tools
 	cargo test --test it rolling:: -- --nocapture
 
-# What two thousand slow clients cost the others.
+# Measures what two thousand slow clients cost the others.
 slow-clients: test-tools
 	cargo test --release --test it hostile::figures -- --ignored --nocapture
 
-# Each target for FUZZ_SECONDS, on stable Rust: the flags are what cargo-fuzz passes, without a sanitizer. What is found
-# is printed with its input and left in target/fuzz; `cargo fuzz run --sanitizer none TARGET` does the same.
+# Runs each fuzz target for FUZZ_SECONDS on stable Rust: the flags are those that cargo-fuzz passes, without a sanitizer.
+# Findings are printed and their input is left in target/fuzz; `cargo fuzz run --sanitizer none TARGET` does the same.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS = batch segment snapshot_file row request
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
@@ -72,7 +72,7 @@ fuzz:
 		grep -E "number_of_executed_units|^Done" target/fuzz/$$target.log; \
 	done
 
-# What all tests together never run, by line, from the program's own processes too. The tools are those of rustc's LLVM.
+# Line coverage of all tests, including the processes they start. The tools have the version of rustc's LLVM.
 LLVM = $(shell rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
 coverage: export CARGO_TARGET_DIR = target/coverage
 coverage: export RUSTFLAGS = -Cinstrument-coverage
@@ -80,9 +80,9 @@ coverage: export LLVM_PROFILE_FILE = $(CURDIR)/target/coverage/profiles/%m-%p.pr
 coverage: postgres test-tools
 	@deploy/install.sh llvm-$(LLVM) llvm-cov-$(LLVM)
 	rm -rf target/coverage/profiles default_*.profraw
-	# What ran is told even if a test fails.
+	# Report coverage even if a test fails.
 	-cargo test
-	# What commands that were started without any variable wrote where they stood.
+	# Commands that were started with an empty environment wrote to their working directory.
 	find . -maxdepth 1 -name 'default_*.profraw' -exec mv -t target/coverage/profiles {} +
 	llvm-profdata-$(LLVM) merge -sparse target/coverage/profiles/*.profraw -o target/coverage/all.profdata
 	llvm-cov-$(LLVM) report --instr-profile target/coverage/all.profdata --sources src \
@@ -90,15 +90,15 @@ coverage: postgres test-tools
 		$$(ls target/coverage/debug/deps/it-* target/coverage/debug/deps/model_catalog-* | sed '/\.d$$/d; s/^/--object /') \
 		| tee target/coverage/report.txt
 
-# Licences, sources and known holes of all dependencies, and dependencies that nothing uses. The tools take minutes to
-# build, so this is not part of `make lint`; the list of known holes needs GitHub.
+# Licences, sources and advisories of all dependencies, and unused dependencies. The tools take minutes to build, so this
+# is not part of `make lint`; the advisory database comes from GitHub.
 supply-chain: export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 supply-chain:
 	@command -v cargo-deny > /dev/null || cargo install --locked --root target/tools cargo-deny
 	@command -v cargo-machete > /dev/null || cargo install --locked --root target/tools cargo-machete
 	cargo deny check --hide-inclusion-graph licenses bans sources
 	@if cargo deny fetch db 2> /dev/null; then cargo deny check advisories; \
-		else echo "known holes: skipped, the list at github.com can't be reached"; fi
+		else echo "advisories: skipped, the database on github.com cannot be reached"; fi
 	cargo machete
 
 lint:
@@ -108,35 +108,35 @@ lint:
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
 
-# The server and its peers under load, in turns; the table goes to benches/results/load.md. It takes about BENCH_ROUNDS
-# (5) times 2.5 minutes; BENCH_SECONDS (4) is one run of wrk, BENCH_BURST and BENCH_IDLE (10000) count connections.
+# Load tests of the server and its peers, in turns; writes benches/results/load.md. Takes about BENCH_ROUNDS (5) times 2.5
+# minutes; BENCH_SECONDS (4) is the length of one run of wrk, BENCH_BURST and BENCH_IDLE (10000) are connections.
 bench: postgres bench-peers
 	cargo bench --bench load
 
-# What size costs, up to a million models; the table goes to benches/results/scale.md. It takes some minutes.
+# Cost by catalog size, up to a million models; writes benches/results/scale.md. Takes some minutes.
 bench-scale: postgres
 	cargo bench --bench scale
 
-# What two hundred replicas cost one Postgres; the table goes to benches/results/fanout.md. It takes about three minutes.
+# Cost of up to two hundred replicas for one Postgres; writes benches/results/fanout.md. Takes about three minutes.
 bench-fanout: postgres
 	cargo bench --bench fanout
 
-# The parts alone: look-up, batch, parse, delta, full build.
+# Micro benchmarks: lookup, batch, parsing, delta, full build.
 bench-micro:
 	cargo bench --bench micro
 
-# wrk is needed; a peer that can't be had is said to be missing in the table.
+# wrk is required; a peer that cannot be installed is reported as missing in the table.
 bench-peers:
 	@deploy/install.sh wrk wrk
 	-@deploy/install.sh nginx nginx /usr/sbin/nginx
 	-@deploy/install.sh nodejs node && deploy/install.sh npm npm
 	-@[ -d benches/peers/express/node_modules ] || npm ci --prefix benches/peers/express --silent --no-audit --no-fund
 
-# Postgres' server programs, from the system's packages when there are none.
+# Installs the Postgres server from the distribution's packages if there is none.
 postgres:
 	@deploy/install.sh postgresql "$${PGBIN:-}/postgres" /usr/lib/postgresql/*/bin/postgres postgres
 
-# What some tests put around the program, the browser for its page, and what machines download with; installing starts nothing.
+# Tools that tests run beside the program: proxies, a browser, downloaders. Installing them starts no service.
 test-tools: postgres
 	@deploy/install.sh pgbouncer pgbouncer /usr/sbin/pgbouncer
 	@deploy/install.sh faketime faketime

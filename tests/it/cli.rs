@@ -1,12 +1,12 @@
-//! The command line: wrong settings are said in full, passwords never, and the README lists what there is.
+//! The command line: wrong settings are said in full, passwords never, and the documents list all settings and metrics.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
+use crate::docs::{self, CONFIGURATION, METRICS};
 use crate::support::{Db, PATIENCE, Server};
 
-const README: &str = include_str!("../../README.md");
 const COMMANDS: [&str; 6] = ["serve", "demo", "migrate", "check", "import", "export"];
 /// Refused at once by the system, so that a setting that is taken by mistake does no harm.
 const NOWHERE: &str = "host=/nonexistent user=nobody dbname=none";
@@ -187,7 +187,7 @@ fn settings(command: &str) -> Vec<Setting> {
 }
 
 #[test]
-fn help_shows_every_setting_and_the_readme_too() {
+fn help_and_documents_show_every_setting() {
     let mut all = BTreeMap::new();
     for command in COMMANDS {
         let settings = settings(command);
@@ -206,12 +206,14 @@ fn help_shows_every_setting_and_the_readme_too() {
     for (variable, (flag, default)) in &all {
         let default = default.as_ref().map_or("–".into(), |default| format!("`{default}`"));
         let row = format!("\n| `{variable}` | `{flag}` | {default} | ");
-        assert!(README.contains(&row), "README.md lacks the row {row}");
+        assert!(CONFIGURATION.contains(&row), "docs/configuration.md lacks the row {row}");
     }
-    for word in README.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
-        // What machines read is not the program's.
-        let setting = word == "DATABASE_URL" || word.starts_with("CATALOG_") && word != "CATALOG_URL";
-        assert!(!setting || all.contains_key(word), "README.md speaks of {word}, which no command takes");
+    for (document, text) in docs::ALL {
+        for word in text.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
+            // What machines read is not the program's.
+            let setting = word == "DATABASE_URL" || word.starts_with("CATALOG_") && word != "CATALOG_URL";
+            assert!(!setting || all.contains_key(word), "{document} names {word}, which no command takes");
+        }
     }
 }
 
@@ -236,14 +238,14 @@ fn metrics(text: &str) -> BTreeMap<String, Vec<String>> {
 }
 
 #[tokio::test]
-async fn the_readme_lists_every_metric_with_its_labels() {
+async fn every_metric_is_documented_with_its_labels() {
     let db = Db::new().await;
     // Some metrics show themselves only with the part that moves them.
     let server = Server::start_with(&db.url, &[("CATALOG_SNAPSHOT_FILE", "/nonexistent/catalog")]).await;
     let exposed = metrics(&server.get("/metrics").await.text());
     assert!(exposed.len() > 10, "{exposed:?}");
     let mut listed = BTreeMap::new();
-    let rows = README.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let rows = METRICS.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
     for (metric, _) in rows.filter(|(metric, _)| metric.starts_with("catalog_") || metric.starts_with("process_")) {
         let (name, labels) = metric.trim_end_matches('}').split_once('{').unwrap_or((metric, ""));
         let mut labels: Vec<_> = labels.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect();

@@ -1,5 +1,5 @@
 //! The worked schemas of `sql/examples`, each from `CREATE TABLE` on a bare database to live changes over HTTP, served
-//! by a role that may read what the README says and nothing else.
+//! by a role that has the documented rights and no others.
 
 use serde_json::{Value, json};
 

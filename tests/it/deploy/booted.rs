@@ -1,5 +1,5 @@
 //! The unit under a systemd of its own: a container with this machine's `/usr` and network and nothing else of it, booted
-//! by systemd-nspawn, in which the README's commands install the program.
+//! by systemd-nspawn, in which the documented commands install the program.
 
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -9,10 +9,9 @@ use std::process::{Child, Command, Stdio};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 
 use super::{free_port, place, text};
+use crate::docs::block;
 use crate::raw::Raw;
 use crate::support::{migrated, plain, until};
-
-const README: &str = include_str!("../../../README.md");
 
 /// Where cgroups can be mounted: two hierarchies side by side, or the one of today.
 const HIERARCHIES: [&str; 3] = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
@@ -169,10 +168,9 @@ fn remove_cgroup(path: &Path) {
     let _ = std::fs::remove_dir(path);
 }
 
-/// The README's commands for systemd, with an address, a password and further settings in the place of its examples.
+/// The documented commands for systemd, with an address, a password and further settings in place of the examples.
 fn installation(address: &str, password: &str, settings: &str) -> String {
-    let section = README.split("\n### systemd\n").nth(1).unwrap();
-    let mut commands = section.split("```sh\n").nth(1).unwrap().split("```").next().unwrap().to_owned();
+    let mut commands = block(&["bash"], "systemctl daemon-reload");
     let url = format!("postgres://catalog_server@{address}/models");
     for (example, ours) in [
         ("postgres://catalog_server@db/models", format!("{url}\n{settings}")),
@@ -266,7 +264,7 @@ async fn the_unit_starts_serves_drains_and_is_started_again() {
     assert!(machine.journal().contains("CATALOG_POLL_INTERVAL"), "{}", machine.journal());
 }
 
-/// What the process has, as the kernel says; and that systemd scores it as the README does.
+/// What the process has, as the kernel says; and that systemd scores it as documented.
 fn looks_into_the_sandbox(machine: &Machine) {
     let pid = machine.property("MainPID");
     let status = machine.sh(&format!("cat /proc/{pid}/status"));
@@ -290,5 +288,8 @@ fn looks_into_the_sandbox(machine: &Machine) {
     let said = machine.sh("systemd-analyze security --no-pager model-catalog");
     let score = said.split("model-catalog.service: ").nth(1).and_then(|rest| rest.split(' ').next());
     let score = score.unwrap_or_else(|| panic!("{said}"));
-    assert!(text("README.md").contains(&format!("scores it {score} ")), "systemd scores the running unit {score}");
+    assert!(
+        text("docs/deployment.md").contains(&format!("scores it {score} ")),
+        "systemd scores the running unit {score}"
+    );
 }

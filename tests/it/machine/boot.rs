@@ -5,6 +5,7 @@ use std::process::Command;
 
 use super::files::Way;
 use super::{Machine, add, content, sum};
+use crate::docs::block;
 use crate::support::{Db, Server, until};
 
 /// Larger than aria2 reads at once, so that it can break off within.
@@ -249,4 +250,40 @@ async fn the_input_file_is_aria2s_as_it_stands() {
     assert_eq!(done.status.code(), Some(32), "a checksum differs: {log}{input}");
     assert!(log.contains("Checksum error detected. file=loras/wrong.bin"), "{log}");
     assert!(machine.read(FILES[3]) == Some(content(2, LARGE)) && machine.read(FILES[2]) == Some(content(4, 50_000)));
+}
+
+/// The commands of docs/gpu-machines.md, with this catalog's address and this machine's folder.
+#[tokio::test]
+async fn documented_commands_download_the_models() {
+    let mut machine = Machine::new("documented", "-");
+    let db = Db::new().await;
+    for (seed, id) in [(1, "clip-l"), (2, "flux-vae")] {
+        let content = content(seed, 5_000);
+        let url = machine.store.put(&format!("/{id}"), Way::File(content.clone()));
+        add(&db, id, &url, &format!("vae/{id}"), &sum("sha256sum", &content), false, &[]).await;
+    }
+    let server = Server::start(&db).await;
+    machine.catalog(&server);
+    let root = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    for (command, directory, printed) in [
+        ("deploy/machine/boot-models.sh echo", &root, "ComfyUI starts here\n"),
+        ("aria2c --input-file=-", &machine.models(), ""),
+    ] {
+        let models = machine.models();
+        let documented = block(&["sh"], command);
+        let script = documented
+            .replace("http://127.0.0.1:3000", &format!("http://{}", server.address))
+            .replace("/tmp/ComfyUI/models", models.to_str().unwrap());
+        assert!(script != documented, "{documented}");
+        std::fs::create_dir_all(&models).unwrap();
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", &script]).current_dir(directory).env_clear();
+        let output = shell.env("PATH", std::env::var_os("PATH").unwrap()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains(printed), "{output:?}");
+        for (seed, id) in [(1, "clip-l"), (2, "flux-vae")] {
+            assert!(machine.read(&format!("vae/{id}")) == Some(content(seed, 5_000)), "{id}: {output:?}");
+        }
+        std::fs::remove_dir_all(models).unwrap();
+    }
 }

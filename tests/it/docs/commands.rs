@@ -1,0 +1,286 @@
+//! Commands in the documents: console examples print what they show, and every other command is run by a test or is
+//! listed below with the reason why not.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{ALL, Block, SERVER_ROLE, VIEW, WEIGHTS, block, blocks, root, sql_block, texts};
+use crate::support::{Db, PATIENCE, Server};
+
+/// The address in the documents.
+const DOCUMENTED: &str = "http://127.0.0.1:3000";
+const SAMPLE: &str = include_str!("../../../sql/sample_models.sql");
+const LIST: &str = include_str!("../lists/model-list.json");
+
+/// Commands in `sh` blocks by their beginning, and the test that runs them.
+const RUN: [(&str, &str); 7] = [
+    ("install ", "the_unit_starts_serves_drains_and_is_started_again"),
+    ("systemctl daemon-reload", "the_unit_starts_serves_drains_and_is_started_again"),
+    ("export CATALOG_URL=", "documented_commands_download_the_models"),
+    ("MACHINE_MODELS_NEEDED=", "documented_commands_download_the_models"),
+    ("curl -d ", "documented_commands_download_the_models"),
+    ("model-catalog export ", "export_writes_the_documented_file"),
+    ("(printf ", "the_documented_prometheus_rule_is_one"),
+];
+
+/// Commands in `sh` blocks by their beginning, and why no test runs them.
+const NOT_RUN: [(&str, &str); 5] = [
+    ("make ", "they run these tests or take minutes; that the targets exist is tested below"),
+    ("SOAK_SECONDS=3600 make soak", "it takes an hour; `make test` runs ten seconds of it"),
+    ("docker ", "they need a Docker daemon; `make test-image` runs them"),
+    ("kubectl ", "they need a cluster; deploy::manifests reads what they apply"),
+    ("apt-get ", "it installs packages, as root"),
+];
+
+/// The commands of a block, continuation lines joined.
+fn commands(block: &Block) -> Vec<String> {
+    let joined = block.text.replace("\\\n", " ").replace("|\n", "| ");
+    let lines = joined.lines().filter(|line| !line.is_empty());
+    match block.language {
+        "console" => lines.filter_map(|line| line.strip_prefix("$ ").map(str::to_owned)).collect(),
+        _ => lines.map(str::to_owned).collect(),
+    }
+}
+
+#[test]
+fn every_command_is_run_or_has_a_reason_not_to_be() {
+    let tests = texts(&root().join("tests/it"));
+    for (command, test) in RUN {
+        assert!(tests.contains(&format!("fn {test}(")), "`{command}…` is said to be run by {test}: no such test");
+    }
+    let mut count = 0;
+    for block in blocks() {
+        let known: &[&str] = &["", "sh", "bash", "console", "sql", "psql", "text"];
+        assert!(known.contains(&block.language), "{}: unknown language {}", block.document, block.language);
+        for command in commands(&block) {
+            let begins = |(beginning, _): &(&str, &str)| command.starts_with(beginning);
+            let fine = match block.language {
+                // All of these are run by `console_examples_print_what_they_show`.
+                "console" => ["curl ", "psql ", "model-catalog "].iter().any(|program| command.starts_with(program)),
+                "sh" | "bash" => RUN.iter().any(begins) || NOT_RUN.iter().any(begins),
+                _ => continue,
+            };
+            assert!(fine, "{}: no test runs `{command}`: write one, or give the reason in NOT_RUN", block.document);
+            count += 1;
+        }
+    }
+    assert!(count > 20, "the commands could not be read: {count}");
+}
+
+#[test]
+fn make_targets_are_documented_and_those_that_documents_name_exist() {
+    let makefile = include_str!("../../../Makefile");
+    let phony = makefile.split_once(".PHONY:").unwrap().1.replace("\\\n", " ");
+    let targets: Vec<_> = phony.lines().next().unwrap().split_whitespace().collect();
+    assert!(targets.len() > 10, "{targets:?}");
+    for target in &targets {
+        assert!(super::CONTRIBUTING.contains(&format!("`make {target}`")), "CONTRIBUTING.md lacks `make {target}`");
+    }
+    for (document, text) in ALL {
+        for (start, _) in text.match_indices("make ").filter(|(at, _)| *at == 0 || "`\n ".contains(&text[at - 1..*at]))
+        {
+            let word = text[start + 5..].split(|c: char| !(c.is_ascii_lowercase() || c == '-')).next().unwrap();
+            let quoted = text[..start].ends_with(['`', '\n']);
+            assert!(!quoted || targets.contains(&word), "{document} names `make {word}`, which is no target");
+        }
+    }
+}
+
+/// What a console block needs: a database, a folder to stand in and, for the API, a server.
+struct Console {
+    db: Db,
+    server: Option<Server>,
+    folder: PathBuf,
+}
+
+impl Console {
+    async fn new(block: &Block) -> Self {
+        let folder = std::env::temp_dir().join(format!("console-{:x}", fastrand::u64(..)));
+        std::fs::create_dir(&folder).unwrap();
+        let mut console = Self { db: Db::new().await, server: None, folder };
+        if block.text.contains("$ model-catalog check") {
+            console.existing_tables_with_faults().await;
+        } else if block.text.contains("$ model-catalog import") {
+            let list: Value = serde_json::from_str(LIST).unwrap();
+            let named = |name: &str| list["models"].as_array().unwrap().iter().find(|entry| entry["name"] == name);
+            let models = ["Enlarger x4", "Tiny Decoder", "Climber"].map(named);
+            std::fs::write(console.folder.join("model-list.json"), json!({ "models": models }).to_string()).unwrap();
+        } else {
+            console.db.sql(SAMPLE).await;
+            let server = Server::start(&console.db).await;
+            if block.text.contains("/api/catalog") {
+                console.rejected_row_and_unknown_ids(&server).await;
+            }
+            console.server = Some(server);
+        }
+        console
+    }
+
+    /// The tables of docs/postgres.md, of which one is not watched, with a row that is rejected.
+    async fn existing_tables_with_faults(&self) {
+        let watch = "SELECT model_catalog.watch('registry.needs', 'slug');";
+        let view = sql_block(VIEW);
+        assert!(view.contains(watch), "{view}");
+        // Roles are the cluster's, and another test creates this one by its documented name.
+        let role = sql_block(SERVER_ROLE).replace("catalog_server", "catalog_checked");
+        let rows = "INSERT INTO registry.weights VALUES
+                        ('flux-dev', 'f', 'https://example.org/f', 1, NULL, true, 'checkpoints', NULL),
+                        ('flux-vae', 'f', 'https://example.org/f', 1, NULL, true, '..', NULL);
+                    INSERT INTO registry.needs VALUES ('flux-dev', 'clip-l')";
+        for statements in [&sql_block(WEIGHTS), &view.replace(watch, ""), &role, rows] {
+            self.db.sql(statements).await;
+        }
+    }
+
+    async fn rejected_row_and_unknown_ids(&self, server: &Server) {
+        self.db.sql("UPDATE models SET save_path = '../clip_l.safetensors' WHERE id = 'clip-l'").await;
+        server.until("the row is rejected", |s| async move { s.metric("catalog_models_rejected").await == 1.0 }).await;
+        for id in ["flux-devv", "flux-devv", "flux-devv", "sdxl-bse"] {
+            assert_eq!(server.get(&format!("/api/models/{id}")).await.status, 404);
+        }
+    }
+
+    /// What a command prints; of curl's errors nothing, for its progress is among them.
+    fn print(&self, command: &str) -> String {
+        let address = self.server.as_ref().map_or(String::new(), |server| format!("http://{}", server.address));
+        let bin = PathBuf::from(env!("CARGO_BIN_EXE_model-catalog"));
+        let path = format!("{}:{}", bin.parent().unwrap().display(), std::env::var("PATH").unwrap());
+        let url = if command.starts_with("model-catalog check") {
+            self.db.url.replace("user=postgres", "user=catalog_checked")
+        } else {
+            self.db.url.clone()
+        };
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &command.replace(DOCUMENTED, &address)]).current_dir(&self.folder);
+        let output = shell.env_clear().env("PATH", path).env("DATABASE_URL", url).output().unwrap();
+        let errors = if command.starts_with("curl ") { Vec::new() } else { output.stderr };
+        String::from_utf8([output.stdout, errors].concat()).unwrap()
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Commands of a console block with what they print.
+fn examples(block: &Block) -> Vec<(String, String)> {
+    let parts = block.text.strip_prefix("$ ").unwrap_or_else(|| panic!("{} begins with output", block.document));
+    let examples = parts.split("\n$ ").map(|part| part.split_once('\n').unwrap_or((part, "")));
+    examples.map(|(command, output)| (command.to_owned(), output.to_owned())).collect()
+}
+
+/// A text without what differs from run to run: times, the number of a version, names that are the test's own.
+fn masked(text: &str) -> String {
+    let mut masked = Vec::new();
+    for line in text.trim_end().lines() {
+        let line = line.split_once("PostgreSQL ").map_or(line, |(before, _)| before);
+        let timestamp = line.len() > 27 && line.as_bytes()[26] == b'Z' && line.starts_with("20");
+        let mut line = if timestamp { &line[27..] } else { line }.to_owned();
+        for (before, after) in [("\"synced_seconds_ago\":", ","), ("arrived after ", " ms")] {
+            if let Some((start, rest)) = line.split_once(before)
+                && let Some((_, end)) = rest.split_once(after)
+            {
+                line = format!("{start}{before}{after}{end}");
+            }
+        }
+        masked.push(line);
+    }
+    masked.join("\n")
+}
+
+/// Whether `actual` is `documented`, where `…` stands for any text.
+fn matches(documented: &str, actual: &str) -> bool {
+    let (documented, actual) = (masked(documented), masked(actual));
+    let mut parts = documented.split('…');
+    let Some(mut rest) = parts.next().and_then(|first| actual.strip_prefix(first)) else { return false };
+    let mut whole = rest.is_empty();
+    for part in parts {
+        let at = if part.is_empty() { Some(rest.len()) } else { rest.find(part) };
+        let Some(at) = at else { return false };
+        rest = &rest[at + part.len()..];
+        whole = rest.is_empty();
+    }
+    whole
+}
+
+/// The same for `curl -i`: headers may be in any order and more than are shown; the date is not compared.
+fn matches_with_head(documented: &str, actual: &str) -> bool {
+    let actual = actual.replace('\r', "");
+    let (Some((head, body)), Some((actual_head, actual_body))) =
+        (documented.split_once("\n\n"), actual.split_once("\n\n"))
+    else {
+        return false;
+    };
+    let actual_head: Vec<_> = actual_head.lines().collect();
+    let date = |line: &str| line.starts_with("date: ") && actual_head.iter().any(|other| other.starts_with("date: "));
+    head.lines().all(|line| actual_head.contains(&line) || date(line)) && matches(body, actual_body)
+}
+
+#[test]
+fn an_ellipsis_stands_for_any_text() {
+    for (documented, actual, expected) in [
+        ("{a}", "{a}", true),
+        ("{a}", "{ab}", false),
+        ("{…}", "{ab}", true),
+        ("{a,…}", "{b,c}", false),
+        ("{a…b…d}", "{a1b2d}", true),
+        ("{a…c}", "{a1b2}", false),
+        ("a…", "abc", true),
+    ] {
+        assert_eq!(matches(documented, actual), expected, "{documented} {actual}");
+    }
+}
+
+#[tokio::test]
+async fn console_examples_print_what_they_show() {
+    let mut count = 0;
+    for block in blocks().iter().filter(|block| block.language == "console") {
+        let console = Console::new(block).await;
+        for (command, documented) in examples(block) {
+            let matches = if command.contains(" -i ") { matches_with_head } else { matches };
+            // A change arrives a little after its commit, so reading it is repeated; nothing else is.
+            let deadline = Instant::now() + if command.starts_with("curl ") { PATIENCE } else { Duration::ZERO };
+            let mut actual = console.print(&command);
+            while !matches(&documented, &actual) && Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                actual = console.print(&command);
+            }
+            assert!(
+                matches(&documented, &actual),
+                "{}: `{command}` is documented to print\n{documented}\nand prints\n{actual}",
+                block.document
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 10, "the examples could not be read: {count}");
+}
+
+#[tokio::test]
+async fn export_writes_the_documented_file() {
+    let block = Block { document: "", language: "sh", text: block(&["sh"], "model-catalog export ") };
+    let console = Console::new(&block).await;
+    let printed = console.print(&block.text);
+    let exported = std::fs::read_to_string(console.folder.join("catalog.json"));
+    let exported = exported.unwrap_or_else(|error| panic!("{error}: {printed}"));
+    let models: Value = serde_json::from_str(&exported).unwrap();
+    let served = console.server.as_ref().unwrap().get("/api/catalog").await.json();
+    assert_eq!(models.as_array().unwrap().len() as u64, served["models"].as_u64().unwrap());
+}
+
+#[test]
+fn the_documented_prometheus_rule_is_one() {
+    let command = block(&["sh"], "kind: PrometheusRule");
+    let (before, kubectl) = command.split_once(" | kubectl").unwrap();
+    assert_eq!(kubectl, " apply -f -\n");
+    let output = Command::new("sh").args(["-c", before]).current_dir(root()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let rule: Value = serde_saphyr::from_str(std::str::from_utf8(&output.stdout).unwrap()).unwrap();
+    assert_eq!((&rule["kind"], &rule["metadata"]["name"]), (&json!("PrometheusRule"), &json!("model-catalog")));
+    assert!(rule["spec"]["groups"][0]["rules"].as_array().unwrap().len() > 10, "{rule:#}");
+}
