@@ -3,8 +3,8 @@
 //! Data flows one way: `postgres` → `loader` → `catalog` → `http`. A request never uses Postgres, a lock or a row
 //! decoder. `cli` declares the settings, `cmd` runs the commands, and `app` connects the two.
 
-pub mod anchor;
 pub mod app;
+mod atomic_file;
 pub mod catalog;
 pub mod cli;
 pub mod cmd;
@@ -14,7 +14,4 @@ pub mod loader;
 pub mod metrics;
 pub mod missing;
 pub mod ops;
-pub mod outage;
 pub mod postgres;
-pub mod replica;
-pub mod saver;

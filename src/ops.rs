@@ -7,7 +7,7 @@ use hyper::header::HeaderValue;
 use serde::Serialize;
 
 use crate::catalog::snapshot::Snapshot;
-use crate::catalog::store::{Sync, SyncMode};
+use crate::catalog::store::{LastSync, SyncMode};
 use crate::http::Api;
 use crate::http::answer::{self, Answer};
 use crate::http::etag::hex;
@@ -40,7 +40,7 @@ pub struct Standing {
 impl Standing {
     /// That of a snapshot, if there is one yet.
     #[must_use]
-    pub fn of(snapshot: Option<&Snapshot>, sync: Option<Sync>) -> Self {
+    pub fn of(snapshot: Option<&Snapshot>, sync: Option<LastSync>) -> Self {
         Self {
             revision: snapshot.map(|snapshot| hex(snapshot.revision())),
             models: snapshot.map_or(0, |snapshot| snapshot.len()),
@@ -48,7 +48,7 @@ impl Standing {
             source: snapshot.map(|_| if sync.is_some() { "postgres" } else { "file" }),
             // Milliseconds are as fine as anybody reads.
             synced_seconds_ago: sync.map(|sync| (sync.at.elapsed().as_secs_f64() * 1e3).round() / 1e3),
-            follow: sync.map(|sync| match sync.follow {
+            follow: sync.map(|sync| match sync.mode {
                 SyncMode::Live => "live",
                 SyncMode::Polling => "polling",
                 SyncMode::Standby => "standby",
@@ -70,7 +70,7 @@ pub fn readyz(api: &Api) -> Answer {
     let current = api.store.load();
     let snapshot = current.as_deref();
     let status = status(api, snapshot.is_some());
-    let readiness = Readiness { status, standing: Standing::of(snapshot, api.store.sync()) };
+    let readiness = Readiness { status, standing: Standing::of(snapshot, api.store.last_sync()) };
     let code = if status == READY { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     match serde_json::to_vec(&readiness) {
         Ok(body) => answer::json(code, body),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
-use model_catalog::catalog::file::{self, Saved};
+use model_catalog::loader::snapshot_file::{self as file, PersistedSnapshot};
 use xxhash_rust::xxh3::xxh3_128;
 
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -23,9 +23,9 @@ fuzz_target!(|data: &[u8]| {
         data.extend_from_slice(trailer.as_bytes());
     }
     std::fs::write(&*FILE, &data).expect("the file can be written");
-    let Ok(Saved { snapshot, position, rules }) = file::read(&FILE) else { return };
+    let Ok(PersistedSnapshot { snapshot, position, rules }) = file::read(&FILE) else { return };
     let (revision, bytes, length) = (snapshot.revision(), snapshot.bytes(), snapshot.len());
-    let saved = Saved { snapshot: Arc::new(snapshot), position, rules };
+    let saved = PersistedSnapshot { snapshot: Arc::new(snapshot), position, rules };
     file::write(&FILE, &saved).expect("it can be written again");
     let again = file::read(&FILE).expect("and read again");
     assert_eq!((revision, bytes, length), (again.snapshot.revision(), again.snapshot.bytes(), again.snapshot.len()));

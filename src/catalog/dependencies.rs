@@ -1,50 +1,50 @@
-//! What a batch asks for, with all that it needs: the closure over dependencies, in an order that serves.
+//! The models of a batch, on request with their transitive dependencies in topological order.
 //!
-//! Dependencies are read from the rendered answers, so that they take no memory of their own, and only who asks
-//! for them pays.
+//! Dependencies are read from the rendered JSON, so they take no memory of their own, and only requests that resolve
+//! them pay for it.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::index::Entry;
+use super::entry::Entry;
 use super::snapshot::Snapshot;
 
-/// What one snapshot has of the ids that were asked.
+/// The result of looking up requested ids in one snapshot.
 #[derive(Debug, Default)]
 pub struct Selection<'a> {
-    /// Each model once.
+    /// The models found, each once.
     pub models: Vec<&'a Entry>,
-    /// Asked and not there, in the order asked, repeats kept.
+    /// Requested ids that are not in the snapshot, in the order requested, with repeats.
     pub not_found: Vec<&'a str>,
-    /// Needed and not there.
-    pub missing: Vec<Missing<'a>>,
+    /// Dependencies that are not in the snapshot.
+    pub missing: Vec<MissingDependency<'a>>,
 }
 
-/// A dependency that the catalog lacks.
+/// A dependency that is not in the catalog.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct Missing<'a> {
+pub struct MissingDependency<'a> {
     /// The id that the dependency names.
     pub id: String,
     /// The model that needs it.
     pub required_by: Cow<'a, str>,
 }
 
-/// With its dependencies, a batch is larger than the limit. The walk ends there, so it costs no more than an answer,
-/// and how much larger the batch would be is not known.
+/// A batch exceeds the limit with its dependencies. Resolution stops there, so it costs no more than an accepted batch,
+/// and the full size is not known.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("model_ids and what they need are {count} {what} or more, the limit is {limit}: ask in several batches")]
-pub struct TooMany {
+#[error("model_ids and their dependencies are {count} {what} or more, the limit is {limit}: ask in several batches")]
+pub struct LimitExceeded {
     what: &'static str,
     count: usize,
     limit: usize,
 }
 
 impl<'a> Selection<'a> {
-    /// The models alone, in the order asked.
+    /// The requested models alone, in the order requested.
     #[must_use]
-    pub fn asked(snapshot: &'a Snapshot, ids: &'a [Cow<'_, str>]) -> Self {
+    pub fn requested(snapshot: &'a Snapshot, ids: &'a [Cow<'_, str>]) -> Self {
         let (mut selection, mut seen) = (Self::default(), HashSet::new());
         for id in ids {
             match snapshot.get(id) {
@@ -56,43 +56,47 @@ impl<'a> Selection<'a> {
         selection
     }
 
-    /// The models and, transitively, what they need. What a model needs comes before it, unless it needs the model
-    /// itself; apart from that, the order is the one asked, and within a model the one of its dependencies.
+    /// The requested models and their transitive dependencies. A dependency comes before the models that need it,
+    /// except within a cycle; otherwise the order is the one requested, and within a model the one of its dependencies.
     ///
     /// # Errors
-    /// More than `limit` models, or as many dependencies that are not there.
-    pub fn with_dependencies(snapshot: &'a Snapshot, ids: &'a [Cow<'_, str>], limit: usize) -> Result<Self, TooMany> {
-        let mut walk = Walk { snapshot, limit, seen: HashSet::new(), selection: Self::default() };
+    /// More than `limit` models, or more than `limit` missing dependencies.
+    pub fn with_dependencies(
+        snapshot: &'a Snapshot,
+        ids: &'a [Cow<'_, str>],
+        limit: usize,
+    ) -> Result<Self, LimitExceeded> {
+        let mut resolver = Resolver { snapshot, limit, visited: HashSet::new(), selection: Self::default() };
         for id in ids {
             match snapshot.get(id) {
-                Some(entry) => walk.add(entry)?,
-                None => walk.selection.not_found.push(id),
+                Some(entry) => resolver.add(entry)?,
+                None => resolver.selection.not_found.push(id),
             }
         }
-        Ok(walk.selection)
+        Ok(resolver.selection)
     }
 }
 
-/// A depth-first walk: a model is added once all that it needs has been.
-struct Walk<'a> {
+/// A depth-first search: a model is added after all of its dependencies.
+struct Resolver<'a> {
     snapshot: &'a Snapshot,
     limit: usize,
-    /// Ids of models that were added or are being added; the latter close a cycle.
-    seen: HashSet<&'a [u8]>,
+    /// Ids of models that are added or on the current path; one of the latter closes a cycle.
+    visited: HashSet<&'a [u8]>,
     selection: Selection<'a>,
 }
 
-impl<'a> Walk<'a> {
-    /// The path is on the heap: a chain of models may be as long as the limit.
-    fn add(&mut self, root: &'a Entry) -> Result<(), TooMany> {
+impl<'a> Resolver<'a> {
+    /// The path is on the heap, because a chain of models may be as long as the limit.
+    fn add(&mut self, root: &'a Entry) -> Result<(), LimitExceeded> {
         let mut path = Vec::new();
-        path.extend(self.enter(root)?);
-        while let Some((entry, needs)) = path.last_mut() {
+        path.extend(self.visit(root)?);
+        while let Some((entry, dependencies)) = path.last_mut() {
             let entry: &'a Entry = entry;
-            match needs.next() {
+            match dependencies.next() {
                 Some(id) => match self.snapshot.get(&id) {
-                    Some(needed) => path.extend(self.enter(needed)?),
-                    None => self.miss(id, entry)?,
+                    Some(dependency) => path.extend(self.visit(dependency)?),
+                    None => self.record_missing(id, entry)?,
                 },
                 None => {
                     self.selection.models.push(entry);
@@ -103,36 +107,23 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// The model with what is left to look at of what it needs, unless it was seen before.
-    fn enter(&mut self, entry: &'a Entry) -> Result<Option<(&'a Entry, std::vec::IntoIter<String>)>, TooMany> {
-        if !self.seen.insert(entry.id()) {
+    /// The model with its dependencies, unless it was visited before.
+    fn visit(&mut self, entry: &'a Entry) -> Result<Option<(&'a Entry, std::vec::IntoIter<String>)>, LimitExceeded> {
+        if !self.visited.insert(entry.id()) {
             return Ok(None);
         }
-        self.within_limit("models", self.seen.len())?;
-        Ok(Some((entry, dependencies(entry).into_iter())))
+        self.check_limit("models", self.visited.len())?;
+        Ok(Some((entry, entry.dependencies().into_iter())))
     }
 
-    fn miss(&mut self, id: String, entry: &'a Entry) -> Result<(), TooMany> {
-        self.selection.missing.push(Missing { id, required_by: String::from_utf8_lossy(entry.id()) });
-        self.within_limit("missing dependencies", self.selection.missing.len())
+    fn record_missing(&mut self, id: String, entry: &'a Entry) -> Result<(), LimitExceeded> {
+        self.selection.missing.push(MissingDependency { id, required_by: String::from_utf8_lossy(entry.id()) });
+        self.check_limit("missing dependencies", self.selection.missing.len())
     }
 
-    fn within_limit(&self, what: &'static str, count: usize) -> Result<(), TooMany> {
-        if count > self.limit { Err(TooMany { what, count, limit: self.limit }) } else { Ok(()) }
+    fn check_limit(&self, what: &'static str, count: usize) -> Result<(), LimitExceeded> {
+        if count > self.limit { Err(LimitExceeded { what, count, limit: self.limit }) } else { Ok(()) }
     }
-}
-
-/// The ids that a model names, each once.
-fn dependencies(entry: &Entry) -> Vec<String> {
-    #[derive(Deserialize)]
-    struct Needs {
-        dependencies: Vec<String>,
-    }
-    // What was rendered here always parses.
-    let mut ids = serde_json::from_slice::<Needs>(entry.json()).map_or(Vec::new(), |needs| needs.dependencies);
-    let mut seen = HashSet::new();
-    ids.retain(|id| seen.insert(id.clone()));
-    ids
 }
 
 #[cfg(test)]
@@ -141,7 +132,7 @@ mod tests {
     use crate::catalog::model::{RawModel, Rules};
     use crate::catalog::snapshot::Refresh;
 
-    /// A catalog of models that need others.
+    /// A catalog of models with these dependencies.
     fn catalog(needs: &[(String, Vec<String>)]) -> Snapshot {
         let (nothing, rules) = (Snapshot::default(), Rules::default());
         let mut refresh = Refresh::full(&nothing, &rules);
@@ -161,8 +152,8 @@ mod tests {
         refresh.finish().snapshot
     }
 
-    /// `a: b c, b:` as a catalog.
-    fn written(text: &str) -> Snapshot {
+    /// A catalog from a text such as `a: b c, b:`.
+    fn parsed(text: &str) -> Snapshot {
         let models = text.split(", ").map(|model| {
             let (id, needs) = model.split_once(':').expect("id: needs");
             (id.to_owned(), needs.split_whitespace().map(str::to_owned).collect())
@@ -170,8 +161,8 @@ mod tests {
         catalog(&models.collect::<Vec<_>>())
     }
 
-    fn ids(asked: &str) -> Vec<Cow<'_, str>> {
-        asked.split_whitespace().map(Cow::Borrowed).collect()
+    fn ids(requested: &str) -> Vec<Cow<'_, str>> {
+        requested.split_whitespace().map(Cow::Borrowed).collect()
     }
 
     fn names(models: &[&Entry]) -> String {
@@ -179,8 +170,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_comes_first_each_once() {
-        for (models, asked, order) in [
+    fn dependencies_come_first_each_model_once() {
+        for (models, requested, order) in [
             ("a: b, b: c, c:", "a", "c b a"),
             ("a: b c, b: d, c: d, d:", "a", "d b c a"),
             ("a: b c, b: d, c: d, d:", "d c a", "d c b a"),
@@ -191,42 +182,43 @@ mod tests {
             ("a: b, b: c, c: b d, d:", "a", "d c b a"),
             ("a: b b, b:", "a", "b a"),
         ] {
-            let (snapshot, asked) = (written(models), ids(asked));
-            let selection = Selection::with_dependencies(&snapshot, &asked, 4).expect(models);
+            let (snapshot, requested) = (parsed(models), ids(requested));
+            let selection = Selection::with_dependencies(&snapshot, &requested, 4).expect(models);
             assert_eq!((names(&selection.models), selection.missing.len()), (order.into(), 0), "{models}");
         }
     }
 
     #[test]
-    fn what_is_not_there_is_said_once_for_each_model_that_needs_it() {
-        let (snapshot, asked) = (written("a: x b x, b: y x"), ids("z a b z"));
-        let selection = Selection::with_dependencies(&snapshot, &asked, 4).expect("within the limit");
+    fn missing_dependencies_are_listed_once_per_model_that_needs_them() {
+        let (snapshot, requested) = (parsed("a: x b x, b: y x"), ids("z a b z"));
+        let selection = Selection::with_dependencies(&snapshot, &requested, 4).expect("within the limit");
         let missing: Vec<_> = selection.missing.iter().map(|it| format!("{} by {}", it.id, it.required_by)).collect();
         assert_eq!(missing, ["x by a", "y by b", "x by b"]);
         assert_eq!((names(&selection.models), selection.not_found), ("b a".into(), vec!["z", "z"]));
     }
 
     #[test]
-    fn the_limit_ends_the_walk() {
-        let (snapshot, asked) = (written("a: b, b: c, c: d, d:"), ids("a"));
-        let error = Selection::with_dependencies(&snapshot, &asked, 3).map(|_| ()).map_err(|error| error.to_string());
-        let message = "model_ids and what they need are 4 models or more, the limit is 3: ask in several batches";
+    fn more_models_or_missing_dependencies_than_the_limit_are_an_error() {
+        let (snapshot, requested) = (parsed("a: b, b: c, c: d, d:"), ids("a"));
+        let error =
+            Selection::with_dependencies(&snapshot, &requested, 3).map(|_| ()).map_err(|error| error.to_string());
+        let message = "model_ids and their dependencies are 4 models or more, the limit is 3: ask in several batches";
         assert_eq!(error, Err(message.into()));
-        let (snapshot, asked) = (written("a: w x y z"), ids("a"));
-        assert!(Selection::with_dependencies(&snapshot, &asked, 3).is_err());
-        assert!(Selection::with_dependencies(&snapshot, &asked, 4).is_ok());
+        let (snapshot, requested) = (parsed("a: w x y z"), ids("a"));
+        assert!(Selection::with_dependencies(&snapshot, &requested, 3).is_err());
+        assert!(Selection::with_dependencies(&snapshot, &requested, 4).is_ok());
     }
 
     #[test]
-    fn a_chain_of_ten_thousand_needs_no_deep_stack() {
+    fn a_chain_of_ten_thousand_models_does_not_overflow_the_stack() {
         let chain: Vec<_> = (0..10_000).map(|n| (format!("m{n}"), vec![format!("m{}", (n + 1) % 10_000)])).collect();
-        let (snapshot, asked) = (catalog(&chain), ids("m0"));
-        let selection = Selection::with_dependencies(&snapshot, &asked, 10_000).expect("within the limit");
+        let (snapshot, requested) = (catalog(&chain), ids("m0"));
+        let selection = Selection::with_dependencies(&snapshot, &requested, 10_000).expect("within the limit");
         let order: Vec<_> = (0..10_000).rev().map(|n| format!("m{n}")).collect();
         assert_eq!(names(&selection.models), order.join(" "));
     }
 
-    /// Which models each reaches, found without the walk.
+    /// The models that each model depends on, computed independently of the resolver.
     fn reach(needs: &[Vec<usize>]) -> Vec<Vec<bool>> {
         let mut reach: Vec<Vec<bool>> =
             needs.iter().map(|direct| (0..needs.len()).map(|to| direct.contains(&to)).collect()).collect();
@@ -241,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn in_any_graph_only_cycles_may_break_the_order() {
+    fn random_graphs_are_complete_and_in_topological_order_outside_cycles() {
         let mut random = fastrand::Rng::with_seed(6);
         for _ in 0..2_000 {
             let models = random.usize(1..9);
@@ -250,8 +242,8 @@ mod tests {
             let rows = needs.iter().enumerate();
             let rows: Vec<_> = rows.map(|(n, to)| (n.to_string(), to.iter().map(usize::to_string).collect())).collect();
             let (snapshot, root) = (catalog(&rows), random.usize(0..models));
-            let asked = [Cow::Owned(root.to_string())];
-            let selection = Selection::with_dependencies(&snapshot, &asked, models).expect("within the limit");
+            let requested = [Cow::Owned(root.to_string())];
+            let selection = Selection::with_dependencies(&snapshot, &requested, models).expect("within the limit");
             let text = names(&selection.models);
             let order: Vec<usize> = text.split(' ').map(|id| id.parse().expect("a number")).collect();
             let reach = reach(&needs);
@@ -260,9 +252,9 @@ mod tests {
             sorted.sort_unstable();
             expected.sort_unstable();
             assert_eq!(sorted, expected, "{needs:?} from {root}");
-            for (place, model) in order.iter().enumerate() {
+            for (position, model) in order.iter().enumerate() {
                 for need in &needs[*model] {
-                    let before = order[..place].contains(need);
+                    let before = order[..position].contains(need);
                     assert!(before || reach[*need][*model], "{need} after {model} in {order:?} of {needs:?}");
                 }
             }

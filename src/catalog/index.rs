@@ -1,88 +1,23 @@
 //! The persistent hash index of a snapshot: two levels of `Arc` above small hash tables.
 //!
-//! A clone shares everything; a change copies one table, one branch and the root. At a million models that is
-//! about 300 pointers instead of a million, and a look-up stays two dependent loads longer than a plain hash map's.
+//! A clone shares everything; a change copies one table, one branch and the root. At a million models that is about 300
+//! pointers instead of a million. A lookup takes two dependent loads more than in a plain hash map.
 
 use std::sync::Arc;
 
 use hashbrown::HashTable;
-use triomphe::ThinArc;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Tables are split when they hold more than twice this many entries on average, so a change copies about this many.
+use super::entry::Entry;
+
+/// The number of tables grows when they hold more than twice this many entries on average, so a change copies about
+/// this many.
 const ENTRIES_PER_TABLE: usize = 64;
-
-/// One model: its id, its rendered JSON and the digest of that JSON, in one allocation behind a thin pointer. With a
-/// pointer of two words the tables, which a reload holds twice, would be twice as large.
-#[derive(Clone, Debug)]
-pub struct Entry(ThinArc<Header, u8>);
-
-#[derive(Clone, Copy, Debug)]
-struct Header {
-    digest: u64,
-    id_length: u32,
-}
-
-impl Entry {
-    fn split(&self) -> (&[u8], &[u8]) {
-        self.0.slice.split_at(self.0.header.header.id_length as usize)
-    }
-
-    /// The id, which is UTF-8.
-    #[must_use]
-    pub fn id(&self) -> &[u8] {
-        self.split().0
-    }
-
-    /// The rendered answer.
-    #[must_use]
-    pub fn json(&self) -> &[u8] {
-        self.split().1
-    }
-
-    /// XXH3-64 of the rendered answer: the entity tag, and this model's share of the revision.
-    #[must_use]
-    pub fn digest(&self) -> u64 {
-        self.0.header.header.digest
-    }
-
-    /// Whether both are the same allocation.
-    #[must_use]
-    pub fn same(&self, other: &Self) -> bool {
-        self.0.ptr() == other.0.ptr()
-    }
-}
-
-/// An entry being written, in a buffer that is used again for the next one.
-#[derive(Debug, Default)]
-pub struct Draft(Vec<u8>);
-
-impl Draft {
-    /// Starts over with this id; gives the buffer that its rendered answer is to be appended to.
-    pub fn begin(&mut self, id: &str) -> &mut Vec<u8> {
-        self.0.clear();
-        self.0.extend_from_slice(id.as_bytes());
-        &mut self.0
-    }
-
-    /// The answer as far as it is written, if it is that of `id`.
-    #[must_use]
-    pub fn json(&self, id: &str) -> &[u8] {
-        self.0.get(id.len()..).unwrap_or_default()
-    }
-
-    /// The entry of `id`, with which the draft was begun. An id is a column of a row, which Postgres keeps below 1 GiB.
-    #[must_use]
-    pub fn finish(&mut self, id: &str) -> Entry {
-        let id_length = u32::try_from(id.len()).unwrap_or(u32::MAX);
-        Entry(ThinArc::from_header_and_slice(Header { digest: xxh3_64(self.json(id)), id_length }, &self.0))
-    }
-}
 
 type Table = Arc<HashTable<Entry>>;
 type Branch = Arc<Vec<Table>>;
 
-/// Entries by id. `Clone` shares all of it.
+/// Entries by id. A clone shares all tables.
 #[derive(Clone, Debug)]
 pub struct Index {
     root: Vec<Branch>,
@@ -103,7 +38,7 @@ impl Index {
         Self { root: vec![branch; 1 << bits.div_ceil(2)], bits, len: 0 }
     }
 
-    /// Tables for this many entries.
+    /// An empty index with as many tables as this many entries need.
     #[must_use]
     pub fn with_capacity(entries: usize) -> Self {
         Self::with_bits((entries / ENTRIES_PER_TABLE).checked_ilog2().unwrap_or(0))
@@ -121,9 +56,9 @@ impl Index {
         self.len == 0
     }
 
-    /// Where a hash lives. hashbrown takes its bucket from the lowest bits and its tag from the highest seven, so
-    /// the table is chosen by bits between them.
-    fn place(&self, hash: u64) -> (usize, usize) {
+    /// Branch and table of a hash. hashbrown takes the bucket from the lowest bits and the tag from the highest seven,
+    /// so the table is chosen by bits between them.
+    fn slot(&self, hash: u64) -> (usize, usize) {
         let table = (hash >> 32) as usize & ((1 << self.bits) - 1);
         (table >> (self.bits / 2), table & ((1 << (self.bits / 2)) - 1))
     }
@@ -132,16 +67,16 @@ impl Index {
     #[must_use]
     pub fn get(&self, id: &[u8]) -> Option<&Entry> {
         let hash = xxh3_64(id);
-        let (branch, table) = self.place(hash);
+        let (branch, table) = self.slot(hash);
         self.root[branch][table].find(hash, |entry| entry.id() == id)
     }
 
     fn table_mut(&mut self, hash: u64) -> &mut HashTable<Entry> {
-        let (branch, table) = self.place(hash);
+        let (branch, table) = self.slot(hash);
         Arc::make_mut(&mut Arc::make_mut(&mut self.root[branch])[table])
     }
 
-    /// Adds or replaces; gives back what was replaced.
+    /// Adds an entry, or replaces the one with the same id, which is returned.
     pub fn insert(&mut self, entry: Entry) -> Option<Entry> {
         if self.len >= (2 * ENTRIES_PER_TABLE) << self.bits {
             self.grow();
@@ -158,9 +93,9 @@ impl Index {
         }
     }
 
-    /// Removes the entry of this id.
+    /// Removes and returns the entry of this id.
     pub fn remove(&mut self, id: &[u8]) -> Option<Entry> {
-        // A look first: a miss must not copy a table.
+        // Checked before `table_mut`, so that a miss does not copy a table.
         self.get(id)?;
         let hash = xxh3_64(id);
         let (entry, _) = self.table_mut(hash).find_entry(hash, |entry| entry.id() == id).ok()?.remove();
@@ -168,7 +103,7 @@ impl Index {
         Some(entry)
     }
 
-    /// All entries, in no order that means anything.
+    /// All entries, in unspecified order.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.root.iter().flat_map(|branch| branch.iter()).flat_map(|table| table.iter())
     }
@@ -185,16 +120,17 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::entry::EntryBuilder;
     use std::collections::HashMap;
 
     fn entry(id: &str, json: &[u8]) -> Entry {
-        let mut draft = Draft::default();
-        draft.begin(id).extend_from_slice(json);
-        draft.finish(id)
+        let mut builder = EntryBuilder::default();
+        builder.begin(id).extend_from_slice(json);
+        builder.finish(id)
     }
 
     #[test]
-    fn agrees_with_a_plain_map_and_leaves_clones_alone() {
+    fn index_equals_a_hash_map_and_clones_do_not_change() {
         let mut random = fastrand::Rng::with_seed(7);
         let (mut index, mut plain) = (Index::default(), HashMap::new());
         for step in 0..60_000_u32 {
@@ -219,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_shares_all_but_one_path() {
+    fn insert_copies_one_branch_and_one_table() {
         let mut index = Index::with_capacity(100_000);
         for number in 0..100_000 {
             index.insert(entry(&number.to_string(), b"{}"));

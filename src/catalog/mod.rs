@@ -1,10 +1,11 @@
-//! The catalog as plain data: what a model is, the immutable snapshot that requests read, and how a new one is
-//! published. Nothing here knows of tokio, hyper or Postgres, so all of it can be tested without a runtime.
+//! The catalog as plain data: what a model is, the immutable snapshot that requests read, and how a new snapshot is
+//! built and published. This module depends on neither tokio, hyper nor Postgres, so it is tested without a runtime.
 
 pub mod dependencies;
-pub mod file;
+pub mod entry;
+pub mod hash;
 pub mod index;
-pub mod listing;
 pub mod model;
+pub mod search;
 pub mod snapshot;
 pub mod store;

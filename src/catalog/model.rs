@@ -1,40 +1,42 @@
-//! The ten fields of a model, the rules a row must pass to be served, and its JSON.
+//! A model as the database returns it, and the rules a row must pass to be served.
 //!
-//! Only what can hurt a machine is refused; what is merely odd is served as it stands.
+//! Only rows that can harm a machine are rejected. Values that are merely unusual are served unchanged.
 
-use serde::Serialize;
 use serde_json::value::RawValue;
 use url::Url;
 
-/// A row as it comes from the database: text as it stands, anything may be missing.
+use super::entry::Fields;
+
+/// A row as the database returns it: nothing is validated yet, and any column may be NULL.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RawModel<'a> {
-    /// Unique name of the model.
+    /// Unique id of the model.
     pub id: Option<&'a str>,
     /// File name shown to people.
     pub name: Option<&'a str>,
     /// Absolute URL of the file.
     pub download_url: Option<&'a str>,
-    /// Size in GB as Postgres prints a `numeric`.
+    /// Size in GB, in the text format of a Postgres `numeric`.
     pub file_size_gb: Option<&'a str>,
     /// Hash of the file, of any kind.
     pub hash: Option<&'a str>,
     /// Whether the download needs a token.
     pub auth_required: Option<bool>,
-    /// Whose token it needs.
+    /// The provider that issues the token.
     pub auth_provider: Option<&'a str>,
-    /// Where a machine writes the file, relative to its models folder.
+    /// Path of the file on a machine, relative to its models folder.
     pub save_path: Option<&'a str>,
-    /// JSON array of the ids it needs; NULL counts as none.
+    /// JSON array of the ids of models that this one needs; NULL means none.
     pub dependencies: Option<&'a str>,
     /// Free text for people.
     pub description: Option<&'a str>,
 }
 
-/// Why a row is not served. Its text is shown to DBAs, so it names the column and what would do.
+/// Why a row is rejected. The text is shown to DBAs, so it names the column and says what is accepted; the SQL function
+/// `model_catalog.problems` uses the same words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
-    /// A column that must have a value has none.
+    /// A required column is NULL or empty.
     #[error("{0} is missing: it needs a value that is not NULL or empty")]
     Missing(&'static str),
     /// A text contains a control character.
@@ -43,32 +45,32 @@ pub enum RowError {
     /// The path could make a machine write outside its models folder.
     #[error("save_path {0}: it must be relative to the models folder, without `..` and without backslashes")]
     SavePath(&'static str),
-    /// The address cannot be downloaded from.
+    /// The URL is malformed, of a scheme that is not allowed, or contains credentials.
     #[error("download_url {0}")]
     DownloadUrl(String),
-    /// The size is no number a machine could compare with its free disk.
+    /// The size is not a number that a machine can compare with its free disk space.
     #[error("file_size_gb is {0}: it must be a finite number that is not negative, or NULL")]
     Size(String),
-    /// The dependencies are no list of ids.
+    /// The dependencies are not a list of ids.
     #[error("dependencies must be a JSON array of strings")]
     Dependencies,
     /// Another row with the same id is served instead.
     #[error("another row has the same id: ids must be unique in the view")]
     Duplicate,
-    /// The database sent something that is no text.
+    /// The database returned a value that is not valid text.
     #[error("the row can't be read: {0}")]
     Unreadable(String),
 }
 
-/// The settings among the rules.
+/// The configurable part of the rules.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// Schemes that a `download_url` may have, in lower case.
+    /// Schemes that are allowed in a `download_url`, in lower case.
     pub url_schemes: Vec<String>,
 }
 
 impl Rules {
-    /// The rules in one line, to be compared with those of another run.
+    /// The rules as one line of text, to detect that a snapshot file was written under other rules.
     #[must_use]
     pub fn text(&self) -> String {
         self.url_schemes.join(",")
@@ -81,47 +83,32 @@ impl Default for Rules {
     }
 }
 
-/// A row that passed the rules, in the order in which its keys are answered.
-#[derive(Debug, Serialize)]
-struct Model<'a> {
-    id: &'a str,
-    name: &'a str,
-    download_url: &'a str,
-    file_size_gb: Option<&'a RawValue>,
-    hash: Option<&'a str>,
-    auth_required: bool,
-    auth_provider: Option<&'a str>,
-    save_path: &'a str,
-    dependencies: Vec<String>,
-    description: Option<&'a str>,
-}
-
 impl<'a> RawModel<'a> {
-    /// Appends the row's answer to `json`; on a fault, nothing or a part of it.
+    /// Validates the row and appends its JSON to `json`. After an error, `json` may hold a part of it.
     ///
     /// # Errors
     /// The first rule that the row breaks.
     pub fn render(&self, rules: &Rules, json: &mut Vec<u8>) -> Result<(), RowError> {
-        let model = self.check(rules)?;
-        serde_json::to_writer(json, &model).map_err(|error| RowError::Unreadable(error.to_string()))
+        let fields = self.validate(rules)?;
+        fields.render(json).map_err(|error| RowError::Unreadable(error.to_string()))
     }
 
-    fn check(&self, rules: &Rules) -> Result<Model<'a>, RowError> {
-        let model = Model {
-            id: required("id", self.id)?,
-            name: required("name", self.name)?,
-            download_url: required("download_url", self.download_url)?,
+    fn validate(&self, rules: &Rules) -> Result<Fields<'a>, RowError> {
+        let fields = Fields {
+            id: required("id", self.id)?.into(),
+            name: required("name", self.name)?.into(),
+            download_url: required("download_url", self.download_url)?.into(),
             file_size_gb: self.file_size_gb.map(size).transpose()?,
-            hash: optional("hash", self.hash)?,
+            hash: optional("hash", self.hash)?.map(Into::into),
             auth_required: self.auth_required.ok_or(RowError::Missing("auth_required"))?,
-            auth_provider: optional("auth_provider", self.auth_provider)?,
-            save_path: required("save_path", self.save_path)?,
+            auth_provider: optional("auth_provider", self.auth_provider)?.map(Into::into),
+            save_path: required("save_path", self.save_path)?.into(),
             dependencies: self.dependencies.map_or(Ok(Vec::new()), dependencies)?,
-            description: optional("description", self.description)?,
+            description: optional("description", self.description)?.map(Into::into),
         };
-        check_save_path(model.save_path)?;
-        check_url(model.download_url, rules)?;
-        Ok(model)
+        check_save_path(&fields.save_path)?;
+        check_url(&fields.download_url, rules)?;
+        Ok(fields)
     }
 }
 
@@ -137,7 +124,7 @@ fn optional<'a>(column: &'static str, value: Option<&'a str>) -> Result<Option<&
 }
 
 fn no_control(column: &'static str, text: &str) -> Result<(), RowError> {
-    // C1 controls are two bytes that start with 0xC2, so plain ASCII never takes the slow look.
+    // C1 controls are two bytes of which the first is 0xC2, so plain ASCII is never decoded.
     if !text.bytes().any(|byte| byte < 0x20 || byte == 0x7f || byte == 0xc2) {
         return Ok(());
     }
@@ -147,7 +134,12 @@ fn no_control(column: &'static str, text: &str) -> Result<(), RowError> {
     }
 }
 
-fn check_save_path(path: &str) -> Result<(), RowError> {
+/// Checks that a path stays inside the models folder it is joined to. Machines write files there, so this is the rule
+/// that matters most.
+///
+/// # Errors
+/// [`RowError::SavePath`] with the part of the rule that is broken.
+pub fn check_save_path(path: &str) -> Result<(), RowError> {
     if path.starts_with('/') {
         Err(RowError::SavePath("is absolute"))
     } else if path.contains('\\') {
@@ -163,7 +155,7 @@ fn check_url(text: &str, rules: &Rules) -> Result<(), RowError> {
     if is_plain_url(text, rules) {
         return Ok(());
     }
-    // What is said here is logged and shown to everybody, so no more of the address may be in it than its scheme.
+    // Errors are logged and served to every client, so they must not contain more of the URL than its scheme.
     let url = Url::parse(text).map_err(|error| RowError::DownloadUrl(format!("is no absolute URL: {error}")))?;
     if !rules.url_schemes.iter().any(|scheme| scheme == url.scheme()) {
         let allowed = rules.url_schemes.join(", ");
@@ -178,8 +170,8 @@ fn check_url(text: &str, rules: &Rules) -> Result<(), RowError> {
 const CREDENTIALS: &str = "has a user name or a password before the host, which everybody who asks for the model would \
                            read: take it out and set auth_required";
 
-/// The name of a parameter in the query of an address that is likely to be a secret, such as `token` or
-/// `X-Amz-Signature`. Such an address is served as it stands, because machines need all of it.
+/// The name of the first query parameter that probably carries a secret, such as `token` or `X-Amz-Signature`. Such a
+/// URL is served unchanged, because machines need all of it.
 #[must_use]
 pub fn secret_parameter(url: &str) -> Option<&str> {
     const PARTS: [&str; 6] = ["token", "secret", "signature", "password", "passwd", "apikey"];
@@ -191,8 +183,8 @@ pub fn secret_parameter(url: &str) -> Option<&str> {
     })
 }
 
-/// Whether this is so plain an address that no parser could refuse it: an allowed scheme, a host of letters, and
-/// nothing but visible ASCII. The parser would be a tenth of a full load.
+/// Whether this URL is so plain that the parser would certainly accept it: an allowed scheme, a host of letters, and
+/// nothing but visible ASCII. Parsing every URL would take a tenth of a full load.
 fn is_plain_url(text: &str, rules: &Rules) -> bool {
     let Some((scheme, rest)) = text.split_once("://") else { return false };
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -202,15 +194,15 @@ fn is_plain_url(text: &str, rules: &Rules) -> bool {
         && path.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// The shortest form of a `numeric` as Postgres prints it (digits, an optional fraction, `NaN`, `Infinity`).
+/// The shortest form of a `numeric` in Postgres' text format (digits, an optional fraction, `NaN`, `Infinity`).
 fn size(text: &str) -> Result<&RawValue, RowError> {
-    let fault = || RowError::Size(text.chars().take(40).collect());
+    let invalid = || RowError::Size(text.chars().take(40).collect());
     let shortest = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text };
     let finite = shortest.parse::<f64>().is_ok_and(|value| value.is_finite() && !shortest.starts_with('-'));
     if !finite {
-        return Err(fault());
+        return Err(invalid());
     }
-    serde_json::from_str(shortest).map_err(|_| fault())
+    serde_json::from_str(shortest).map_err(|_| invalid())
 }
 
 fn dependencies(json: &str) -> Result<Vec<String>, RowError> {
@@ -243,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_answered_in_the_order_of_the_contract() {
+    fn keys_are_rendered_in_the_documented_order() {
         assert_eq!(
             render(GOOD).as_deref(),
             Ok(concat!(
@@ -256,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_in_shortest_form() {
+    fn sizes_are_rendered_in_shortest_form_and_invalid_ones_rejected() {
         for (text, shortest) in [
             ("23.80", "23.8"),
             ("6.00", "6"),
@@ -270,24 +262,24 @@ mod tests {
         }
         let huge = "9".repeat(400);
         for text in ["-1", "NaN", "Infinity", "-Infinity", "", "1e3x", &huge] {
-            let fault = render(RawModel { file_size_gb: Some(text), ..GOOD });
-            assert!(matches!(fault, Err(RowError::Size(_))), "{text} gave {fault:?}");
+            let error = render(RawModel { file_size_gb: Some(text), ..GOOD });
+            assert!(matches!(error, Err(RowError::Size(_))), "{text} gave {error:?}");
         }
     }
 
     #[test]
-    fn paths_that_leave_the_models_folder_are_refused() {
+    fn save_paths_that_escape_the_models_folder_are_rejected() {
         for path in ["", "/etc/passwd", "../x", "../../etc/passwd", "a/../../b", "a/..", "..", "a\\b", "..\\x", "a\nb"]
         {
             assert!(render(RawModel { save_path: Some(path), ..GOOD }).is_err(), "{path:?} was accepted");
         }
         for path in ["a", "a/b..c", "...", "a/.../b", ".hidden/x", "loras/ä ö.safetensors"] {
-            assert!(render(RawModel { save_path: Some(path), ..GOOD }).is_ok(), "{path:?} was refused");
+            assert!(render(RawModel { save_path: Some(path), ..GOOD }).is_ok(), "{path:?} was rejected");
         }
     }
 
     #[test]
-    fn addresses_need_an_allowed_scheme() {
+    fn urls_need_an_allowed_scheme() {
         for url in
             ["", "flux.safetensors", "//host/x", "ftp://host/x", "file:///etc/passwd", "https://", "javascript:1"]
         {
@@ -299,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_with_a_password_are_refused_and_no_reason_repeats_them() {
+    fn urls_with_credentials_are_rejected_and_not_repeated_in_the_error() {
         for url in [
             "https://hunter2@host/x",
             "https://user:hunter2@host/x",
@@ -311,16 +303,16 @@ mod tests {
             "//hunter2@host",
             "/x?api_key=hunter2",
         ] {
-            let fault = render(RawModel { download_url: Some(url), ..GOOD }).expect_err(url).to_string();
-            assert!(fault.starts_with("download_url ") && !fault.contains("hunter2"), "{url} gave {fault}");
+            let error = render(RawModel { download_url: Some(url), ..GOOD }).expect_err(url).to_string();
+            assert!(error.starts_with("download_url ") && !error.contains("hunter2"), "{url} gave {error}");
         }
         for url in ["https://host/a@b", "https://host/?u=a:b@c", "https://@host/x", "https://host/x?token=hunter2"] {
-            assert!(render(RawModel { download_url: Some(url), ..GOOD }).is_ok(), "{url} was refused");
+            assert!(render(RawModel { download_url: Some(url), ..GOOD }).is_ok(), "{url} was rejected");
         }
     }
 
     #[test]
-    fn secrets_in_queries_are_known_by_their_names() {
+    fn secrets_in_queries_are_found_by_parameter_name() {
         for (url, name) in [
             ("https://h/x?token=1", Some("token")),
             ("https://h/x?type=Model&api_key=1#f", Some("api_key")),
@@ -336,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_addresses_are_those_the_parser_takes() {
+    fn urls_accepted_without_parsing_are_accepted_by_the_parser() {
         let rules = Rules::default();
         let parts = [
             "http", "https", "ftp", ":", "/", "//", "://", "a", "B.c", "-", "1", "xn--", "%", "[", "]", "@", "?", "#",
@@ -351,17 +343,17 @@ mod tests {
                 assert!(Url::parse(&text).is_ok_and(|url| url.has_host()), "{text}");
             }
         }
-        assert!(plain > 50, "only {plain} plain addresses were made");
+        assert!(plain > 50, "only {plain} plain URLs were generated");
     }
 
     #[test]
-    fn missing_values_and_control_characters_are_refused() {
+    fn missing_values_and_control_characters_are_rejected() {
         assert_eq!(render(RawModel { id: None, ..GOOD }), Err(RowError::Missing("id")));
         assert_eq!(render(RawModel { name: None, ..GOOD }), Err(RowError::Missing("name")));
         assert_eq!(render(RawModel { auth_required: None, ..GOOD }), Err(RowError::Missing("auth_required")));
         for text in ["a\0b", "a\u{1b}[31m", "tab\t", "\u{85}", "\u{7f}"] {
-            let fault = render(RawModel { description: Some(text), ..GOOD });
-            assert!(matches!(fault, Err(RowError::ControlCharacter("description", _))), "{text:?} gave {fault:?}");
+            let error = render(RawModel { description: Some(text), ..GOOD });
+            assert!(matches!(error, Err(RowError::ControlCharacter("description", _))), "{text:?} gave {error:?}");
         }
         assert!(
             render(RawModel { hash: None, auth_provider: None, description: None, file_size_gb: None, ..GOOD }).is_ok()
@@ -369,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn dependencies_are_always_an_array_of_strings() {
+    fn dependencies_are_rendered_as_an_array_of_strings_or_rejected() {
         assert!(
             render(RawModel { dependencies: None, ..GOOD }).is_ok_and(|json| json.contains(r#""dependencies":[]"#))
         );

@@ -1,14 +1,15 @@
-//! One immutable state of the catalog, and how the next one is made from rows.
+//! An immutable state of the catalog, and how the next one is built from rows.
 //!
-//! A snapshot is never changed once it is published: a [`Refresh`] works on a copy that shares what stays the same.
+//! A published snapshot never changes: a [`Refresh`] works on a copy that shares the unchanged parts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::index::{Draft, Entry, Index};
+use super::entry::{Entry, EntryBuilder};
+use super::index::Index;
 use super::model::{RawModel, RowError, Rules};
 
-/// Rows that are not served as they stand, by id, with the reason.
+/// Reasons for which rows are rejected, by id.
 pub type Rejected = BTreeMap<Box<str>, Box<str>>;
 
 /// One immutable state of the catalog.
@@ -39,59 +40,68 @@ impl Snapshot {
         self.index.is_empty()
     }
 
-    /// Digest of the content: the wrapping sum of the digests of all answers, so it does not depend on order and
-    /// follows a change at the cost of the change.
+    /// Digest of the content: the wrapping sum of the digests of all entries. It does not depend on their order, and is
+    /// updated at the cost of the change.
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Bytes of all rendered answers and ids together.
+    /// Size of all rendered JSON and ids, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Rows that are not served as they stand in the table.
+    /// Rows that broke a rule when they were last read. The last accepted version of such a model is served, if there
+    /// was one.
     #[must_use]
     pub fn rejected(&self) -> &Rejected {
         &self.rejected
     }
 
-    /// All models, in no order that means anything.
+    /// All models, in unspecified order.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.index.iter()
     }
 
-    /// A snapshot to be filled by [`Snapshot::restore`].
-    pub(super) fn restored(models: usize, rejected: Rejected) -> Self {
-        Self { index: Index::with_capacity(models), rejected: Arc::new(rejected), ..Self::default() }
+    /// Rebuilds a snapshot from its parts, such as a file holds them. `capacity` is the expected number of entries.
+    ///
+    /// # Errors
+    /// The first error among `entries`.
+    pub fn from_entries<E>(
+        entries: impl IntoIterator<Item = Result<Entry, E>>,
+        capacity: usize,
+        rejected: Rejected,
+    ) -> Result<Self, E> {
+        let mut snapshot =
+            Self { index: Index::with_capacity(capacity), rejected: Arc::new(rejected), ..Self::default() };
+        for entry in entries {
+            snapshot.insert(entry?);
+        }
+        Ok(snapshot)
     }
 
-    /// Adds a model as it was when it was saved.
-    pub(super) fn restore(&mut self, entry: Entry) {
-        self.put(entry);
-    }
-
-    /// Adds or replaces; gives back what was replaced.
-    fn put(&mut self, entry: Entry) -> Option<Entry> {
+    /// Adds an entry, or replaces the one with the same id, which is returned.
+    fn insert(&mut self, entry: Entry) -> Option<Entry> {
         self.bytes += size(&entry);
         self.revision = self.revision.wrapping_add(entry.digest());
-        let before = self.index.insert(entry);
-        self.forget(before)
+        let replaced = self.index.insert(entry);
+        self.subtract(replaced)
     }
 
-    fn take(&mut self, id: &str) -> Option<Entry> {
-        let before = self.index.remove(id.as_bytes());
-        self.forget(before)
+    fn remove(&mut self, id: &str) -> Option<Entry> {
+        let removed = self.index.remove(id.as_bytes());
+        self.subtract(removed)
     }
 
-    fn forget(&mut self, before: Option<Entry>) -> Option<Entry> {
-        if let Some(entry) = &before {
+    /// Takes an entry that left the index out of the totals.
+    fn subtract(&mut self, entry: Option<Entry>) -> Option<Entry> {
+        if let Some(entry) = &entry {
             self.bytes -= size(entry);
             self.revision = self.revision.wrapping_sub(entry.digest());
         }
-        before
+        entry
     }
 }
 
@@ -99,103 +109,105 @@ fn size(entry: &Entry) -> usize {
     entry.id().len() + entry.json().len()
 }
 
-/// A snapshot in the making: rows go in, the next snapshot comes out.
+/// Builds the next snapshot from rows.
 ///
-/// A row that breaks a rule is rejected alone, and the last good version of its model stays served. Of several good
-/// rows with one id the one with the smallest answer is served, so that every replica serves the same.
+/// A row that breaks a rule is rejected alone, and the last accepted version of its model stays served. Of several
+/// valid rows with the same id the one with the smallest JSON is served, so that every replica serves the same.
 pub struct Refresh<'a> {
     previous: &'a Snapshot,
     rules: &'a Rules,
     next: Snapshot,
-    /// Whether what no row names will be gone.
-    whole: bool,
+    /// Whether models that no row names are removed.
+    full: bool,
     group: Group,
-    draft: Draft,
+    builder: EntryBuilder,
     newly_rejected: Vec<(Box<str>, Box<str>)>,
-    /// Answers added, replaced or removed so far.
+    /// Models added, replaced or removed so far.
     changed: usize,
 }
 
-/// The rows of one id that came one after the other.
+/// Consecutive rows with the same id.
 #[derive(Default)]
 struct Group {
     id: Option<Box<str>>,
-    good: bool,
+    /// Whether one of them was accepted.
+    accepted: bool,
 }
 
-/// What a refresh came to.
+/// The result of a refresh.
 pub struct Refreshed {
     /// The next state of the catalog.
     pub snapshot: Snapshot,
-    /// Answers that were added, replaced or removed; 0 = the catalog is what it was.
+    /// Models added, replaced or removed; 0 if the content is the same as before.
     pub changed: usize,
-    /// Rejections that the previous snapshot did not have, each to be logged once.
+    /// Rejections that the previous snapshot did not have, to be logged once.
     pub newly_rejected: Vec<(Box<str>, Box<str>)>,
 }
 
 impl<'a> Refresh<'a> {
-    /// Starts from nothing: what no row names will be gone. Answers that stay the same are shared with `previous`,
-    /// so a full load of an unchanged catalog needs little memory beyond it.
+    /// Starts from an empty catalog: models that no row names are removed. Entries that stay the same are shared with
+    /// `previous`, so a full load of an unchanged catalog needs little additional memory.
     #[must_use]
     pub fn full(previous: &'a Snapshot, rules: &'a Rules) -> Self {
         let next = Snapshot { index: Index::with_capacity(previous.len()), ..Snapshot::default() };
         Self::new(previous, rules, next, true)
     }
 
-    /// Starts from `previous`: what no row names stays. All rows of one id must come one after the other.
+    /// Starts from `previous`: models that no row names are kept. Rows with the same id must be consecutive.
     #[must_use]
     pub fn delta(previous: &'a Snapshot, rules: &'a Rules) -> Self {
         Self::new(previous, rules, previous.clone(), false)
     }
 
-    fn new(previous: &'a Snapshot, rules: &'a Rules, next: Snapshot, whole: bool) -> Self {
+    fn new(previous: &'a Snapshot, rules: &'a Rules, next: Snapshot, full: bool) -> Self {
         Self {
             previous,
             rules,
             next,
-            whole,
+            full,
             group: Group::default(),
-            draft: Draft::default(),
+            builder: EntryBuilder::default(),
             newly_rejected: Vec::new(),
             changed: 0,
         }
     }
 
-    /// The table has no row with this id any more (delta only).
+    /// Removes a model that no longer has a row (delta only).
     pub fn deleted(&mut self, id: &str) {
-        self.group(id);
-        self.changed += usize::from(self.next.take(id).is_some());
+        self.enter_group(id);
+        self.changed += usize::from(self.next.remove(id).is_some());
     }
 
-    /// A row of the table.
+    /// Accepts or rejects a row.
     pub fn row(&mut self, id: &str, row: Result<RawModel<'_>, RowError>) {
-        self.group(id);
-        match row.and_then(|row| row.render(self.rules, self.draft.begin(id))) {
-            Ok(()) => self.good(id),
-            Err(fault) => self.reject(id, &fault),
+        self.enter_group(id);
+        match row.and_then(|row| row.render(self.rules, self.builder.begin(id))) {
+            Ok(()) => self.accept(id),
+            Err(error) => self.reject(id, &error),
         }
     }
 
-    fn group(&mut self, id: &str) {
-        if !self.whole && self.group.id.as_deref() != Some(id) {
-            self.group = Group { id: Some(id.into()), good: false };
+    /// In a delta, the first row of an id clears an earlier rejection.
+    fn enter_group(&mut self, id: &str) {
+        if !self.full && self.group.id.as_deref() != Some(id) {
+            self.group = Group { id: Some(id.into()), accepted: false };
             if self.next.rejected.contains_key(id) {
                 Arc::make_mut(&mut self.next.rejected).remove(id);
             }
         }
     }
 
-    /// The draft is the answer of a row that passed the rules.
-    fn good(&mut self, id: &str) {
-        if self.whole {
-            return self.good_of_all(id);
+    /// The builder holds the JSON of a valid row.
+    fn accept(&mut self, id: &str) {
+        if self.full {
+            return self.accept_full(id);
         }
-        let json = self.draft.json(id);
-        let duplicate = std::mem::replace(&mut self.group.good, true);
+        let json = self.builder.json(id);
+        let duplicate = std::mem::replace(&mut self.group.accepted, true);
         let current = self.next.get(id).map(Entry::json);
-        let better = current.is_none_or(|current| if duplicate { json < current } else { json != current });
-        if better {
-            self.next.put(self.draft.finish(id));
+        let replaces = current.is_none_or(|current| if duplicate { json < current } else { json != current });
+        if replaces {
+            self.next.insert(self.builder.finish(id));
             self.changed += 1;
         }
         if duplicate {
@@ -203,27 +215,27 @@ impl<'a> Refresh<'a> {
         }
     }
 
-    /// The same in a full load, whose rows of one id may be far apart.
-    fn good_of_all(&mut self, id: &str) {
-        let unchanged = self.previous.get(id).filter(|entry| entry.json() == self.draft.json(id)).cloned();
-        let entry = unchanged.unwrap_or_else(|| self.draft.finish(id));
-        if let Some(other) = self.next.put(entry) {
-            if other.json() < self.draft.json(id) {
-                self.next.put(other);
+    /// The same in a full load, where rows with the same id need not be consecutive.
+    fn accept_full(&mut self, id: &str) {
+        let unchanged = self.previous.get(id).filter(|entry| entry.json() == self.builder.json(id)).cloned();
+        let entry = unchanged.unwrap_or_else(|| self.builder.finish(id));
+        if let Some(other) = self.next.insert(entry) {
+            if other.json() < self.builder.json(id) {
+                self.next.insert(other);
             }
             self.reject(id, &RowError::Duplicate);
         }
     }
 
-    fn reject(&mut self, id: &str, fault: &RowError) {
-        let reason: Box<str> = fault.to_string().into();
+    fn reject(&mut self, id: &str, error: &RowError) {
+        let reason: Box<str> = error.to_string().into();
         if self.previous.rejected.get(id) != Some(&reason) {
             self.newly_rejected.push((id.into(), reason.clone()));
         }
         Arc::make_mut(&mut self.next.rejected).insert(id.into(), reason);
     }
 
-    /// Answers added, replaced or removed so far.
+    /// Models added, replaced or removed so far.
     #[must_use]
     pub fn changed(&self) -> usize {
         self.changed
@@ -232,25 +244,25 @@ impl<'a> Refresh<'a> {
     /// The next snapshot.
     #[must_use]
     pub fn finish(mut self) -> Refreshed {
-        if self.whole {
-            self.compare();
+        if self.full {
+            self.finish_full();
         }
         Refreshed { snapshot: self.next, changed: self.changed, newly_rejected: self.newly_rejected }
     }
 
-    /// Adds what stays served of the rejected models, and counts what differs from `previous`.
-    fn compare(&mut self) {
-        let last_good: Vec<Entry> = (self.next.rejected.keys())
+    /// Keeps the last accepted versions of rejected models, and counts the differences from `previous`.
+    fn finish_full(&mut self) {
+        let last_accepted: Vec<Entry> = (self.next.rejected.keys())
             .filter(|id| self.next.get(id).is_none())
             .filter_map(|id| self.previous.get(id).cloned())
             .collect();
-        last_good.into_iter().for_each(|entry| drop(self.next.put(entry)));
+        last_accepted.into_iter().for_each(|entry| drop(self.next.insert(entry)));
 
         let mut kept = 0;
         for entry in self.next.iter() {
             let before = self.previous.index.get(entry.id());
             kept += usize::from(before.is_some());
-            self.changed += usize::from(before.is_none_or(|before| !before.same(entry)));
+            self.changed += usize::from(before.is_none_or(|before| !before.ptr_eq(entry)));
         }
         self.changed += self.previous.len() - kept;
     }
@@ -261,7 +273,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    /// A row that is good if its path is.
+    /// A row that is valid if its path is.
     fn row<'a>(id: &'a str, path: &'a str) -> Result<RawModel<'a>, RowError> {
         let (id, path) = (Some(id), Some(path));
         let download_url = Some("https://example.org/x");
@@ -298,27 +310,28 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_row_keeps_its_last_good_version_until_it_is_mended_or_gone() {
-        let good = full(&Snapshot::default(), &[("a", "good"), ("b", "good")]).snapshot;
-        for bad in [delta(&good, &[("a", Some("../x"))]), full(&good, &[("a", "../x"), ("b", "good")])] {
-            assert_eq!((bad.changed, bad.newly_rejected.len()), (0, 1));
-            assert_eq!((content(&bad.snapshot), bad.snapshot.rejected().len()), (content(&good), 1));
-            assert_eq!(delta(&bad.snapshot, &[("a", Some("../x"))]).newly_rejected.len(), 0);
-            for mended in
-                [delta(&bad.snapshot, &[("a", Some("new"))]), full(&bad.snapshot, &[("a", "new"), ("b", "good")])]
-            {
-                assert_eq!((mended.changed, mended.snapshot.rejected().len()), (1, 0));
+    fn rejected_rows_keep_their_last_accepted_version_until_fixed_or_deleted() {
+        let valid = full(&Snapshot::default(), &[("a", "good"), ("b", "good")]).snapshot;
+        for rejected in [delta(&valid, &[("a", Some("../x"))]), full(&valid, &[("a", "../x"), ("b", "good")])] {
+            assert_eq!((rejected.changed, rejected.newly_rejected.len()), (0, 1));
+            assert_eq!((content(&rejected.snapshot), rejected.snapshot.rejected().len()), (content(&valid), 1));
+            assert_eq!(delta(&rejected.snapshot, &[("a", Some("../x"))]).newly_rejected.len(), 0);
+            for fixed in [
+                delta(&rejected.snapshot, &[("a", Some("new"))]),
+                full(&rejected.snapshot, &[("a", "new"), ("b", "good")]),
+            ] {
+                assert_eq!((fixed.changed, fixed.snapshot.rejected().len()), (1, 0));
             }
-            for gone in [delta(&bad.snapshot, &[("a", None)]), full(&bad.snapshot, &[("b", "good")])] {
-                assert_eq!((gone.changed, gone.snapshot.rejected().len(), gone.snapshot.len()), (1, 0, 1));
+            for deleted in [delta(&rejected.snapshot, &[("a", None)]), full(&rejected.snapshot, &[("b", "good")])] {
+                assert_eq!((deleted.changed, deleted.snapshot.rejected().len(), deleted.snapshot.len()), (1, 0, 1));
             }
         }
-        let never_good = full(&Snapshot::default(), &[("a", "../x")]).snapshot;
-        assert_eq!((never_good.len(), never_good.rejected().len()), (0, 1));
+        let never_valid = full(&Snapshot::default(), &[("a", "../x")]).snapshot;
+        assert_eq!((never_valid.len(), never_valid.rejected().len()), (0, 1));
     }
 
     #[test]
-    fn of_two_rows_with_one_id_every_replica_serves_the_same() {
+    fn duplicate_ids_give_the_same_revision_in_any_order() {
         let start = full(&Snapshot::default(), &[("a", "before")]).snapshot;
         let orders = [[("a", "x"), ("a", "y")], [("a", "y"), ("a", "x")]];
         let mut revisions = Vec::new();
@@ -330,7 +343,7 @@ mod tests {
             }
         }
         assert!(revisions.iter().all(|revision| *revision == revisions[0]), "{revisions:x?}");
-        // A good row beside a bad one is served, and the bad one is reported, in either order.
+        // A valid row is served and the invalid one beside it is reported, in either order.
         for rows in [[("a", "x"), ("a", "/y")], [("a", "/y"), ("a", "x")]] {
             let changes = rows.map(|(id, path)| (id, Some(path)));
             for refreshed in [full(&start, &rows), delta(&start, &changes)] {

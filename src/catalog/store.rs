@@ -1,4 +1,4 @@
-//! Where the current snapshot stands: the loader publishes, requests load. No lock, no wait.
+//! The current snapshot: the loader publishes it, requests load it. Neither locks nor waits.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,53 +7,52 @@ use arc_swap::{ArcSwapOption, Guard};
 
 use super::snapshot::Snapshot;
 
-/// How the database is followed.
+/// How changes reach the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncMode {
-    /// Every change is announced.
+    /// The source notifies of every change.
     Live,
-    /// Through a pooler that loses announcements: looked at in intervals.
+    /// Notifications are lost on the way: changes are read at intervals.
     Polling,
-    /// A hot standby, which can't announce: all of it is read in intervals.
+    /// The source is a read-only copy that sends no notifications: everything is read at intervals.
     Standby,
 }
 
-/// When the current snapshot was last known to be the truth. Before the first read of the database there is no such
-/// moment, and a snapshot that is served came from the file.
+/// The last successful read of the source. Before the first one, a snapshot that is served came from the snapshot file.
 #[derive(Debug, Clone, Copy)]
-pub struct Sync {
-    /// The moment the last read that succeeded began.
+pub struct LastSync {
+    /// When the read began.
     pub at: Instant,
-    /// What that read was part of.
-    pub follow: SyncMode,
+    /// The mode of the connection it was made on.
+    pub mode: SyncMode,
 }
 
-/// The current snapshot, if there is one yet.
+/// The current snapshot, once the first was published.
 #[derive(Debug, Default)]
 pub struct Store {
     current: ArcSwapOption<Snapshot>,
-    sync: ArcSwapOption<Sync>,
+    last_sync: ArcSwapOption<LastSync>,
 }
 
 impl Store {
-    /// The snapshot of this moment. Ask once a request and drop it before any `.await`: all of one answer must
-    /// come from one snapshot, and a snapshot that is held can't be freed.
+    /// The current snapshot. Load it once per request, because a response must come from one snapshot, and drop it
+    /// before any `.await`, because a snapshot that is held cannot be freed.
     #[must_use]
     pub fn load(&self) -> Guard<Option<Arc<Snapshot>>> {
         self.current.load()
     }
 
-    /// How far the current snapshot is in step with the database.
+    /// When and how the current snapshot was last in sync with the source; `None` before the first read.
     #[must_use]
-    pub fn sync(&self) -> Option<Sync> {
-        self.sync.load().as_deref().copied()
+    pub fn last_sync(&self) -> Option<LastSync> {
+        self.last_sync.load().as_deref().copied()
     }
 }
 
-/// The writing end of a [`Store`]; there is one.
+/// The writing end of a [`Store`], which has one publisher.
 ///
-/// It keeps what it replaced until the last request has let go of it, so that the memory of an old snapshot is
-/// freed by the publisher's thread and never by a request's.
+/// It keeps replaced snapshots until no request uses them any more, so that their memory is freed on the publisher's
+/// thread and never on a serving thread.
 #[derive(Debug)]
 pub struct Publisher {
     store: Arc<Store>,
@@ -67,7 +66,7 @@ impl Publisher {
         Self { store, retired: Vec::new() }
     }
 
-    /// Every request that begins after this returns is answered from `snapshot`.
+    /// Replaces the current snapshot; requests that begin after this returns are served from the new one.
     pub fn publish(&mut self, snapshot: Snapshot) -> Arc<Snapshot> {
         let snapshot = Arc::new(snapshot);
         self.retired.extend(self.store.current.swap(Some(Arc::clone(&snapshot))));
@@ -75,13 +74,13 @@ impl Publisher {
         snapshot
     }
 
-    /// The current snapshot is what the database held at `at` or later.
-    pub fn synced(&mut self, at: Instant, follow: SyncMode) {
-        self.store.sync.store(Some(Arc::new(Sync { at, follow })));
+    /// Records that the current snapshot equals the content of the source at `at` or later.
+    pub fn record_sync(&mut self, at: Instant, mode: SyncMode) {
+        self.store.last_sync.store(Some(Arc::new(LastSync { at, mode })));
         self.sweep();
     }
 
-    /// Frees the replaced snapshots that nobody reads any more.
+    /// Frees replaced snapshots that no request uses any more.
     fn sweep(&mut self) {
         self.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
     }

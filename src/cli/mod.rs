@@ -236,7 +236,7 @@ pub struct ServerArgs {
     pub snapshot_file: Option<PathBuf>,
     /// Name of this replica in the view model_catalog.fleet, up to 16 ASCII characters; default: the application_name
     /// in DATABASE_URL, otherwise the host name, with the port if that is not 3000.
-    #[arg(long, env = "CATALOG_REPLICA_NAME", value_name = "NAME", value_parser = crate::replica::name)]
+    #[arg(long, env = "CATALOG_REPLICA_NAME", value_name = "NAME", value_parser = crate::loader::replica::parse_name)]
     pub replica_name: Option<String>,
     /// Maximum number of ids in a batch.
     #[arg(long, env = "CATALOG_MAX_BATCH_IDS", default_value = "1000", value_name = "NUMBER")]

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use tracing::{info, warn};
 
 use super::{CommandResult, require_all, runtime};
+use crate::atomic_file::AtomicFile;
+use crate::catalog::entry::ArrayWriter;
 use crate::catalog::model::{RowError, Rules};
 use crate::cli::DatabaseArgs;
 use crate::postgres::config::DatabaseConfig;
@@ -60,46 +62,28 @@ async fn export(path: &Path, rules: &Rules, database: &DatabaseConfig) -> Result
         let out = out.map_err(|source| ExportError::Write { path: path.into(), source })?;
         return Export::new(BufWriter::new(out), path, rules).run(database).await;
     }
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = PathBuf::from(name);
-    let result = replace_file(path, &temporary, rules, database).await;
-    if result.is_err() {
-        // Ignore the error: the file may not exist.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    result
-}
-
-async fn replace_file(
-    path: &Path,
-    temporary: &Path,
-    rules: &Rules,
-    database: &DatabaseConfig,
-) -> Result<usize, ExportError> {
     let failed = |source| ExportError::Write { path: path.into(), source };
-    let file = File::create(temporary).map_err(failed)?;
-    let mut export = Export::new(BufWriter::new(file), path, rules);
-    let rejected = export.run(database).await?;
-    export.out.get_ref().sync_all().and_then(|()| std::fs::rename(temporary, path)).map_err(failed)?;
+    // The process id allows concurrent exports to the same path; the last one to finish wins.
+    let file = AtomicFile::create(path, &format!("{}.tmp", std::process::id())).map_err(failed)?;
+    let rejected = Export::new(BufWriter::new(file.file()), path, rules).run(database).await?;
+    file.commit().map_err(failed)?;
     Ok(rejected)
 }
 
 /// The state of an export.
 struct Export<'a, W> {
-    out: W,
+    out: ArrayWriter<W>,
     path: &'a Path,
     rules: &'a Rules,
     /// The id of the last accepted row and its JSON. It is not written yet, because of several rows with one id
     /// servers serve the one with the smallest JSON.
     pending: Option<(String, Vec<u8>)>,
-    models: usize,
     rejected: usize,
 }
 
 impl<'a, W: Write> Export<'a, W> {
     fn new(out: W, path: &'a Path, rules: &'a Rules) -> Self {
-        Self { out, path, rules, pending: None, models: 0, rejected: 0 }
+        Self { out: ArrayWriter::lines(out), path, rules, pending: None, rejected: 0 }
     }
 
     async fn run(&mut self, database: &DatabaseConfig) -> Result<usize, ExportError> {
@@ -116,12 +100,9 @@ impl<'a, W: Write> Export<'a, W> {
             }
         })
         .await?;
-        let finished = self.write_pending().and_then(|()| {
-            self.out.write_all(if self.models == 0 { b"[]\n" } else { b"\n]\n" })?;
-            self.out.flush()
-        });
+        let finished = self.write_pending().and_then(|()| self.out.finish());
         finished.map_err(|source| self.failed(source))?;
-        info!(models = self.models, rejected = self.rejected, "exported");
+        info!(models = self.out.len(), rejected = self.rejected, "exported");
         Ok(self.rejected)
     }
 
@@ -144,9 +125,7 @@ impl<'a, W: Write> Export<'a, W> {
     /// Writes the pending row: rows are ordered by id, so no other with its id follows.
     fn write_pending(&mut self) -> io::Result<()> {
         if let Some((_, json)) = self.pending.take() {
-            self.out.write_all(if self.models == 0 { b"[\n" } else { b",\n" })?;
-            self.out.write_all(&json)?;
-            self.models += 1;
+            self.out.push(&json)?;
         }
         Ok(())
     }

@@ -26,11 +26,10 @@ use crate::http::memory::Memory;
 use crate::http::rate::Rate;
 use crate::http::server::{self, Phase};
 use crate::http::{Api, Limits, Routes};
-use crate::loader::{self, Loader};
+use crate::loader::persist::{self, Pending};
+use crate::loader::{self, Loader, replica};
 use crate::metrics::Metrics;
 use crate::postgres::config::DatabaseConfig;
-use crate::replica;
-use crate::saver::{self, Newest};
 
 /// Pause before a loader that panicked is restarted.
 const LOADER_RESTART_PAUSE: Duration = Duration::from_secs(1);
@@ -165,16 +164,16 @@ fn spawn(name: String, task: impl Future<Output = io::Result<()>> + Send + 'stat
 
 fn spawn_snapshot_writer(
     path: Option<PathBuf>,
-    to_write: watch::Receiver<Newest>,
+    to_write: watch::Receiver<Pending>,
     metrics: &Arc<Metrics>,
 ) -> io::Result<Option<JoinHandle<()>>> {
     let Some(path) = path else { return Ok(None) };
     let metrics = Arc::clone(metrics);
     let task = async move {
-        saver::run(path, to_write, metrics).await;
+        persist::run(path, to_write, metrics).await;
         Ok(())
     };
-    spawn("saver".into(), task).map(Some)
+    spawn("snapshot-writer".into(), task).map(Some)
 }
 
 /// Runs the loader on a thread of its own, so that building a snapshot and freeing an old one never delay a request. It
@@ -184,15 +183,15 @@ fn spawn_loader(
     snapshot_file: Option<PathBuf>,
     store: Arc<Store>,
     metrics: Arc<Metrics>,
-    pending: watch::Sender<Newest>,
+    pending: watch::Sender<Pending>,
     mut phase: watch::Receiver<Phase>,
 ) -> io::Result<JoinHandle<()>> {
     let mut run = move || {
         let mut loader = Loader::new(settings.clone(), Arc::clone(&store), Arc::clone(&metrics), pending.clone());
         if let Some(path) = snapshot_file.as_ref().filter(|_| store.load().is_none())
-            && let Some(saved) = saver::restore(path, &metrics)
+            && let Some(persisted) = persist::restore(path, &metrics)
         {
-            loader.restore(saved);
+            loader.restore(persisted);
         }
         runtime()?.block_on(async {
             tokio::select! {

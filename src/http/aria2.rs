@@ -7,12 +7,12 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use url::Url;
 
 use crate::catalog::dependencies::Selection;
-use crate::catalog::index::Entry;
+use crate::catalog::entry::Entry;
+use crate::catalog::hash::{FileHash, HashKind};
+use crate::catalog::model::check_save_path;
 
 /// How a batch is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,18 +38,6 @@ impl Format {
     }
 }
 
-#[derive(Deserialize)]
-struct Model<'a> {
-    id: String,
-    download_url: String,
-    #[serde(borrow)]
-    file_size_gb: Option<&'a RawValue>,
-    hash: Option<String>,
-    auth_required: bool,
-    auth_provider: Option<String>,
-    save_path: String,
-}
-
 /// The input file. Paths are relative to the folder in which aria2 runs.
 #[must_use]
 pub fn render(selection: &Selection<'_>) -> String {
@@ -68,7 +56,7 @@ pub fn render(selection: &Selection<'_>) -> String {
 }
 
 fn item(file: &mut String, entry: &Entry) {
-    let Ok(model) = serde_json::from_slice::<Model<'_>>(entry.json()) else { return };
+    let Some(model) = entry.fields() else { return };
     let _ = writeln!(file, "\n# id: {}", quoted(&model.id));
     if let Some(size) = model.file_size_gb {
         let _ = writeln!(file, "# size: {size} GB");
@@ -114,7 +102,7 @@ fn path(path: &str) -> Result<(String, &str), &'static str> {
     let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
     let parts: Vec<_> = folder.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     let dir = if parts.is_empty() { ".".to_owned() } else { parts.join("/") };
-    if path.starts_with('/') || path.contains('\\') || path.split('/').any(|part| part == "..") {
+    if check_save_path(path).is_err() {
         Err("save_path leaves the models folder")
     } else if name.is_empty() || name == "." {
         Err("save_path names no file")
@@ -127,31 +115,20 @@ fn path(path: &str) -> Result<(String, &str), &'static str> {
     }
 }
 
-/// `KIND=DIGITS` as aria2 writes it. The kind is the one named before a `:` or `=`, else the one that has so many
-/// digits; a hash of a kind that aria2 does not know has none.
+/// The `KIND=DIGITS` of aria2's checksum option; `None` for kinds that aria2 does not verify.
 fn checksum(hash: &str) -> Option<String> {
-    const KINDS: [(&str, usize); 7] = [
-        ("md5", 32),
-        ("sha-1", 40),
-        ("sha-224", 56),
-        ("sha-256", 64),
-        ("sha-384", 96),
-        ("sha-512", 128),
-        ("adler32", 8),
-    ];
-    let hash = hash.trim().to_ascii_lowercase();
-    let (named, digits) = match hash.split_once([':', '=']) {
-        Some((kind, digits)) => (Some(kind.trim().replace(['-', '_'], "")), digits.trim()),
-        None => (None, &*hash),
+    let hash = FileHash::parse(hash)?;
+    let kind = match hash.kind {
+        HashKind::Md5 => "md5",
+        HashKind::Sha1 => "sha-1",
+        HashKind::Sha224 => "sha-224",
+        HashKind::Sha256 => "sha-256",
+        HashKind::Sha384 => "sha-384",
+        HashKind::Sha512 => "sha-512",
+        HashKind::Adler32 => "adler32",
+        HashKind::Crc32 | HashKind::Sha3_256 | HashKind::Blake2b | HashKind::Blake3 => return None,
     };
-    let of_kind = |kind: &str, length: usize| match &named {
-        Some(named) => *named == kind.replace('-', ""),
-        // Eight digits alone are more often a CRC.
-        None => length == digits.len() && kind != "adler32",
-    };
-    let (kind, length) = KINDS.into_iter().find(|(kind, length)| of_kind(kind, *length))?;
-    let fits = digits.len() == length && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-    fits.then(|| format!("{kind}={digits}"))
+    Some(format!("{kind}={}", hash.digits))
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ pub fn answer(api: &Api, snapshot: &Snapshot) -> Answer {
     let mut ids: Vec<_> = ids.into_iter().filter(|(id, _)| id.cut || snapshot.get(&id.text).is_none()).collect();
     ids.sort_by(|(a, asked_a), (b, asked_b)| asked_b.cmp(asked_a).then_with(|| a.cmp(b)));
     let catalog = Catalog {
-        standing: Standing::of(Some(snapshot), api.store.sync()),
+        standing: Standing::of(Some(snapshot), api.store.last_sync()),
         rejected_rows: rejected
             .map(|(id, reason)| RejectedRow { id: shortened(id, ID_BYTES), reason: shortened(reason, REASON_BYTES) })
             .collect(),

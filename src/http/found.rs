@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 
 use crate::catalog::dependencies::Selection;
-use crate::catalog::index::Entry;
+use crate::catalog::entry::{Entry, array_size, write_array};
 use crate::catalog::snapshot::Snapshot;
 
 /// What a batch found in one snapshot.
@@ -16,8 +16,8 @@ pub struct Found<'a, 'b> {
     pub missing: Vec<&'b str>,
 }
 
-const HEAD: &[u8] = br#"{"models":["#;
-const MIDDLE: &[u8] = br#"],"not_found":["#;
+const HEAD: &[u8] = br#"{"models":"#;
+const MIDDLE: &[u8] = br#","not_found":["#;
 const TAIL: &[u8] = b"]}";
 
 /// Finds models that were asked before. Up to so many ids, a few bits of each digest say at once that most were not,
@@ -38,7 +38,7 @@ impl<'a> Seen<'a> {
         let (word, bit) = (entry.digest() as usize % self.bits.len(), 1 << (entry.digest() >> 58));
         let maybe = self.bits[word] & bit != 0;
         self.bits[word] |= bit;
-        maybe && before.iter().any(|other| other.same(entry))
+        maybe && before.iter().any(|other| other.ptr_eq(entry))
     }
 }
 
@@ -64,21 +64,14 @@ impl Found<'_, '_> {
     /// Bytes of the answer.
     #[must_use]
     pub fn size(&self) -> usize {
-        let bodies: usize = self.models.iter().map(|entry| entry.json().len()).sum();
-        let commas = self.models.len().saturating_sub(1);
-        HEAD.len() + bodies + commas + MIDDLE.len() + self.not_found.len() + TAIL.len()
+        HEAD.len() + array_size(&self.models) + MIDDLE.len() + self.not_found.len() + TAIL.len()
     }
 
     /// Appends `{"models":[…],"not_found":[…]}`.
     pub fn write(&self, json: &mut Vec<u8>) {
         json.reserve(self.size());
         json.extend_from_slice(HEAD);
-        for (place, entry) in self.models.iter().enumerate() {
-            if place > 0 {
-                json.push(b',');
-            }
-            json.extend_from_slice(entry.json());
-        }
+        write_array(json, &self.models);
         json.extend_from_slice(MIDDLE);
         json.extend_from_slice(&self.not_found);
         json.extend_from_slice(TAIL);
@@ -88,17 +81,11 @@ impl Found<'_, '_> {
 /// `{"models":[…],"not_found":[…],"missing_dependencies":[…]}`
 #[must_use]
 pub fn resolved(selection: &Selection<'_>) -> Vec<u8> {
-    let models = selection.models.iter().map(|entry| entry.json().len() + 1).sum::<usize>();
-    let mut json = Vec::with_capacity(models + 1024);
+    let mut json = Vec::with_capacity(array_size(&selection.models) + 1024);
     json.extend_from_slice(HEAD);
-    for (place, entry) in selection.models.iter().enumerate() {
-        if place > 0 {
-            json.push(b',');
-        }
-        json.extend_from_slice(entry.json());
-    }
+    write_array(&mut json, &selection.models);
     // Writing strings to a Vec can't fail.
-    json.extend_from_slice(br#"],"not_found":"#);
+    json.extend_from_slice(br#","not_found":"#);
     let _ = serde_json::to_writer(&mut json, &selection.not_found);
     json.extend_from_slice(br#","missing_dependencies":"#);
     let _ = serde_json::to_writer(&mut json, &selection.missing);

@@ -310,7 +310,7 @@ impl Handler {
         let selection = if asked.resolve_dependencies {
             Selection::with_dependencies(snapshot, &asked.ids, limits.batch_ids)
         } else {
-            Ok(Selection::asked(snapshot, &asked.ids))
+            Ok(Selection::requested(snapshot, &asked.ids))
         };
         let selection = match selection {
             Ok(selection) => selection,

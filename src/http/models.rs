@@ -15,7 +15,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::answer::{self, Answer};
 use super::etag::{DIGITS, entity_tag, matches_etag, with_etag};
 use super::{ALL_MODELS, Api, body, decode, not_loaded, stamp};
-use crate::catalog::listing::{self, Query};
+use crate::catalog::entry::write_array;
+use crate::catalog::search::{self, Query};
 use crate::catalog::snapshot::Snapshot;
 use crate::ops::fault;
 
@@ -101,15 +102,10 @@ fn busy() -> Answer {
 }
 
 fn render(snapshot: &Snapshot, query: &Query) -> serde_json::Result<Vec<u8>> {
-    let page = listing::page(snapshot, query);
-    let mut json = br#"{"models":["#.to_vec();
-    for (place, entry) in page.entries.iter().enumerate() {
-        if place > 0 {
-            json.push(b',');
-        }
-        json.extend_from_slice(entry.json());
-    }
-    json.extend_from_slice(br#"],"next":"#);
+    let page = search::page(snapshot, query);
+    let mut json = br#"{"models":"#.to_vec();
+    write_array(&mut json, &page.entries);
+    json.extend_from_slice(br#","next":"#);
     let last = page.entries.last().filter(|_| page.more).map(|entry| String::from_utf8_lossy(entry.id()));
     serde_json::to_writer(&mut json, &last)?;
     json.push(b'}');

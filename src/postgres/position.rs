@@ -1,9 +1,9 @@
-//! A position: the point in a database's history at which a snapshot of the catalog was read.
+//! A position in the history of a database: the point in it that a read returned the content of.
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 
-/// The point in a database's history at which a snapshot was read.
+/// The point in a database's history at which something was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// `system identifier/timeline/database/epoch`: the history that the transaction ids below belong to.
@@ -21,15 +21,29 @@ impl Position {
         Ok(Self { snapshot: row.try_get(0)?, history: row.try_get(1)? })
     }
 
-    /// The first transaction id that was not yet assigned.
+    /// The first transaction id that was not assigned yet.
     #[must_use]
     pub fn xmax(&self) -> u64 {
         self.snapshot.split(':').nth(1).and_then(|xmax| xmax.parse().ok()).unwrap_or(0)
     }
 
-    /// Whether it was read from a hot standby, whose snapshots do not list running transactions.
+    /// The transactions below [`Position::xmax`] that were in progress, in ascending order.
+    #[must_use]
+    pub fn running(&self) -> Vec<u64> {
+        let running = self.snapshot.rsplit(':').next().unwrap_or_default();
+        running.split(',').filter_map(|xid| xid.parse().ok()).collect()
+    }
+
+    /// Whether it was read from a hot standby, whose snapshots do not list the transactions in progress.
     #[must_use]
     pub fn is_standby(&self) -> bool {
         self.history.split('/').nth(1) == Some("standby")
+    }
+
+    /// Whether `later` can follow this position: the same history, and no transaction ids taken back. A restored disk
+    /// takes ids back while its history keeps its name.
+    #[must_use]
+    pub fn precedes(&self, later: &Self) -> bool {
+        self.history == later.history && self.xmax() <= later.xmax()
     }
 }

@@ -153,7 +153,7 @@ async fn a_database_out_of_reach_does_not_bring_the_password_to_light() {
         assert!(said(&output).contains("ERROR") && !said(&output).contains("s3cret"), "{}", said(&output));
 
         let server = Server::spawn(url, &[("CATALOG_LOG", "trace")]).await;
-        let away = |s: &Server| std::future::ready(s.logged("the database is away") > 0);
+        let away = |s: &Server| std::future::ready(s.logged("the database is unavailable") > 0);
         server.until("it has said that the database is away", away).await;
         assert_eq!(server.logged("s3cret"), 0, "{:#?}", server.log());
     }

@@ -60,7 +60,7 @@ async fn the_limit_holds_for_what_is_answered() {
     for path in ["/api/models/batch", ARIA2] {
         let body = r#"{"model_ids":["a","e"],"resolve_dependencies":true}"#;
         let reply = server.send(server.request("POST", path, body)).await;
-        let message = "model_ids and what they need are 5 models or more, the limit is 4: ask in several batches";
+        let message = "model_ids and their dependencies are 5 models or more, the limit is 4: ask in several batches";
         assert_eq!((reply.status, reply.json()), (400, json!({ "error": message })));
         assert_ne!(reply.revision(), "");
     }

@@ -81,7 +81,7 @@ async fn a_failover_is_followed_though_its_transaction_ids_repeat() {
     sql(&standby_client, &bump(2)).await;
     in_step(&server, &standby_client).await;
     assert_eq!(fulls(&server, 2.0).await, 2.0);
-    server.until_logged("history is another one", 1).await;
+    server.until_logged("the database has another history", 1).await;
     witness.finish().await;
 }
 

@@ -69,7 +69,7 @@ async fn postgres_stops_and_comes_back_on_the_same_port() {
     for (times, signal) in ["QUIT", "KILL", "INT"].into_iter().enumerate() {
         sql(&client, &bump(1)).await;
         postgres.stop(signal).unwrap();
-        let away = "the database is away";
+        let away = "the database is unavailable";
         server.until("it is noticed", |s| async move { s.logged(away) > times }).await;
         // A few attempts that fail, and the catalog stays ready.
         let watched = witness.answers();
@@ -96,7 +96,7 @@ async fn connections_are_cut_or_refused() {
     scene.proxy.set(Mode::Refuse).await;
     scene.proxy.cut();
     sql(&scene.client, &bump(1)).await;
-    scene.server.until("it tries in vain", |s| async move { s.logged("the database is away") > 0 }).await;
+    scene.server.until("it tries in vain", |s| async move { s.logged("the database is unavailable") > 0 }).await;
     scene.proxy.set(Mode::Pass).await;
     scene.recovers(HEARTBEAT + SLACK).await;
     assert_eq!(fulls(&scene.server, 1.0).await, 1.0);
@@ -184,7 +184,7 @@ async fn the_listening_backend_is_terminated() {
     for times in 1..4 {
         assert_eq!(sql(&scene.client, terminate).await.as_deref(), Some("1"));
         scene.recovers(HEARTBEAT + SLACK).await;
-        scene.server.until("it is back", |s| async move { s.logged("in step again") == times }).await;
+        scene.server.until("it is back", |s| async move { s.logged("in sync again") == times }).await;
     }
     assert_eq!(fulls(&scene.server, 1.0).await, 1.0);
     scene.finish().await;
@@ -273,7 +273,7 @@ async fn a_reload_reads_everything_again() {
     db.sql("SELECT model_catalog.reload()").await;
     arrives(&server, &db.client, HEARTBEAT + SLACK).await;
     assert_eq!(fulls(&server, 2.0).await, 2.0);
-    server.until_logged("history is another one", 1).await;
+    server.until_logged("the database has another history", 1).await;
 }
 
 /// Copies a database as a DBA would, with pg_dump and psql.

@@ -103,7 +103,7 @@ async fn without_a_single_descriptor_left_it_serves_on_and_recovers() {
     db.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()").await;
     assert!(!is_answered(&server.address, Duration::from_millis(500)));
     server.until("it has said so", |s| std::future::ready(s.logged("could not be accepted") > 0)).await;
-    server.until("the database is away", |s| std::future::ready(s.logged("the database is away") > 0)).await;
+    server.until("the database is away", |s| std::future::ready(s.logged("the database is unavailable") > 0)).await;
     assert_eq!(kept.get("/api/models/a").status, 200);
     limit(&soft);
     assert!(is_answered(&server.address, PATIENCE));

@@ -57,7 +57,7 @@ async fn a_transaction_pooler_is_followed_by_polling() {
         let bouncer = Bouncer::before(&postgres, settings).await;
         let server = Server::start_with(&bouncer.url, &[("CATALOG_POLL_INTERVAL", "200ms")]).await;
         let witness = Witness::start(&server, PAIRS, false);
-        let said = "a connection pooler is in between";
+        let said = "connected through a transaction pooler";
         assert_eq!(server.get("/readyz").await.json()["follow"], "polling");
         for pair in 0..PAIRS {
             sql(&client, &bump(pair)).await;

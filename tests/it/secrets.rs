@@ -89,7 +89,7 @@ async fn a_server_that_logs_everything_says_no_secret() {
         let server = Server::start_with(&url, &[setting, ("CATALOG_LOG", "trace")]).await;
         sql(&client, "UPDATE models SET description = random()").await;
         sql(&client, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'reader'").await;
-        server.until("it is back", |s| async move { s.logged("the database is back") > 0 }).await;
+        server.until("it is back", |s| async move { s.logged("the database is available") > 0 }).await;
         for (what, text) in all_it_says(&server, &client).await {
             assert_without(PASSWORD, what, &text);
             assert_without(TOKEN, what, &text);
@@ -106,7 +106,7 @@ async fn a_server_that_logs_everything_says_no_secret() {
     let nobody = format!("postgres://reader:{PASSWORD}@127.0.0.1:1/postgres");
     for url in [wrong, nobody] {
         let server = Server::spawn(&url, &[("CATALOG_LOG", "trace")]).await;
-        server.until("it says why", |s| async move { s.logged("the database is away") > 0 }).await;
+        server.until("it says why", |s| async move { s.logged("the database is unavailable") > 0 }).await;
         for (what, text) in all_it_says(&server, &client).await {
             assert_without(PASSWORD, what, &text);
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use model_catalog::catalog::file;
+use model_catalog::loader::snapshot_file as file;
 
 use crate::proxy::{Mode, Proxy};
 use crate::support::{self, Db, Server, migrated, sql};
@@ -114,7 +114,7 @@ async fn a_file_of_another_history_serves_until_postgres_answers() {
     proxy.set(Mode::Pass).await;
     in_step(&server, &client).await;
     assert_eq!(fulls(&server, 1.0).await, 1.0);
-    server.until_logged("history is another one", 1).await;
+    server.until_logged("the database has another history", 1).await;
     // The file follows.
     saved(&server).await;
     ended(&server).await;
@@ -263,7 +263,7 @@ async fn a_full_disk_stops_the_file_and_nothing_else() {
     assert!(server.logged("No space left") >= 1, "{:#?}", server.log());
     db.sql("DELETE FROM models WHERE id LIKE 'big%'").await;
     db.sql(&bump(0)).await;
-    server.until("there is room again", |s| async { s.logged("could be written again") == 1 }).await;
+    server.until("there is room again", |s| async { s.logged("can be written again") == 1 }).await;
     in_step(&server, &db.client).await;
     ended_with(server, witness).await;
     let kept = file::read(Path::new(&disk.file())).unwrap();
@@ -306,7 +306,9 @@ async fn death_at_any_moment_leaves_a_whole_file() {
         server.until("it ended", |s| async { s.exited().is_some() }).await;
         match file::read(Path::new(&folder.file())) {
             Ok(kept) => assert_eq!(kept.snapshot.len(), 8_000),
-            Err(error) => assert!(matches!(error, file::FileError::Missing) && !there_was, "round {round}: {error}"),
+            Err(error) => {
+                assert!(matches!(error, file::SnapshotFileError::Missing) && !there_was, "round {round}: {error}")
+            }
         }
         if round % 5 == 0 {
             std::fs::remove_file(folder.file()).ok();
@@ -334,14 +336,14 @@ async fn two_processes_on_one_file_keep_it_whole() {
     let deadline = Instant::now() + Duration::from_secs(2);
     std::thread::scope(|scope| {
         let writer = || {
-            let shared = file::Saved {
+            let shared = file::PersistedSnapshot {
                 snapshot: std::sync::Arc::new(state.snapshot.clone()),
                 position: state.position.clone(),
                 rules: state.rules.clone(),
             };
             while Instant::now() < deadline {
                 match file::write(&path, &shared) {
-                    Ok(()) | Err(file::FileError::Busy) => {}
+                    Ok(()) | Err(file::SnapshotFileError::Busy) => {}
                     Err(error) => panic!("{error}"),
                 }
             }
@@ -361,7 +363,7 @@ async fn a_pipe_or_a_device_is_never_replaced_by_a_file() {
     let pipe = folder.file();
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let server = start(&db.url, &pipe).await;
-    server.until("it says so", |s| async move { s.logged("it is no regular file") >= 2 }).await;
+    server.until("it says so", |s| async move { s.logged("it is not a regular file") >= 2 }).await;
     assert!(operations(&server, "write", "ok").await == 0.0 && operations(&server, "read", "error").await == 1.0);
     ended(&server).await;
     let kinds: Vec<_> =

@@ -77,7 +77,7 @@ async fn a_start_without_postgres_waits_for_it() {
     cluster.stop("INT").unwrap();
 
     let server = Server::spawn(&url, ONLY_THE_BELL).await;
-    server.until("it has tried", |s| async move { s.logged("the database is away") > 0 }).await;
+    server.until("it has tried", |s| async move { s.logged("the database is unavailable") > 0 }).await;
     for path in ["/api/models/a", "/readyz"] {
         assert_eq!(server.get(path).await.status, 503, "{path}");
     }

@@ -33,7 +33,7 @@ async fn it_makes_all_but_the_default_table_and_the_server_waits_for_a_view() {
     server.until("it has tried often", |s| async move { s.metric(FAILED).await > 5.0 }).await;
     assert_eq!(server.get("/api/models/a").await.status, 503);
     server.until_logged(MISSING, 1).await;
-    assert_eq!(server.logged("the database is away"), 0, "{:#?}", server.log());
+    assert_eq!(server.logged("the database is unavailable"), 0, "{:#?}", server.log());
     for part in ["the catalog can't be read", "call model_catalog.watch() for each table", "model_catalog.reload()"] {
         server.until_logged(part, 1).await;
     }

@@ -1,47 +1,46 @@
-//! One page of the models, ordered by id, and the search in them.
+//! Pages of models ordered by id, and the search in ids and names.
 //!
-//! The index has no order, so a page is a look at every entry that keeps the first few. A sorted list beside the index
-//! would cost every catalog its memory and every change its upkeep, for pages that only people ask for. Who calls this
-//! must not hold up requests by it: at a million models a page took 40 to 60 ms, and a search that nothing matches 190 ms.
+//! The index is unordered, so a page is a scan of all entries that keeps the first few. A sorted list beside the index
+//! would cost memory in every catalog and work on every change, for pages that only people request. Callers must keep a
+//! scan off the serving threads: at a million models a page took 40 to 60 ms, and a search without a match 190 ms.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use memchr::memmem::{self, Finder};
+use memchr::memmem::Finder;
 
-use super::index::Entry;
+use super::entry::{Entry, NameReader};
 use super::snapshot::Snapshot;
 
-/// What is asked for.
+/// Selects the models of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Query {
-    /// To be found in the id or in the name, in whichever case. Everything has the empty text in it.
+    /// Text that the id or the name must contain, in any case. The empty text matches every model.
     pub text: String,
-    /// Only ids that come after this one. Ids are ordered by their bytes, which is the order of their code points.
+    /// Only ids greater than this one. Ids are ordered by their bytes, which is the order of their code points.
     pub after: String,
-    /// Models on the page at most.
+    /// Maximum number of models on the page.
     pub limit: usize,
 }
 
-/// A part of the models that match, without a gap.
+/// A contiguous part of the matching models.
 #[derive(Debug)]
 pub struct Page<'a> {
     /// Ordered by id.
     pub entries: Vec<&'a Entry>,
-    /// Whether more would match after the last one.
+    /// Whether further models match after the last one.
     pub more: bool,
 }
 
-/// The first models of `snapshot` that match. It takes one look at each model, whatever is asked.
+/// The first matching models of `snapshot`. It scans all models, whatever the query.
 #[must_use]
 pub fn page<'a>(snapshot: &'a Snapshot, query: &Query) -> Page<'a> {
-    let mut search = Search::new(&query.text);
-    // One more than the page has room for, to know whether there is one.
+    let mut matcher = Matcher::new(&query.text);
+    // One more than the page holds, to know whether further models match.
     let mut first: BTreeMap<&[u8], &Entry> = BTreeMap::new();
     let mut bound: Option<&[u8]> = None;
     for entry in snapshot.iter() {
         let id = entry.id();
-        if id <= query.after.as_bytes() || bound.is_some_and(|bound| id > bound) || !search.matches(entry) {
+        if id <= query.after.as_bytes() || bound.is_some_and(|bound| id > bound) || !matcher.matches(entry) {
             continue;
         }
         first.insert(id, entry);
@@ -59,19 +58,19 @@ pub fn page<'a>(snapshot: &'a Snapshot, query: &Query) -> Page<'a> {
     Page { entries: first.into_values().collect(), more }
 }
 
-/// Finds a text in ids and names, in time that no text can make worse.
-struct Search {
+/// Finds a text in ids and names, in time linear in their length for every text.
+struct Matcher {
     text: Finder<'static>,
-    name_end: Finder<'static>,
-    /// What is searched, folded; used again for the next one.
+    names: NameReader,
+    /// Lower-case id and name of the current entry; a buffer that is reused.
     folded: Vec<u8>,
 }
 
-impl Search {
+impl Matcher {
     fn new(text: &str) -> Self {
         let mut folded = Vec::new();
         fold(text.as_bytes(), &mut folded);
-        Self { text: Finder::new(&folded).into_owned(), name_end: Finder::new(NAME_END), folded }
+        Self { text: Finder::new(&folded).into_owned(), names: NameReader::default(), folded }
     }
 
     fn matches(&mut self, entry: &Entry) -> bool {
@@ -80,35 +79,17 @@ impl Search {
         }
         self.folded.clear();
         fold(entry.id(), &mut self.folded);
-        // No text has this byte, so none is found across the two.
+        // UTF-8 never contains this byte, so no match spans the id and the name.
         self.folded.push(0xff);
-        if let Some(name) = self.name(entry) {
+        if let Some(name) = self.names.read(entry) {
             fold(&name, &mut self.folded);
         }
         self.text.find(&self.folded).is_some()
     }
-
-    /// The name in a rendered answer, whose second key it is. A quote in a value has a backslash before it, so neither
-    /// mark can stand in one.
-    fn name<'a>(&self, entry: &'a Entry) -> Option<Cow<'a, [u8]>> {
-        // An id takes at least its own length there, and more only with escapes.
-        let rest = entry.json().get(ID_BEGIN.len() + entry.id().len()..)?;
-        let begin = if rest.starts_with(NAME_BEGIN) { 0 } else { memmem::find(rest, NAME_BEGIN)? };
-        let rest = &rest[begin + NAME_BEGIN.len()..];
-        let quoted = &rest[..self.name_end.find(rest)?];
-        match quoted.contains(&b'\\') {
-            true => serde_json::from_slice::<String>(quoted).ok().map(|name| Cow::Owned(name.into_bytes())),
-            false => Some(Cow::Borrowed(quoted.get(1..quoted.len().checked_sub(1)?)?)),
-        }
-    }
 }
 
-const ID_BEGIN: &[u8] = br#"{"id":""#;
-const NAME_BEGIN: &[u8] = br#"","name":"#;
-const NAME_END: &[u8] = br#","download_url":""#;
-
-/// Appends `text`, which is UTF-8, in lower case, letter by letter: `str::to_lowercase` has a rule for the last letter of
-/// a word, and what is searched for is seldom a whole one.
+/// Appends `text`, which is UTF-8, in lower case, letter by letter: `str::to_lowercase` treats the last letter of a
+/// word differently, and a search text is seldom a whole word.
 fn fold(text: &[u8], folded: &mut Vec<u8>) {
     let start = folded.len();
     if let Some(letters) = (!text.is_ascii()).then(|| std::str::from_utf8(text).ok()).flatten() {
@@ -147,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_put_together_are_all_that_matches_in_order() {
+    fn pages_together_are_all_matches_in_order() {
         let mut random = fastrand::Rng::with_seed(5);
         let models: BTreeMap<String, String> =
             (0..500).map(|_| (format!("m{}", random.u32(..) % 10_000), format!("N{}", random.u8(..)))).collect();
@@ -171,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_search_is_in_ids_and_names_and_in_nothing_else() {
+    fn text_is_found_in_ids_and_names_only() {
         let models = [
             ("Flux-Dev", "x"),
             ("b", "FLUX.safetensors"),
@@ -201,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_ends_where_the_next_one_begins() {
+    fn the_next_page_starts_after_the_last_id() {
         let snapshot = snapshot(&[("b", "x"), ("a", "x"), ("B", "x"), ("ä", "x"), ("a/b", "x")]);
         assert_eq!(ids(&snapshot, "", "", 5), (["B", "a", "a/b", "b", "ä"].map(String::from).into(), false));
         assert_eq!(ids(&snapshot, "", "a", 2), (["a/b", "b"].map(String::from).into(), true));

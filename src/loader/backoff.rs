@@ -1,0 +1,82 @@
+//! Delays between attempts to reconnect, and what is logged about an outage.
+
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+/// Upper bound of the first delay; it doubles from there, up to the poll interval or [`MAX_DELAY`].
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+/// Upper bound of every delay, whatever the poll interval: a thousand replicas then reconnect at about 200 per second.
+const MAX_DELAY: Duration = Duration::from_secs(10);
+/// Interval at which a lasting outage is logged again.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Exponential backoff with full jitter, so that a thousand replicas do not reconnect at the same time.
+#[derive(Default)]
+pub struct ReconnectBackoff {
+    outage: Option<Outage>,
+}
+
+/// A time without a usable session.
+struct Outage {
+    since: Instant,
+    attempts: u32,
+    logged_at: Instant,
+    /// The database can be reached, but not read.
+    unreadable: bool,
+}
+
+impl ReconnectBackoff {
+    /// Records a failed attempt, logs it if it is the first, of another kind or the last log line is old, and returns
+    /// how long to wait before the next one. `unreadable` tells whether the database could be reached.
+    pub fn next_delay(&mut self, error: &dyn Display, unreadable: bool, poll_interval: Duration) -> Duration {
+        let now = Instant::now();
+        let outage = self.outage.get_or_insert(Outage { since: now, attempts: 0, logged_at: now, unreadable });
+        let kind_changed = std::mem::replace(&mut outage.unreadable, unreadable) != unreadable;
+        if outage.attempts == 0 || kind_changed || outage.logged_at.elapsed() >= LOG_INTERVAL {
+            outage.logged_at = now;
+            let problem = if unreadable { "the catalog can't be read" } else { "the database is unavailable" };
+            let (attempts, lasted) = (outage.attempts, outage.since.elapsed());
+            warn!(%error, attempts, ?lasted, "{problem}; serving the last snapshot and retrying");
+        }
+        let limit = FIRST_DELAY.saturating_mul(1 << outage.attempts.min(16)).min(poll_interval).min(MAX_DELAY);
+        outage.attempts = outage.attempts.saturating_add(1);
+        limit.mul_f64(fastrand::f64())
+    }
+
+    /// Records and logs that there is a usable session.
+    pub fn reset(&mut self) {
+        match self.outage.take() {
+            Some(Outage { attempts, since, .. }) => {
+                info!(attempts, lasted = ?since.elapsed(), "the database is available, in sync again");
+            }
+            None => info!("connected to the database, in sync"),
+        }
+    }
+
+    /// Whether the last attempt failed.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.outage.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_grow_to_the_smaller_limit_and_start_over_after_a_reset() {
+        let mut backoff = ReconnectBackoff::default();
+        for (poll_interval, limit) in [(Duration::from_secs(1), Duration::from_secs(1)), (Duration::MAX, MAX_DELAY)] {
+            for attempt in 0..40 {
+                let delay = backoff.next_delay(&"refused", attempt % 2 == 0, poll_interval);
+                let expected = FIRST_DELAY.saturating_mul(1 << attempt.min(20)).min(limit);
+                assert!(delay <= expected && backoff.is_active(), "attempt {attempt}: {delay:?}");
+            }
+            backoff.reset();
+            assert!(!backoff.is_active());
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Keeps the catalog in sync with Postgres: one task that listens, loads everything once, and then reads a delta after
+//! every notification and every poll interval.
+//!
+//! After any error the connection is dropped and opened again with backoff, while the last snapshot stays served. No
+//! error ends the task.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+use tracing::{debug, error, info};
+
+use crate::catalog::model::Rules;
+use crate::catalog::snapshot::{Refresh, Refreshed, Snapshot};
+use crate::catalog::store::{Publisher, Store, SyncMode};
+use crate::metrics::Metrics;
+use crate::postgres::config::DatabaseConfig;
+use crate::postgres::error::{ConnectError, ReadError};
+use crate::postgres::position::Position;
+use crate::postgres::rows;
+use crate::postgres::session::Session;
+
+mod backoff;
+pub mod persist;
+pub mod replica;
+mod report;
+mod resume;
+pub mod snapshot_file;
+
+use backoff::ReconnectBackoff;
+use persist::Pending;
+use replica::application_name;
+use report::RefreshKind;
+use resume::ResumePoint;
+use snapshot_file::PersistedSnapshot;
+
+/// Number of consecutive deltas that may time out before a full load is tried instead: reading all of a slow view can
+/// succeed where one lookup for each of very many changes does not.
+const MAX_DELTA_TIMEOUTS: u32 = 2;
+
+/// Settings of a loader.
+#[derive(Clone)]
+pub struct Settings {
+    /// The database to read.
+    pub database: DatabaseConfig,
+    /// Time between two deltas when no notification arrives.
+    pub poll_interval: Duration,
+    /// Time between two audits, varied at random by up to 20 %.
+    pub audit_interval: Duration,
+    /// The rules that rows must pass.
+    pub rules: Rules,
+    /// The name of this replica in `model_catalog.fleet`.
+    pub replica: String,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("cannot connect: {0}")]
+    Connect(#[from] ConnectError),
+    #[error("cannot read: {0}")]
+    Read(#[from] ReadError),
+    #[error("connection lost: {0}")]
+    Closed(String),
+    #[error("the standby was promoted, reconnecting to listen")]
+    Promoted,
+}
+
+/// Reads the database and publishes snapshots.
+pub struct Loader {
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    publisher: Publisher,
+    /// The published snapshot; empty before the first load.
+    current: Arc<Snapshot>,
+    /// The position at which `current` equals the database; `None` requires a full load.
+    position: Option<Position>,
+    resume: ResumePoint,
+    /// Receives the states to be written to the snapshot file.
+    pending: watch::Sender<Pending>,
+    next_audit: Instant,
+    logged_mode: Option<SyncMode>,
+    /// The application name of the current session, empty before it is set.
+    application_name: String,
+    /// Holds a permit while notifications are unhandled.
+    notified: Arc<Notify>,
+    delta_timeouts: u32,
+    backoff: ReconnectBackoff,
+}
+
+impl Loader {
+    /// A loader that publishes to `store` and sends states to be persisted to `pending`.
+    #[must_use]
+    pub fn new(settings: Settings, store: Arc<Store>, metrics: Arc<Metrics>, pending: watch::Sender<Pending>) -> Self {
+        let current = store.load().clone().unwrap_or_default();
+        let next_audit = Instant::now() + jittered(settings.audit_interval);
+        Self {
+            settings,
+            metrics,
+            publisher: Publisher::new(store),
+            current,
+            position: None,
+            resume: ResumePoint::default(),
+            pending,
+            next_audit,
+            logged_mode: None,
+            application_name: String::new(),
+            notified: Arc::new(Notify::new()),
+            delta_timeouts: 0,
+            backoff: ReconnectBackoff::default(),
+        }
+    }
+
+    /// Publishes a persisted snapshot. One whose rows passed other rules is served as well, until the full load that it
+    /// requires.
+    pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) {
+        self.current = self.publisher.publish(persisted.snapshot);
+        self.position = Some(persisted.position).filter(|_| persisted.rules == self.settings.rules.text());
+        self.resume.advance(self.position.as_ref());
+        report::update_gauges(&self.metrics, &self.current);
+    }
+
+    /// Keeps the catalog in sync, forever.
+    pub async fn run(mut self) -> Infallible {
+        loop {
+            let Err(error) = self.session().await;
+            self.metrics.listener_connected.set(0);
+            tokio::time::sleep(self.on_disconnect(&error)).await;
+        }
+    }
+
+    /// Runs one connection until it fails.
+    async fn session(&mut self) -> Result<Infallible, SessionError> {
+        let (notified, metrics) = (Arc::clone(&self.notified), Arc::clone(&self.metrics));
+        let on_notification = move || {
+            metrics.notifications.inc();
+            notified.notify_one();
+        };
+        // LISTEN comes before the first read, so that a change committed in between sends a notification.
+        let mut session = Session::open(&self.database(), on_notification).await?;
+        self.log_sync_mode(session.sync_mode());
+        self.application_name.clear();
+        self.set_application_name(&session, application_name(&self.settings.replica, None));
+        self.position = self.position.take().and_then(|_| self.resume.position().cloned());
+        self.sync_once(&session).await?;
+        self.metrics.listener_connected.set(i64::from(session.sync_mode() == SyncMode::Live));
+        self.backoff.reset();
+        loop {
+            tokio::select! {
+                () = self.notified.notified() => {}
+                () = tokio::time::sleep(self.settings.poll_interval) => {}
+                reason = session.closed() => return Err(SessionError::Closed(reason)),
+            }
+            self.sync_once(&session).await?;
+        }
+    }
+
+    /// Reads what changed, publishes it, and reports the new position in the application name.
+    async fn sync_once(&mut self, session: &Session) -> Result<(), SessionError> {
+        self.refresh(session).await?;
+        let served = self.position.as_ref().map(|position| (self.current.revision(), position));
+        self.set_application_name(session, application_name(&self.settings.replica, served));
+        Ok(())
+    }
+
+    /// Sets the application name if it changed. Not on a standby, where a position does not identify what is served,
+    /// and not through a pooler, whose connections are shared with other clients.
+    fn set_application_name(&mut self, session: &Session, name: String) {
+        if session.sync_mode() == SyncMode::Live && self.application_name != name {
+            session.set_application_name(&name);
+            self.application_name = name;
+        }
+    }
+
+    /// The database as configured; after a failure, with its hosts in random order.
+    fn database(&self) -> DatabaseConfig {
+        let database = &self.settings.database;
+        if self.backoff.is_active() { database.shuffled() } else { database.clone() }
+    }
+
+    /// One read of the kind that is due.
+    async fn refresh(&mut self, session: &Session) -> Result<(), SessionError> {
+        if session.sync_mode() == SyncMode::Standby {
+            // No delta: snapshots of a standby do not list the transactions in progress.
+            self.full_refresh(session, RefreshKind::Full).await?;
+            // After a promotion to primary it accepts LISTEN.
+            let promoted = self.position.as_ref().is_some_and(|position| !position.is_standby());
+            return if promoted { Err(SessionError::Promoted) } else { Ok(()) };
+        }
+        if self.position.is_some() && Instant::now() >= self.next_audit {
+            return Ok(self.full_refresh(session, RefreshKind::Audit).await?);
+        }
+        if let Some(since) = self.position.clone().filter(|_| self.delta_timeouts < MAX_DELTA_TIMEOUTS) {
+            let started = Instant::now();
+            let delta = self.delta(session, &since).await;
+            report::record_refresh(&self.metrics, RefreshKind::Delta, started, delta.is_ok());
+            match delta {
+                Ok(true) => {
+                    self.delta_timeouts = 0;
+                    return Ok(());
+                }
+                Ok(false) => info!("the database has another history, loading everything"),
+                Err(error) => {
+                    self.delta_timeouts += u32::from(matches!(error, ReadError::Timeout(_)));
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(self.full_refresh(session, RefreshKind::Full).await?)
+    }
+
+    /// Reads the whole view in one transaction, to load it or to compare it with the published snapshot.
+    async fn full_refresh(&mut self, session: &Session, kind: RefreshKind) -> Result<(), ReadError> {
+        let started = Instant::now();
+        let refreshed = async {
+            let position = session.begin().await?;
+            if kind == RefreshKind::Audit {
+                debug!(snapshot = position.snapshot, "auditing");
+                self.catch_up(session).await?;
+            }
+            self.read_all(session, position, kind).await
+        };
+        let refreshed = refreshed.await;
+        report::record_refresh(&self.metrics, kind, started, refreshed.is_ok());
+        self.delta_timeouts = 0;
+        self.next_audit = Instant::now() + jittered(self.settings.audit_interval);
+        refreshed
+    }
+
+    /// Brings the published snapshot to the position of an audit's transaction, so that only real differences count.
+    async fn catch_up(&mut self, session: &Session) -> Result<(), ReadError> {
+        if let Some(since) = self.position.clone()
+            && !self.read_delta(session, &since).await?
+        {
+            self.position = None;
+        }
+        Ok(())
+    }
+
+    /// Publishes the changes since `since`; false if that position belongs to another history.
+    async fn delta(&mut self, session: &Session, since: &Position) -> Result<bool, ReadError> {
+        if session.sync_mode() == SyncMode::Live {
+            return self.read_delta(session, since).await;
+        }
+        // Outside of a transaction, a pooler may run each statement on another connection.
+        session.begin().await?;
+        let same_history = self.read_delta(session, since).await?;
+        session.commit().await?;
+        Ok(same_history)
+    }
+
+    async fn read_delta(&mut self, session: &Session, since: &Position) -> Result<bool, ReadError> {
+        let started = Instant::now();
+        let previous = Arc::clone(&self.current);
+        let mut refresh = Refresh::delta(&previous, &self.settings.rules);
+        let mut position = None;
+        let (mut ages, mut rows_read) = (Vec::new(), 0);
+        let mut rows = session.delta(since).await?;
+        while let Some(chunk) = rows.next().await? {
+            for row in &chunk {
+                if position.is_none() {
+                    let now = Position::from_row(row)?;
+                    if !since.precedes(&now) {
+                        return Ok(false);
+                    }
+                    position = Some(now);
+                }
+                let Some(change) = rows::change(row)? else { continue };
+                rows_read += 1;
+                let before = refresh.changed();
+                match change.row {
+                    Some(row) => refresh.row(change.id, row),
+                    None => refresh.deleted(change.id),
+                }
+                // The first delta after a reconnect repeats changes that are served already.
+                if refresh.changed() > before {
+                    ages.push(change.age_seconds);
+                }
+            }
+        }
+        self.publish(refresh.finish(), position, (started, session.sync_mode()), (RefreshKind::Delta, rows_read));
+        for age in ages {
+            // Its age by the database's clock when the statement ran, which was sent at `started`, plus the time since
+            // then by our monotonic clock: the two clocks are never compared.
+            self.metrics.propagation_seconds.observe(age.max(0.0) + started.elapsed().as_secs_f64());
+        }
+        Ok(true)
+    }
+
+    /// Reads and publishes the whole view, in the transaction that began at `position`.
+    async fn read_all(&mut self, session: &Session, position: Position, kind: RefreshKind) -> Result<(), ReadError> {
+        let started = Instant::now();
+        let previous = Arc::clone(&self.current);
+        let mut refresh = Refresh::full(&previous, &self.settings.rules);
+        let mut rows_read = 0;
+        let rows = session.entries().await?;
+        rows.for_each(|id, row| {
+            refresh.row(id, row);
+            rows_read += 1;
+            Ok::<_, ReadError>(())
+        })
+        .await?;
+        session.commit().await?;
+        let refreshed = refresh.finish();
+        if kind == RefreshKind::Audit && self.position.is_some() && refreshed.changed > 0 {
+            self.metrics.audit_mismatches.inc_by(refreshed.changed as u64);
+            error!(
+                models = refreshed.changed,
+                "the audit found models that differ from the database; they are replaced"
+            );
+        }
+        self.publish(refreshed, Some(position), (started, session.sync_mode()), (kind, rows_read));
+        Ok(())
+    }
+
+    fn publish(
+        &mut self,
+        refreshed: Refreshed,
+        position: Option<Position>,
+        (started, mode): (Instant, SyncMode),
+        (kind, rows): (RefreshKind, usize),
+    ) {
+        let Refreshed { snapshot, changed, newly_rejected } = refreshed;
+        let history_changed = self.position.as_ref().map(|at| &at.history) != position.as_ref().map(|at| &at.history);
+        self.position = position;
+        self.resume.advance(self.position.as_ref());
+        if changed > 0 || history_changed || snapshot.rejected() != self.current.rejected() {
+            self.current = self.publisher.publish(snapshot);
+            report::update_gauges(&self.metrics, &self.current);
+            self.enqueue_save();
+        }
+        self.publisher.record_sync(started, mode);
+        report::record_sync(&self.metrics, kind, started, rows, changed, &self.current);
+        report::log_rejections(&newly_rejected);
+    }
+
+    /// Hands the state to the writer of the snapshot file. Without a position it could not be resumed from.
+    fn enqueue_save(&self) {
+        if let Some(position) = self.resume.position().filter(|_| self.position.is_some()) {
+            let (snapshot, position) = (Arc::clone(&self.current), position.clone());
+            let rules = self.settings.rules.text();
+            self.pending.send_replace(Some(PersistedSnapshot { snapshot, position, rules }));
+        }
+    }
+
+    /// Logs how changes are read, when it differs from the last session.
+    fn log_sync_mode(&mut self, mode: SyncMode) {
+        if self.logged_mode.replace(mode) != Some(mode) {
+            report::log_sync_mode(mode, self.settings.poll_interval);
+        }
+    }
+
+    /// Returns how long to wait before the next connect.
+    fn on_disconnect(&mut self, error: &SessionError) -> Duration {
+        let unreadable = matches!(error, SessionError::Read(error) if error.is_about_the_schema());
+        self.backoff.next_delay(error, unreadable, self.settings.poll_interval)
+    }
+}
+
+/// The interval varied by up to 20 %, so that replicas started together do not stay synchronized.
+fn jittered(interval: Duration) -> Duration {
+    interval.mul_f64(0.8 + 0.4 * fastrand::f64())
+}

@@ -1,0 +1,109 @@
+//! When the snapshot file is written and read. The writer has a thread of its own, so writing a large catalog delays
+//! neither a request nor a change.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
+
+use super::snapshot_file::{self, PersistedSnapshot, SnapshotFileError};
+use crate::catalog::snapshot::Snapshot;
+use crate::metrics::Metrics;
+
+/// The newest state of the loader; the writer skips states that were replaced before it came to them.
+pub type Pending = Option<PersistedSnapshot<Arc<Snapshot>>>;
+
+/// Minimum time between two writes, so that a busy table does not keep the disk busy.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Minimum ratio of a pause to the write before it: writing a large catalog that changes all the time takes a tenth of
+/// a core, not half of one.
+const PAUSE_PER_WRITE: u32 = 9;
+/// Time until a failed write is retried when nothing changes.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// Writes `pending` to `path` after each change, until its sender is dropped; the last state is written before this
+/// returns.
+pub async fn run(path: PathBuf, mut pending: watch::Receiver<Pending>, metrics: Arc<Metrics>) {
+    let mut failed = false;
+    loop {
+        let open = tokio::select! {
+            changed = pending.changed() => changed.is_ok(),
+            () = sleep(RETRY), if failed => true,
+        };
+        let started = Instant::now();
+        let persisted = pending.borrow_and_update().clone();
+        if let Some(persisted) = persisted.filter(|_| open || failed) {
+            failed = !save(&path, &persisted, &metrics, failed);
+        }
+        if !open {
+            return;
+        }
+        // The end of the loader interrupts the pause, so that its last state is written without delay.
+        tokio::select! {
+            () = sleep(PAUSE.max(started.elapsed() * PAUSE_PER_WRITE)) => {}
+            () = closed(pending.clone()) => {}
+        }
+    }
+}
+
+/// Waits until the sender is dropped.
+async fn closed(mut pending: watch::Receiver<Pending>) {
+    while pending.changed().await.is_ok() {}
+}
+
+fn save(path: &Path, persisted: &PersistedSnapshot<Arc<Snapshot>>, metrics: &Metrics, failed_before: bool) -> bool {
+    let started = Instant::now();
+    let result = snapshot_file::write(path, persisted);
+    let outcome = if result.is_ok() { "ok" } else { "error" };
+    metrics.snapshot_file.with_label_values(&["write", outcome]).inc();
+    let (path, models) = (path.display(), persisted.snapshot.len());
+    match &result {
+        Ok(()) if failed_before => info!(%path, "the snapshot file can be written again"),
+        Ok(()) => debug!(%path, models, took = ?started.elapsed(), "snapshot file written"),
+        Err(error) if failed_before => debug!(%path, %error, "the snapshot file still can't be written"),
+        Err(error) => {
+            warn!(
+                %path,
+                %error,
+                "the snapshot file can't be written; serving continues, but a restart would need the database"
+            );
+        }
+    }
+    result.is_ok()
+}
+
+/// Reads the snapshot file at startup. A file that cannot be used is logged, counted and quarantined; it never prevents
+/// the start.
+pub fn restore(path: &Path, metrics: &Metrics) -> Option<PersistedSnapshot<Snapshot>> {
+    let started = Instant::now();
+    let result = snapshot_file::read(path);
+    let outcome = match &result {
+        Ok(_) => "ok",
+        Err(SnapshotFileError::Missing) => "missing",
+        Err(_) => "error",
+    };
+    metrics.snapshot_file.with_label_values(&["read", outcome]).inc();
+    match result {
+        Ok(persisted) => {
+            let (models, took) = (persisted.snapshot.len(), started.elapsed());
+            info!(path = %path.display(), models, ?took, "serving from the snapshot file until the database is read");
+            return Some(persisted);
+        }
+        Err(SnapshotFileError::Missing) => info!(path = %path.display(), "no snapshot file yet"),
+        Err(error @ SnapshotFileError::NotAFile) => {
+            warn!(path = %path.display(), %error, "the snapshot file can't be used, waiting for the database");
+        }
+        Err(error) => {
+            let renamed_to = snapshot_file::quarantine(path)
+                .map_or_else(|error| format!("not renamed: {error}"), |quarantined| quarantined.display().to_string());
+            warn!(
+                path = %path.display(), %error, renamed_to,
+                "the snapshot file can't be used, waiting for the database"
+            );
+        }
+    }
+    None
+}

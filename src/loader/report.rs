@@ -1,0 +1,95 @@
+//! Metrics and log lines of the loader.
+
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use tracing::{debug, info, warn};
+
+use crate::catalog::snapshot::Snapshot;
+use crate::catalog::store::SyncMode;
+use crate::metrics::Metrics;
+
+/// Number of rejected rows that are logged for one refresh; further ones are only counted.
+const MAX_LOGGED_REJECTIONS: usize = 20;
+
+/// A kind of read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefreshKind {
+    /// The changes since a position.
+    Delta,
+    /// Everything.
+    Full,
+    /// Everything, to be compared with the published snapshot.
+    Audit,
+}
+
+impl RefreshKind {
+    /// Its name in metrics and logs.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Delta => "delta",
+            Self::Full => "full",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+/// Counts and times a read that ended, successful or not.
+pub fn record_refresh(metrics: &Metrics, kind: RefreshKind, started: Instant, ok: bool) {
+    let outcome = if ok { "ok" } else { "error" };
+    // The counter comes last: a scrape that sees the refresh counted sees its duration, too.
+    metrics.refresh_seconds.with_label_values(&[kind.label()]).observe(started.elapsed().as_secs_f64());
+    metrics.refreshes.with_label_values(&[kind.label(), outcome]).inc();
+}
+
+/// Records that a read succeeded, and logs it: a delta without changes is only a heartbeat.
+pub fn record_sync(
+    metrics: &Metrics,
+    kind: RefreshKind,
+    started: Instant,
+    rows: usize,
+    changed: usize,
+    now: &Snapshot,
+) {
+    metrics.last_sync.set(UNIX_EPOCH.elapsed().map_or(0.0, |now| now.as_secs_f64()));
+    let (label, revision, took) = (kind.label(), format!("{:016x}", now.revision()), started.elapsed());
+    if kind != RefreshKind::Delta || rows > 0 {
+        info!(kind = label, rows, changed, models = now.len(), ?took, revision, "refreshed");
+    } else {
+        debug!(kind = label, rows, ?took, revision, "heartbeat");
+    }
+}
+
+/// Sets the gauges that describe the published snapshot.
+pub fn update_gauges(metrics: &Metrics, snapshot: &Snapshot) {
+    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    metrics.models.set(count(snapshot.len()));
+    metrics.models_rejected.set(count(snapshot.rejected().len()));
+    metrics.snapshot_bytes.set(count(snapshot.bytes()));
+}
+
+/// Logs rows that were rejected for the first time, or for another reason than before.
+pub fn log_rejections(rejected: &[(Box<str>, Box<str>)]) {
+    for (id, reason) in rejected.iter().take(MAX_LOGGED_REJECTIONS) {
+        warn!(%id, %reason, "row rejected; its last valid version stays served, if there was one");
+    }
+    if rejected.len() > MAX_LOGGED_REJECTIONS {
+        warn!(more = rejected.len() - MAX_LOGGED_REJECTIONS, "further rows rejected");
+    }
+}
+
+/// Logs a mode in which changes arrive late. `every` is the interval at which they are read.
+pub fn log_sync_mode(mode: SyncMode, every: Duration) {
+    match mode {
+        SyncMode::Live => {}
+        SyncMode::Polling => {
+            warn!(
+                ?every,
+                "connected through a transaction pooler, which loses notifications: changes are read at intervals; \
+                 connect to Postgres directly"
+            );
+        }
+        SyncMode::Standby => {
+            warn!(?every, "this is a hot standby, which sends no notifications: everything is read at intervals");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Format of the snapshot file, from which a server starts without a database: lines of JSON that any tool can read.
+//!
+//! The first line is a header, each further line is a model as it is served, the last is a checksum of all lines before
+//! it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::atomic_file::{AtomicFile, with_suffix};
+use crate::catalog::entry::{Entry, EntryBuilder, read_id};
+use crate::catalog::snapshot::{Rejected, Snapshot};
+use crate::postgres::position::Position;
+
+/// Incremented whenever an older file would be misread: another format, other rules for rows, other JSON.
+const VERSION: u32 = 2;
+const FORMAT: &str = "model-catalog snapshot";
+const BUFFER: usize = 1 << 20;
+/// Largest number of entries for which memory is reserved in advance: the header of a forged file must not make us
+/// reserve all of it.
+const MAX_CAPACITY: usize = 1 << 24;
+
+/// A snapshot with everything needed to resume from it.
+#[derive(Debug, Clone)]
+pub struct PersistedSnapshot<S> {
+    /// The catalog.
+    pub snapshot: S,
+    /// Where to resume reading changes.
+    pub position: Position,
+    /// The rules that its rows passed; see [`Rules::text`](crate::catalog::model::Rules::text).
+    pub rules: String,
+}
+
+/// Why a file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotFileError {
+    /// The file does not exist.
+    #[error("it does not exist yet")]
+    Missing,
+    /// The system reported an error.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The file was written by a version of the program with another format.
+    #[error("it has version {0}, this program reads version {VERSION}")]
+    Version(u32),
+    /// The content is not what was written.
+    #[error("it is damaged: {0}")]
+    Damaged(&'static str),
+    /// The path names a device, a pipe or a directory, which a rename would replace.
+    #[error("it is not a regular file: set the path of one, or leave the setting out")]
+    NotAFile,
+    /// Another process is writing it.
+    #[error("another process is writing it: give each process a file of its own")]
+    Busy,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header<'a> {
+    format: Cow<'a, str>,
+    version: u32,
+    rules: Cow<'a, str>,
+    #[serde(flatten)]
+    position: Cow<'a, Position>,
+    revision: String,
+    models: usize,
+    rejected: Cow<'a, BTreeMap<Box<str>, Box<str>>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Trailer {
+    checksum: String,
+}
+
+/// Replaces the file at `path` atomically.
+///
+/// # Errors
+/// See [`SnapshotFileError`]. The file at `path` is then unchanged.
+pub fn write(path: &Path, persisted: &PersistedSnapshot<impl AsRef<Snapshot>>) -> Result<(), SnapshotFileError> {
+    if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(SnapshotFileError::NotAFile);
+    }
+    let file = AtomicFile::create(path, "tmp").map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => SnapshotFileError::Busy,
+        _ => error.into(),
+    })?;
+    write_lines(file.file(), persisted)?;
+    Ok(file.commit()?)
+}
+
+fn write_lines(file: &File, persisted: &PersistedSnapshot<impl AsRef<Snapshot>>) -> io::Result<()> {
+    let snapshot = persisted.snapshot.as_ref();
+    let mut out = ChecksumWriter { inner: BufWriter::with_capacity(BUFFER, file), checksum: Xxh3::new() };
+    let header = Header {
+        format: FORMAT.into(),
+        version: VERSION,
+        rules: Cow::Borrowed(&persisted.rules),
+        position: Cow::Borrowed(&persisted.position),
+        revision: format!("{:016x}", snapshot.revision()),
+        models: snapshot.len(),
+        rejected: Cow::Borrowed(snapshot.rejected()),
+    };
+    out.write_line(&serde_json::to_vec(&header)?)?;
+    for entry in snapshot.iter() {
+        out.write_line(entry.json())?;
+    }
+    let trailer = Trailer { checksum: hex(&out.checksum) };
+    out.write_line(&serde_json::to_vec(&trailer)?)?;
+    out.inner.flush()
+}
+
+/// Writes lines and computes their checksum.
+struct ChecksumWriter<W> {
+    inner: W,
+    checksum: Xxh3,
+}
+
+impl<W: Write> ChecksumWriter<W> {
+    fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
+        for part in [line, b"\n"] {
+            self.checksum.update(part);
+            self.inner.write_all(part)?;
+        }
+        Ok(())
+    }
+}
+
+fn hex(checksum: &Xxh3) -> String {
+    format!("{:032x}", checksum.digest128())
+}
+
+/// Reads a file that [`write()`] wrote, line by line, so it needs little memory in addition to the catalog itself.
+///
+/// # Errors
+/// See [`SnapshotFileError`].
+pub fn read(path: &Path) -> Result<PersistedSnapshot<Snapshot>, SnapshotFileError> {
+    use SnapshotFileError::Damaged;
+
+    let mut lines = ChecksumReader::open(path)?;
+    let first = lines.next_line()?.ok_or(Damaged("it is empty"))?;
+    let header = parse_header(first)?;
+    let (rules, position) = (header.rules.into_owned(), header.position.into_owned());
+    let (rejected, models) = (Rejected::from(header.rejected.into_owned()), header.models);
+
+    let mut builder = EntryBuilder::default();
+    let entries = (0..models).map(|_| read_entry(&mut lines, &mut builder));
+    let snapshot = Snapshot::from_entries(entries, models.min(MAX_CAPACITY), rejected)?;
+
+    let expected = hex(&lines.checksum);
+    let last = lines.next_line()?.ok_or(Damaged("it is truncated"))?;
+    let trailer: Trailer = serde_json::from_slice(last).map_err(|_| Damaged("the last line is not a checksum"))?;
+    if trailer.checksum != expected {
+        return Err(Damaged("the checksum does not match"));
+    }
+    if lines.next_line()?.is_some() {
+        return Err(Damaged("there is more after the checksum"));
+    }
+    if header.revision != format!("{:016x}", snapshot.revision()) || snapshot.len() != models {
+        return Err(Damaged("the revision does not match"));
+    }
+    Ok(PersistedSnapshot { snapshot, position, rules })
+}
+
+fn parse_header(line: &[u8]) -> Result<Header<'static>, SnapshotFileError> {
+    let not_a_header = SnapshotFileError::Damaged("the first line is not a header");
+    match serde_json::from_slice::<Header<'static>>(line) {
+        Ok(header) if header.format != FORMAT => Err(not_a_header),
+        Ok(header) if header.version != VERSION => Err(SnapshotFileError::Version(header.version)),
+        Ok(header) => Ok(header),
+        Err(_) => Err(not_a_header),
+    }
+}
+
+fn read_entry(lines: &mut ChecksumReader, builder: &mut EntryBuilder) -> Result<Entry, SnapshotFileError> {
+    let json = lines.next_line()?.ok_or(SnapshotFileError::Damaged("it is truncated"))?;
+    let id = read_id(json).ok_or(SnapshotFileError::Damaged("a line is not a model"))?;
+    builder.begin(&id).extend_from_slice(json);
+    Ok(builder.finish(&id))
+}
+
+/// Reads lines and computes their checksum.
+struct ChecksumReader {
+    reader: BufReader<File>,
+    checksum: Xxh3,
+    line: Vec<u8>,
+}
+
+impl ChecksumReader {
+    fn open(path: &Path) -> Result<Self, SnapshotFileError> {
+        let missing = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => SnapshotFileError::Missing,
+            _ => error.into(),
+        };
+        // Checked before the open, which would wait for a writer if the path named a pipe.
+        if !std::fs::metadata(path).map_err(missing)?.is_file() {
+            return Err(SnapshotFileError::NotAFile);
+        }
+        let file = File::open(path).map_err(missing)?;
+        Ok(Self { reader: BufReader::with_capacity(BUFFER, file), checksum: Xxh3::new(), line: Vec::new() })
+    }
+
+    /// The next line without its line feed. A last line without one was truncated.
+    fn next_line(&mut self) -> Result<Option<&[u8]>, SnapshotFileError> {
+        self.line.clear();
+        self.reader.read_until(b'\n', &mut self.line)?;
+        self.checksum.update(&self.line);
+        match self.line.split_last() {
+            None => Ok(None),
+            Some((b'\n', line)) => Ok(Some(line)),
+            Some(_) => Err(SnapshotFileError::Damaged("it is truncated")),
+        }
+    }
+}
+
+/// Renames an unusable file so that it can be examined; returns its new path.
+///
+/// # Errors
+/// What the system reports.
+pub fn quarantine(path: &Path) -> io::Result<PathBuf> {
+    let quarantined = with_suffix(path, "damaged");
+    std::fs::rename(path, &quarantined).map(|()| quarantined)
+}
