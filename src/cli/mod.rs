@@ -323,9 +323,10 @@ pub struct CheckArgs {
     /// Treat warnings as something to fix.
     #[arg(long, env = "CATALOG_CHECK_STRICT")]
     pub strict: bool,
+    // Not named `format`, the id of the global argument in `LogArgs`.
     /// Output format.
     #[arg(long = "format", env = "CATALOG_CHECK_FORMAT", default_value = "text", value_name = "FORMAT")]
-    pub format: ReportFormat,
+    pub output: ReportFormat,
     /// Maximum number of rows listed per kind of finding; further ones are counted.
     #[arg(long, env = "CATALOG_CHECK_LIMIT", default_value = "20", value_name = "NUMBER")]
     #[arg(value_parser = parse::number)]

@@ -72,7 +72,7 @@ fn nobody_nothing_and_nonsense_are_status_1_in_time() {
     });
     for (address, why) in [
         (&nobody, "refused"),
-        (&nonsense_at, "no HTTP"),
+        (&nonsense_at, "not an HTTP response"),
         (&silent_at, "within 2s"),
         (&endless_at, "more than 65536 bytes"),
         (&"0.0.0.0:0".into(), "port 0"),

@@ -250,7 +250,7 @@ async fn a_bad_entry_is_listed_with_its_place_and_stops_only_a_strict_import() {
     assert_eq!(db.sql("SELECT string_agg(id, ' ' ORDER BY id) FROM models").await.as_deref(), Some("few good"));
 
     for (input, said) in [
-        ("{\"models\":[", "it is no JSON"),
+        ("{\"models\":[", "it is not valid JSON"),
         ("{\"error\":\"Model not found\",\"model_id\":\"x\"}", "its entries are neither"),
         ("[[]]", "its entries are neither"),
     ] {
@@ -300,7 +300,7 @@ async fn a_filename_that_is_a_path_is_no_name_of_a_file() {
         models.truncate(1);
         models[0]["filename"] = filename.into();
         let (status, printed) = import(&db.url, &[], &list.to_string());
-        assert!(status == 3 && printed.contains("is no name of a file"), "{status}: {printed}");
+        assert!(status == 3 && printed.contains("is not a file name"), "{status}: {printed}");
     }
 }
 
@@ -308,7 +308,7 @@ async fn a_filename_that_is_a_path_is_no_name_of_a_file() {
 async fn what_would_not_be_served_is_not_written() {
     let db = Db::empty().await;
     let (status, printed) = import(&db.url, &[], LIST);
-    assert!(status == 1 && printed.contains("prepare it with `model-catalog migrate`"), "{printed}");
+    assert!(status == 1 && printed.contains("run `model-catalog migrate` first"), "{printed}");
 
     let db = Db::new().await;
     db.sql("CREATE VIEW served AS SELECT * FROM models WHERE name <> 'x'").await;

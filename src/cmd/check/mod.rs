@@ -38,7 +38,7 @@ pub fn run(database: &DatabaseArgs, args: &CheckArgs) -> u8 {
     match checked {
         Ok(report) => {
             // Ignore the error: the reader has closed the pipe.
-            let _ = std::io::stdout().write_all(report.render(args.format).as_bytes());
+            let _ = std::io::stdout().write_all(report.render(args.output).as_bytes());
             report.status(args.strict)
         }
         Err(error) => {
