@@ -1,8 +1,8 @@
-# Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
+# Development targets. `make run` and `make test` install missing Debian packages.
 .PHONY: run test test-api test-image test-manifests soak deploys slow-clients fuzz coverage supply-chain lint \
 	bench bench-scale bench-fanout bench-micro bench-peers postgres test-tools
 
-# A server of one's own (DATABASE_URL) or a private one with the sample catalog.
+# Serves DATABASE_URL, or without it an ephemeral database with the sample catalog.
 run: postgres
 	cargo build --release
 	@if [ -n "$$DATABASE_URL" ]; then exec target/release/model-catalog serve; else exec target/release/model-catalog demo; fi
@@ -10,7 +10,7 @@ run: postgres
 test: postgres test-tools
 	cargo test
 
-# Requests made up from /openapi.json, against the demo; not a part of `make test`, for it installs a hundred packages.
+# Generated requests from /openapi.json against the demo. Not part of `make test`: it installs a hundred packages.
 test-api: postgres
 	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
 	cargo build
@@ -18,11 +18,11 @@ test-api: postgres
 		target/schemathesis/bin/pip install --quiet schemathesis==4.32.5; }
 	tests/api.sh target/schemathesis/bin/st target/debug/model-catalog
 
-# The image and compose.yaml in this machine's Docker, for a few minutes on ports 8080, 9090 and 3333.
+# Builds the image and runs compose.yaml in the local Docker. Takes a few minutes; uses the ports 8080, 9090 and 3333.
 test-image:
 	tests/image.sh
 
-# The Kubernetes manifests against Kubernetes' own schemas, those of an old version and of a new one; they come from PyPI.
+# Validates the manifests against the schemas of an old and a new Kubernetes version. Works with kubectl 1.20 and later.
 test-manifests:
 	@deploy/install.sh kubernetes-client kubectl
 	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
@@ -31,27 +31,27 @@ test-manifests:
 		target/manifests/venv/bin/pip install --quiet kubernetes-validate==1.37.0; }
 	kubectl kustomize deploy/kubernetes > target/manifests/all.yaml
 	kubectl kustomize deploy/grafana > target/manifests/dashboard.yaml
-	# The tool wants a name where the server makes one.
+	# The validator requires a name, which the API server generates.
 	sed 's/generateName: \(.*\)-$$/name: \1/' deploy/kubernetes/migrate.yaml > target/manifests/migrate.yaml
 	for version in 1.27 1.37; do target/manifests/venv/bin/kubernetes-validate --strict --kubernetes-version $$version \
 		target/manifests/all.yaml target/manifests/dashboard.yaml target/manifests/migrate.yaml || exit 1; done
 
-# The long run: random writers under random faults, a few minutes of it.
+# Long-running test: random writers under random faults, for SOAK_SECONDS.
 soak: export SOAK_SECONDS ?= 240
 soak: test-tools
 	cargo test --test it soak:: -- --nocapture
 
-# Replicas restarted in turn behind HAProxy under load; `make test` does it ten times.
+# Rolling restarts behind HAProxy under load; `make test` does ten of them.
 deploys: export DEPLOY_RESTARTS ?= 50
 deploys: test-tools
 	cargo test --test it rolling:: -- --nocapture
 
-# What two thousand slow clients cost the others.
+# Latency and memory with two thousand slow clients.
 slow-clients: test-tools
 	cargo test --release --test it hostile::figures -- --ignored --nocapture
 
-# Each target for FUZZ_SECONDS, on stable Rust: the flags are what cargo-fuzz passes, without a sanitizer. What is found
-# is printed with its input and left in target/fuzz; `cargo fuzz run --sanitizer none TARGET` does the same.
+# Runs each fuzz target for FUZZ_SECONDS, on stable Rust, with the flags of cargo-fuzz except for the sanitizer. A
+# failing input is printed and saved in target/fuzz; `cargo fuzz run --sanitizer none TARGET` does the same.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS = batch segment snapshot_file row request
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
@@ -72,7 +72,7 @@ fuzz:
 		grep -E "number_of_executed_units|^Done" target/fuzz/$$target.log; \
 	done
 
-# What all tests together never run, by line, from the program's own processes too. The tools are those of rustc's LLVM.
+# Line coverage of all tests, including the processes that they start. Requires the LLVM version of rustc.
 LLVM = $(shell rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
 coverage: export CARGO_TARGET_DIR = target/coverage
 coverage: export RUSTFLAGS = -Cinstrument-coverage
@@ -80,9 +80,9 @@ coverage: export LLVM_PROFILE_FILE = $(CURDIR)/target/coverage/profiles/%m-%p.pr
 coverage: postgres test-tools
 	@deploy/install.sh llvm-$(LLVM) llvm-cov-$(LLVM)
 	rm -rf target/coverage/profiles default_*.profraw
-	# What ran is told even if a test fails.
+	# Report coverage even if a test fails.
 	-cargo test
-	# What commands that were started without any variable wrote where they stood.
+	# Profiles of commands that were started with an empty environment are in their working directory.
 	find . -maxdepth 1 -name 'default_*.profraw' -exec mv -t target/coverage/profiles {} +
 	llvm-profdata-$(LLVM) merge -sparse target/coverage/profiles/*.profraw -o target/coverage/all.profdata
 	llvm-cov-$(LLVM) report --instr-profile target/coverage/all.profdata --sources src \
@@ -90,15 +90,15 @@ coverage: postgres test-tools
 		$$(ls target/coverage/debug/deps/it-* target/coverage/debug/deps/model_catalog-* | sed '/\.d$$/d; s/^/--object /') \
 		| tee target/coverage/report.txt
 
-# Licences, sources and known holes of all dependencies, and dependencies that nothing uses. The tools take minutes to
-# build, so this is not part of `make lint`; the list of known holes needs GitHub.
+# Licenses, sources and known vulnerabilities of all dependencies, and unused dependencies. The tools take minutes to
+# build, so this is not part of `make lint`. The advisory database is fetched from GitHub.
 supply-chain: export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 supply-chain:
 	@command -v cargo-deny > /dev/null || cargo install --locked --root target/tools cargo-deny
 	@command -v cargo-machete > /dev/null || cargo install --locked --root target/tools cargo-machete
 	cargo deny check --hide-inclusion-graph licenses bans sources
 	@if cargo deny fetch db 2> /dev/null; then cargo deny check advisories; \
-		else echo "known holes: skipped, the list at github.com can't be reached"; fi
+		else echo "advisories: skipped, the database at github.com cannot be fetched"; fi
 	cargo machete
 
 lint:
@@ -108,35 +108,36 @@ lint:
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
 
-# The server and its peers under load, in turns; the table goes to benches/results/load.md. It takes about BENCH_ROUNDS
-# (5) times 2.5 minutes; BENCH_SECONDS (4) is one run of wrk, BENCH_BURST and BENCH_IDLE (10000) count connections.
+# The server and its peers under load, in turns. Takes about 2.5 minutes per round (BENCH_ROUNDS, 5). BENCH_SECONDS (4)
+# is the duration of one run; BENCH_BURST and BENCH_IDLE (10000) are numbers of connections. Writes
+# benches/results/load.md.
 bench: postgres bench-peers
 	cargo bench --bench load
 
-# What size costs, up to a million models; the table goes to benches/results/scale.md. It takes some minutes.
+# Scaling up to a million models; takes several minutes. Writes benches/results/scale.md.
 bench-scale: postgres
 	cargo bench --bench scale
 
-# What two hundred replicas cost one Postgres; the table goes to benches/results/fanout.md. It takes about three minutes.
+# Load of two hundred replicas on one Postgres; takes about three minutes. Writes benches/results/fanout.md.
 bench-fanout: postgres
 	cargo bench --bench fanout
 
-# The parts alone: look-up, batch, parse, delta, full build.
+# Microbenchmarks: lookup, batch, parse, delta, full build.
 bench-micro:
 	cargo bench --bench micro
 
-# wrk is needed; a peer that can't be had is said to be missing in the table.
+# wrk is required; peers that cannot be installed are listed as missing in the report.
 bench-peers:
 	@deploy/install.sh wrk wrk
 	-@deploy/install.sh nginx nginx /usr/sbin/nginx
 	-@deploy/install.sh nodejs node && deploy/install.sh npm npm
 	-@[ -d benches/peers/express/node_modules ] || npm ci --prefix benches/peers/express --silent --no-audit --no-fund
 
-# Postgres' server programs, from the system's packages when there are none.
+# Installs the Postgres server programs unless there are any.
 postgres:
 	@deploy/install.sh postgresql "$${PGBIN:-}/postgres" /usr/lib/postgresql/*/bin/postgres postgres
 
-# What some tests put around the program, the browser for its page, and what machines download with; installing starts nothing.
+# Installs the programs that tests run (proxies, a browser, download tools, Prometheus). No services are started.
 test-tools: postgres
 	@deploy/install.sh pgbouncer pgbouncer /usr/sbin/pgbouncer
 	@deploy/install.sh faketime faketime

@@ -1,4 +1,4 @@
-//! The burst: all connections opened at once, one request on each, all kept open until the last answer.
+//! The burst: all connections are opened at once, with one request each, and stay open until the last response.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use crate::client::answer_size;
 use crate::peers::{Load, Peer};
 use crate::wrk::{Bench, Figures};
 
-/// After this long what is not answered counts as failed. The kernel asks again for a connection after 1, 3 and 7 s.
+/// A request without a response after this time has failed. The kernel retries a connection after 1, 3 and 7 s.
 const LIMIT: Duration = Duration::from_secs(30);
 
 struct Machine {
@@ -30,7 +30,8 @@ enum Step {
     Reset,
 }
 
-/// Opens `count` connections to `peer`. The time is that of the last answer; percentiles count from the first connect.
+/// Opens `count` connections to `peer`. The time is that of the last response; percentiles count from the first
+/// connect.
 pub fn burst(bench: &Bench<'_>, peer: &Peer, count: usize) -> Result<Figures> {
     bench.bodies.check(peer, Load::Burst, bench.sample)?;
     let port = peer.port(Load::Burst);
@@ -74,9 +75,9 @@ pub fn burst(bench: &Bench<'_>, peer: &Peer, count: usize) -> Result<Figures> {
     Ok(Figures { resets: resets as f64, overflows: overflows as f64, ..figures })
 }
 
-/// Every answer that did not come right is a failure.
+/// Every missing or wrong response is a failure.
 fn figures(answers: &[f64], count: usize, cpu_seconds: f64) -> Figures {
-    // They were noted as they came, so they are in order.
+    // Recorded in the order of arrival, so sorted.
     let at =
         |share: f64| answers.get((answers.len() as f64 * share) as usize).map_or(f64::NAN, |seconds| seconds * 1e3);
     Figures {
@@ -92,7 +93,7 @@ fn figures(answers: &[f64], count: usize, cpu_seconds: f64) -> Figures {
 }
 
 impl Machine {
-    /// Goes as far as the socket lets it. An answered connection stays open.
+    /// Advances until the socket would block. A connection with a complete response stays open.
     fn step(&mut self, request: &[u8], wanted: usize, buffer: &mut [u8]) -> Step {
         if self.stream.is_none() || self.done() {
             return Step::Waits;
@@ -120,7 +121,7 @@ impl Machine {
     fn advance(&mut self, request: &[u8], wanted: usize, buffer: &mut [u8]) -> std::io::Result<Step> {
         let Some(stream) = &mut self.stream else { return Ok(Step::Waits) };
         if !self.sent {
-            // It fits the send buffer of a new connection, so it goes out whole or not at all.
+            // The request fits the send buffer of a new connection, so it is written completely or not at all.
             self.sent = stream.write(request)? == request.len();
         }
         loop {
@@ -146,7 +147,7 @@ impl Machine {
     }
 }
 
-/// How often a listen queue of this machine was full.
+/// How often a listen queue on this machine has overflowed.
 fn overflows() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/net/netstat")?;
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));

@@ -1,4 +1,4 @@
-//! The servers that are measured: how each is started, and proof that all answer with the same bytes.
+//! The servers that are measured: how each is started, and the check that all send the same bytes.
 
 use std::fs;
 use std::net::TcpListener;
@@ -14,7 +14,7 @@ use crate::settings::SERVER_CORE;
 const PEERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers");
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// What is done to a server.
+/// The kinds of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
     Single,
@@ -22,7 +22,7 @@ pub enum Load {
     Batch50,
     /// A new connection for each batch of 10.
     Storm,
-    /// Very many connections at once, one batch of 10 each.
+    /// A large number of simultaneous connections, one batch of 10 each.
     Burst,
 }
 
@@ -37,13 +37,13 @@ impl Load {
         }
     }
 
-    /// What a client says about its connection.
+    /// Value of the Connection header.
     pub fn connection(self) -> &'static str {
         if self == Self::Storm { "close" } else { "keep-alive" }
     }
 }
 
-/// Who is measured.
+/// The servers that are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Catalog,
@@ -56,7 +56,7 @@ pub enum Kind {
 pub struct Peer {
     pub kind: Kind,
     pub process: Process,
-    /// By load; most have one port for all.
+    /// By load; most servers use one port for all.
     ports: [u16; Load::ALL.len()],
 }
 
@@ -65,13 +65,13 @@ impl Peer {
         self.ports[load as usize]
     }
 
-    /// Asks once as `load` does.
+    /// Sends one request of this load.
     pub fn ask(&self, load: Load, sample: &Sample) -> Result<Answer> {
         let port = self.port(load);
         client::exchange(&mut client::connect(port)?, &load.ask(sample).bytes(port, load.connection()))
     }
 
-    /// Waits until it answers 200.
+    /// Waits until the server responds with 200.
     fn ready(self, sample: &Sample, log: &Path) -> Result<Self> {
         let deadline = Instant::now() + START_LIMIT;
         loop {
@@ -81,7 +81,7 @@ impl Peer {
                 answer if Instant::now() > deadline => {
                     let said = fs::read_to_string(log).unwrap_or_default();
                     let last = answer.map(|answer| answer.status);
-                    return Err(format!("{:?} does not answer ({last:?}): {said}", self.kind).into());
+                    return Err(format!("{:?} is not responding ({last:?}): {said}", self.kind).into());
                 }
                 _ => std::thread::sleep(Duration::from_millis(20)),
             }
@@ -89,7 +89,7 @@ impl Peer {
     }
 }
 
-/// A directory for the files of a run, removed at its end.
+/// A directory for the files of a run, removed when dropped.
 pub struct Workshop {
     pub directory: PathBuf,
 }
@@ -105,7 +105,7 @@ impl Workshop {
         self.directory.join(name)
     }
 
-    /// Writes a file and says where it is.
+    /// Writes a file and returns its path.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<String> {
         let path = self.path(name);
         if let Some(folder) = path.parent() {
@@ -126,7 +126,7 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// Our server, with all its metrics on.
+/// The catalog server, with all metrics enabled.
 pub fn catalog(shop: &Workshop, sample: &Sample, threads: usize, cores: &str) -> Result<Peer> {
     let port = free_port()?;
     let (address, threads) = (format!("127.0.0.1:{port}"), threads.to_string());
@@ -145,12 +145,12 @@ pub fn catalog(shop: &Workshop, sample: &Sample, threads: usize, cores: &str) ->
     Peer { kind: Kind::Catalog, process, ports: [port; Load::ALL.len()] }.ready(sample, &log)
 }
 
-/// The bytes of our answers, which all peers must give.
+/// The responses of the catalog server; all peers must send the same bodies.
 pub struct Bodies {
     pub single: Answer,
     pub batch10: Answer,
     pub batch50: Answer,
-    /// With the head that a closing connection gets.
+    /// With the head for a connection that is closed.
     pub close: Answer,
 }
 
@@ -169,19 +169,21 @@ impl Bodies {
         }
     }
 
-    /// Bytes of `peer`'s whole answer to `load`, head and all, once its status and body were found right.
+    /// Checks status and body of a response of `peer`; returns its size in bytes with the head.
     pub fn check(&self, peer: &Peer, load: Load, sample: &Sample) -> Result<usize> {
         let answer = peer.ask(load, sample)?;
         if !answer.is(self.body(load)) {
             let (got, wanted) = (answer.body.len(), self.body(load).len());
             let status = answer.status;
-            return Err(format!("{:?} answers {load:?} with {status} and {got} bytes, not {wanted}", peer.kind).into());
+            return Err(
+                format!("{:?} responds to {load:?} with {status} and {got} bytes, not {wanted}", peer.kind).into()
+            );
         }
         Ok(answer.head.len() + answer.body.len())
     }
 }
 
-/// nginx on files with our bytes.
+/// nginx, serving files with the same bytes.
 pub fn nginx(shop: &Workshop, sample: &Sample, bodies: &Bodies) -> Result<Peer> {
     let ports = [free_port()?, free_port()?, free_port()?];
     let mut config = fs::read_to_string(format!("{PEERS}/nginx.conf"))?;
@@ -202,7 +204,7 @@ pub fn nginx(shop: &Workshop, sample: &Sample, bodies: &Bodies) -> Result<Peer> 
     Peer { kind: Kind::Nginx, process, ports }.ready(sample, &log)
 }
 
-/// The limit: this very program, started as the peer.
+/// The limit: this program, started as a peer.
 pub fn limit(shop: &Workshop, sample: &Sample, bodies: &Bodies) -> Result<Peer> {
     let answers = [
         ("single", &bodies.single),
@@ -225,7 +227,7 @@ pub fn limit(shop: &Workshop, sample: &Sample, bodies: &Bodies) -> Result<Peer> 
     Peer { kind: Kind::Limit, process, ports }.ready(sample, &log)
 }
 
-/// Whether npm has been there.
+/// Whether the npm packages are installed.
 pub fn express_is_installed() -> bool {
     Path::new(PEERS).join("express/node_modules").is_dir()
 }

@@ -1,4 +1,4 @@
-//! What is asked: a private Postgres with the sample catalog, three requests, and the answers that are right.
+//! An ephemeral Postgres with the sample catalog, and the three requests of the benchmark.
 
 use std::time::Duration;
 
@@ -10,18 +10,18 @@ use model_catalog::postgres::session::{self, Database};
 use crate::Result;
 
 const SAMPLE: &str = include_str!("../../sql/sample_models.sql");
-/// Beside the sample, so that the index has several tables.
+/// Added to the sample, so that the index has several tables.
 const GENERATED: &str = "INSERT INTO public.models
     SELECT 'generated-' || n, 'generated-' || n || '.safetensors',
            'https://example.org/models/generated-' || n || '.safetensors', n / 100.0, md5(n::text), false, NULL,
-           'checkpoints/generated-' || n || '.safetensors', '[]', 'Made for the bench'
+           'checkpoints/generated-' || n || '.safetensors', '[]', 'Generated for the benchmark'
     FROM generate_series(1, 1000) n";
-/// Asked alone.
+/// Id of the single request.
 const SINGLE: &str = "flux-dev";
-/// Never asked, so a refresh may change it without changing an answer.
+/// Never requested, so a refresh can change it without changing a response.
 pub const CHANGED: &str = "generated-1";
 
-/// One kind of request.
+/// A request.
 #[derive(Clone, Debug)]
 pub struct Ask {
     pub method: &'static str,
@@ -36,7 +36,7 @@ impl Ask {
         Self { method: "POST", path: "/api/models/batch".into(), body }
     }
 
-    /// The request as it is sent.
+    /// The bytes that are sent.
     pub fn bytes(&self, port: u16, connection: &str) -> Vec<u8> {
         let mut bytes =
             format!("{} {} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: {connection}\r\n", self.method, self.path);
@@ -47,7 +47,7 @@ impl Ask {
     }
 }
 
-/// The database, and what is asked of all peers.
+/// The database, and the requests that are sent to all peers.
 pub struct Sample {
     pub postgres: Private,
     pub single: Ask,

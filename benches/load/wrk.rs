@@ -1,4 +1,5 @@
-//! One run of wrk against one server: what wrk counted, what the server spent, and whether every answer was right.
+//! One run of wrk against one server: the results of wrk, the CPU time of the server, and whether all responses were
+//! correct.
 
 use std::time::Duration;
 
@@ -18,44 +19,44 @@ pub struct Run<'a> {
     pub duration: Duration,
 }
 
-/// What came of a load.
+/// Results of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Figures {
     pub requests: f64,
     /// Wall clock.
     pub seconds: f64,
-    /// Processor time of the server.
+    /// CPU time of the server.
     pub cpu_seconds: f64,
     /// Milliseconds.
     pub p50: f64,
     pub p99: f64,
     pub p999: f64,
-    /// Connections refused or reset, answers that were late, of another status or of another length.
+    /// Refused or reset connections, timeouts, and responses with another status or length.
     pub failures: f64,
-    /// Of these, connections that were reset (burst only).
+    /// Reset connections among the failures (burst only).
     pub resets: f64,
-    /// Connections that found the listen queue full; the kernel tries again a second later (burst only).
+    /// Connection attempts that found the listen queue full; the kernel retries a second later (burst only).
     pub overflows: f64,
 }
 
 impl Figures {
-    /// Requests a second.
+    /// Requests per second.
     pub fn rate(&self) -> f64 {
         self.requests / self.seconds
     }
 
-    /// Processor time of the server for one request, in microseconds.
+    /// CPU time of the server per request, in microseconds.
     pub fn cpu(&self) -> f64 {
         self.cpu_seconds * 1e6 / self.requests
     }
 
-    /// Cores that the server kept busy.
+    /// Number of cores that the server used.
     pub fn busy(&self) -> f64 {
         self.cpu_seconds / self.seconds
     }
 }
 
-/// What all runs share.
+/// Shared by all runs.
 pub struct Bench<'a> {
     pub shop: &'a Workshop,
     pub sample: &'a Sample,
@@ -63,7 +64,7 @@ pub struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Loads `peer`; its answer is compared byte by byte before and after.
+    /// Puts load on `peer`; its response is compared byte by byte before and after.
     pub fn wrk(&self, peer: &Peer, load: Load, run: Run<'_>) -> Result<Figures> {
         let size = self.bodies.check(peer, load, self.sample)?;
         let ask = load.ask(self.sample);
@@ -92,15 +93,15 @@ fn read(said: &str, size: usize, connections: usize) -> Result<Figures> {
     let value = |name: &str| -> Result<f64> {
         let lines = said.lines().filter_map(|line| line.split_once(' '));
         let value = lines.filter(|(word, _)| *word == name).find_map(|(_, value)| value.trim().parse().ok());
-        value.ok_or_else(|| format!("wrk does not say {name}: {said}").into())
+        value.ok_or_else(|| format!("wrk printed no {name}: {said}").into())
     };
     let requests = value("requests")?;
-    // wrk counts statuses above 399. All answers have one length, so that any other status or length shows in the
-    // sum of the bytes, of which only the answers under way at the end are unknown.
+    // wrk counts statuses above 399. All responses have the same length, so any other status or length shows in the
+    // number of bytes, of which only the responses in progress at the end are unknown.
     let (expected, slack) = (requests * size as f64, (connections * size) as f64);
     let off = (value("bytes")? - expected).abs();
     let wrong = if off > slack { (off / size as f64).ceil() } else { 0.0 };
-    // A server that gave no answer at all has failed all who asked.
+    // A server without any response has failed on every connection.
     let mut failures = if requests > 0.0 { wrong } else { connections as f64 };
     for kind in ["connect", "read", "write", "status", "timeout"] {
         failures += value(kind)?;

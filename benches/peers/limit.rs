@@ -1,8 +1,8 @@
-//! The limit of the machine: one thread, epoll, one read and one write a request. It looks for the end of a request
-//! and no further, and gives constant answers: one a port of 127.0.0.1, each with head and body.
+//! The limit of the machine: one thread, epoll, one read and one write per request. It only searches for the end of a
+//! request and sends a constant response, one per port of 127.0.0.1.
 //!
-//! It is started with `PORT=FILE` arguments; a file has one answer. What is answered from a file whose name ends in
-//! `.close` ends its connection.
+//! It is started with `PORT=FILE` arguments; a file has one response with head and body. If its name ends in `.close`,
+//! the connection is closed after the response.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -12,12 +12,12 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Socket, Type};
 
-/// As many as the kernel holds; it takes no more than `net.core.somaxconn`.
+/// The maximum; the kernel limits it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
-/// Larger than any request of the bench.
+/// Larger than any request of the benchmark.
 const BUFFER: usize = 64 * 1024;
 
-/// A port and what is answered on it.
+/// A port and its response.
 struct Port {
     listener: TcpListener,
     answer: Vec<u8>,
@@ -27,13 +27,13 @@ struct Port {
 struct Connection {
     stream: TcpStream,
     port: usize,
-    /// The beginning of a request that is not complete yet; empty as a rule.
+    /// The start of an incomplete request; usually empty.
     begun: Vec<u8>,
-    /// The part of an answer that the kernel did not take yet; empty as a rule.
+    /// The part of a response that could not be written yet; usually empty.
     rest: Vec<u8>,
 }
 
-/// Serves until the process is ended.
+/// Serves until the process is killed.
 pub fn run(arguments: &[String]) -> io::Result<()> {
     let mut poll = Poll::new()?;
     let mut ports = Vec::new();
@@ -80,7 +80,7 @@ impl Port {
     }
 }
 
-/// Takes all connections that wait at this port.
+/// Accepts all pending connections of this port.
 fn accept(
     poll: &Poll,
     ports: &[Port],
@@ -106,7 +106,7 @@ fn accept(
 }
 
 impl Connection {
-    /// Reads and answers what there is; false = the connection has ended.
+    /// Reads requests and writes responses until the socket would block; false if the connection has ended.
     fn go_on(&mut self, port: &Port, buffer: &mut [u8]) -> io::Result<bool> {
         if !self.rest.is_empty() {
             let rest = std::mem::take(&mut self.rest);
@@ -119,7 +119,7 @@ impl Connection {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
                 Err(error) => return Err(error),
             };
-            // A whole request in one read needs no copy.
+            // A complete request in one read needs no copy.
             let answers = if self.begun.is_empty() {
                 let (answers, used) = complete(&buffer[..count]);
                 self.begun.extend_from_slice(&buffer[used..count]);
@@ -136,7 +136,7 @@ impl Connection {
             if port.close && answers > 0 && self.rest.is_empty() {
                 return Ok(false);
             }
-            // A short read has emptied the socket: more will come with an event of its own.
+            // A short read has emptied the socket: more data will cause another event.
             if count < buffer.len() {
                 return Ok(true);
             }
@@ -157,7 +157,7 @@ impl Connection {
     }
 }
 
-/// How many whole requests there are, and how many bytes they take.
+/// The number of complete requests, and their size in bytes.
 fn complete(bytes: &[u8]) -> (usize, usize) {
     let (mut requests, mut used) = (0, 0);
     while let Some(head) = memmem::find(&bytes[used..], b"\r\n\r\n") {

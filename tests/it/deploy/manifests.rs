@@ -139,8 +139,7 @@ fn manifest(kind: &str) -> Value {
 #[test]
 fn kustomization_lists_every_manifest() {
     let listed = yaml("deploy/kubernetes/kustomization.yaml");
-    let mut names: BTreeSet<_> =
-        list(&listed, "/resources").iter().map(|name| name.as_str().unwrap().to_owned()).collect();
+    let names: BTreeSet<_> = list(&listed, "/resources").iter().map(|name| name.as_str().unwrap().to_owned()).collect();
     let there = files(&place("deploy/kubernetes")).into_iter();
     let mut there: BTreeSet<_> = there.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
     // The job is run separately, because it needs the privileges of the database owner; the other file is the list.
