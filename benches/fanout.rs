@@ -117,9 +117,9 @@ impl Source {
 
     /// Waits until there are exactly `count` other sessions.
     fn until_sessions(&self, count: usize) -> Result<()> {
-        let ask = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
+        let query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
         let deadline = Instant::now() + PATIENCE;
-        while self.runtime.block_on(self.sql.query_one(ask, &[]))?.get::<_, i64>(0) != count as i64 + 1 {
+        while self.runtime.block_on(self.sql.query_one(query, &[]))?.get::<_, i64>(0) != count as i64 + 1 {
             if Instant::now() > deadline {
                 return Err(format!("expected {count} sessions").into());
             }

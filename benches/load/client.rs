@@ -9,13 +9,13 @@ use crate::Result;
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// A complete response.
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub head: Vec<u8>,
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     pub fn is(&self, body: &[u8]) -> bool {
         self.status == 200 && self.body == body
     }
@@ -29,14 +29,14 @@ pub fn connect(port: u16) -> Result<TcpStream> {
 }
 
 /// Sends one request and reads its response.
-pub fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<Answer> {
+pub fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<Response> {
     stream.write_all(request)?;
     let mut bytes = Vec::new();
     let mut buffer = [0; 64 * 1024];
     loop {
-        if let Some(size) = answer_size(&bytes).filter(|size| bytes.len() >= size.head + size.body) {
+        if let Some(size) = response_size(&bytes).filter(|size| bytes.len() >= size.head + size.body) {
             let body = bytes.split_off(size.head);
-            return Ok(Answer { status: size.status, head: bytes, body });
+            return Ok(Response { status: size.status, head: bytes, body });
         }
         match stream.read(&mut buffer)? {
             0 => return Err(format!("the connection was closed after {} bytes of the response", bytes.len()).into()),
@@ -46,7 +46,7 @@ pub fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<Answer> {
 }
 
 /// Gets a path on a separate connection.
-pub fn get(port: u16, path: &str) -> Result<Answer> {
+pub fn get(port: u16, path: &str) -> Result<Response> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
     exchange(&mut connect(port)?, request.as_bytes())
 }
@@ -59,7 +59,7 @@ pub struct Size {
 }
 
 /// `None` until the head is complete. All peers send a Content-Length.
-pub fn answer_size(bytes: &[u8]) -> Option<Size> {
+pub fn response_size(bytes: &[u8]) -> Option<Size> {
     let head = memchr::memmem::find(bytes, b"\r\n\r\n")? + 4;
     let text = std::str::from_utf8(&bytes[..head]).ok()?;
     let status = text.get(9..12)?.parse().ok()?;

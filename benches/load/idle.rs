@@ -7,14 +7,14 @@ use crate::wrk::Bench;
 
 /// Resident bytes per connection that `count` idle connections add to `peer`, without kernel buffers.
 pub fn bytes_per_connection(bench: &Bench<'_>, peer: &Peer, count: usize) -> Result<f64> {
-    let request = Load::Batch10.ask(bench.sample).bytes(peer.port(Load::Batch10), "keep-alive");
+    let request = Load::Batch10.request(bench.sample).bytes(peer.port(Load::Batch10), "keep-alive");
     let before = peer.process.memory("VmRSS")?;
     let mut connections = Vec::with_capacity(count);
     for number in 0..count {
         let open = || -> Result<_> {
             let mut stream = connect(peer.port(Load::Batch10))?;
-            let answer = exchange(&mut stream, &request)?;
-            if answer.is(bench.bodies.body(Load::Batch10)) { Ok(stream) } else { Err("a wrong response".into()) }
+            let response = exchange(&mut stream, &request)?;
+            if response.is(bench.bodies.body(Load::Batch10)) { Ok(stream) } else { Err("a wrong response".into()) }
         };
         connections.push(open().map_err(|error| format!("idle connection {number} of {count}: {error}"))?);
     }

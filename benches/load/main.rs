@@ -24,7 +24,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use machine::Machine;
-use peers::{Bodies, Kind, Load, Peer, Workshop};
+use peers::{Bodies, Kind, Load, Peer, TempDir};
 use proofs::Proofs;
 use report::Report;
 use rounds::Rounds;
@@ -58,12 +58,12 @@ fn main() -> ExitCode {
 fn bench() -> Result<()> {
     let settings = Settings::read()?;
     let machine = Machine::look()?;
-    process::settle(GENERATOR_CORE)?;
-    let shop = Workshop::open()?;
+    process::pin_self(GENERATOR_CORE)?;
+    let temp = TempDir::open()?;
     let sample = Sample::start()?;
-    let ours = peers::catalog(&shop, &sample, 1, SERVER_CORE)?;
+    let ours = peers::catalog(&temp, &sample, 1, SERVER_CORE)?;
     let bodies = Bodies::of(&ours, &sample)?;
-    let bench = Bench { shop: &shop, sample: &sample, bodies: &bodies };
+    let bench = Bench { temp: &temp, sample: &sample, bodies: &bodies };
     let (peers, missing) = start(&bench, &machine, ours)?;
     warm_up(&bench, &peers)?;
 
@@ -85,13 +85,13 @@ fn bench() -> Result<()> {
 fn start(bench: &Bench<'_>, machine: &Machine, ours: Peer) -> Result<(Vec<Peer>, Vec<String>)> {
     let (mut peers, mut missing) = (vec![ours], Vec::new());
     if machine.nginx.is_some() {
-        peers.push(peers::nginx(bench.shop, bench.sample, bench.bodies)?);
+        peers.push(peers::nginx(bench.temp, bench.sample, bench.bodies)?);
     } else {
         missing.push("nginx: not installed".to_owned());
     }
-    peers.push(peers::limit(bench.shop, bench.sample, bench.bodies)?);
+    peers.push(peers::limit(bench.temp, bench.sample, bench.bodies)?);
     match (&machine.node, peers::express_is_installed()) {
-        (Some(_), true) => peers.push(peers::express(bench.shop, bench.sample)?),
+        (Some(_), true) => peers.push(peers::express(bench.temp, bench.sample)?),
         (Some(_), false) => missing.push("Express: packages not installed (npm ci)".to_owned()),
         (None, _) => missing.push("Express: node not installed".to_owned()),
     }

@@ -106,7 +106,7 @@ pub fn tree(pid: u32) -> Vec<u32> {
 }
 
 /// Pins the threads of a process whose names start with `name` to `core`.
-pub fn part(pid: u32, name: &str, core: &str) -> Result<()> {
+pub fn pin_threads(pid: u32, name: &str, core: &str) -> Result<()> {
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?;
         if std::fs::read_to_string(task.path().join("comm"))?.starts_with(name) {
@@ -117,7 +117,7 @@ pub fn part(pid: u32, name: &str, core: &str) -> Result<()> {
 }
 
 /// Pins this process and its future children to `core`, and raises the soft limit of open files to the hard limit.
-pub fn settle(core: &str) -> Result<()> {
+pub fn pin_self(core: &str) -> Result<()> {
     let me = std::process::id().to_string();
     output("taskset", &["-acp", core, &me])?;
     let limits = std::fs::read_to_string("/proc/self/limits")?;
@@ -131,10 +131,10 @@ pub fn settle(core: &str) -> Result<()> {
 pub fn output(program: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program).args(arguments).output();
     let output = output.map_err(|error| format!("cannot run {program}: {error}"))?;
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     // `wrk -v` exits with status 1, like every call without a URL.
     if output.status.success() || arguments == ["-v"] {
-        return Ok(said);
+        return Ok(printed);
     }
-    Err(format!("{program} {} failed: {said}", arguments.join(" ")).into())
+    Err(format!("{program} {} failed: {printed}", arguments.join(" ")).into())
 }

@@ -84,9 +84,9 @@ fn full_load(bench: &Bench<'_>, duration: Duration, peer: &Peer) -> Result<Figur
 /// Uses new servers, so that no earlier load has grown their memory.
 fn idle(bench: &Bench<'_>, settings: &Settings, with_nginx: bool) -> Result<(f64, Option<f64>)> {
     eprintln!("memory of {} idle connections", settings.idle);
-    let ours = peers::catalog(bench.shop, bench.sample, 1, SERVER_CORE)?;
+    let ours = peers::catalog(bench.temp, bench.sample, 1, SERVER_CORE)?;
     let ours = bytes_per_connection(bench, &ours, settings.idle)?;
-    let nginx = with_nginx.then(|| peers::nginx(bench.shop, bench.sample, bench.bodies)).transpose()?;
+    let nginx = with_nginx.then(|| peers::nginx(bench.temp, bench.sample, bench.bodies)).transpose()?;
     let nginx = nginx.map(|nginx| bytes_per_connection(bench, &nginx, settings.idle)).transpose()?;
     Ok((ours, nginx))
 }
@@ -96,8 +96,8 @@ fn idle(bench: &Bench<'_>, settings: &Settings, with_nginx: bool) -> Result<(f64
 fn threads(bench: &Bench<'_>, settings: &Settings) -> Result<Pair> {
     eprintln!("two threads against one");
     let both = format!("{SERVER_CORE},{GENERATOR_CORE}");
-    let half = peers::catalog(bench.shop, bench.sample, 1, SERVER_CORE)?;
-    let whole = peers::catalog(bench.shop, bench.sample, 2, &both)?;
+    let half = peers::catalog(bench.temp, bench.sample, 1, SERVER_CORE)?;
+    let whole = peers::catalog(bench.temp, bench.sample, 2, &both)?;
     Pair::measure(settings.rounds, || {
         let one = Run { cores: SERVER_CORE, threads: 1, connections: SPREAD, duration: settings.run };
         let two = Run { cores: &both, threads: 2, connections: 2 * SPREAD, duration: settings.run };
@@ -117,9 +117,9 @@ fn scrape(bench: &Bench<'_>, settings: &Settings, ours: &Peer) -> Result<(Pair, 
                 let mut times = Vec::new();
                 while !over.load(Relaxed) {
                     let started = Instant::now();
-                    let answer = client::get(port, "/metrics")?;
-                    if answer.status != 200 {
-                        return Err(format!("a scrape returned status {}", answer.status).into());
+                    let response = client::get(port, "/metrics")?;
+                    if response.status != 200 {
+                        return Err(format!("a scrape returned status {}", response.status).into());
                     }
                     times.push(started.elapsed().as_secs_f64() * 1e3);
                     std::thread::sleep(SCRAPES);
@@ -154,8 +154,8 @@ fn beside<T: Send>(
 /// with the load generator, the result would include the work of Postgres.
 fn refresh(bench: &Bench<'_>, settings: &Settings) -> Result<(Pair, f64)> {
     eprintln!("refreshes under full load");
-    let ours = &peers::catalog(bench.shop, bench.sample, 1, SERVER_CORE)?;
-    process::part(ours.process.pid(), "loader", GENERATOR_CORE)?;
+    let ours = &peers::catalog(bench.temp, bench.sample, 1, SERVER_CORE)?;
+    process::pin_threads(ours.process.pid(), "loader", GENERATOR_CORE)?;
     let full_load = || {
         let run = Run { cores: SERVER_CORE, threads: 1, connections: CONNECTIONS, duration: settings.run };
         bench.wrk(ours, Load::Single, run)
@@ -193,8 +193,8 @@ fn change(database: &str, over: &AtomicBool) -> Result<()> {
 
 /// Successful deltas so far, from the metrics of the server. All but the polls find a change and publish a snapshot.
 fn published(ours: &Peer) -> Result<f64> {
-    let answer = client::get(ours.port(Load::Single), "/metrics")?;
-    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    let response = client::get(ours.port(Load::Single), "/metrics")?;
+    let text = String::from_utf8_lossy(&response.body).into_owned();
     let count = text.lines().filter_map(|line| line.strip_prefix("catalog_refreshes_total{")).find_map(|line| {
         let (labels, count) = line.split_once('}')?;
         let delta = labels.contains("kind=\"delta\"") && labels.contains("outcome=\"ok\"");

@@ -71,7 +71,7 @@ impl Report<'_> {
     fn head(&self, text: &mut String) -> std::fmt::Result {
         let Machine { name, cpu, cores, kernel, somaxconn, load, date, commit, .. } = self.machine;
         let Settings { rounds, run, .. } = self.settings;
-        let said = |version: &Option<String>| version.clone().unwrap_or_else(|| "missing".into());
+        let shown = |version: &Option<String>| version.clone().unwrap_or_else(|| "missing".into());
         writeln!(text, "# Load: model-catalog and its peers\n")?;
         writeln!(text, "Written by `make bench` on {date} at commit {commit}; not edited by hand.\n")?;
         writeln!(
@@ -83,9 +83,9 @@ impl Report<'_> {
             text,
             "- Versions: model-catalog {}, {}, {} on node {}, {}",
             env!("CARGO_PKG_VERSION"),
-            said(&self.machine.nginx),
-            said(&self.machine.express),
-            said(&self.machine.node),
+            shown(&self.machine.nginx),
+            shown(&self.machine.express),
+            shown(&self.machine.node),
             self.machine.wrk
         )?;
         writeln!(

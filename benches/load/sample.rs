@@ -23,13 +23,13 @@ pub const CHANGED: &str = "generated-1";
 
 /// A request.
 #[derive(Clone, Debug)]
-pub struct Ask {
+pub struct Request {
     pub method: &'static str,
     pub path: String,
     pub body: Vec<u8>,
 }
 
-impl Ask {
+impl Request {
     fn batch(ids: &[String]) -> Self {
         let list: Vec<String> = ids.iter().map(|id| format!("\"{id}\"")).collect();
         let body = format!("{{\"model_ids\":[{}]}}", list.join(",")).into_bytes();
@@ -50,9 +50,9 @@ impl Ask {
 /// The database, and the requests that are sent to all peers.
 pub struct Sample {
     pub postgres: Private,
-    pub single: Ask,
-    pub batch10: Ask,
-    pub batch50: Ask,
+    pub single: Request,
+    pub batch10: Request,
+    pub batch50: Request,
 }
 
 impl Sample {
@@ -74,8 +74,8 @@ impl Sample {
         if ids.len() < 50 {
             return Err(format!("the sample catalog has {} models, a batch needs 50", ids.len()).into());
         }
-        let single = Ask { method: "GET", path: format!("/api/models/{SINGLE}"), body: Vec::new() };
-        Ok(Self { postgres, single, batch10: Ask::batch(&ids[..10]), batch50: Ask::batch(&ids) })
+        let single = Request { method: "GET", path: format!("/api/models/{SINGLE}"), body: Vec::new() };
+        Ok(Self { postgres, single, batch10: Request::batch(&ids[..10]), batch50: Request::batch(&ids) })
     }
 }
 

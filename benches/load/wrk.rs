@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::Result;
-use crate::peers::{Bodies, Load, Peer, Workshop};
+use crate::peers::{Bodies, Load, Peer, TempDir};
 use crate::process::output;
 use crate::sample::Sample;
 
@@ -58,7 +58,7 @@ impl Figures {
 
 /// Shared by all runs.
 pub struct Bench<'a> {
-    pub shop: &'a Workshop,
+    pub temp: &'a TempDir,
     pub sample: &'a Sample,
     pub bodies: &'a Bodies,
 }
@@ -67,33 +67,33 @@ impl Bench<'_> {
     /// Puts load on `peer`; its response is compared byte by byte before and after.
     pub fn wrk(&self, peer: &Peer, load: Load, run: Run<'_>) -> Result<Figures> {
         let size = self.bodies.check(peer, load, self.sample)?;
-        let ask = load.ask(self.sample);
-        let url = format!("http://127.0.0.1:{}{}", peer.port(load), ask.path);
+        let request = load.request(self.sample);
+        let url = format!("http://127.0.0.1:{}{}", peer.port(load), request.path);
         let (threads, connections) = (run.threads.to_string(), run.connections.to_string());
         let duration = format!("{}s", run.duration.as_secs().max(1));
         let options = ["-t", &threads, "-c", &connections, "-d", &duration, "--timeout", "10s", "-s", SCRIPT];
-        let body = if ask.body.is_empty() { None } else { Some(self.shop.write("body.json", &ask.body)?) };
+        let body = if request.body.is_empty() { None } else { Some(self.temp.write("body.json", &request.body)?) };
         let mut arguments = vec!["-c", run.cores, "wrk"];
         arguments.extend(options);
-        arguments.extend([url.as_str(), "--", ask.method, load.connection()]);
+        arguments.extend([url.as_str(), "--", request.method, load.connection()]);
         arguments.extend(body.as_deref());
 
         let before = peer.process.cpu_ns()?;
-        let said = output("taskset", &arguments)?;
+        let printed = output("taskset", &arguments)?;
         let spent = peer.process.cpu_ns()? - before;
 
         self.bodies.check(peer, load, self.sample)?;
-        let mut figures = read(&said, size, run.connections)?;
+        let mut figures = read(&printed, size, run.connections)?;
         figures.cpu_seconds = spent as f64 / 1e9;
         Ok(figures)
     }
 }
 
-fn read(said: &str, size: usize, connections: usize) -> Result<Figures> {
+fn read(printed: &str, size: usize, connections: usize) -> Result<Figures> {
     let value = |name: &str| -> Result<f64> {
-        let lines = said.lines().filter_map(|line| line.split_once(' '));
+        let lines = printed.lines().filter_map(|line| line.split_once(' '));
         let value = lines.filter(|(word, _)| *word == name).find_map(|(_, value)| value.trim().parse().ok());
-        value.ok_or_else(|| format!("wrk printed no {name}: {said}").into())
+        value.ok_or_else(|| format!("wrk printed no {name}: {printed}").into())
     };
     let requests = value("requests")?;
     // wrk counts statuses above 399. All responses have the same length, so any other status or length shows in the

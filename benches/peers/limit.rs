@@ -20,7 +20,7 @@ const BUFFER: usize = 64 * 1024;
 /// A port and its response.
 struct Port {
     listener: TcpListener,
-    answer: Vec<u8>,
+    response: Vec<u8>,
     close: bool,
 }
 
@@ -28,7 +28,7 @@ struct Connection {
     stream: TcpStream,
     port: usize,
     /// The start of an incomplete request; usually empty.
-    begun: Vec<u8>,
+    partial: Vec<u8>,
     /// The part of a response that could not be written yet; usually empty.
     rest: Vec<u8>,
 }
@@ -57,7 +57,7 @@ pub fn run(arguments: &[String]) -> io::Result<()> {
             };
             let Some(connection) = connections.get_mut(slot).and_then(Option::as_mut) else { continue };
             let port = &ports[connection.port];
-            if !matches!(connection.go_on(port, &mut buffer), Ok(true)) {
+            if !matches!(connection.advance(port, &mut buffer), Ok(true)) {
                 connections[slot] = None;
                 free.push(slot);
             }
@@ -76,7 +76,7 @@ impl Port {
         socket.bind(&SocketAddr::from(([127, 0, 0, 1], port)).into())?;
         socket.listen(BACKLOG)?;
         let listener = TcpListener::from_std(socket.into());
-        Ok(Self { listener, answer: std::fs::read(file)?, close: file.ends_with(".close") })
+        Ok(Self { listener, response: std::fs::read(file)?, close: file.ends_with(".close") })
     }
 }
 
@@ -101,13 +101,13 @@ fn accept(
         });
         let token = Token(ports.len() + slot);
         poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-        connections[slot] = Some(Connection { stream, port, begun: Vec::new(), rest: Vec::new() });
+        connections[slot] = Some(Connection { stream, port, partial: Vec::new(), rest: Vec::new() });
     }
 }
 
 impl Connection {
     /// Reads requests and writes responses until the socket would block; false if the connection has ended.
-    fn go_on(&mut self, port: &Port, buffer: &mut [u8]) -> io::Result<bool> {
+    fn advance(&mut self, port: &Port, buffer: &mut [u8]) -> io::Result<bool> {
         if !self.rest.is_empty() {
             let rest = std::mem::take(&mut self.rest);
             self.write(&rest)?;
@@ -120,20 +120,20 @@ impl Connection {
                 Err(error) => return Err(error),
             };
             // A complete request in one read needs no copy.
-            let answers = if self.begun.is_empty() {
-                let (answers, used) = complete(&buffer[..count]);
-                self.begun.extend_from_slice(&buffer[used..count]);
-                answers
+            let responses = if self.partial.is_empty() {
+                let (responses, used) = complete(&buffer[..count]);
+                self.partial.extend_from_slice(&buffer[used..count]);
+                responses
             } else {
-                self.begun.extend_from_slice(&buffer[..count]);
-                let (answers, used) = complete(&self.begun);
-                self.begun.drain(..used);
-                answers
+                self.partial.extend_from_slice(&buffer[..count]);
+                let (responses, used) = complete(&self.partial);
+                self.partial.drain(..used);
+                responses
             };
-            for _ in 0..answers {
-                self.write(&port.answer)?;
+            for _ in 0..responses {
+                self.write(&port.response)?;
             }
-            if port.close && answers > 0 && self.rest.is_empty() {
+            if port.close && responses > 0 && self.rest.is_empty() {
                 return Ok(false);
             }
             // A short read has emptied the socket: more data will cause another event.

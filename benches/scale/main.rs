@@ -90,7 +90,7 @@ fn measure(database: &Database, models: usize, changes: usize, churn: usize) -> 
     let path = server.stop()?;
     let started = Instant::now();
     let restarted = Server::start_without_database(&path)?;
-    restarted.answers()?;
+    restarted.wait_for_response()?;
     let file = started.elapsed();
     Ok(Row {
         models,
@@ -112,7 +112,7 @@ fn measure(database: &Database, models: usize, changes: usize, churn: usize) -> 
 /// Single lookups on a separate core, idle and while the other core is busy with each kind of work.
 fn look_ups(source: &Source<'_>, server: &Server, models: usize, churn: usize) -> Result<(Latencies, Busy)> {
     let probe = Probe::start(server.address(), "/api/models/model-1")?;
-    cores::part(server.process())?;
+    cores::isolate(server.process())?;
     let works: [(&'static str, &dyn Fn() -> Result<()>); 5] = [
         ("single changes", &|| source.change_and_see(server).map(drop)),
         ("10,000 rows", &|| source.change_many(server, MANY.min(models)).map(drop)),
@@ -132,7 +132,7 @@ fn look_ups(source: &Source<'_>, server: &Server, models: usize, churn: usize) -
         }
         busy.push((what, Latencies::of(probe.take())));
     }
-    cores::join();
+    cores::release();
     Ok((Latencies::of(idle), busy))
 }
 

@@ -80,7 +80,7 @@ impl Probe {
         let (times, ended) = (Arc::<Mutex<Vec<Duration>>>::default(), Arc::<AtomicBool>::default());
         let (noted, end, address) = (Arc::clone(&times), Arc::clone(&ended), address.to_owned());
         let thread = std::thread::Builder::new().name("probe".into()).spawn(move || {
-            let ask = || -> Result<()> {
+            let run = || -> Result<()> {
                 let mut client = Client::new(&address)?;
                 while !end.load(Relaxed) {
                     let started = Instant::now();
@@ -94,7 +94,7 @@ impl Probe {
                 }
                 Ok(())
             };
-            if let Err(error) = ask() {
+            if let Err(error) = run() {
                 eprintln!("FAILED: {error}");
                 std::process::exit(1);
             }

@@ -197,14 +197,14 @@ impl Server {
     /// Uses the kept-alive connection, or a new one if the server has closed it after its idle timeout.
     fn get(&self, path: &str) -> Result<(u16, Vec<u8>)> {
         let mut client = self.client.borrow_mut();
-        if let Some(Ok(answer)) = client.as_mut().map(|client| client.get(path)) {
-            return Ok(answer);
+        if let Some(Ok(response)) = client.as_mut().map(|client| client.get(path)) {
+            return Ok(response);
         }
         *client = None;
         let mut new = Client::new(&self.address)?;
-        let answer = new.get(path)?;
+        let response = new.get(path)?;
         *client = Some(new);
-        Ok(answer)
+        Ok(response)
     }
 
     fn until(&self, what: &str, condition: impl Fn() -> Result<bool>) -> Result<()> {
@@ -225,7 +225,7 @@ impl Server {
     }
 
     /// Waits for the first response.
-    pub fn answers(&self) -> Result<()> {
+    pub fn wait_for_response(&self) -> Result<()> {
         self.until("the first response", || Ok(matches!(self.get("/api/models/model-1"), Ok((200, _)))))
     }
 
