@@ -1,4 +1,4 @@
-//! The parts of a request and of a refresh alone: look-up, batch, parse of a body, delta, full build.
+//! Microbenchmarks of requests and refreshes: lookup, batch, parsing a body, delta, full build.
 
 use std::borrow::Cow;
 use std::hint::black_box;
@@ -14,7 +14,7 @@ use simd_json::prelude::{ValueAsArray, ValueAsScalar, ValueObjectAccess};
 
 const MILLION: usize = 1_000_000;
 
-/// Texts of a row, as long as in the sample catalog.
+/// Texts of a row, of the same lengths as in the sample catalog.
 struct Texts {
     id: String,
     name: String,
@@ -61,7 +61,7 @@ fn full(rows: &[Texts], previous: &Snapshot, rules: &Rules) -> Snapshot {
     refresh.finish().snapshot
 }
 
-/// Ids all over the catalog, so that no two look-ups touch the same table.
+/// Ids spread over the catalog, so that no two lookups use the same table.
 fn ids(count: usize, of: usize) -> Vec<String> {
     (0..count).map(|number| format!("model-{}", number * (of / count))).collect()
 }
@@ -75,7 +75,7 @@ fn requests(criterion: &mut Criterion) {
     let snapshot = full(&rows(100_000), &Snapshot::default(), &Rules::default());
     let many = ids(4096, 100_000);
     let mut next = many.iter().cycle();
-    criterion.bench_function("look-up/100000", |bench| {
+    criterion.bench_function("lookup/100000", |bench| {
         bench.iter(|| next.next().and_then(|id| snapshot.get(black_box(id))).map(|entry| entry.json().len()));
     });
     for count in [10, 50] {
@@ -95,7 +95,8 @@ fn requests(criterion: &mut Criterion) {
     }
 }
 
-/// Ours beside simd-json, which writes into its input and so is given a copy, as it would be of a shared buffer.
+/// The parser of the server compared with simd-json. simd-json modifies its input, so it gets a copy, as it would of a
+/// shared buffer.
 fn parsers(criterion: &mut Criterion, ids: &[String]) {
     let body = body(ids);
     let mut group = criterion.benchmark_group(format!("parse/{}", ids.len()));
@@ -108,7 +109,7 @@ fn parsers(criterion: &mut Criterion, ids: &[String]) {
         bench.iter(|| {
             let mut copy = black_box(&body).clone();
             let tape = simd_json::to_tape_with_buffers(&mut copy, &mut buffers).ok()?;
-            // The first string is the key: less work than a parser that trusts nobody would have.
+            // The first string is the key: less work than for a parser that validates the document.
             let strings = tape.0.iter().filter_map(|node| match node {
                 Node::String(text) => Some(Cow::Borrowed(*text)),
                 _ => None,
@@ -137,7 +138,7 @@ fn refreshes(criterion: &mut Criterion) {
     for count in [100_000, MILLION] {
         group.throughput(Throughput::Elements(count as u64));
         let empty = Snapshot::default();
-        // What is built is dropped outside the measurement, as the publisher does it off the request threads.
+        // The result is dropped outside of the measurement; the publisher also drops snapshots off the request threads.
         group.bench_function(count.to_string(), |bench| {
             bench.iter_batched(|| (), |()| full(&rows[..count], &empty, &rules), BatchSize::PerIteration);
         });

@@ -1,4 +1,4 @@
-//! The id in a path: what is broken is 400, what is not stands for exactly the bytes that it encodes.
+//! The id in a path: invalid percent-encoding or UTF-8 returns 400; otherwise the id is exactly the decoded segment.
 #![no_main]
 
 mod catalog;
@@ -19,9 +19,10 @@ fuzz_target!(|segment: &[u8]| {
     let Ok(uri) = Uri::try_from([b"/api/models/", segment].concat()) else { return };
     let path = uri.path().to_owned();
     let request = Request::builder().uri(uri).body(Full::<Bytes>::default()).expect("a request");
-    let answer = HANDLER.handle(request, None).now_or_never().expect("nothing to wait for");
-    let status = answer.status().as_u16();
-    let body = answer.into_body().collect().now_or_never().expect("it is there").expect("whole").to_bytes();
+    let response = HANDLER.handle(request, None).now_or_never().expect("handled without waiting");
+    let status = response.status().as_u16();
+    let body =
+        response.into_body().collect().now_or_never().expect("the body is ready").expect("a complete body").to_bytes();
     let body: Value = serde_json::from_slice(&body).expect("JSON");
     let segment = path.strip_prefix("/api/models/").unwrap_or_default();
     if segment.is_empty() || segment.contains('/') || segment == "batch" {
