@@ -30,10 +30,11 @@ test-manifests:
 	[ -x target/manifests/venv/bin/kubernetes-validate ] || { python3 -m venv target/manifests/venv && \
 		target/manifests/venv/bin/pip install --quiet kubernetes-validate==1.37.0; }
 	kubectl kustomize deploy/kubernetes > target/manifests/all.yaml
+	kubectl kustomize deploy/grafana > target/manifests/dashboard.yaml
 	# The validator requires a name where the API server generates one.
 	sed 's/generateName: \(.*\)-$$/name: \1/' deploy/kubernetes/migrate.yaml > target/manifests/migrate.yaml
 	for version in 1.27 1.37; do target/manifests/venv/bin/kubernetes-validate --strict --kubernetes-version $$version \
-		target/manifests/all.yaml target/manifests/migrate.yaml || exit 1; done
+		target/manifests/all.yaml target/manifests/dashboard.yaml target/manifests/migrate.yaml || exit 1; done
 
 # Random writers under random faults and hostile clients, for a few minutes.
 soak: export SOAK_SECONDS ?= 240

@@ -1,7 +1,7 @@
-//! How many replicas one Postgres feeds: loaders, each with its own session and store, follow one database.
+//! How many replicas one Postgres can serve: loaders, each with its own session and store, follow one database.
 //!
 //! `make bench-fanout` prints the table and writes it to `benches/results/fanout.md`. FANOUT_REPLICAS (200),
-//! FANOUT_CHANGES (100) and FANOUT_IDLE_SECONDS (30) set its length. All replicas share one thread of this process.
+//! FANOUT_CHANGES (100) and FANOUT_IDLE_SECONDS (30) set its duration. All replicas share one thread of this process.
 
 #[path = "scale/probe.rs"]
 #[allow(dead_code, reason = "the bench of sizes uses the rest")]
@@ -20,10 +20,10 @@ use model_catalog::catalog::model::Rules;
 use model_catalog::catalog::store::{Store, SyncMode};
 use model_catalog::loader::{Loader, Settings};
 use model_catalog::metrics::Metrics;
-use model_catalog::postgres::address::{Address, Surroundings};
+use model_catalog::postgres::config::{DatabaseConfig, Environment};
+use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use model_catalog::postgres::migrate::migrate;
-use model_catalog::postgres::private::{Options, Private};
-use model_catalog::postgres::session::{self, Database};
+use model_catalog::postgres::session;
 use probe::Latencies;
 use report::{Row, report};
 use tokio::runtime::{Builder, Runtime};
@@ -33,14 +33,14 @@ use tokio_postgres::Client;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const MODELS: usize = 1_000;
-/// As `CATALOG_POLL_INTERVAL` is by default.
+/// Default of `CATALOG_POLL_INTERVAL`.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
-/// Pause after a change, so that the next one meets replicas and a database at rest.
+/// Pause after a change, so that replicas and database are idle when the next one is made.
 const REST: Duration = Duration::from_millis(50);
-/// Changes before the first that counts: a new session's first look fills its caches.
+/// Changes that are not measured: the first read of a new session fills its caches.
 const WARM_UP: usize = 3;
-/// Time between two looks at the replicas that do not serve a change yet.
-const LOOK: Duration = Duration::from_micros(100);
+/// Interval for checking the replicas that do not serve a change yet.
+const CHECK_INTERVAL: Duration = Duration::from_micros(100);
 const PATIENCE: Duration = Duration::from_secs(60);
 const CHANNEL: &str = "model_catalog";
 
@@ -65,24 +65,25 @@ fn main() -> Result<()> {
 
 fn setting(name: &str, default: usize) -> Result<usize> {
     let value = std::env::var(name).unwrap_or_else(|_| default.to_string());
-    value.parse().map_err(|_| format!("{name} is no number: {value}").into())
+    value.parse().map_err(|_| format!("{name} is not a number: {value}").into())
 }
 
-/// A private Postgres with the catalog, and the session that changes it.
+/// An ephemeral Postgres with the catalog, and the session that changes it.
 struct Source {
     sql: Arc<Client>,
     writer: i32,
     version: String,
     runtime: Runtime,
-    server: Private,
+    server: EphemeralPostgres,
 }
 
 impl Source {
     fn start(replicas: usize) -> Result<Self> {
-        // Without autovacuum: a worker that ends takes its time out of /proc.
+        // No autovacuum: when a worker exits, its CPU time disappears from /proc.
         let settings = [("fsync", "off"), ("autovacuum", "off"), ("max_connections", &(replicas + 20).to_string())]
             .map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let server = Private::start(Options { settings: settings.to_vec(), ..Options::default() })?;
+        let server =
+            EphemeralPostgres::start(EphemeralOptions { settings: settings.to_vec(), ..EphemeralOptions::default() })?;
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let database = database(&server)?;
         let (sql, writer, version) = runtime.block_on(async {
@@ -93,7 +94,7 @@ impl Source {
                  SELECT 'model-' || n, 'model-' || n || '.safetensors',
                         'https://huggingface.co/some-organisation/repository-' || n || '/resolve/main/model.safetensors',
                         n / 100.0, md5(n::text) || md5((n + 1)::text), false, NULL,
-                        'checkpoints/model-' || n || '.safetensors', '[]', 'Made up for a measurement, number ' || n
+                        'checkpoints/model-' || n || '.safetensors', '[]', 'Generated for a benchmark, number ' || n
                  FROM generate_series(1, {MODELS}) n"
             );
             sql.batch_execute(&insert).await?;
@@ -104,9 +105,9 @@ impl Source {
         Ok(Self { sql: Arc::new(sql), writer, version, runtime, server })
     }
 
-    /// Processor time so far: of all the database's processes, and of the session that writes.
+    /// CPU time so far: of all Postgres processes, and of the writing session.
     fn cpu(&self) -> Result<(f64, f64)> {
-        let postmaster = self.server.pid().ok_or("the database has ended")?;
+        let postmaster = self.server.pid().ok_or("Postgres has exited")?;
         let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"))?;
         let mut all = tasks_cpu(&postmaster.to_string())?;
         for child in children.split_whitespace() {
@@ -115,20 +116,20 @@ impl Source {
         Ok((all, tasks_cpu(&self.writer.to_string())?))
     }
 
-    /// Waits until there are just so many sessions besides the one that asks.
+    /// Waits until there are exactly `count` other sessions.
     fn until_sessions(&self, count: usize) -> Result<()> {
-        let ask = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
+        let query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
         let deadline = Instant::now() + PATIENCE;
-        while self.runtime.block_on(self.sql.query_one(ask, &[]))?.get::<_, i64>(0) != count as i64 + 1 {
+        while self.runtime.block_on(self.sql.query_one(query, &[]))?.get::<_, i64>(0) != count as i64 + 1 {
             if Instant::now() > deadline {
-                return Err(format!("there are not {count} sessions").into());
+                return Err(format!("expected {count} sessions").into());
             }
             std::thread::sleep(REST);
         }
         Ok(())
     }
 
-    /// Changes one model; gives the time from its commit being sent to each replica serving it.
+    /// Changes one model; returns, for each replica, the time from sending the commit until the replica serves it.
     fn change(&self, replicas: &Replicas, number: usize) -> Result<Vec<Duration>> {
         let id = format!("model-{}", number * 7 % MODELS + 1);
         let text = format!("change {number} with {} replicas", replicas.stores.len());
@@ -142,16 +143,16 @@ impl Source {
         let started = Instant::now();
         let commit = self.runtime.spawn(async move { sql.batch_execute("COMMIT").await });
         while !waiting.is_empty() {
-            std::thread::sleep(LOOK);
+            std::thread::sleep(CHECK_INTERVAL);
             waiting.retain(|store| revision(store) == before);
             let now = started.elapsed();
             times.resize(replicas.stores.len() - waiting.len(), now);
             if now > PATIENCE {
-                return Err(format!("{} replicas do not serve a change", waiting.len()).into());
+                return Err(format!("{} replicas do not serve the change", waiting.len()).into());
             }
         }
         self.runtime.block_on(commit)??;
-        // The revision has moved everywhere, and by this change.
+        // The revision changed on every replica; verify that it was this change.
         let serves = |store: &Store| {
             let snapshot = store.load();
             let entry = snapshot.as_ref().and_then(|snapshot| snapshot.get(&id));
@@ -160,17 +161,16 @@ impl Source {
         if replicas.stores.iter().all(|store| serves(store)) {
             Ok(times)
         } else {
-            Err("something else is served".into())
+            Err("a replica serves other content".into())
         }
     }
 }
 
-fn database(server: &Private) -> Result<Database> {
-    let address = Address::parse(&server.url("postgres"), &Surroundings::default(), PATIENCE)?;
-    Ok(Database { address, channel: CHANNEL.into(), timeout: PATIENCE })
+fn database(server: &EphemeralPostgres) -> Result<DatabaseConfig> {
+    Ok(DatabaseConfig::parse(&server.url("postgres"), &Environment::default(), CHANNEL, PATIENCE)?)
 }
 
-/// Processor time of a process' threads so far, in seconds.
+/// CPU time of the threads of a process so far, in seconds.
 fn tasks_cpu(pid: &str) -> Result<f64> {
     let mut nanoseconds = 0.0;
     for task in std::fs::read_dir(Path::new("/proc").join(pid).join("task"))? {
@@ -180,10 +180,10 @@ fn tasks_cpu(pid: &str) -> Result<f64> {
     Ok(nanoseconds / 1e9)
 }
 
-/// Loaders on a thread of their own; dropping it ends them.
+/// Loaders on a separate thread; dropping this stops them.
 struct Replicas {
     stores: Vec<Arc<Store>>,
-    /// All replicas count into one.
+    /// Shared by all replicas.
     metrics: Arc<Metrics>,
     end: Option<oneshot::Sender<()>>,
     ended: mpsc::Receiver<()>,
@@ -219,14 +219,14 @@ impl Replicas {
         let live = |store: &Arc<Store>| store.last_sync().is_some_and(|sync| sync.mode == SyncMode::Live);
         while !replicas.stores.iter().all(live) {
             if Instant::now() > deadline {
-                return Err("the replicas do not come up".into());
+                return Err("the replicas did not start".into());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(replicas)
     }
 
-    fn looks(&self) -> u64 {
+    fn reads(&self) -> u64 {
         self.metrics.refreshes.with_label_values(&["delta", "ok"]).get()
     }
 }
@@ -234,7 +234,7 @@ impl Replicas {
 impl Drop for Replicas {
     fn drop(&mut self) {
         drop(self.end.take());
-        // It ends with the thread's end of the channel.
+        // The thread drops its end of the channel when it has finished.
         let _ = self.ended.recv();
     }
 }
@@ -248,7 +248,7 @@ fn measure(source: &Source, count: usize, changes: usize, idle: Duration) -> Res
     }
     source.until_sessions(count)?;
     let (mut each, mut last) = (Vec::new(), Vec::new());
-    let (looks, harness, (all, writer)) = (replicas.looks(), tasks_cpu(&me)?, source.cpu()?);
+    let (reads, harness, (all, writer)) = (replicas.reads(), tasks_cpu(&me)?, source.cpu()?);
     for number in WARM_UP..WARM_UP + changes {
         let times = source.change(&replicas, number)?;
         last.extend(times.iter().max());
@@ -258,8 +258,8 @@ fn measure(source: &Source, count: usize, changes: usize, idle: Duration) -> Res
     let (all_after, writer_after) = source.cpu()?;
     let per_change = |seconds: f64| seconds / changes as f64;
     let harness = per_change(tasks_cpu(&me)? - harness);
-    let looked = replicas.looks();
-    // The last change has put all heartbeats in step: begin half way between two.
+    let after_changes = replicas.reads();
+    // The last change has synchronized all polls: start halfway between two of them.
     std::thread::sleep(POLL_INTERVAL / 2);
     let ((idle_before, _), started) = (source.cpu()?, Instant::now());
     std::thread::sleep(idle);
@@ -272,8 +272,8 @@ fn measure(source: &Source, count: usize, changes: usize, idle: Duration) -> Res
         database: per_change(all_after - all),
         writer: per_change(writer_after - writer),
         harness,
-        looks: per_change((looked - looks) as f64),
+        reads: per_change((after_changes - reads) as f64),
         idle: (idle_after - idle_before) / seconds,
-        heartbeats: (replicas.looks() - looked) as f64 / seconds,
+        polls: (replicas.reads() - after_changes) as f64 / seconds,
     })
 }

@@ -1,4 +1,4 @@
-//! The parts of a request and of a refresh alone: look-up, batch, parse of a body, delta, full build.
+//! Microbenchmarks of requests and refreshes: lookup, batch, parsing a body, delta, full build.
 
 use std::borrow::Cow;
 use std::hint::black_box;
@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 const MILLION: usize = 1_000_000;
 
-/// Texts of a row, as long as in the sample catalog.
+/// Texts of a row, of the same lengths as in the sample catalog.
 struct Texts {
     id: String,
     name: String,
@@ -60,7 +60,7 @@ fn full(rows: &[Texts], previous: &Snapshot, rules: &Rules) -> Snapshot {
     refresh.finish().snapshot
 }
 
-/// Ids all over the catalog, so that no two look-ups touch the same table.
+/// Ids spread over the catalog, so that no two lookups use the same table.
 fn ids(count: usize, of: usize) -> Vec<String> {
     (0..count).map(|number| format!("model-{}", number * (of / count))).collect()
 }
@@ -74,7 +74,7 @@ fn requests(criterion: &mut Criterion) {
     let snapshot = full(&rows(100_000), &Snapshot::default(), &Rules::default());
     let many = ids(4096, 100_000);
     let mut next = many.iter().cycle();
-    criterion.bench_function("look-up/100000", |bench| {
+    criterion.bench_function("lookup/100000", |bench| {
         bench.iter(|| next.next().and_then(|id| snapshot.get(black_box(id))).map(|entry| entry.json().len()));
     });
     for count in [10, 50, 1000] {
@@ -122,7 +122,7 @@ fn refreshes(criterion: &mut Criterion) {
     for count in [100_000, MILLION] {
         group.throughput(Throughput::Elements(count as u64));
         let empty = Snapshot::default();
-        // What is built is dropped outside the measurement, as the publisher does it off the request threads.
+        // The result is dropped outside of the measurement; the publisher also drops snapshots off the request threads.
         group.bench_function(count.to_string(), |bench| {
             bench.iter_batched(|| (), |()| full(&rows[..count], &empty, &rules), BatchSize::PerIteration);
         });

@@ -1,30 +1,42 @@
--- What model-catalog keeps in your database: one schema, two small tables, one view, four functions.
--- It touches no table of yours; `model_catalog.watch()` is what puts triggers on one, when you call it.
+-- The database objects of model-catalog. Read the three migrations in order:
+--   V1  the change log, and the triggers that write it
+--   V2  which servers are connected, and waiting until all of them serve a change
+--   V3  the rows that servers reject
+--
+-- All objects live in the schema model_catalog: two small tables, a few views and functions. Your own tables are not
+-- modified; only watch() below creates triggers on a table, and only when you call it.
+--
+-- How a change reaches the servers: the triggers record the id of each changed model in `changes`, in the changing
+-- transaction, and send one NOTIFY. Each server listens on the channel, and reads the rows of the view
+-- model_catalog.entries whose ids were recorded since its last read.
 
 CREATE SCHEMA IF NOT EXISTS model_catalog;
-COMMENT ON SCHEMA model_catalog IS 'model-catalog: what the catalog servers read, and the log of what changed';
+COMMENT ON SCHEMA model_catalog IS 'model-catalog: the view that the servers read, and the log of changes';
 
--- One row per model that ever changed, written in the transaction of the change itself. It needs no pruning.
+-- One row per model that has ever changed, written in the transaction that changes the model. Because a later change
+-- updates the row, the table does not grow with the number of changes and needs no pruning.
 CREATE TABLE model_catalog.changes (
     model_id   text        PRIMARY KEY,
     xid        xid8        NOT NULL,
     changed_at timestamptz NOT NULL
 );
 CREATE INDEX changes_xid_idx ON model_catalog.changes (xid);
-COMMENT ON TABLE model_catalog.changes IS 'the last transaction that changed each model; written by triggers only';
+COMMENT ON TABLE model_catalog.changes IS 'last transaction that changed each model; written by triggers only';
 
--- One row. The epoch moves when everything may have changed at once; servers then read the whole view again.
+-- A single row. When the epoch changes, every server reads the whole view again.
 CREATE TABLE model_catalog.state (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     epoch    bigint  NOT NULL DEFAULT 1,
-    channel  name    NOT NULL DEFAULT 'model_catalog'
+    channel  name    NOT NULL DEFAULT 'model_catalog',
+    xid      xid8    NOT NULL DEFAULT '0'
 );
 INSERT INTO model_catalog.state DEFAULT VALUES;
-COMMENT ON TABLE model_catalog.state IS 'the epoch (see reload()) and the channel that changes are announced on';
+COMMENT ON TABLE model_catalog.state IS 'epoch of the catalog (see reload()) and the channel for notifications';
+COMMENT ON COLUMN model_catalog.state.xid IS 'last transaction that changed the epoch';
 
--- Which history of the world this is. Transaction ids of one history mean nothing in another: after a failover
--- they may be used a second time, and a copy of a database goes on from the same number.
--- The timeline comes from the WAL position: the control file's own lags behind after a promotion.
+-- Identifies the history that transaction ids belong to. Ids of two histories cannot be compared: after a failover they
+-- may be assigned a second time, and a copy of a database continues from the same number.
+-- The timeline is taken from the WAL position, because the one in the control file lags behind after a promotion.
 CREATE VIEW model_catalog.history AS
 SELECT pg_catalog.concat_ws('/', h.system_identifier, coalesce(h.timeline, 'standby'), h.database, h.epoch) AS identity,
        h.*
@@ -37,28 +49,27 @@ FROM (
            (SELECT s.epoch FROM model_catalog.state s) AS epoch,
            pg_catalog.pg_is_in_recovery() AS standby
 ) h;
-COMMENT ON VIEW model_catalog.history IS 'identity of the history that transaction ids belong to; a standby has no timeline';
-
--- Rings the doorbell. No payload, so nothing is ever too long, and a transaction's many rings fold into one.
-CREATE FUNCTION model_catalog.ring() RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$ SELECT pg_catalog.pg_notify(channel::text, '') FROM model_catalog.state $$;
-REVOKE ALL ON FUNCTION model_catalog.ring() FROM PUBLIC;
+COMMENT ON VIEW model_catalog.history IS 'history that transaction ids belong to; a standby has no timeline';
 
 CREATE FUNCTION model_catalog.reload() RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    UPDATE model_catalog.state SET epoch = epoch + 1;
-    SELECT model_catalog.ring();
+    UPDATE model_catalog.state SET epoch = epoch + 1, xid = pg_current_xact_id();
+    SELECT pg_notify(channel::text, '') FROM model_catalog.state;
 $$;
 REVOKE ALL ON FUNCTION model_catalog.reload() FROM PUBLIC;
-COMMENT ON FUNCTION model_catalog.reload() IS 'makes every server read the whole view again; call it after you changed the view';
+COMMENT ON FUNCTION model_catalog.reload() IS
+    'makes every server read the whole view again; call it after changing the view';
 
--- The trigger behind watch(). It runs as its owner, so that a role that may write models needs no other right.
--- TG_ARGV[0] is the id column. Rows are compared as text because that works for every type (json has no `=`),
--- and with ALL, because a table without a key may hold the same row twice; `(o.*)` and not `o`, which would be a column
--- of that name where there is one. Ids are written in order, so that two
--- transactions over the same models wait for each other instead of deadlocking.
+-- The trigger function that watch() installs. SECURITY DEFINER, so that a role with write access to the models needs no
+-- further privilege. TG_ARGV[0] is the name of the id column.
+--
+-- Of an UPDATE only the rows that differ are recorded. Rows are compared as text, which works for every type (json has
+-- no `=`), and with EXCEPT ALL, because a table without a key may contain equal rows. `(o.*)` instead of `o`, because
+-- `o` would be a column of that name if there is one. Ids are written in order, so that two transactions that change
+-- the same models wait for each other instead of deadlocking.
+--
+-- The notification has no payload: it cannot exceed the size limit, and Postgres sends only one per transaction.
 CREATE FUNCTION model_catalog.log_change() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -91,20 +102,20 @@ BEGIN
         touched);
     GET DIAGNOSTICS logged = ROW_COUNT;
     IF logged > 0 THEN
-        -- What servers have seen must not be taken back by a crash, so such a commit is never asynchronous.
+        -- A crash must not lose a change that servers have already read, so the commit must not be asynchronous.
         IF current_setting('synchronous_commit') = 'off' THEN
             PERFORM set_config('synchronous_commit', 'local', true);
         END IF;
-        PERFORM model_catalog.ring();
+        PERFORM pg_notify(channel::text, '') FROM model_catalog.state;
     END IF;
     RETURN NULL;
 END
 $$;
 REVOKE ALL ON FUNCTION model_catalog.log_change() FROM PUBLIC;
 
--- Puts the triggers on a source table of the view and on its partitions. Twice is harmless: where they are already
--- there for the same column, nothing is changed and nothing is reloaded. The caller needs the TRIGGER right on the
--- table and EXECUTE on log_change(), which it names.
+-- Creates the triggers on a table that the view reads, and on its partitions. Call it again after adding a partition;
+-- it is safe to run more than once: triggers that exist for the same column are left unchanged and cause no reload. The
+-- caller needs the TRIGGER privilege on the table and EXECUTE on log_change().
 CREATE FUNCTION model_catalog.watch(source regclass, id_column name) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -115,8 +126,9 @@ DECLARE
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute
                    WHERE attrelid = source AND attname = id_column AND attnum > 0 AND NOT attisdropped) THEN
-        RAISE EXCEPTION 'table % has no column "%"', source, id_column
-            USING HINT = 'The second argument of watch() is the column that holds the id of the model a row belongs to.';
+        RAISE EXCEPTION 'column "%" of table % does not exist', id_column, source
+            USING ERRCODE = 'undefined_column',
+                  HINT = 'The second argument of watch() is the column that contains the id of the model of a row.';
     END IF;
     FOR target IN SELECT source UNION SELECT relid FROM pg_partition_tree(source) LOOP
         FOR event IN
@@ -131,18 +143,18 @@ BEGIN
                 WHERE tgrelid = target AND tgname = event.trigger_name AND NOT tgisinternal
                   AND tgfoid = 'model_catalog.log_change()'::regprocedure
                   AND tgargs = convert_to(id_column::text, getdatabaseencoding()) || '\x00'::bytea);
-            EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', event.trigger_name, target);
             EXECUTE format(
-                'CREATE TRIGGER %I AFTER %s ON %s %s FOR EACH STATEMENT EXECUTE FUNCTION model_catalog.log_change(%L)',
+                'CREATE OR REPLACE TRIGGER %I AFTER %s ON %s %s FOR EACH STATEMENT EXECUTE FUNCTION model_catalog.log_change(%L)',
                 event.trigger_name, event.operation, target, event.transition, id_column);
             created := true;
         END LOOP;
     END LOOP;
-    -- What was written before the triggers were there has rung no bell.
+    -- Changes made before the triggers existed were not recorded.
     IF created THEN
         PERFORM model_catalog.reload();
     END IF;
 END
 $$;
 REVOKE ALL ON FUNCTION model_catalog.watch(regclass, name) FROM PUBLIC;
-COMMENT ON FUNCTION model_catalog.watch(regclass, name) IS 'announces every change of this table; the second argument is its column with the model id';
+COMMENT ON FUNCTION model_catalog.watch(regclass, name) IS
+    'records every change of a table that the view reads; the second argument is the column with the model id';

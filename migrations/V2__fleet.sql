@@ -1,34 +1,25 @@
--- Has it arrived? `model_catalog.fleet` shows the servers that are connected and how far each has come,
--- `model_catalog.wait_for_fleet()` waits until all of them serve a transaction. Nothing here writes.
+-- The servers that are connected, and how far each of them has read. `model_catalog.fleet` shows them, one row per
+-- server; `model_catalog.wait_for_fleet()` waits until all of them serve a given transaction. Neither writes anything.
 --
--- A server may only read, so it says where it stands in the one place that every session may set and everybody may see,
--- its application_name in pg_stat_activity, of which Postgres keeps 63 bytes:
+-- A server has read-only access, so it publishes its position as its application_name, which every session may set and
+-- every role can see in pg_stat_activity. Postgres truncates it to 63 bytes. Its format:
 --
---     model-catalog NAME REVISION XMAX[-D...][+N]        e.g.  model-catalog gpu-eu-1 0d4527ea5855533c 1234567-3
+--     model-catalog NAME REVISION XMAX[-D...][+N]        for example  model-catalog gpu-eu-1 0d4527ea5855533c 1234567-3
 --
--- REVISION is what the server's answers carry as Catalog-Revision. The rest is the pg_snapshot of its last read: every
--- transaction below XMAX is served, but for those that were running at that moment, which are XMAX-D for each D (here
--- 1234564), the youngest first, and N older ones that there was no room to name. A server that has read nothing yet
--- shows its name alone. It changes this after every read, at the latest every CATALOG_POLL_INTERVAL.
+-- REVISION is the value of the header Catalog-Revision in the server's responses. The rest is the pg_snapshot of its
+-- last read: the server serves every transaction below XMAX except those that were running at that time. These are
+-- XMAX-D for each D (here 1234564), the youngest first, and N older ones for which there was no space. A server that
+-- has not read anything yet has only its name there. The value is updated after every read, at least every
+-- CATALOG_POLL_INTERVAL.
 
--- What reload() changes is no model, so its transaction is kept here.
-ALTER TABLE model_catalog.state ADD COLUMN xid xid8 NOT NULL DEFAULT '0';
-COMMENT ON COLUMN model_catalog.state.xid IS 'the transaction that moved the epoch last';
-
-CREATE OR REPLACE FUNCTION model_catalog.reload() RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    UPDATE model_catalog.state SET epoch = epoch + 1, xid = pg_current_xact_id();
-    SELECT model_catalog.ring();
-$$;
-
--- One row a server. It is in step if no change that is committed now is one it has not read; which are the same two
--- ranges of `changes` that its next read would ask for. With transactions that were not named, that can't be told from
--- `changes` alone, and it counts as in step once it has read as much as this very statement sees (see below, `ended`).
+-- A server is in step if it has read every change that is committed now. The conditions on `changes` are the two ranges
+-- that its next read would use. If the ids of some running transactions did not fit, `changes` alone cannot tell, and
+-- the server counts as in step once it has read as late as this statement's own snapshot (see wait_for_fleet()).
 --
--- Everybody may see the application_name of other sessions; backend_type and client_addr show to members of
--- pg_read_all_stats only, and are NULL to others. The backend_type keeps out the workers of a parallel query, which bear
--- the name of their leader. Names are cut to numbers that can be cast, for any session can call itself anything.
+-- Every role can see the application_name of other sessions, but backend_type and client_addr only with the privileges
+-- of pg_read_all_stats; they are NULL otherwise. The condition on backend_type excludes parallel workers, which have
+-- the application_name of their leader. The pattern limits numbers to lengths that can be cast, because any session can
+-- set any application_name.
 CREATE VIEW model_catalog.fleet AS
 WITH now AS MATERIALIZED (
     SELECT pg_catalog.pg_snapshot_xmax(s) AS xmax,
@@ -66,23 +57,22 @@ SELECT r.name,
        r.usename,
        r.client_addr
 FROM replica r, now, model_catalog.state s;
-COMMENT ON VIEW model_catalog.fleet IS 'the connected servers: below synced_xid all is served but running_xids and older_running more';
+COMMENT ON VIEW model_catalog.fleet IS
+    'connected servers; each serves all transactions below synced_xid but running_xids and older_running older ones';
 
--- Waits until every connected server serves transaction `xid`, and gives their number. After `timeout` it raises an
--- error whose DETAIL names the ones that are behind.
+-- Waits until every connected server serves transaction `xid`, and returns the number of servers. After `timeout` it
+-- raises an error whose DETAIL names the servers that are behind. The caller also needs SELECT on model_catalog.fleet.
 --
--- When does a server serve x? When x had ended at the moment the server read. "x < XMAX" alone is not enough: x may have
--- been running just then. Waiting for the lowest transaction that was running (xmin) to pass x would be safe, but one
--- forgotten transaction anywhere in the cluster would hold it back for hours. So, x being committed, it is served if
---   x < XMAX, and x is none of the transactions that were running, of which
---   - all are named; or
---   - those not named are older than all that are, and x is younger than one that is named; or
---   - the server has read as late as this function began, or later: moments of one history are ordered by how many
---     transactions had ended by then, and that is XMAX less the number that were running.
--- Only the last asks for one more read by the server, at its next bell or heartbeat, and only where more transactions
--- wrote at once than fit into the name.
---
--- Who calls it needs SELECT on model_catalog.fleet, too.
+-- A server serves xid if xid had ended when the server read. `xid < XMAX` is not sufficient, because xid may have been
+-- running at that time. Waiting until the oldest running transaction (xmin) has passed xid would be correct, but one
+-- forgotten transaction anywhere in the cluster would block it for hours. So a committed xid is served if xid < XMAX,
+-- xid is not one of the running transactions that are named, and one of these holds:
+--   - all running transactions are named;
+--   - xid is younger than one that is named (those that are not named are older than all that are);
+--   - the server read when this function started, or later. Snapshots of one history are ordered by the number of
+--     transactions that had ended, which is XMAX minus the number of running ones.
+-- Only the last one may need another read by the server, at its next notification or poll, and only if there were more
+-- concurrent writers than fit into the application_name.
 CREATE FUNCTION model_catalog.wait_for_fleet(xid xid8, timeout interval DEFAULT '30 seconds') RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -96,28 +86,29 @@ DECLARE
     pause    float8 := 0.002;
 BEGIN
     IF xid IS NULL OR timeout IS NULL THEN
-        RAISE EXCEPTION 'wait_for_fleet() was given no %', CASE WHEN xid IS NULL THEN 'transaction' ELSE 'timeout' END
+        RAISE EXCEPTION 'argument "%" of wait_for_fleet() must not be null',
+                        CASE WHEN xid IS NULL THEN 'xid' ELSE 'timeout' END
             USING ERRCODE = 'null_value_not_allowed';
     ELSIF status = 'in progress' THEN
         RAISE EXCEPTION 'transaction % is still in progress', xid
             USING ERRCODE = 'object_not_in_prerequisite_state',
-                  HINT = 'Servers see it when it is committed: COMMIT first, then call wait_for_fleet() on its own.';
+                  HINT = 'COMMIT the transaction first, then call wait_for_fleet() in a statement of its own.';
     ELSIF status = 'aborted' THEN
-        RAISE EXCEPTION 'transaction % was rolled back, no server will ever serve it', xid
-            USING ERRCODE = 'object_not_in_prerequisite_state';
+        RAISE EXCEPTION 'transaction % was rolled back', xid
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'No server will serve its changes.';
     END IF;
     began := pg_current_snapshot();
     IF NOT pg_visible_in_snapshot(xid, began) THEN
-        RAISE EXCEPTION 'transaction % was committed after this transaction began', xid
+        RAISE EXCEPTION 'transaction % was committed after the snapshot of the current transaction was taken', xid
             USING ERRCODE = 'object_not_in_prerequisite_state',
-                  HINT = 'Call wait_for_fleet() on its own, or at the isolation level READ COMMITTED.';
+                  HINT = 'Call wait_for_fleet() outside of a transaction block, or use READ COMMITTED.';
     END IF;
     ended := pg_snapshot_xmax(began)::text::bigint - (SELECT count(*) FROM pg_snapshot_xip(began));
     LOOP
-        -- Else the first look would be kept until this transaction ends.
+        -- Otherwise the first read of pg_stat_activity is cached until the end of the transaction.
         PERFORM pg_stat_clear_snapshot();
         SELECT count(*),
-               string_agg(format('%s (pid %s, %s)', f.name, f.pid, coalesce('at ' || f.synced_xid, 'nothing read yet')),
+               string_agg(format('%s (pid %s, %s)', f.name, f.pid, coalesce('at ' || f.synced_xid, 'has not read anything yet')),
                           ', ' ORDER BY f.name, f.pid)
                    FILTER (WHERE (wait_for_fleet.xid < f.synced_xid
                                   AND wait_for_fleet.xid <> ALL (f.running_xids)
@@ -128,12 +119,12 @@ BEGIN
         INTO replicas, behind
         FROM model_catalog.fleet f;
         IF replicas = 0 THEN
-            RAISE WARNING 'no server is connected to this database, so none was waited for';
+            RAISE WARNING 'no model-catalog server is connected to this database';
         END IF;
         IF behind IS NULL THEN
             RETURN replicas;
         ELSIF clock_timestamp() >= deadline THEN
-            RAISE EXCEPTION 'not every server serves transaction % after %', xid, timeout
+            RAISE EXCEPTION 'not every server serves transaction % within %', xid, timeout
                 USING ERRCODE = 'lock_not_available', DETAIL = 'Behind: ' || behind || '.';
         END IF;
         PERFORM pg_sleep(least(pause, greatest(extract(epoch FROM deadline - clock_timestamp()), 0)));
@@ -143,4 +134,4 @@ END
 $$;
 REVOKE ALL ON FUNCTION model_catalog.wait_for_fleet(xid8, interval) FROM PUBLIC;
 COMMENT ON FUNCTION model_catalog.wait_for_fleet(xid8, interval) IS
-    'returns once every connected server serves this transaction; an error names those that do not in time';
+    'waits until every connected server serves a transaction; raises an error that names the servers that are behind';

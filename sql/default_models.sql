@@ -1,27 +1,28 @@
--- The default table, its view and its triggers: applied by `migrate` as long as nobody has defined the view.
--- An existing table `public.models` is left as it is but for its triggers; its ten columns are read under their own names.
--- What it can't be read by, or would fail only when a row is read, is said here and now, all of it.
+-- The default table, the view over it and its triggers. `migrate` runs this unless the view exists. An existing table
+-- public.models gets the triggers and is not modified otherwise. Its columns must have the ten names of the view and
+-- types that can be cast for every possible row; all that do not are reported in one error.
 DO $$
 DECLARE
     models  regclass := to_regclass('public.models');
     kind    "char" := (SELECT relkind FROM pg_class WHERE oid = models);
     wrong   text;
     instead text := 'Run `model-catalog migrate --bare`, define the view model_catalog.entries yourself, then call'
-                    ' model_catalog.watch() for each table that it reads and model_catalog.reload().';
+                    ' model_catalog.watch() for each table that it reads, and model_catalog.reload().';
 BEGIN
     IF to_regclass('model_catalog.entries') IS NOT NULL THEN
         RETURN;
     END IF;
 
     IF kind NOT IN ('r', 'p') THEN
-        RAISE EXCEPTION 'public.models is no table but a %, which can have no triggers that tell of changes',
+        RAISE EXCEPTION 'public.models is a %, not a table: it cannot have the triggers that record changes',
                         CASE kind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'f' THEN 'foreign table'
                                   ELSE format('relation of kind %s', kind) END
             USING HINT = instead;
     END IF;
-    -- A domain counts as the type beneath it. Any text may be cast to a number, and then fails with the first row.
+    -- A domain counts as its base type. Text is not accepted for a number: the cast would fail on the first row that
+    -- has none, and with it every read of the view.
     SELECT string_agg(CASE WHEN c.type IS NULL THEN 'has no column ' || w.name
-                           ELSE format('has a column %s of type %s, which can''t be read as %s', w.name, c.type, w.type)
+                           ELSE format('has a column %s of type %s, which cannot be read as %s', w.name, c.type, w.type)
                       END, '; ' ORDER BY w.place)
     INTO wrong
     FROM (VALUES (1, 'id', 'text'), (2, 'name', 'text'), (3, 'download_url', 'text'), (4, 'file_size_gb', 'numeric'),
@@ -42,18 +43,20 @@ BEGIN
         RAISE EXCEPTION 'the existing table public.models %', wrong USING HINT = instead;
     END IF;
 
-    CREATE TABLE IF NOT EXISTS public.models (
-        id            text PRIMARY KEY,
-        name          text NOT NULL,
-        download_url  text NOT NULL,
-        file_size_gb  numeric(10, 2),
-        hash          text,
-        auth_required boolean NOT NULL DEFAULT false,
-        auth_provider text,
-        save_path     text NOT NULL,
-        dependencies  jsonb NOT NULL DEFAULT '[]',
-        description   text
-    );
+    IF models IS NULL THEN
+        CREATE TABLE public.models (
+            id            text PRIMARY KEY,
+            name          text NOT NULL,
+            download_url  text NOT NULL,
+            file_size_gb  numeric(10, 2),
+            hash          text,
+            auth_required boolean NOT NULL DEFAULT false,
+            auth_provider text,
+            save_path     text NOT NULL,
+            dependencies  jsonb NOT NULL DEFAULT '[]',
+            description   text
+        );
+    END IF;
 
     CREATE VIEW model_catalog.entries AS
     SELECT id::text,
@@ -67,7 +70,7 @@ BEGIN
            to_jsonb(dependencies) AS dependencies,
            description::text
     FROM public.models;
-    COMMENT ON VIEW model_catalog.entries IS 'the only thing model-catalog reads models from';
+    COMMENT ON VIEW model_catalog.entries IS 'the models to serve; the servers read models from this view only';
 
     PERFORM model_catalog.watch('public.models', 'id');
 END

@@ -1,10 +1,12 @@
--- Every model that changed since the snapshot $1 was read, if this is still the history $2; and, in any case, one row.
--- Parameters: $1 text (a pg_snapshot), $2 text (its history). Columns: see `Header` and `RawModel` in src/postgres/rows.rs.
+-- The delta: every model that has changed since snapshot $1, provided that the database still has history $2. Returns
+-- at least one row. Parameters: $1 text (a pg_snapshot), $2 text (its history). Columns: see `Header` and `RawModel` in
+-- src/postgres/rows.rs.
 --
--- Changed since $1 = visible now, and by a transaction that began after $1 or was still running at $1. The two are
--- separate index ranges on purpose: `NOT pg_visible_in_snapshot(…)` would read every change since the oldest open
--- transaction. The lateral look-up with OFFSET 0 can't be flattened into a join that scans the whole source.
--- The upper bound keeps out rows that a dump brought from another history's future.
+-- A model has changed since $1 if its change is visible now and was made by a transaction that started after $1 or was
+-- still running then. These are two index ranges on purpose: `NOT pg_visible_in_snapshot(…)` would read every change
+-- since the oldest open transaction. OFFSET 0 prevents the lateral subquery from being flattened into a join, which
+-- could scan the whole source table. The upper bound excludes rows of a restored dump whose xid lies in this history's
+-- future.
 WITH here AS MATERIALIZED (
     SELECT pg_catalog.pg_current_snapshot() AS snapshot, h.identity AS history FROM model_catalog.history h
 ), changed AS (

@@ -1,5 +1,5 @@
--- What the file would change: rows that the table lacks (no fields) and rows with other values (their names).
--- Compared as jsonb are the dependencies, because json has no equality.
+-- What the import would change: rows that the table does not have (`added`) and rows that differ (`fields`).
+-- Dependencies are compared as jsonb, because json has no equality operator.
 CREATE TEMPORARY TABLE difference ON COMMIT DROP AS
 SELECT i.id, m.id IS NULL AS added, c.fields
 FROM pg_temp.incoming i

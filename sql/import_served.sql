@@ -1,5 +1,5 @@
--- Whether rows of public.models are read by the view, directly or through other views. One row. Asked of the system's
--- catalogs, which need no right, because who writes models may have none on the schema model_catalog.
+-- Whether the view reads public.models, directly or through other views. One row. It uses the system catalogs, which
+-- every role can read: a role that writes models may have no privileges on the schema model_catalog.
 WITH RECURSIVE reads AS (
     SELECT c.oid
     FROM pg_catalog.pg_class c

@@ -1,4 +1,4 @@
--- Writes what differs and nothing else. In the order of ids, as every writer of many rows should.
+-- Writes only the rows that differ, ordered by id to avoid deadlocks with other writers.
 INSERT INTO public.models
     (id, name, download_url, file_size_gb, hash, auth_required, auth_provider, save_path, dependencies, description)
 SELECT i.id, i.name, i.download_url, i.file_size_gb, i.hash, i.auth_required, i.auth_provider, i.save_path,

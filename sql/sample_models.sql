@@ -1,20 +1,19 @@
--- Sample catalog for the model-catalog service.
+-- Sample catalog: well-known public models for machines that run ComfyUI.
 --
--- It fills public.models with well-known public models that machines running
--- ComfyUI load. The table must exist already. The file may be applied twice
--- (or more): a row whose id is already there is left as it is.
+-- Inserts into public.models, which must exist. The file can be applied more
+-- than once: rows whose id exists are left unchanged.
 --
--- download_url   the public address of the file
+-- download_url   public URL of the file
 -- file_size_gb   decimal gigabytes (10^9 bytes), rounded; NULL if not known
--- hash           sha256 in hex, given only where it is certain; NULL elsewhere.
---                The rows flux-dev and sdxl-base carry fixed values: the one of
---                flux-dev is 32 digits long, so it is not a sha256.
--- auth_required  true if the address answers only to a logged-in account, whose
---                kind is named in auth_provider
--- save_path      where the file goes, relative to ComfyUI's models/ folder
--- dependencies   ids of the other files this one needs to work. A LoRA,
---                ControlNet or IP-adapter does not name a base model, because
---                any model of the right family will do.
+-- hash           sha256 in hex if it is known for certain, otherwise NULL. The
+--                values of flux-dev and sdxl-base are fixed; that of flux-dev
+--                has 32 digits, so it is not a sha256.
+-- auth_required  true if the download requires an account; auth_provider
+--                says of which kind
+-- save_path      where the file is saved, relative to ComfyUI's models/ folder
+-- dependencies   ids of the other files that this one requires. A LoRA,
+--                ControlNet or IP-adapter lists no base model, because any
+--                model of the right family works.
 
 INSERT INTO public.models
     (id, name,

@@ -1,6 +1,6 @@
--- Settings of the loader's session; through a pooler they are made again in every transaction, as SET LOCAL.
--- A generic plan or JIT would cost the delta far more than they save. A lock held on a source table must end as an
--- error that is retried, never as a silent wait.
+-- Settings of the loader's session. Through a pooler they are applied in every transaction, as SET LOCAL.
+-- A generic plan or JIT compilation costs the delta query far more than it saves. With lock_timeout, a lock on a source
+-- table causes an error that is logged and retried instead of a silent wait.
 SET plan_cache_mode = force_custom_plan;
 SET jit = off;
 SET default_transaction_read_only = on;

@@ -1,17 +1,14 @@
-//! model-catalog: a Postgres table of models, served from memory, live.
+//! model-catalog serves a Postgres table of models from memory and follows its changes.
 //!
-//! Data flows one way: `postgres` → `loader` → `catalog` → `http`. A request never touches Postgres, a lock or a row
-//! decoder.
+//! Data flows one way: `postgres` → `loader` → `catalog` → `http`. A request never uses Postgres, a lock or a row
+//! decoder. `cli` declares the settings, `cmd` runs the commands, and `app` connects the two.
 
 pub mod app;
 mod atomic_file;
 pub mod catalog;
-pub mod check;
 pub mod cli;
-pub mod export;
-pub mod health;
+pub mod cmd;
 pub mod http;
-pub mod import;
 pub mod loader;
 pub mod metrics;
 pub mod postgres;

@@ -1,11 +1,11 @@
-//! The program: read the command line, set up logging, run one command.
+//! The program: parses the command line and runs one command.
 
 use std::process::ExitCode;
 
 use model_catalog::{app, cli};
 
-/// glibc's allocator grows a thread's heap by many small system calls, which a full load and a storm of connections
-/// both feel.
+/// glibc's allocator grows the heap of a thread by many small system calls, which slows down full loads and bursts of
+/// connections.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs schemathesis, which makes requests up from /openapi.json, against the demo: api.sh SCHEMATHESIS PROGRAM
+# Runs schemathesis, which generates requests from /openapi.json, against the demo: api.sh SCHEMATHESIS PROGRAM
 set -eu
 schemathesis=$(realpath "$1") program=$2
 work=$(mktemp -d)
@@ -11,5 +11,5 @@ until url=$(grep -om1 'http://127\.0\.0\.1:[0-9]*' "$work/demo"); do
     sleep 0.1
 done
 cd "$work"
-# The path of the document itself is left out unless it is asked for.
+# By default schemathesis skips the path of the document itself.
 "$schemathesis" run "$url/openapi.json" --include-path-regex / --checks all --seed 1

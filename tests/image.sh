@@ -1,9 +1,9 @@
 #!/bin/sh
-# deploy/Dockerfile and deploy/compose/compose.yaml in a real Docker, with their real ports: the image is built and looked
-# at, everything is started, asked through the balancer, and a replica is stopped and killed under load.
+# Tests deploy/Dockerfile and deploy/compose/compose.yaml in the local Docker, with their real ports: builds and inspects
+# the image, starts everything, sends requests through the balancer, and stops and kills a replica under load.
 set -eu
 cd "$(dirname "$0")/.."
-# A project of its own: what `docker compose up` has made stays as it is. COMPOSE_FILE may name a further file.
+# A separate project, so that existing containers are not affected. COMPOSE_FILE may list a further file.
 export COMPOSE_PROJECT_NAME=model-catalog-test COMPOSE_FILE="${COMPOSE_FILE:-deploy/compose/compose.yaml}"
 api=http://127.0.0.1:8080/api/models/flux-dev
 
@@ -14,14 +14,14 @@ fail() {
     docker compose logs --tail 40 >&2
     exit 1
 }
-# until WHAT COMMAND...: a minute for a condition.
+# until_ DESCRIPTION COMMAND...: waits up to a minute until the command succeeds.
 until_() {
     what=$1
     shift
     tries=0
     until "$@" >/dev/null 2>&1; do
         tries=$((tries + 1))
-        [ "$tries" -lt 300 ] || fail "waited in vain until $what"
+        [ "$tries" -lt 300 ] || fail "timed out waiting until $what"
         sleep 0.2
     done
 }
@@ -32,7 +32,7 @@ up_in_prometheus() {
 }
 
 docker compose build
-[ "$(docker image inspect --format '{{.Config.User}}' model-catalog)" = 65532:65532 ] || fail "the image's user is another"
+[ "$(docker image inspect --format '{{.Config.User}}' model-catalog)" = 65532:65532 ] || fail "the image has an unexpected user"
 docker run --rm --network none --read-only --cap-drop ALL model-catalog --version
 say "$(docker image inspect --format '{{.Size}}' model-catalog) bytes"
 
@@ -41,10 +41,10 @@ asking=
 trap '[ -z "$asking" ] || kill "$asking"; docker compose down --volumes >/dev/null 2>&1; rm -rf "$load"' EXIT
 docker compose up --detach
 for replica in catalog-a catalog-b; do until_ "$replica is healthy" healthy "$replica"; done
-until_ "the balancer has the sample" curl -fsS "$api"
-until_ "Prometheus has both replicas" up_in_prometheus
-curl -fsS http://127.0.0.1:9090/api/v1/rules | grep -q '"name":"ModelCatalogNoReplicaReady"' || fail "no rules are loaded"
-say "all of it is up"
+until_ "the balancer serves the sample" curl -fsS "$api"
+until_ "Prometheus scrapes both replicas" up_in_prometheus
+curl -fsS http://127.0.0.1:9090/api/v1/rules | grep -q '"name":"ModelCatalogNoReplicaReady"' || fail "the alert rules are not loaded"
+say "everything is running"
 
 touch "$load/answered" "$load/failed"
 (while :; do
@@ -57,11 +57,11 @@ for how in stop kill; do
     until_ "requests flow" flows
     docker compose "$how" catalog-a
     code=$(of catalog-a '{{.State.ExitCode}}')
-    [ "$how" = kill ] || [ "$code" = 0 ] || fail "a stopped replica ended with $code"
+    [ "$how" = kill ] || [ "$code" = 0 ] || fail "a stopped replica exited with status $code"
     docker compose start catalog-a
     until_ "catalog-a is healthy" healthy catalog-a
 done
 kill "$asking"
 asking=
 [ -s "$load/failed" ] && fail "failed requests: $(cat "$load/failed")"
-say "$(answered) requests answered while a replica was stopped and killed, none failed"
+say "$(answered) requests succeeded while a replica was stopped and killed, none failed"

@@ -1,30 +1,30 @@
-//! What was measured, as a table, and what it says about one Postgres.
+//! The results as a table, and the conclusion about one Postgres.
 
 use std::fmt::Write as _;
 
 use crate::probe::Latencies;
 use crate::{MODELS, POLL_INTERVAL, Result, process};
 
-/// What was measured with so many replicas; processor times are in seconds.
+/// The measurements with one number of replicas; CPU times are in seconds.
 pub struct Row {
-    /// Loaders that followed.
+    /// Number of loaders.
     pub replicas: usize,
-    /// From the commit being sent to a replica serving it: each replica, each change.
+    /// Time from sending the commit until a replica serves it, for each replica and change.
     pub each: Latencies,
-    /// The same for the last replica of each change.
+    /// The same for the slowest replica of each change.
     pub last: Latencies,
-    /// The database's, for one change.
+    /// CPU time of Postgres per change.
     pub database: f64,
-    /// The share of the session that writes.
+    /// The part of it that the writing session used.
     pub writer: f64,
-    /// This process', for one change.
+    /// CPU time of this process per change.
     pub harness: f64,
-    /// Reads of the database for one change.
-    pub looks: f64,
-    /// The database's for one second without a change.
+    /// Reads of the database per change.
+    pub reads: f64,
+    /// CPU time of Postgres per second without changes.
     pub idle: f64,
-    /// Heartbeats in that second, as they were counted.
-    pub heartbeats: f64,
+    /// Measured polls per second without changes.
+    pub polls: f64,
 }
 
 /// The table, with a conclusion.
@@ -37,8 +37,8 @@ pub fn report(rows: &[Row], changes: usize, version: &str) -> Result<String> {
     let mut text = format!(
         "# Fan-out\n\nWritten by `make bench-fanout` on {}; not edited by hand. Machine: {} {cores} cores; load average \
          at the end {}. PostgreSQL {version} without fsync, {MODELS} models, {changes} changes of one row, one after the \
-         other. The replicas are loaders on one thread; they, Postgres and the bench share the cores, so the times \
-         hold the processor time of all replicas, which in life have machines of their own.\n\n| what |",
+         other. The replicas are loaders on one thread; they, Postgres and the benchmark share the cores, so the times \
+         include the CPU time of all replicas, which run on separate machines in production.\n\n| measurement |",
         date.trim(),
         cpu.trim_start_matches(['\t', ' ', ':']),
         load.split(' ').next().unwrap_or_default(),
@@ -53,47 +53,47 @@ pub fn report(rows: &[Row], changes: usize, version: &str) -> Result<String> {
     };
     let ms = |seconds: f64| format!("{:.2} ms", seconds * 1e3);
     let time = |times: &Latencies, share| ms(times.quantile(share).as_secs_f64());
-    line("commit sent → served by the last replica, median", &|row| time(&row.last, 0.5));
+    line("commit sent → served by the slowest replica, median", &|row| time(&row.last, 0.5));
     line("– p99", &|row| time(&row.last, 0.99));
     line("– max", &|row| time(&row.last, 1.0));
     line("commit sent → served by a replica, median", &|row| time(&row.each, 0.5));
     line("– p99", &|row| time(&row.each, 0.99));
     line("– max", &|row| time(&row.each, 1.0));
-    line("looks at the database for a change, by a replica", &|row| format!("{:.2}", row.looks / row.replicas as f64));
-    line("the database's processor time for a change", &|row| ms(row.database));
-    line("– of it the session that writes", &|row| ms(row.writer));
-    line("– of it all else, for each replica", &|row| ms((row.database - row.writer) / row.replicas as f64));
-    line("this bench's processor time for a change, its replicas included", &|row| ms(row.harness));
-    line("heartbeats in a second without changes, every 10 s each", &|row| format!("{:.2}", row.heartbeats));
-    line("the database's processor time in such a second", &|row| ms(row.idle));
-    text += &conclusion(rows).ok_or("one count of replicas shows no growth")?;
+    line("reads of the database per change and replica", &|row| format!("{:.2}", row.reads / row.replicas as f64));
+    line("CPU time of Postgres per change", &|row| ms(row.database));
+    line("– writing session", &|row| ms(row.writer));
+    line("– everything else, per replica", &|row| ms((row.database - row.writer) / row.replicas as f64));
+    line("CPU time of the benchmark with its replicas per change", &|row| ms(row.harness));
+    line("polls per second without changes (each replica: every 10 s)", &|row| format!("{:.2}", row.polls));
+    line("CPU time of Postgres per second without changes", &|row| ms(row.idle));
+    text += &conclusion(rows).ok_or("at least two numbers of replicas are needed")?;
     Ok(text)
 }
 
-/// What the figures say, by the straight line through the least and the most replicas.
+/// Linear extrapolation from the smallest and the largest number of replicas.
 fn conclusion(rows: &[Row]) -> Option<String> {
     let (least, most) = (rows.first()?, rows.last()?);
     let growth = |of: &dyn Fn(&Row) -> f64, by: &dyn Fn(&Row) -> f64| (of(most) - of(least)) / (by(most) - by(least));
     let replicas: &dyn Fn(&Row) -> f64 = &|row| row.replicas as f64;
     let each = growth(&|row| row.database, replicas);
     let write = (least.database - each * replicas(least)).max(0.0);
-    let heartbeat = growth(&|row| row.idle, &|row| row.heartbeats);
+    let poll = growth(&|row| row.idle, &|row| row.polls);
     let feeds = |changes: f64| ((1.0 / changes - write) / each).max(0.0);
     Some(format!(
-        "\nA change costs the database {:.2} ms, and {:.2} ms more for each replica. At one change a second, one core of \
-         it is full with about {:.0} replicas, at ten a second with about {:.0}; a change then takes as long to reach \
-         the last of them as to the next change. Without changes, heartbeats of {:.2} ms fill it with about {:.0}. \
-         Beyond {} replicas this is a straight line, not a measurement. Past that, replicas get late: rings that come \
-         while one looks fold into one. Then change many rows in one transaction, which rings once; have fewer \
-         replicas with more machines each, since one answers tens of thousands of requests a second (`make bench`); \
-         let most replicas follow hot standbys, which read everything by timer and never ask the primary; a longer \
-         CATALOG_POLL_INTERVAL spares heartbeats, not the looks for changes.\n",
+        "\nA change costs Postgres {:.2} ms of CPU time, plus {:.2} ms per replica. At one change per second, about {:.0} \
+         replicas saturate one core; at ten per second, about {:.0}. A change then reaches the slowest replica only \
+         when the next one is made. Without changes, a poll costs {:.2} ms, so about {:.0} replicas saturate a core. \
+         Beyond {} replicas these figures are extrapolated. With more replicas, changes arrive later: notifications \
+         that arrive during a read are merged into one. To avoid this, change many rows in one transaction, which \
+         sends one notification; use fewer replicas with more clients each, since one replica serves tens of \
+         thousands of requests per second (`make bench`); or let most replicas poll hot standbys, which puts no load \
+         on the primary. A longer CATALOG_POLL_INTERVAL saves polls, but not the reads after changes.\n",
         write * 1e3,
         each * 1e3,
         feeds(1.0),
         feeds(10.0),
-        heartbeat * 1e3,
-        POLL_INTERVAL.as_secs_f64() / heartbeat,
+        poll * 1e3,
+        POLL_INTERVAL.as_secs_f64() / poll,
         most.replicas,
     ))
 }

@@ -1,4 +1,4 @@
-//! The burst: all connections opened at once, one request on each, all kept open until the last answer.
+//! The burst: all connections are opened at once, with one request each, and stay open until the last response.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -8,14 +8,14 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::Result;
-use crate::client::answer_size;
+use crate::client::response_size;
 use crate::peers::{Load, Peer};
 use crate::wrk::{Bench, Figures};
 
-/// After this long what is not answered counts as failed. The kernel asks again for a connection after 1, 3 and 7 s.
+/// A request without a response after this time has failed. The kernel retries a connection after 1, 3 and 7 s.
 const LIMIT: Duration = Duration::from_secs(30);
 
-struct Machine {
+struct Client {
     stream: Option<TcpStream>,
     sent: bool,
     received: usize,
@@ -25,41 +25,42 @@ struct Machine {
 
 enum Step {
     Waits,
-    Answered,
+    Done,
     Failed,
     Reset,
 }
 
-/// Opens `count` connections to `peer`. The time is that of the last answer; percentiles count from the first connect.
+/// Opens `count` connections to `peer`. The time is that of the last response; percentiles count from the first
+/// connect.
 pub fn burst(bench: &Bench<'_>, peer: &Peer, count: usize) -> Result<Figures> {
     bench.bodies.check(peer, Load::Burst, bench.sample)?;
     let port = peer.port(Load::Burst);
-    let request = Load::Burst.ask(bench.sample).bytes(port, Load::Burst.connection());
+    let request = Load::Burst.request(bench.sample).bytes(port, Load::Burst.connection());
     let wanted = bench.bodies.body(Load::Burst).len();
     let (cpu, overflows) = (peer.process.cpu_ns()?, overflows()?);
     let mut poll = Poll::new()?;
-    let mut machines = Vec::with_capacity(count);
+    let mut clients = Vec::with_capacity(count);
 
     let started = Instant::now();
     for number in 0..count {
         let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port)))
             .map_err(|error| format!("connection {number} of the burst: {error}"))?;
         poll.registry().register(&mut stream, Token(number), Interest::READABLE | Interest::WRITABLE)?;
-        machines.push(Machine { stream: Some(stream), sent: false, received: 0, head: Vec::new(), size: None });
+        clients.push(Client { stream: Some(stream), sent: false, received: 0, head: Vec::new(), size: None });
     }
 
     let mut events = Events::with_capacity(1024);
     let mut buffer = vec![0; 64 * 1024];
-    let mut answers = Vec::with_capacity(count);
+    let mut responses = Vec::with_capacity(count);
     let (mut failed, mut resets) = (0, 0);
-    while answers.len() + failed + resets < count {
+    while responses.len() + failed + resets < count {
         let Some(left) = LIMIT.checked_sub(started.elapsed()) else { break };
         poll.poll(&mut events, Some(left))?;
         for event in &events {
-            let machine = &mut machines[event.token().0];
-            match machine.step(&request, wanted, &mut buffer) {
+            let client = &mut clients[event.token().0];
+            match client.step(&request, wanted, &mut buffer) {
                 Step::Waits => continue,
-                Step::Answered => answers.push(started.elapsed().as_secs_f64()),
+                Step::Done => responses.push(started.elapsed().as_secs_f64()),
                 Step::Failed => failed += 1,
                 Step::Reset => resets += 1,
             }
@@ -67,39 +68,39 @@ pub fn burst(bench: &Bench<'_>, peer: &Peer, count: usize) -> Result<Figures> {
     }
     let cpu_seconds = (peer.process.cpu_ns()? - cpu) as f64 / 1e9;
     let overflows = self::overflows()? - overflows;
-    drop(machines);
+    drop(clients);
 
     bench.bodies.check(peer, Load::Burst, bench.sample)?;
-    let figures = figures(&answers, count, cpu_seconds);
+    let figures = figures(&responses, count, cpu_seconds);
     Ok(Figures { resets: resets as f64, overflows: overflows as f64, ..figures })
 }
 
-/// Every answer that did not come right is a failure.
-fn figures(answers: &[f64], count: usize, cpu_seconds: f64) -> Figures {
-    // They were noted as they came, so they are in order.
+/// Every missing or wrong response is a failure.
+fn figures(responses: &[f64], count: usize, cpu_seconds: f64) -> Figures {
+    // Recorded in the order of arrival, so sorted.
     let at =
-        |share: f64| answers.get((answers.len() as f64 * share) as usize).map_or(f64::NAN, |seconds| seconds * 1e3);
+        |share: f64| responses.get((responses.len() as f64 * share) as usize).map_or(f64::NAN, |seconds| seconds * 1e3);
     Figures {
-        requests: answers.len() as f64,
-        seconds: answers.last().copied().unwrap_or(f64::NAN),
+        requests: responses.len() as f64,
+        seconds: responses.last().copied().unwrap_or(f64::NAN),
         cpu_seconds,
         p50: at(0.5),
         p99: at(0.99),
         p999: at(0.999),
-        failures: (count - answers.len()) as f64,
+        failures: (count - responses.len()) as f64,
         ..Figures::default()
     }
 }
 
-impl Machine {
-    /// Goes as far as the socket lets it. An answered connection stays open.
+impl Client {
+    /// Advances until the socket would block. A connection with a complete response stays open.
     fn step(&mut self, request: &[u8], wanted: usize, buffer: &mut [u8]) -> Step {
         if self.stream.is_none() || self.done() {
             return Step::Waits;
         }
         match self.advance(request, wanted, buffer) {
             Ok(Step::Waits) => Step::Waits,
-            Ok(Step::Answered) => Step::Answered,
+            Ok(Step::Done) => Step::Done,
             Ok(step) => {
                 self.stream = None;
                 step
@@ -120,7 +121,7 @@ impl Machine {
     fn advance(&mut self, request: &[u8], wanted: usize, buffer: &mut [u8]) -> std::io::Result<Step> {
         let Some(stream) = &mut self.stream else { return Ok(Step::Waits) };
         if !self.sent {
-            // It fits the send buffer of a new connection, so it goes out whole or not at all.
+            // The request fits the send buffer of a new connection, so it is written completely or not at all.
             self.sent = stream.write(request)? == request.len();
         }
         loop {
@@ -131,7 +132,7 @@ impl Machine {
             self.received += count;
             if self.size.is_none() {
                 self.head.extend_from_slice(&buffer[..count]);
-                if let Some(size) = answer_size(&self.head) {
+                if let Some(size) = response_size(&self.head) {
                     if size.status != 200 || size.body != wanted {
                         return Ok(Step::Failed);
                     }
@@ -140,13 +141,13 @@ impl Machine {
                 }
             }
             if self.size.is_some_and(|size| self.received >= size) {
-                return Ok(Step::Answered);
+                return Ok(Step::Done);
             }
         }
     }
 }
 
-/// How often a listen queue of this machine was full.
+/// How often a listen queue on this machine has overflowed.
 fn overflows() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/net/netstat")?;
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));

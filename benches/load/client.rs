@@ -1,4 +1,4 @@
-//! A plain HTTP client for what is not measured: is a server ready, are its bytes right, what do its metrics say.
+//! A minimal HTTP client for everything that is not measured: readiness, comparing responses, reading metrics.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -8,14 +8,14 @@ use crate::Result;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// An answer as it came.
-pub struct Answer {
+/// A complete response.
+pub struct Response {
     pub status: u16,
     pub head: Vec<u8>,
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     pub fn is(&self, body: &[u8]) -> bool {
         self.status == 200 && self.body == body
     }
@@ -28,38 +28,38 @@ pub fn connect(port: u16) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Sends one request and reads its answer.
-pub fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<Answer> {
+/// Sends one request and reads its response.
+pub fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<Response> {
     stream.write_all(request)?;
     let mut bytes = Vec::new();
     let mut buffer = [0; 64 * 1024];
     loop {
-        if let Some(size) = answer_size(&bytes).filter(|size| bytes.len() >= size.head + size.body) {
+        if let Some(size) = response_size(&bytes).filter(|size| bytes.len() >= size.head + size.body) {
             let body = bytes.split_off(size.head);
-            return Ok(Answer { status: size.status, head: bytes, body });
+            return Ok(Response { status: size.status, head: bytes, body });
         }
         match stream.read(&mut buffer)? {
-            0 => return Err(format!("the connection ended after {} bytes of the answer", bytes.len()).into()),
+            0 => return Err(format!("the connection was closed after {} bytes of the response", bytes.len()).into()),
             count => bytes.extend_from_slice(&buffer[..count]),
         }
     }
 }
 
-/// Asks for a path on a connection of its own.
-pub fn get(port: u16, path: &str) -> Result<Answer> {
+/// Gets a path on a separate connection.
+pub fn get(port: u16, path: &str) -> Result<Response> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
     exchange(&mut connect(port)?, request.as_bytes())
 }
 
-/// What the head of an answer says.
+/// Status and sizes from the head of a response.
 pub struct Size {
     pub status: u16,
     pub head: usize,
     pub body: usize,
 }
 
-/// `None` as long as the head is not complete. All peers say a Content-Length.
-pub fn answer_size(bytes: &[u8]) -> Option<Size> {
+/// `None` until the head is complete. All peers send a Content-Length.
+pub fn response_size(bytes: &[u8]) -> Option<Size> {
     let head = memchr::memmem::find(bytes, b"\r\n\r\n")? + 4;
     let text = std::str::from_utf8(&bytes[..head]).ok()?;
     let status = text.get(9..12)?.parse().ok()?;

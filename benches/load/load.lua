@@ -1,5 +1,5 @@
--- One constant request, so that wrk spends nothing on making it; the figures as `name value` lines.
--- Arguments: METHOD CONNECTION [FILE WITH THE BODY]
+-- A constant request, which costs wrk nothing to build. Prints the results as `name value` lines.
+-- Arguments: METHOD CONNECTION [BODY_FILE]
 
 function init(args)
   wrk.method = args[1]
@@ -13,16 +13,16 @@ function init(args)
 end
 
 function done(summary, latency)
-  local function say(name, value)
+  local function print_value(name, value)
     io.write(string.format("%s %.0f\n", name, value))
   end
-  say("requests", summary.requests)
-  say("bytes", summary.bytes)
-  say("microseconds", summary.duration)
+  print_value("requests", summary.requests)
+  print_value("bytes", summary.bytes)
+  print_value("microseconds", summary.duration)
   for _, kind in ipairs({ "connect", "read", "write", "status", "timeout" }) do
-    say(kind, summary.errors[kind])
+    print_value(kind, summary.errors[kind])
   end
-  say("p50", latency:percentile(50))
-  say("p99", latency:percentile(99))
-  say("p999", latency:percentile(99.9))
+  print_value("p50", latency:percentile(50))
+  print_value("p99", latency:percentile(99))
+  print_value("p999", latency:percentile(99.9))
 end

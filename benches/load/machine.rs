@@ -1,18 +1,19 @@
-//! What was measured on, and with which versions.
+//! The machine, and the versions of all programs.
 
 use std::fs::read_to_string;
 
 use crate::Result;
 use crate::process::output;
 
-/// The machine and its programs; `None` = not installed.
+/// The machine and its programs; `None` if not installed.
 pub struct Machine {
     pub name: String,
     pub cpu: String,
     pub cores: usize,
     pub kernel: String,
     pub somaxconn: String,
-    /// Over the last minute before the start: above 0.5 others were at work, and the figures are the worse for it.
+    /// Over the last minute before the start. Above 0.5, other processes were running and the results are less
+    /// accurate.
     pub load: String,
     pub date: String,
     pub commit: String,
@@ -23,18 +24,18 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Looks around.
+    /// Collects the data.
     ///
     /// # Errors
-    /// wrk is missing, without which nothing can be measured, or there is one core only.
+    /// wrk is not installed, or the machine has only one core.
     pub fn look() -> Result<Self> {
         let cores = std::thread::available_parallelism()?.get();
         if cores < 2 {
-            return Err("server and generator need a core each, this machine has one".into());
+            return Err("server and load generator need a core each; this machine has one".into());
         }
         let proc = |file: &str| read_to_string(format!("/proc/{file}")).map(|text| text.trim().to_owned());
         let cpus = proc("cpuinfo")?;
-        let cpu = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("an unnamed CPU");
+        let cpu = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown CPU");
         let wrk = first_line("wrk", "-v").ok_or("wrk is missing: on Debian, apt-get install wrk")?;
         Ok(Self {
             name: proc("sys/kernel/hostname")?,
@@ -60,7 +61,7 @@ fn first_line(program: &str, argument: &str) -> Option<String> {
 fn commit() -> String {
     let here = env!("CARGO_MANIFEST_DIR");
     let described = output("git", &["-C", here, "describe", "--always", "--dirty"]);
-    described.map_or_else(|_| "no commit".into(), |text| text.trim().to_owned())
+    described.map_or_else(|_| "unknown".into(), |text| text.trim().to_owned())
 }
 
 fn express() -> Option<String> {

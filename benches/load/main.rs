@@ -1,8 +1,8 @@
 //! `make bench`: the server and its peers under the same loads, in turns, on one machine. Prints a table and writes
 //! it to `benches/results/load.md`.
 //!
-//! The figure that counts is the processor time of the server for one request: the generator shares the machine, so
-//! rates say little. All traffic stays on 127.0.0.1, and everything started here ends with this program.
+//! The relevant figure is the CPU time of the server per request: the load generator shares the machine, so request
+//! rates say little. All traffic stays on 127.0.0.1, and every process started here exits with this program.
 
 mod burst;
 mod client;
@@ -24,7 +24,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use machine::Machine;
-use peers::{Bodies, Kind, Load, Peer, Workshop};
+use peers::{Bodies, Kind, Load, Peer, TempDir};
 use proofs::Proofs;
 use report::Report;
 use rounds::Rounds;
@@ -32,11 +32,11 @@ use sample::Sample;
 use settings::{GENERATOR_CORE, SERVER_CORE, Settings};
 use wrk::Bench;
 
-/// Any error ends the bench with its message.
+/// Any error stops the benchmark.
 type Failure = Box<dyn Error + Send + Sync>;
 type Result<T> = std::result::Result<T, Failure>;
 
-/// First argument of this program where it is to be the peer in `benches/peers/limit.rs`.
+/// First argument of this program when it runs as the peer in `benches/peers/limit.rs`.
 const LIMIT: &str = "limit";
 const RESULT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results/load.md");
 
@@ -58,12 +58,12 @@ fn main() -> ExitCode {
 fn bench() -> Result<()> {
     let settings = Settings::read()?;
     let machine = Machine::look()?;
-    process::settle(GENERATOR_CORE)?;
-    let shop = Workshop::open()?;
+    process::pin_self(GENERATOR_CORE)?;
+    let temp = TempDir::open()?;
     let sample = Sample::start()?;
-    let ours = peers::catalog(&shop, &sample, 1, SERVER_CORE)?;
+    let ours = peers::catalog(&temp, &sample, 1, SERVER_CORE)?;
     let bodies = Bodies::of(&ours, &sample)?;
-    let bench = Bench { shop: &shop, sample: &sample, bodies: &bodies };
+    let bench = Bench { temp: &temp, sample: &sample, bodies: &bodies };
     let (peers, missing) = start(&bench, &machine, ours)?;
     warm_up(&bench, &peers)?;
 
@@ -81,8 +81,7 @@ fn bench() -> Result<()> {
     Ok(())
 }
 
-/// All peers that are installed, ours first, and what is missing. A peer that is there but gives other bytes is an
-/// error.
+/// All installed peers, the catalog first, and the missing ones. A peer whose responses differ is an error.
 fn start(bench: &Bench<'_>, machine: &Machine, ours: Peer) -> Result<(Vec<Peer>, Vec<String>)> {
     let (mut peers, mut missing) = (vec![ours], Vec::new());
     let express = match (&machine.node, peers::express_is_installed()) {
@@ -98,7 +97,7 @@ fn start(bench: &Bench<'_>, machine: &Machine, ours: Peer) -> Result<(Vec<Peer>,
     ] {
         match lacks {
             Some(lacks) => missing.push(lacks.to_owned()),
-            None => peers.push(peers::start(kind, bench.shop, bench.sample, bench.bodies)?),
+            None => peers.push(peers::start(kind, bench.temp, bench.sample, bench.bodies)?),
         }
     }
     for peer in &peers {
@@ -109,7 +108,7 @@ fn start(bench: &Bench<'_>, machine: &Machine, ours: Peer) -> Result<(Vec<Peer>,
     Ok((peers, missing))
 }
 
-/// Caches, branch predictors and node's compiler are warm before anything counts.
+/// Warms up caches, branch predictors and node's compiler before the first measurement.
 fn warm_up(bench: &Bench<'_>, peers: &[Peer]) -> Result<()> {
     let seconds = std::time::Duration::from_secs(1);
     for peer in peers {

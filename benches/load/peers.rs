@@ -1,4 +1,4 @@
-//! The servers that are measured: how each is started, and proof that all answer with the same bytes.
+//! The servers that are measured: how each is started, and the check that all send the same bytes.
 
 use std::fs;
 use std::net::TcpListener;
@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::Result;
-use crate::client::{self, Answer};
+use crate::client::{self, Response};
 use crate::process::Process;
-use crate::sample::{Ask, Sample};
+use crate::sample::{Request, Sample};
 use crate::settings::SERVER_CORE;
 
 const PEERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers");
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// What is done to a server.
+/// The kinds of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
     Single,
@@ -22,14 +22,14 @@ pub enum Load {
     Batch50,
     /// A new connection for each batch of 10.
     Storm,
-    /// Very many connections at once, one batch of 10 each.
+    /// A large number of simultaneous connections, one batch of 10 each.
     Burst,
 }
 
 impl Load {
     pub const ALL: [Self; 5] = [Self::Single, Self::Batch10, Self::Batch50, Self::Storm, Self::Burst];
 
-    pub fn ask(self, sample: &Sample) -> &Ask {
+    pub fn request(self, sample: &Sample) -> &Request {
         match self {
             Self::Single => &sample.single,
             Self::Batch50 => &sample.batch50,
@@ -37,13 +37,13 @@ impl Load {
         }
     }
 
-    /// What a client says about its connection.
+    /// Value of the Connection header.
     pub fn connection(self) -> &'static str {
         if self == Self::Storm { "close" } else { "keep-alive" }
     }
 }
 
-/// Who is measured.
+/// The servers that are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Catalog,
@@ -57,7 +57,7 @@ pub enum Kind {
 pub struct Peer {
     pub kind: Kind,
     pub process: Process,
-    /// By load; most have one port for all.
+    /// By load; most servers use one port for all.
     ports: [u16; Load::ALL.len()],
 }
 
@@ -66,23 +66,23 @@ impl Peer {
         self.ports[load as usize]
     }
 
-    /// Asks once as `load` does.
-    pub fn ask(&self, load: Load, sample: &Sample) -> Result<Answer> {
+    /// Sends one request of this load.
+    pub fn send(&self, load: Load, sample: &Sample) -> Result<Response> {
         let port = self.port(load);
-        client::exchange(&mut client::connect(port)?, &load.ask(sample).bytes(port, load.connection()))
+        client::exchange(&mut client::connect(port)?, &load.request(sample).bytes(port, load.connection()))
     }
 
-    /// Waits until it answers 200.
+    /// Waits until the server responds with 200.
     fn ready(self, sample: &Sample, log: &Path) -> Result<Self> {
         let deadline = Instant::now() + START_LIMIT;
         loop {
-            let answer = self.ask(Load::Single, sample);
-            match answer {
-                Ok(answer) if answer.status == 200 => return Ok(self),
-                answer if Instant::now() > deadline => {
-                    let said = fs::read_to_string(log).unwrap_or_default();
-                    let last = answer.map(|answer| answer.status);
-                    return Err(format!("{:?} does not answer ({last:?}): {said}", self.kind).into());
+            let response = self.send(Load::Single, sample);
+            match response {
+                Ok(response) if response.status == 200 => return Ok(self),
+                response if Instant::now() > deadline => {
+                    let printed = fs::read_to_string(log).unwrap_or_default();
+                    let last = response.map(|response| response.status);
+                    return Err(format!("{:?} is not responding ({last:?}): {printed}", self.kind).into());
                 }
                 _ => std::thread::sleep(Duration::from_millis(20)),
             }
@@ -90,12 +90,12 @@ impl Peer {
     }
 }
 
-/// A directory for the files of a run, removed at its end.
-pub struct Workshop {
+/// A directory for the files of a run, removed when dropped.
+pub struct TempDir {
     pub directory: PathBuf,
 }
 
-impl Workshop {
+impl TempDir {
     pub fn open() -> Result<Self> {
         let directory = std::env::temp_dir().join(format!("model-catalog-bench-{:08x}", fastrand::u32(..)));
         fs::create_dir(&directory)?;
@@ -106,7 +106,7 @@ impl Workshop {
         self.directory.join(name)
     }
 
-    /// Writes a file and says where it is.
+    /// Writes a file and returns its path.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<String> {
         let path = self.path(name);
         if let Some(folder) = path.parent() {
@@ -117,7 +117,7 @@ impl Workshop {
     }
 }
 
-impl Drop for Workshop {
+impl Drop for TempDir {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
     }
@@ -127,8 +127,8 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// Our server, with all its metrics on.
-pub fn catalog(shop: &Workshop, sample: &Sample, threads: usize, cores: &str) -> Result<Peer> {
+/// The catalog server, with all metrics enabled.
+pub fn catalog(temp: &TempDir, sample: &Sample, threads: usize, cores: &str) -> Result<Peer> {
     let port = free_port()?;
     let (address, threads) = (format!("127.0.0.1:{port}"), threads.to_string());
     let database = sample.postgres.url("postgres");
@@ -140,36 +140,36 @@ pub fn catalog(shop: &Workshop, sample: &Sample, threads: usize, cores: &str) ->
         ("CATALOG_DRAIN_GRACE", "0s"),
         ("CATALOG_DRAIN_TIMEOUT", "1s"),
     ];
-    let log = shop.path("catalog.log");
+    let log = temp.path("catalog.log");
     let program = [env!("CARGO_BIN_EXE_model-catalog"), "serve"];
     let process = Process::start(cores, &program, &variables, &log)?;
     Peer { kind: Kind::Catalog, process, ports: [port; Load::ALL.len()] }.ready(sample, &log)
 }
 
-/// Starts a server of any kind; ours with one thread.
-pub fn start(kind: Kind, shop: &Workshop, sample: &Sample, bodies: &Bodies) -> Result<Peer> {
+/// Starts a server of any kind; the catalog with one thread.
+pub fn start(kind: Kind, temp: &TempDir, sample: &Sample, bodies: &Bodies) -> Result<Peer> {
     match kind {
-        Kind::Catalog => catalog(shop, sample, 1, SERVER_CORE),
-        Kind::Nginx => nginx(shop, sample, bodies),
-        Kind::Limit => limit(shop, sample, bodies),
-        Kind::Axum => axum(shop, sample),
-        Kind::Express => express(shop, sample),
+        Kind::Catalog => catalog(temp, sample, 1, SERVER_CORE),
+        Kind::Nginx => nginx(temp, sample, bodies),
+        Kind::Limit => limit(temp, sample, bodies),
+        Kind::Axum => axum(temp, sample),
+        Kind::Express => express(temp, sample),
     }
 }
 
-/// The bytes of our answers, which all peers must give.
+/// The responses of the catalog server; all peers must send the same bodies.
 pub struct Bodies {
-    pub single: Answer,
-    pub batch10: Answer,
-    pub batch50: Answer,
-    /// With the head that a closing connection gets.
-    pub close: Answer,
+    pub single: Response,
+    pub batch10: Response,
+    pub batch50: Response,
+    /// With the head for a connection that is closed.
+    pub close: Response,
 }
 
 impl Bodies {
     pub fn of(catalog: &Peer, sample: &Sample) -> Result<Self> {
         let [single, batch10, batch50, close] =
-            [Load::Single, Load::Batch10, Load::Batch50, Load::Storm].map(|load| catalog.ask(load, sample));
+            [Load::Single, Load::Batch10, Load::Batch50, Load::Storm].map(|load| catalog.send(load, sample));
         Ok(Self { single: single?, batch10: batch10?, batch50: batch50?, close: close? })
     }
 
@@ -181,32 +181,34 @@ impl Bodies {
         }
     }
 
-    /// Bytes of `peer`'s whole answer to `load`, head and all, once its status and body were found right.
+    /// Checks status and body of a response of `peer`; returns its size in bytes with the head.
     pub fn check(&self, peer: &Peer, load: Load, sample: &Sample) -> Result<usize> {
-        let answer = peer.ask(load, sample)?;
-        if !answer.is(self.body(load)) {
-            let (got, wanted) = (answer.body.len(), self.body(load).len());
-            let status = answer.status;
-            return Err(format!("{:?} answers {load:?} with {status} and {got} bytes, not {wanted}", peer.kind).into());
+        let response = peer.send(load, sample)?;
+        if !response.is(self.body(load)) {
+            let (got, wanted) = (response.body.len(), self.body(load).len());
+            let status = response.status;
+            return Err(
+                format!("{:?} responds to {load:?} with {status} and {got} bytes, not {wanted}", peer.kind).into()
+            );
         }
-        Ok(answer.head.len() + answer.body.len())
+        Ok(response.head.len() + response.body.len())
     }
 }
 
-/// nginx on files with our bytes.
-pub fn nginx(shop: &Workshop, sample: &Sample, bodies: &Bodies) -> Result<Peer> {
+/// nginx, serving files with the same bytes.
+pub fn nginx(temp: &TempDir, sample: &Sample, bodies: &Bodies) -> Result<Peer> {
     let ports = [free_port()?, free_port()?, free_port()?];
     let mut config = fs::read_to_string(format!("{PEERS}/nginx.conf"))?;
     for (word, port) in ["PORT_SINGLE", "PORT_BATCH10", "PORT_BATCH50"].into_iter().zip(ports) {
         config = config.replace(word, &port.to_string());
     }
     let files = format!("nginx/files{}", sample.single.path);
-    shop.write(&files, &bodies.single.body)?;
-    shop.write("nginx/files/batch10.json", &bodies.batch10.body)?;
-    shop.write("nginx/files/batch50.json", &bodies.batch50.body)?;
-    let config = shop.write("nginx/nginx.conf", config.as_bytes())?;
-    let prefix = shop.path("nginx").display().to_string();
-    let log = shop.path("nginx.log");
+    temp.write(&files, &bodies.single.body)?;
+    temp.write("nginx/files/batch10.json", &bodies.batch10.body)?;
+    temp.write("nginx/files/batch50.json", &bodies.batch50.body)?;
+    let config = temp.write("nginx/nginx.conf", config.as_bytes())?;
+    let prefix = temp.path("nginx").display().to_string();
+    let log = temp.path("nginx.log");
     let program = ["nginx", "-p", &prefix, "-c", &config, "-e", "stderr"];
     let process = Process::start(SERVER_CORE, &program, &[], &log)?;
     let [single, batch10, batch50] = ports;
@@ -214,9 +216,9 @@ pub fn nginx(shop: &Workshop, sample: &Sample, bodies: &Bodies) -> Result<Peer> 
     Peer { kind: Kind::Nginx, process, ports }.ready(sample, &log)
 }
 
-/// The limit: this very program, started as the peer.
-pub fn limit(shop: &Workshop, sample: &Sample, bodies: &Bodies) -> Result<Peer> {
-    let answers = [
+/// The limit: this program, started as a peer.
+pub fn limit(temp: &TempDir, sample: &Sample, bodies: &Bodies) -> Result<Peer> {
+    let responses = [
         ("single", &bodies.single),
         ("batch10", &bodies.batch10),
         ("batch50", &bodies.batch50),
@@ -224,12 +226,12 @@ pub fn limit(shop: &Workshop, sample: &Sample, bodies: &Bodies) -> Result<Peer> 
     ];
     let mut program = vec![std::env::current_exe()?.display().to_string(), crate::LIMIT.into()];
     let mut ports = [0; 4];
-    for ((name, answer), port) in answers.into_iter().zip(&mut ports) {
+    for ((name, response), port) in responses.into_iter().zip(&mut ports) {
         *port = free_port()?;
-        let file = shop.write(&format!("limit/{name}"), &[&answer.head[..], &answer.body].concat())?;
+        let file = temp.write(&format!("limit/{name}"), &[&response.head[..], &response.body].concat())?;
         program.push(format!("{port}={file}"));
     }
-    let log = shop.path("limit.log");
+    let log = temp.path("limit.log");
     let program: Vec<&str> = program.iter().map(String::as_str).collect();
     let process = Process::start(SERVER_CORE, &program, &[], &log)?;
     let [single, batch10, batch50, close] = ports;
@@ -240,29 +242,29 @@ pub fn limit(shop: &Workshop, sample: &Sample, bodies: &Bodies) -> Result<Peer> 
 /// Where `make bench-peers` builds the peer that uses axum.
 pub const AXUM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/peers/release/axum-peer");
 
-/// axum with a map in memory, on as many threads as ours.
-pub fn axum(shop: &Workshop, sample: &Sample) -> Result<Peer> {
+/// axum with a map in memory, with one worker thread as the others.
+pub fn axum(temp: &TempDir, sample: &Sample) -> Result<Peer> {
     let port = free_port()?;
     let text = port.to_string();
     let database = sample.postgres.url("postgres");
     let variables = [("DATABASE_URL", database.as_str()), ("PORT", &text), ("TOKIO_WORKER_THREADS", "1")];
-    let log = shop.path("axum.log");
+    let log = temp.path("axum.log");
     let process = Process::start(SERVER_CORE, &[AXUM], &variables, &log)?;
     Peer { kind: Kind::Axum, process, ports: [port; Load::ALL.len()] }.ready(sample, &log)
 }
 
-/// Whether npm has been there.
+/// Whether the npm packages are installed.
 pub fn express_is_installed() -> bool {
     Path::new(PEERS).join("express/node_modules").is_dir()
 }
 
 /// Express with node-postgres.
-pub fn express(shop: &Workshop, sample: &Sample) -> Result<Peer> {
+pub fn express(temp: &TempDir, sample: &Sample) -> Result<Peer> {
     let port = free_port()?;
     let (script, text) = (format!("{PEERS}/express/server.js"), port.to_string());
     let database = format!("postgres://postgres@127.0.0.1:{}/postgres", sample.postgres.port());
     let variables = [("DATABASE_URL", database.as_str()), ("PORT", &text), ("NODE_ENV", "production")];
-    let log = shop.path("express.log");
+    let log = temp.path("express.log");
     let process = Process::start(SERVER_CORE, &["node", &script], &variables, &log)?;
     Peer { kind: Kind::Express, process, ports: [port; Load::ALL.len()] }.ready(sample, &log)
 }

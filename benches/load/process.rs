@@ -1,7 +1,7 @@
-//! Processes of the bench: started on one core, ended with the bench, and what /proc says about them.
+//! Processes of the benchmark: pinned to cores, stopped with the benchmark, and measured through /proc.
 //!
-//! A server runs under a shell that waits for the end of a pipe which only the bench holds, so it ends however the
-//! bench ends.
+//! A server runs under a shell that waits for EOF on a pipe whose write end only the benchmark holds, so it is stopped
+//! however the benchmark exits.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 
-/// `$1` = the cores, the rest = the program. `taskset` becomes the program, so `$!` is the program's own id.
+/// `$1`: the cores; the rest: the command. `taskset` executes the program, so `$!` is the pid of the program.
 const GUARD: &str = r#"
 cores=$1; shift
 taskset -c "$cores" "$@" 3>&- & server=$!
@@ -20,10 +20,10 @@ read -r _
 kill -TERM $server 2>/dev/null
 wait $server
 "#;
-/// Longest wait for a server that was asked to end.
+/// Maximum time to wait for a server to exit.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
-/// A running server; dropping it ends it.
+/// A running server; dropping this stops it.
 pub struct Process {
     guard: Child,
     pipe: Option<ChildStdin>,
@@ -31,11 +31,11 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program` with its arguments on `cores`. What it says goes into the file `log`.
+    /// Starts `program` with its arguments on `cores`. Its output is written to the file `log`.
     pub fn start(cores: &str, program: &[&str], variables: &[(&str, &str)], log: &Path) -> Result<Self> {
         let output = File::create(log).map_err(|error| format!("cannot write {}: {error}", log.display()))?;
         let mut command = Command::new("/bin/sh");
-        // The shell's own output is the id; the program gets the log for both of its outputs.
+        // The shell prints the pid on its own stdout; both outputs of the program go to the log.
         let script = format!("exec 3>&1 1>&2\n{GUARD}");
         command.args(["-c", &script, "bench-guard", cores]).args(program).envs(variables.iter().copied());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(output);
@@ -47,17 +47,17 @@ impl Process {
         Ok(Self { guard, pipe, pid })
     }
 
-    /// Its id.
+    /// Process id of the server.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Processor time of all its threads and those of its children so far, in nanoseconds.
+    /// CPU time of all its threads and those of its descendants so far, in nanoseconds.
     pub fn cpu_ns(&self) -> Result<u64> {
         let mut total = 0;
         for pid in tree(self.pid) {
             for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-                // A thread that ends meanwhile takes its time along; the servers have no such threads.
+                // The time of a thread that has exited is lost; the servers have no short-lived threads.
                 let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
                 total += text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
             }
@@ -65,7 +65,7 @@ impl Process {
         Ok(total)
     }
 
-    /// A memory figure of it and of its children, such as `VmRSS` or `VmHWM`, in bytes.
+    /// A memory field such as `VmRSS` or `VmHWM`, summed over the process and its descendants, in bytes.
     pub fn memory(&self, what: &str) -> Result<u64> {
         let mut total = 0;
         for pid in tree(self.pid) {
@@ -93,7 +93,7 @@ impl Drop for Process {
     }
 }
 
-/// A process and all that descend from it.
+/// A process and all its descendants.
 pub fn tree(pid: u32) -> Vec<u32> {
     let mut all = vec![pid];
     let mut next = 0;
@@ -105,8 +105,8 @@ pub fn tree(pid: u32) -> Vec<u32> {
     all
 }
 
-/// Puts the threads of a process whose name begins with `name` on `core`.
-pub fn part(pid: u32, name: &str, core: &str) -> Result<()> {
+/// Pins the threads of a process whose names start with `name` to `core`.
+pub fn pin_threads(pid: u32, name: &str, core: &str) -> Result<()> {
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?;
         if std::fs::read_to_string(task.path().join("comm"))?.starts_with(name) {
@@ -116,8 +116,8 @@ pub fn part(pid: u32, name: &str, core: &str) -> Result<()> {
     Ok(())
 }
 
-/// Puts this process, and what it will start, on `core`, with as many open files as are allowed.
-pub fn settle(core: &str) -> Result<()> {
+/// Pins this process and its future children to `core`, and raises the soft limit of open files to the hard limit.
+pub fn pin_self(core: &str) -> Result<()> {
     let me = std::process::id().to_string();
     output("taskset", &["-acp", core, &me])?;
     let limits = std::fs::read_to_string("/proc/self/limits")?;
@@ -127,14 +127,14 @@ pub fn settle(core: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a program prints, on either output.
+/// The stdout and stderr of a program.
 pub fn output(program: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program).args(arguments).output();
     let output = output.map_err(|error| format!("cannot run {program}: {error}"))?;
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    // `wrk -v` ends with 1 like any call without an address.
+    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    // `wrk -v` exits with status 1, like every call without a URL.
     if output.status.success() || arguments == ["-v"] {
-        return Ok(said);
+        return Ok(printed);
     }
-    Err(format!("{program} {} failed: {said}", arguments.join(" ")).into())
+    Err(format!("{program} {} failed: {printed}", arguments.join(" ")).into())
 }

@@ -1,5 +1,5 @@
-//! What is measured on our server alone: memory for idle connections, a second thread, a scrape and a stream of
-//! refreshes under full load.
+//! Measurements of the catalog server only: memory of idle connections, a second thread, and scrapes and refreshes
+//! under full load.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -14,17 +14,17 @@ use crate::sample::{CHANGED, runtime};
 use crate::settings::{CONNECTIONS, GENERATOR_CORE, SERVER_CORE, Settings};
 use crate::wrk::{Bench, Figures, Run};
 
-/// Prometheus asks every 15 s or so; this often, so that even a short run has its share of them.
+/// Prometheus scrapes every 15 s or so; this is more often, so that even a short run has several scrapes.
 const SCRAPES: Duration = Duration::from_millis(250);
-/// Runs with and without scrapes in a round, and how long one is.
+/// Pairs of runs with and without scrapes per round, and the duration of a run.
 const SCRAPE_PAIRS: usize = 5;
 const SCRAPE_RUN: Duration = Duration::from_secs(1);
-/// 100 a second.
+/// Interval of changes: 100 per second.
 const CHANGES: Duration = Duration::from_millis(10);
-/// Enough for SO_REUSEPORT to share them out evenly.
+/// Enough connections for SO_REUSEPORT to distribute them evenly.
 const SPREAD: usize = 4 * CONNECTIONS;
 
-/// Two ways of running, measured in turns.
+/// Two variants, measured in turns.
 #[derive(Default)]
 pub struct Pair {
     pub runs: Vec<(Figures, Figures)>,
@@ -36,7 +36,7 @@ impl Pair {
         Ok(Self { runs })
     }
 
-    /// Medians of a figure of the first and of the second way, and of second over first.
+    /// Medians of a value for the first and the second variant, and of the ratio second to first.
     pub fn medians(&self, figure: impl Fn(&Figures) -> f64) -> [f64; 3] {
         let of = |value: &dyn Fn(&(Figures, Figures)) -> f64| {
             median(self.runs.iter().map(value).collect()).unwrap_or(f64::NAN)
@@ -49,21 +49,21 @@ impl Pair {
     }
 }
 
-/// All of it.
+/// All of these measurements.
 pub struct Proofs {
     /// Resident memory of each server.
     pub memory: Vec<Memory>,
-    /// One thread on half of the machine, two on the whole.
+    /// One thread on one core, two threads on two cores.
     pub threads: Pair,
     /// Without and with scrapes.
     pub scrape: Pair,
-    /// Twice without, as measured beside that.
+    /// Twice without, measured in the same rounds.
     pub control: Pair,
-    /// Milliseconds of each scrape.
+    /// Duration of each scrape in milliseconds.
     pub scrapes: Vec<f64>,
-    /// Without and with a stream of changes.
+    /// Without and with continuous changes.
     pub refresh: Pair,
-    /// Snapshots published in a second of that stream.
+    /// Snapshots published per second during the changes.
     pub published: f64,
 }
 
@@ -90,24 +90,24 @@ pub struct Memory {
     pub connection: f64,
 }
 
-/// New servers, whose memory nothing has touched yet.
+/// Uses new servers, so that no earlier load has grown their memory.
 fn memory(bench: &Bench<'_>, settings: &Settings, kinds: &[Kind]) -> Result<Vec<Memory>> {
     let measure = |kind: &Kind| {
         eprintln!("{kind:?}: memory of {} idle connections", settings.idle);
-        let peer = peers::start(*kind, bench.shop, bench.sample, bench.bodies)?;
+        let peer = peers::start(*kind, bench.temp, bench.sample, bench.bodies)?;
         let start = peer.process.memory("VmRSS")? as f64;
         Ok(Memory { kind: *kind, start, connection: bytes_per_connection(bench, &peer, settings.idle)? })
     };
     kinds.iter().map(measure).collect()
 }
 
-/// Generator and server share what they are given, once half of the machine, once all of it: so both have the same
-/// part of it, and the requests tell how the server scales.
+/// Load generator and server share one core, then two cores. Their shares are the same in both cases, so the request
+/// rates show how the server scales.
 fn threads(bench: &Bench<'_>, settings: &Settings) -> Result<Pair> {
     eprintln!("two threads against one");
     let both = format!("{SERVER_CORE},{GENERATOR_CORE}");
-    let half = peers::catalog(bench.shop, bench.sample, 1, SERVER_CORE)?;
-    let whole = peers::catalog(bench.shop, bench.sample, 2, &both)?;
+    let half = peers::catalog(bench.temp, bench.sample, 1, SERVER_CORE)?;
+    let whole = peers::catalog(bench.temp, bench.sample, 2, &both)?;
     Pair::measure(settings.rounds, || {
         let one = Run { cores: SERVER_CORE, threads: 1, connections: SPREAD, duration: settings.run };
         let two = Run { cores: &both, threads: 2, connections: 2 * SPREAD, duration: settings.run };
@@ -115,7 +115,7 @@ fn threads(bench: &Bench<'_>, settings: &Settings) -> Result<Pair> {
     })
 }
 
-/// The p99 of two runs that are alike differs by half: it takes many short ones, and a control, to see what is a tenth.
+/// The p99 of two identical runs differs by up to a half: detecting a tenth takes many short runs and a control.
 fn scrape(bench: &Bench<'_>, settings: &Settings, ours: &Peer) -> Result<(Pair, Pair, Vec<f64>)> {
     eprintln!("scrapes under full load");
     let (mut times, mut control) = (Vec::new(), Pair::default());
@@ -127,9 +127,9 @@ fn scrape(bench: &Bench<'_>, settings: &Settings, ours: &Peer) -> Result<(Pair, 
                 let mut times = Vec::new();
                 while !over.load(Relaxed) {
                     let started = Instant::now();
-                    let answer = client::get(port, "/metrics")?;
-                    if answer.status != 200 {
-                        return Err(format!("a scrape was answered with {}", answer.status).into());
+                    let response = client::get(port, "/metrics")?;
+                    if response.status != 200 {
+                        return Err(format!("a scrape returned status {}", response.status).into());
                     }
                     times.push(started.elapsed().as_secs_f64() * 1e3);
                     std::thread::sleep(SCRAPES);
@@ -145,7 +145,7 @@ fn scrape(bench: &Bench<'_>, settings: &Settings, ours: &Peer) -> Result<(Pair, 
     Ok((pair, control, times))
 }
 
-/// Runs `load` while `other` goes on on a thread of its own, until the flag says that the load is over.
+/// Runs `load` while `other` runs on a separate thread, until the flag is set at the end of the load.
 fn beside<T: Send>(
     other: impl FnOnce(&AtomicBool) -> Result<T> + Send,
     load: impl FnOnce() -> Result<Figures>,
@@ -155,17 +155,17 @@ fn beside<T: Send>(
         let thread = scope.spawn(|| other(&over));
         let figures = load();
         over.store(true, Relaxed);
-        let came = thread.join().map_err(|_| "the thread beside the load panicked")?;
+        let came = thread.join().map_err(|_| "the thread that ran during the load panicked")?;
         Ok((figures?, came?))
     })
 }
 
-/// Look-ups have one core, serving thread and generator together; the loader and Postgres have the other. If Postgres
-/// shared a core with the generator, its own work would be what is measured.
+/// Serving thread and load generator share one core; the loader and Postgres share the other. If Postgres shared a core
+/// with the load generator, the result would include the work of Postgres.
 fn refresh(bench: &Bench<'_>, settings: &Settings) -> Result<(Pair, f64)> {
     eprintln!("refreshes under full load");
-    let ours = &peers::catalog(bench.shop, bench.sample, 1, SERVER_CORE)?;
-    process::part(ours.process.pid(), "loader", GENERATOR_CORE)?;
+    let ours = &peers::catalog(bench.temp, bench.sample, 1, SERVER_CORE)?;
+    process::pin_threads(ours.process.pid(), "loader", GENERATOR_CORE)?;
     let full_load = || {
         let run = Run { cores: SERVER_CORE, threads: 1, connections: CONNECTIONS, duration: settings.run };
         bench.wrk(ours, Load::Single, run)
@@ -183,7 +183,7 @@ fn refresh(bench: &Bench<'_>, settings: &Settings) -> Result<(Pair, f64)> {
     Ok((pair, median(rates).unwrap_or(f64::NAN)))
 }
 
-/// Changes one model again and again.
+/// Changes one model repeatedly.
 fn change(database: &str, over: &AtomicBool) -> Result<()> {
     runtime()?.block_on(async {
         let (client, connection) = tokio_postgres::connect(database, tokio_postgres::NoTls).await?;
@@ -201,15 +201,15 @@ fn change(database: &str, over: &AtomicBool) -> Result<()> {
     })
 }
 
-/// Deltas that succeeded so far, by the server's own count. All but the heartbeats find a change and publish it.
+/// Successful deltas so far, from the metrics of the server. All but the polls find a change and publish a snapshot.
 fn published(ours: &Peer) -> Result<f64> {
-    let answer = client::get(ours.port(Load::Single), "/metrics")?;
-    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    let response = client::get(ours.port(Load::Single), "/metrics")?;
+    let text = String::from_utf8_lossy(&response.body).into_owned();
     let count = text.lines().filter_map(|line| line.strip_prefix("catalog_refreshes_total{")).find_map(|line| {
         let (labels, count) = line.split_once('}')?;
         let delta = labels.contains("kind=\"delta\"") && labels.contains("outcome=\"ok\"");
         if delta { count.trim().parse::<f64>().ok() } else { None }
     });
-    // A counter is there once it has counted.
+    // The counter is absent until it has been incremented.
     Ok(count.unwrap_or(0.0))
 }

@@ -1,4 +1,4 @@
-//! The tables, in Markdown: made to be read and to be pasted.
+//! The results as Markdown tables.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use crate::rounds::{Rounds, median};
 use crate::settings::{CONNECTIONS, Settings};
 use crate::wrk::Figures;
 
-/// Everything that is said.
+/// Everything that the report contains.
 pub struct Report<'a> {
     pub machine: &'a Machine,
     pub settings: &'a Settings,
@@ -21,7 +21,7 @@ pub struct Report<'a> {
 
 const PEERS: [Kind; 4] = [Kind::Nginx, Kind::Limit, Kind::Axum, Kind::Express];
 
-/// The most that our processor time for a request may be of the peer's.
+/// Maximum ratio of the CPU time per request of the catalog to that of the peer.
 fn target(load: Load, peer: Kind) -> Option<f64> {
     match (load, peer) {
         (Load::Single, Kind::Nginx) => Some(0.97),
@@ -65,14 +65,14 @@ impl Report<'_> {
             Load::Batch10 => "batch of 10, keep-alive".into(),
             Load::Batch50 => "batch of 50, keep-alive".into(),
             Load::Storm => "storm: a new connection for each batch of 10".into(),
-            Load::Burst => format!("burst: {} connections at once, a batch of 10 each", self.settings.burst),
+            Load::Burst => format!("burst: {} simultaneous connections, a batch of 10 each", self.settings.burst),
         }
     }
 
     fn head(&self, text: &mut String) -> std::fmt::Result {
         let Machine { name, cpu, cores, kernel, somaxconn, load, date, commit, .. } = self.machine;
         let Settings { rounds, run, .. } = self.settings;
-        let said = |version: &Option<String>| version.clone().unwrap_or_else(|| "missing".into());
+        let shown = |version: &Option<String>| version.clone().unwrap_or_else(|| "missing".into());
         writeln!(text, "# Load: model-catalog and its peers\n")?;
         writeln!(text, "Written by `make bench` on {date} at commit {commit}; not edited by hand.\n")?;
         writeln!(
@@ -84,30 +84,31 @@ impl Report<'_> {
             text,
             "- Versions: model-catalog {}, {}, {} on node {}, {}",
             env!("CARGO_PKG_VERSION"),
-            said(&self.machine.nginx),
-            said(&self.machine.express),
-            said(&self.machine.node),
+            shown(&self.machine.nginx),
+            shown(&self.machine.express),
+            shown(&self.machine.node),
             self.machine.wrk
         )?;
         writeln!(
             text,
-            "- {rounds} rounds, the peers in turns, {} s a run, {CONNECTIONS} connections; one serving thread on one core, \
-             generator and Postgres on another; all metrics on. Express: every other round, half as long, its own \
-             process alone.",
+            "- {rounds} rounds, the peers in turns, {} s per run, {CONNECTIONS} connections; one serving thread on one core, \
+             load generator and Postgres on another; all metrics enabled. Express: every other round, half as long; \
+             CPU of the node process only.",
             run.as_secs()
         )?;
         writeln!(
             text,
-            "- All peers answer with the same bytes, compared before and after each run: single {} bytes, batch of 10 \
-             {}, batch of 50 {}. Failures are refused or broken connections, other statuses, other lengths.",
+            "- All peers send the same bodies, compared before and after each run: single {} bytes, batch of 10 \
+             {}, batch of 50 {}. Failures are refused or reset connections, other statuses, and other lengths.",
             self.bodies.single.body.len(),
             self.bodies.batch10.body.len(),
             self.bodies.batch50.body.len()
         )?;
         writeln!(
             text,
-            "- CPU: user and system time of all threads of the server (and of nginx's worker), over the requests done. \
-             Medians over the turns, one a round, three of the burst; a ratio is the median of the ratios within a turn."
+            "- CPU: user and system time of all threads of the server (and of nginx's worker), divided by the number of \
+             requests. Medians over all turns, one per round, three for the burst; a ratio is the median of the \
+             ratios within a turn."
         )?;
         for missing in &self.missing {
             writeln!(text, "- **Missing:** {missing}")?;
@@ -116,11 +117,11 @@ impl Report<'_> {
     }
 
     fn ratios(&self, text: &mut String) -> std::fmt::Result {
-        writeln!(text, "\n## CPU per request against the peers\n")?;
-        writeln!(text, "In brackets the target; **bold** where it is missed.\n")?;
+        writeln!(text, "\n## CPU per request compared with the peers\n")?;
+        writeln!(text, "Targets in parentheses; **bold** where missed.\n")?;
         writeln!(
             text,
-            "| load | model-catalog, µs | against nginx | against the limit | against axum | against Express |"
+            "| load | model-catalog, µs | ratio to nginx | ratio to the limit | ratio to axum | ratio to Express |"
         )?;
         writeln!(text, "|---|---:|---:|---:|---:|---:|")?;
         for load in Load::ALL {
@@ -150,7 +151,7 @@ impl Report<'_> {
             }
             writeln!(
                 text,
-                "| server | CPU, µs/request | core busy | requests/s | p50, ms | p99, ms | p99.9, ms | failures |"
+                "| server | CPU, µs/request | core usage | requests/s | p50, ms | p99, ms | p99.9, ms | failures |"
             )?;
             writeln!(text, "|---|---:|---:|---:|---:|---:|---:|---:|")?;
             for kind in [Kind::Catalog].into_iter().chain(PEERS) {
@@ -176,12 +177,12 @@ impl Report<'_> {
     fn burst(&self, text: &mut String) -> std::fmt::Result {
         writeln!(
             text,
-            "All connections are opened before the first request is sent, and stay open until the last answer. Where \
-             the listen queue overflows, the kernel tries again after a second. Latency counts from the first connect.\n"
+            "All connections are opened before the first request is sent, and stay open until the last response. If \
+             the listen queue overflows, the kernel retries after a second. Latency counts from the first connect.\n"
         )?;
         writeln!(
             text,
-            "| server | last answer, ms | p50, ms | p99, ms | CPU, µs/request | failures | resets | queue overflows |"
+            "| server | last response, ms | p50, ms | p99, ms | CPU, µs/request | failures | resets | queue overflows |"
         )?;
         writeln!(text, "|---|---:|---:|---:|---:|---:|---:|---:|")?;
         for kind in [Kind::Catalog].into_iter().chain(PEERS) {
@@ -202,13 +203,13 @@ impl Report<'_> {
             )?;
         }
         if let Some(ratio) = self.rounds.ratio(Load::Burst, Kind::Nginx, |run| run.seconds) {
-            writeln!(text, "\nOur last answer against nginx's: {} (≤ 1)", judged(ratio, 3, ratio <= 1.0))?;
+            writeln!(text, "\nTime of the last response, ratio to nginx: {} (≤ 1)", judged(ratio, 3, ratio <= 1.0))?;
         }
         Ok(())
     }
 
     fn proofs(&self, text: &mut String) -> std::fmt::Result {
-        writeln!(text, "\n## What else it must show\n\n| what | measured | target |\n|---|---|---|")?;
+        writeln!(text, "\n## Other targets\n\n| measurement | result | target |\n|---|---|---|")?;
         self.threads(text)?;
         self.scrape(text)?;
         self.refresh(text)
@@ -234,15 +235,16 @@ impl Report<'_> {
         let [busy_one, busy_two, _] = pair.medians(Figures::busy);
         writeln!(
             text,
-            "| 2 serving threads and generator on 2 cores, against 1 and generator on 1 core (batch of 10): requests/s | \
-             {one:.0} → {two:.0}: {} times, {} failures | ≥ 1.8 times |",
+            "| 1 serving thread and load generator on 1 core → 2 serving threads and load generator on 2 cores (batch of \
+             10): requests/s | {one:.0} → {two:.0}: {} times, {} failures | ≥ 1.8 times |",
             judged(gain, 2, gain >= 1.8),
             pair.failures()
         )?;
         writeln!(
             text,
-            "| – CPU per request | {cpu_one:.2} → {cpu_two:.2} µs: {cpu:.3} times | the same |\n\
-             | – cores busy with the server; the rest is the generator's | {busy_one:.2} of 1 → {busy_two:.2} of 2 | – |"
+            "| – CPU per request | {cpu_one:.2} → {cpu_two:.2} µs: {cpu:.3} times | unchanged |\n\
+             | – cores used by the server; the load generator uses the rest | {busy_one:.2} of 1 → {busy_two:.2} of 2 \
+             | – |"
         )
     }
 
@@ -253,15 +255,15 @@ impl Report<'_> {
         let worst = self.proofs.scrapes.iter().copied().fold(0.0, f64::max);
         writeln!(
             text,
-            "| `/metrics` under full load (single), 4 scrapes a second | median {} ms, longest {} ms of {} | < 100 ms |",
+            "| `/metrics` under full load (single), 4 scrapes/s | median {} ms, maximum {} ms of {} | < 100 ms |",
             number(median(self.proofs.scrapes.clone()), 2),
             judged(worst, 2, worst < 100.0),
             self.proofs.scrapes.len()
         )?;
         writeln!(
             text,
-            "| – p99 of look-ups without → with, {} pairs (without again instead: {control:.3} times) | {without:.3} → \
-             {with:.3} ms: {} times, {} failures | < 1.1 times |",
+            "| – p99 of lookups without → with scrapes, {} pairs (control, without → without: {control:.3} times) | \
+             {without:.3} → {with:.3} ms: {} times, {} failures | < 1.1 times |",
             pair.runs.len(),
             judged(ratio, 3, ratio < 1.1),
             pair.failures()
@@ -275,8 +277,8 @@ impl Report<'_> {
         let failures = pair.failures();
         writeln!(
             text,
-            "| {:.0} refreshes published a second under full load (single; serving thread and generator on one core, loader \
-             and Postgres on the other): requests/s without → with | {without:.0} → \
+            "| {:.0} snapshots published per second under full load (single; serving thread and load generator on one \
+             core, loader and Postgres on the other): requests/s without → with | {without:.0} → \
              {with:.0}: {} times | > 0.9 times |",
             self.proofs.published,
             judged(ratio, 3, ratio > 0.9)
@@ -290,7 +292,7 @@ fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or("missing".into(), |value| format!("{value:.digits$}"))
 }
 
-/// Bold where a target is missed.
+/// Bold if the target is missed.
 fn judged(value: f64, digits: usize, reached: bool) -> String {
     if reached { format!("{value:.digits$}") } else { format!("**{value:.digits$}**") }
 }

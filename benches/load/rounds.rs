@@ -1,4 +1,4 @@
-//! The turns: every load, every peer, one after the other, round by round; and the medians of what came out.
+//! The rounds: every load and every peer in turns; and the medians of the results.
 
 use crate::Result;
 use crate::burst::burst;
@@ -6,16 +6,16 @@ use crate::peers::{Kind, Load, Peer};
 use crate::settings::{CONNECTIONS, GENERATOR_CORE, Settings};
 use crate::wrk::{Bench, Figures, Run};
 
-/// Figures by load, peer and turn; a peer sits out a turn at most.
+/// Results by load, peer and turn. Express skips some turns.
 #[derive(Default)]
 pub struct Rounds {
     runs: Vec<(Load, Kind, Turn, Figures)>,
 }
 
-/// A round, and how often all had their turn in it before.
+/// A round, and the number of the turn within the round.
 type Turn = (usize, usize);
 
-/// A burst is over in half a second, in which one pause of a shared machine is a fifth of it: it is tried more often.
+/// A burst takes half a second, of which one pause of a shared machine can be a fifth, so it is repeated more often.
 fn turns(load: Load) -> usize {
     if load == Load::Burst { 3 } else { 1 }
 }
@@ -52,17 +52,17 @@ impl Rounds {
         runs.map(|(_, _, turn, figures)| (*turn, figures))
     }
 
-    /// Median of one figure over the turns; `None` if the peer was not there.
+    /// Median of a value over the turns; `None` if the peer is not installed.
     pub fn median(&self, load: Load, kind: Kind, figure: impl Fn(&Figures) -> f64) -> Option<f64> {
         median(self.of(load, kind).map(|(_, figures)| figure(figures)).collect())
     }
 
-    /// Sum of one figure over the turns.
+    /// Sum of a value over the turns.
     pub fn sum(&self, load: Load, kind: Kind, figure: impl Fn(&Figures) -> f64) -> f64 {
         self.of(load, kind).map(|(_, figures)| figure(figures)).sum()
     }
 
-    /// Median of our figure over the peer's of the same turn.
+    /// Median of the ratio of the catalog's value to the peer's value in the same turn.
     pub fn ratio(&self, load: Load, kind: Kind, figure: impl Fn(&Figures) -> f64) -> Option<f64> {
         let pairs = self.of(load, kind).filter_map(|(turn, theirs)| {
             let ours = self.of(load, Kind::Catalog).find(|(other, _)| *other == turn)?.1;
@@ -80,7 +80,7 @@ fn run(bench: &Bench<'_>, settings: &Settings, peer: &Peer, load: Load) -> Resul
     bench.wrk(peer, load, Run { cores: GENERATOR_CORE, threads: 1, connections: CONNECTIONS, duration })
 }
 
-/// The middle one; of an even number, the mean of the middle two.
+/// The middle value; for an even number of values, the mean of the two in the middle.
 pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let half = values.len() / 2;

@@ -1,42 +1,42 @@
-//! What is asked: a private Postgres with the sample catalog, three requests, and the answers that are right.
+//! An ephemeral Postgres with the sample catalog, and the three requests of the benchmark.
 
 use std::time::Duration;
 
-use model_catalog::postgres::address::{Address, Surroundings};
+use model_catalog::postgres::config::{DatabaseConfig, Environment};
+use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use model_catalog::postgres::migrate::migrate;
-use model_catalog::postgres::private::{Options, Private};
-use model_catalog::postgres::session::{self, Database};
+use model_catalog::postgres::session;
 
 use crate::Result;
 
 const SAMPLE: &str = include_str!("../../sql/sample_models.sql");
-/// Beside the sample, so that the index has several tables.
+/// Added to the sample, so that the index has several tables.
 const GENERATED: &str = "INSERT INTO public.models
     SELECT 'generated-' || n, 'generated-' || n || '.safetensors',
            'https://example.org/models/generated-' || n || '.safetensors', n / 100.0, md5(n::text), false, NULL,
-           'checkpoints/generated-' || n || '.safetensors', '[]', 'Made for the bench'
+           'checkpoints/generated-' || n || '.safetensors', '[]', 'Generated for the benchmark'
     FROM generate_series(1, 1000) n";
-/// Asked alone.
+/// Id of the single request.
 const SINGLE: &str = "flux-dev";
-/// Never asked, so a refresh may change it without changing an answer.
+/// Never requested, so a refresh can change it without changing a response.
 pub const CHANGED: &str = "generated-1";
 
-/// One kind of request.
+/// A request.
 #[derive(Clone, Debug)]
-pub struct Ask {
+pub struct Request {
     pub method: &'static str,
     pub path: String,
     pub body: Vec<u8>,
 }
 
-impl Ask {
+impl Request {
     fn batch(ids: &[String]) -> Self {
         let list: Vec<String> = ids.iter().map(|id| format!("\"{id}\"")).collect();
         let body = format!("{{\"model_ids\":[{}]}}", list.join(",")).into_bytes();
         Self { method: "POST", path: "/api/models/batch".into(), body }
     }
 
-    /// The request as it is sent.
+    /// The bytes that are sent.
     pub fn bytes(&self, port: u16, connection: &str) -> Vec<u8> {
         let mut bytes =
             format!("{} {} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: {connection}\r\n", self.method, self.path);
@@ -47,21 +47,22 @@ impl Ask {
     }
 }
 
-/// The database, and what is asked of all peers.
+/// The database, and the requests that are sent to all peers.
 pub struct Sample {
-    pub postgres: Private,
-    pub single: Ask,
-    pub batch10: Ask,
-    pub batch50: Ask,
+    pub postgres: EphemeralPostgres,
+    pub single: Request,
+    pub batch10: Request,
+    pub batch50: Request,
 }
 
 impl Sample {
     pub fn start() -> Result<Self> {
         let settings = [("fsync", "off"), ("synchronous_commit", "off")];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        let postgres = Private::start(Options { loopback: true, settings, ..Options::default() })?;
-        let address = Address::parse(&postgres.url("postgres"), &Surroundings::default(), LIMIT)?;
-        let database = Database { address, channel: "model_catalog".into(), timeout: LIMIT };
+        let postgres =
+            EphemeralPostgres::start(EphemeralOptions { loopback: true, settings, ..EphemeralOptions::default() })?;
+        let url = postgres.url("postgres");
+        let database = DatabaseConfig::parse(&url, &Environment::default(), "model_catalog", LIMIT)?;
         let ids = runtime()?.block_on(async {
             let mut client = session::connect(&database).await?;
             migrate(&mut client, &database.channel).await?;
@@ -74,8 +75,8 @@ impl Sample {
         if ids.len() < 50 {
             return Err(format!("the sample catalog has {} models, a batch needs 50", ids.len()).into());
         }
-        let single = Ask { method: "GET", path: format!("/api/models/{SINGLE}"), body: Vec::new() };
-        Ok(Self { postgres, single, batch10: Ask::batch(&ids[..10]), batch50: Ask::batch(&ids) })
+        let single = Request { method: "GET", path: format!("/api/models/{SINGLE}"), body: Vec::new() };
+        Ok(Self { postgres, single, batch10: Request::batch(&ids[..10]), batch50: Request::batch(&ids) })
     }
 }
 

@@ -1,25 +1,25 @@
-//! How long and how hard: everything that can be set, from the environment.
+//! Settings from the environment: duration and number of connections.
 
 use std::str::FromStr;
 use std::time::Duration;
 
 use crate::Result;
 
-/// Core of the server that is measured; the other one has everything else.
+/// Core of the server that is measured; everything else runs on the other core.
 pub const SERVER_CORE: &str = "0";
-/// Core of the generators, of Postgres and of the bench itself.
+/// Core of the load generators, of Postgres and of the benchmark itself.
 pub const GENERATOR_CORE: &str = "1";
 /// Connections of a keep-alive load and of the storm.
 pub const CONNECTIONS: usize = 64;
 
 pub struct Settings {
-    /// Rounds of A B C; the table has medians over them.
+    /// Rounds of all peers in turns; the report has medians over the rounds.
     pub rounds: usize,
     /// One run of wrk.
     pub run: Duration,
     /// Connections of the burst.
     pub burst: usize,
-    /// Connections that are kept idle while memory is counted.
+    /// Idle connections while memory is measured.
     pub idle: usize,
 }
 
@@ -33,7 +33,7 @@ impl Settings {
         })
     }
 
-    /// Express is slow enough to show its figures in fewer rounds of half the time.
+    /// Express is slow enough to be measured in fewer and shorter rounds.
     pub fn with_express(&self, round: usize) -> bool {
         round.is_multiple_of(2)
     }

@@ -1,9 +1,10 @@
-//! One run of wrk against one server: what wrk counted, what the server spent, and whether every answer was right.
+//! One run of wrk against one server: the results of wrk, the CPU time of the server, and whether all responses were
+//! correct.
 
 use std::time::Duration;
 
 use crate::Result;
-use crate::peers::{Bodies, Load, Peer, Workshop};
+use crate::peers::{Bodies, Load, Peer, TempDir};
 use crate::process::output;
 use crate::sample::Sample;
 
@@ -18,89 +19,89 @@ pub struct Run<'a> {
     pub duration: Duration,
 }
 
-/// What came of a load.
+/// Results of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Figures {
     pub requests: f64,
     /// Wall clock.
     pub seconds: f64,
-    /// Processor time of the server.
+    /// CPU time of the server.
     pub cpu_seconds: f64,
     /// Milliseconds.
     pub p50: f64,
     pub p99: f64,
     pub p999: f64,
-    /// Connections refused or reset, answers that were late, of another status or of another length.
+    /// Refused or reset connections, timeouts, and responses with another status or length.
     pub failures: f64,
-    /// Of these, connections that were reset (burst only).
+    /// Reset connections among the failures (burst only).
     pub resets: f64,
-    /// Connections that found the listen queue full; the kernel tries again a second later (burst only).
+    /// Connection attempts that found the listen queue full; the kernel retries a second later (burst only).
     pub overflows: f64,
 }
 
 impl Figures {
-    /// Requests a second.
+    /// Requests per second.
     pub fn rate(&self) -> f64 {
         self.requests / self.seconds
     }
 
-    /// Processor time of the server for one request, in microseconds.
+    /// CPU time of the server per request, in microseconds.
     pub fn cpu(&self) -> f64 {
         self.cpu_seconds * 1e6 / self.requests
     }
 
-    /// Cores that the server kept busy.
+    /// Number of cores that the server used.
     pub fn busy(&self) -> f64 {
         self.cpu_seconds / self.seconds
     }
 }
 
-/// What all runs share.
+/// Shared by all runs.
 pub struct Bench<'a> {
-    pub shop: &'a Workshop,
+    pub temp: &'a TempDir,
     pub sample: &'a Sample,
     pub bodies: &'a Bodies,
 }
 
 impl Bench<'_> {
-    /// Loads `peer`; its answer is compared byte by byte before and after.
+    /// Puts load on `peer`; its response is compared byte by byte before and after.
     pub fn wrk(&self, peer: &Peer, load: Load, run: Run<'_>) -> Result<Figures> {
         let size = self.bodies.check(peer, load, self.sample)?;
-        let ask = load.ask(self.sample);
-        let url = format!("http://127.0.0.1:{}{}", peer.port(load), ask.path);
+        let request = load.request(self.sample);
+        let url = format!("http://127.0.0.1:{}{}", peer.port(load), request.path);
         let (threads, connections) = (run.threads.to_string(), run.connections.to_string());
         let duration = format!("{}s", run.duration.as_secs().max(1));
         let options = ["-t", &threads, "-c", &connections, "-d", &duration, "--timeout", "10s", "-s", SCRIPT];
-        let body = if ask.body.is_empty() { None } else { Some(self.shop.write("body.json", &ask.body)?) };
+        let body = if request.body.is_empty() { None } else { Some(self.temp.write("body.json", &request.body)?) };
         let mut arguments = vec!["-c", run.cores, "wrk"];
         arguments.extend(options);
-        arguments.extend([url.as_str(), "--", ask.method, load.connection()]);
+        arguments.extend([url.as_str(), "--", request.method, load.connection()]);
         arguments.extend(body.as_deref());
 
         let before = peer.process.cpu_ns()?;
-        let said = output("taskset", &arguments)?;
+        let printed = output("taskset", &arguments)?;
         let spent = peer.process.cpu_ns()? - before;
 
         self.bodies.check(peer, load, self.sample)?;
-        let mut figures = read(&said, size, run.connections)?;
+        let mut figures = read(&printed, size, run.connections)?;
         figures.cpu_seconds = spent as f64 / 1e9;
         Ok(figures)
     }
 }
 
-fn read(said: &str, size: usize, connections: usize) -> Result<Figures> {
+fn read(printed: &str, size: usize, connections: usize) -> Result<Figures> {
     let value = |name: &str| -> Result<f64> {
-        let lines = said.lines().filter_map(|line| line.split_once(' '));
+        let lines = printed.lines().filter_map(|line| line.split_once(' '));
         let value = lines.filter(|(word, _)| *word == name).find_map(|(_, value)| value.trim().parse().ok());
-        value.ok_or_else(|| format!("wrk does not say {name}: {said}").into())
+        value.ok_or_else(|| format!("wrk printed no {name}: {printed}").into())
     };
     let requests = value("requests")?;
-    // wrk counts statuses above 399. All answers have one length, so that any other status or length shows in the
-    // sum of the bytes, of which only the answers under way at the end are unknown.
+    // wrk counts statuses above 399. All responses have the same length, so any other status or length shows in the
+    // number of bytes, of which only the responses in progress at the end are unknown.
     let (expected, slack) = (requests * size as f64, (connections * size) as f64);
     let off = (value("bytes")? - expected).abs();
     let wrong = if off > slack { (off / size as f64).ceil() } else { 0.0 };
-    // A server that gave no answer at all has failed all who asked.
+    // A server without any response has failed on every connection.
     let mut failures = if requests > 0.0 { wrong } else { connections as f64 };
     for kind in ["connect", "read", "write", "status", "timeout"] {
         failures += value(kind)?;

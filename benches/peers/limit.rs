@@ -1,8 +1,8 @@
-//! The limit of the machine: one thread, epoll, one read and one write a request. It looks for the end of a request
-//! and no further, and gives constant answers: one a port of 127.0.0.1, each with head and body.
+//! The limit of the machine: one thread, epoll, one read and one write per request. It only searches for the end of a
+//! request and sends a constant response, one per port of 127.0.0.1.
 //!
-//! It is started with `PORT=FILE` arguments; a file has one answer. What is answered from a file whose name ends in
-//! `.close` ends its connection.
+//! It is started with `PORT=FILE` arguments; a file has one response with head and body. If its name ends in `.close`,
+//! the connection is closed after the response.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -12,28 +12,28 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Socket, Type};
 
-/// As many as the kernel holds; it takes no more than `net.core.somaxconn`.
+/// The maximum; the kernel limits it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
-/// Larger than any request of the bench.
+/// Larger than any request of the benchmark.
 const BUFFER: usize = 64 * 1024;
 
-/// A port and what is answered on it.
+/// A port and its response.
 struct Port {
     listener: TcpListener,
-    answer: Vec<u8>,
+    response: Vec<u8>,
     close: bool,
 }
 
 struct Connection {
     stream: TcpStream,
     port: usize,
-    /// The beginning of a request that is not complete yet; empty as a rule.
-    begun: Vec<u8>,
-    /// The part of an answer that the kernel did not take yet; empty as a rule.
+    /// The start of an incomplete request; usually empty.
+    partial: Vec<u8>,
+    /// The part of a response that could not be written yet; usually empty.
     rest: Vec<u8>,
 }
 
-/// Serves until the process is ended.
+/// Serves until the process is killed.
 pub fn run(arguments: &[String]) -> io::Result<()> {
     let mut poll = Poll::new()?;
     let mut ports = Vec::new();
@@ -57,7 +57,7 @@ pub fn run(arguments: &[String]) -> io::Result<()> {
             };
             let Some(connection) = connections.get_mut(slot).and_then(Option::as_mut) else { continue };
             let port = &ports[connection.port];
-            if !matches!(connection.go_on(port, &mut buffer), Ok(true)) {
+            if !matches!(connection.advance(port, &mut buffer), Ok(true)) {
                 connections[slot] = None;
                 free.push(slot);
             }
@@ -76,11 +76,11 @@ impl Port {
         socket.bind(&SocketAddr::from(([127, 0, 0, 1], port)).into())?;
         socket.listen(BACKLOG)?;
         let listener = TcpListener::from_std(socket.into());
-        Ok(Self { listener, answer: std::fs::read(file)?, close: file.ends_with(".close") })
+        Ok(Self { listener, response: std::fs::read(file)?, close: file.ends_with(".close") })
     }
 }
 
-/// Takes all connections that wait at this port.
+/// Accepts all pending connections of this port.
 fn accept(
     poll: &Poll,
     ports: &[Port],
@@ -101,13 +101,13 @@ fn accept(
         });
         let token = Token(ports.len() + slot);
         poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-        connections[slot] = Some(Connection { stream, port, begun: Vec::new(), rest: Vec::new() });
+        connections[slot] = Some(Connection { stream, port, partial: Vec::new(), rest: Vec::new() });
     }
 }
 
 impl Connection {
-    /// Reads and answers what there is; false = the connection has ended.
-    fn go_on(&mut self, port: &Port, buffer: &mut [u8]) -> io::Result<bool> {
+    /// Reads requests and writes responses until the socket would block; false if the connection has ended.
+    fn advance(&mut self, port: &Port, buffer: &mut [u8]) -> io::Result<bool> {
         if !self.rest.is_empty() {
             let rest = std::mem::take(&mut self.rest);
             self.write(&rest)?;
@@ -119,24 +119,24 @@ impl Connection {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
                 Err(error) => return Err(error),
             };
-            // A whole request in one read needs no copy.
-            let answers = if self.begun.is_empty() {
-                let (answers, used) = complete(&buffer[..count]);
-                self.begun.extend_from_slice(&buffer[used..count]);
-                answers
+            // A complete request in one read needs no copy.
+            let responses = if self.partial.is_empty() {
+                let (responses, used) = complete(&buffer[..count]);
+                self.partial.extend_from_slice(&buffer[used..count]);
+                responses
             } else {
-                self.begun.extend_from_slice(&buffer[..count]);
-                let (answers, used) = complete(&self.begun);
-                self.begun.drain(..used);
-                answers
+                self.partial.extend_from_slice(&buffer[..count]);
+                let (responses, used) = complete(&self.partial);
+                self.partial.drain(..used);
+                responses
             };
-            for _ in 0..answers {
-                self.write(&port.answer)?;
+            for _ in 0..responses {
+                self.write(&port.response)?;
             }
-            if port.close && answers > 0 && self.rest.is_empty() {
+            if port.close && responses > 0 && self.rest.is_empty() {
                 return Ok(false);
             }
-            // A short read has emptied the socket: more will come with an event of its own.
+            // A short read has emptied the socket: more data will cause another event.
             if count < buffer.len() {
                 return Ok(true);
             }
@@ -157,7 +157,7 @@ impl Connection {
     }
 }
 
-/// How many whole requests there are, and how many bytes they take.
+/// The number of complete requests, and their size in bytes.
 fn complete(bytes: &[u8]) -> (usize, usize) {
     let (mut requests, mut used) = (0, 0);
     while let Some(head) = memmem::find(&bytes[used..], b"\r\n\r\n") {

@@ -1,7 +1,7 @@
-//! What size costs: the same measurements at a thousand, a hundred thousand and a million models, in one run.
+//! Scaling with the size of the catalog: the same measurements at 1,000, 100,000 and 1,000,000 models, in one run.
 //!
 //! `make bench-scale` prints the table and writes it to `benches/results/scale.md`. SCALE_SIZES, SCALE_CHANGES and
-//! SCALE_SINGLE_CHANGES set its length.
+//! SCALE_SINGLE_CHANGES set its duration.
 
 mod cores;
 mod probe;
@@ -20,13 +20,13 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 
 /// Rows of a large transaction.
 const MANY: usize = 10_000;
-/// Least time that look-ups are watched beside one kind of work: 4,000 of them, so that their p99 is more than one.
+/// Minimum time that lookups are measured during one kind of work: some 4,000 lookups, so that the p99 is meaningful.
 const PHASE: Duration = Duration::from_secs(3);
 
-/// Look-ups beside each kind of work.
+/// Lookups during each kind of work.
 type Busy = Vec<(&'static str, Latencies)>;
 
-/// What was measured at one size.
+/// The measurements at one size.
 struct Row {
     models: usize,
     bytes: f64,
@@ -68,7 +68,7 @@ fn setting(name: &str, default: &str) -> String {
 
 fn measure(database: &Database, models: usize, changes: usize, churn: usize) -> Result<Row> {
     let source = database.fill(models)?;
-    // In turns, so that a noisy moment hits both.
+    // In turns, so that noise affects both.
     let (mut copies, mut fulls) = (Vec::new(), Vec::new());
     for _ in 0..3 {
         copies.push(source.copy()?);
@@ -90,7 +90,7 @@ fn measure(database: &Database, models: usize, changes: usize, churn: usize) -> 
     let path = server.stop()?;
     let started = Instant::now();
     let restarted = Server::start_without_database(&path)?;
-    restarted.answers()?;
+    restarted.wait_for_response()?;
     let file = started.elapsed();
     Ok(Row {
         models,
@@ -109,10 +109,10 @@ fn measure(database: &Database, models: usize, changes: usize, churn: usize) -> 
     })
 }
 
-/// Single look-ups on a core of their own, idle and while the other core is busy with changes of each kind.
+/// Single lookups on a separate core, idle and while the other core is busy with each kind of work.
 fn look_ups(source: &Source<'_>, server: &Server, models: usize, churn: usize) -> Result<(Latencies, Busy)> {
     let probe = Probe::start(server.address(), "/api/models/model-1")?;
-    cores::part(server.process())?;
+    cores::isolate(server.process())?;
     let works: [(&'static str, &dyn Fn() -> Result<()>); 5] = [
         ("single changes", &|| source.change_and_see(server).map(drop)),
         ("10,000 rows", &|| source.change_many(server, MANY.min(models)).map(drop)),
@@ -122,7 +122,7 @@ fn look_ups(source: &Source<'_>, server: &Server, models: usize, churn: usize) -
     ];
     let (mut idle, mut busy) = (Vec::new(), Vec::new());
     for (what, work) in works {
-        // Idle again before each, so that what else this machine does wrongs nobody.
+        // Idle before each kind of work, so that other load on this machine affects all of them alike.
         probe.take();
         std::thread::sleep(PHASE);
         idle.extend(probe.take());
@@ -132,7 +132,7 @@ fn look_ups(source: &Source<'_>, server: &Server, models: usize, churn: usize) -
         }
         busy.push((what, Latencies::of(probe.take())));
     }
-    cores::join();
+    cores::release();
     Ok((Latencies::of(idle), busy))
 }
 
@@ -149,8 +149,8 @@ fn report(rows: &[Row], churn: usize) -> Result<String> {
     let date = process::output("date", &["+%Y-%m-%d"])?;
     let mut text = format!(
         "# Scale\n\nWritten by `make bench-scale` on {}; not edited by hand. Machine: {} {cores} cores; load average at \
-         the end {}. During look-ups the serving thread and the probe have one core; Postgres, the loader and the rest of \
-         the bench have the other.\n\n| what |",
+         the end {}. During lookups the serving thread and the probe share one core; Postgres, the loader and the rest of \
+         the benchmark share the other.\n\n| measurement |",
         date.trim(),
         cpu.trim_start_matches(['\t', ' ', ':']),
         load.split(' ').next().unwrap_or_default(),
@@ -167,19 +167,19 @@ fn report(rows: &[Row], churn: usize) -> Result<String> {
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
     line("one changed row, commit → served, median", &|row| ms(row.change.quantile(0.5)));
     line("– p99", &|row| ms(row.change.quantile(0.99)));
-    line("10,000 rows (or all) in one transaction, commit → last one served", &|row| ms(row.many));
-    line("`psql` COPY of the view, binary, to nowhere", &|row| ms(row.copy));
+    line("10,000 rows (or all) in one transaction, commit → all served", &|row| ms(row.many));
+    line("`psql` binary COPY of the view, discarded", &|row| ms(row.copy));
     line("full load", &|row| ms(row.full));
-    line("– against the COPY", &|row| format!("{:.2} times", row.full.as_secs_f64() / row.copy.as_secs_f64()));
-    line("start from the snapshot file, without a database, to the first answer", &|row| ms(row.file));
-    line("– against the full load", &|row| format!("{:.2} times", row.file.as_secs_f64() / row.full.as_secs_f64()));
-    line("bytes of all answers and ids", &|row| format!("{:.1} MiB", mib(row.bytes)));
-    line("a search in all models that finds none", &|row| ms(row.search));
+    line("– ratio to the COPY", &|row| format!("{:.2} times", row.full.as_secs_f64() / row.copy.as_secs_f64()));
+    line("start from the snapshot file without a database, until the first response", &|row| ms(row.file));
+    line("– ratio to the full load", &|row| format!("{:.2} times", row.file.as_secs_f64() / row.full.as_secs_f64()));
+    line("rendered models and ids", &|row| format!("{:.1} MiB", mib(row.bytes)));
+    line("search over all models without a match", &|row| ms(row.search));
     let memory = |of: f64, row: &Row| format!("{:.1} MiB, {:.2} times", mib(of), of / row.bytes);
     line("resident memory after the load", &|row| memory(row.resident, row));
-    line("– peak, a full reload included", &|row| memory(row.peak, row));
+    line("– peak, including a full reload", &|row| memory(row.peak, row));
     line(&format!("– after {churn} single changes"), &|row| memory(row.churned, row));
-    line("single look-up, idle, p99", &|row| ms(row.idle.quantile(0.99)));
+    line("single lookup, idle, p99", &|row| ms(row.idle.quantile(0.99)));
     for (place, (what, _)) in rows.first().into_iter().flat_map(|row| row.busy.iter().enumerate()) {
         line(&format!("– during: {what}"), &|row| {
             let p99 = row.busy[place].1.quantile(0.99);

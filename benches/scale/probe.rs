@@ -1,4 +1,4 @@
-//! A keep-alive client that asks for one model again and again, at a steady pace, and notes how long each took.
+//! A keep-alive client that requests one model at a steady rate and records each latency.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 
-/// Time between two look-ups of the probe.
+/// Pause between two lookups of the probe.
 const PACE: Duration = Duration::from_micros(500);
 
-/// Times, sorted.
+/// Sorted latencies.
 pub struct Latencies(Vec<Duration>);
 
 impl Latencies {
@@ -22,7 +22,7 @@ impl Latencies {
         Self(times)
     }
 
-    /// The time that this share of all did not exceed.
+    /// The latency at this quantile.
     pub fn quantile(&self, share: f64) -> Duration {
         let place = (self.0.len() as f64 * share).ceil() as usize;
         self.0.get(place.saturating_sub(1)).copied().unwrap_or_default()
@@ -67,7 +67,7 @@ impl Client {
     }
 }
 
-/// The client on its own thread; dropping it ends it.
+/// The client on a separate thread; dropping this stops it.
 pub struct Probe {
     times: Arc<Mutex<Vec<Duration>>>,
     ended: Arc<AtomicBool>,
@@ -75,26 +75,26 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Starts asking, on a thread called `probe`.
+    /// Starts the client on a thread called `probe`.
     pub fn start(address: &str, path: &'static str) -> Result<Self> {
         let (times, ended) = (Arc::<Mutex<Vec<Duration>>>::default(), Arc::<AtomicBool>::default());
         let (noted, end, address) = (Arc::clone(&times), Arc::clone(&ended), address.to_owned());
         let thread = std::thread::Builder::new().name("probe".into()).spawn(move || {
-            let ask = || -> Result<()> {
+            let run = || -> Result<()> {
                 let mut client = Client::new(&address)?;
                 while !end.load(Relaxed) {
                     let started = Instant::now();
                     let (status, _) = client.get(path)?;
                     let took = started.elapsed();
                     if status != 200 {
-                        return Err(format!("the probe was answered {status}").into());
+                        return Err(format!("the probe received status {status}").into());
                     }
                     noted.lock().unwrap_or_else(PoisonError::into_inner).push(took);
                     std::thread::sleep(PACE);
                 }
                 Ok(())
             };
-            if let Err(error) = ask() {
+            if let Err(error) = run() {
                 eprintln!("FAILED: {error}");
                 std::process::exit(1);
             }
@@ -102,7 +102,7 @@ impl Probe {
         Ok(Self { times, ended, thread: Some(thread) })
     }
 
-    /// What was noted since the last call.
+    /// The latencies recorded since the last call.
     pub fn take(&self) -> Vec<Duration> {
         std::mem::take(&mut *self.times.lock().unwrap_or_else(PoisonError::into_inner))
     }

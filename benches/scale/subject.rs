@@ -1,4 +1,4 @@
-//! What is measured: a database of so many models, and the server on it.
+//! The system that is measured: a database of a given size, and a server that reads it.
 
 use std::cell::{Cell, RefCell};
 use std::net::TcpListener;
@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use model_catalog::postgres::address::{Address, Surroundings};
+use model_catalog::postgres::config::{DatabaseConfig, Environment};
+use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use model_catalog::postgres::migrate::migrate;
-use model_catalog::postgres::private::{Options, Private};
 use model_catalog::postgres::session;
 use tokio::runtime::Runtime;
 use tokio_postgres::Client as Sql;
@@ -18,19 +18,19 @@ use crate::probe::Client;
 use crate::process::Process;
 
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Between two looks for a change; it adds that much, twice at most, to what is measured.
+/// Interval for checking whether a change is served; it adds up to twice this time to the result.
 const POLL_PAUSE: Duration = Duration::from_micros(20);
-/// Between two looks at a metric beside look-ups whose p99 is wanted.
+/// Interval for reading a metric while the p99 of lookups is measured.
 const SCRAPE_PAUSE: Duration = Duration::from_millis(100);
 const CHANNEL: &str = "model_catalog";
 
-/// A private Postgres.
+/// An ephemeral Postgres.
 pub struct Database {
-    server: Private,
+    server: EphemeralPostgres,
     runtime: Runtime,
 }
 
-/// One database of it.
+/// One of its databases.
 pub struct Source<'a> {
     database: &'a Database,
     name: String,
@@ -42,12 +42,12 @@ impl Database {
     pub fn start() -> Result<Self> {
         let settings = [("fsync", "off"), ("shared_buffers", "1GB"), ("max_wal_size", "16GB"), ("autovacuum", "on")];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        let server = Private::start(Options { settings, ..Options::default() })?;
+        let server = EphemeralPostgres::start(EphemeralOptions { settings, ..EphemeralOptions::default() })?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         Ok(Self { server, runtime })
     }
 
-    /// A database with so many models, made up but of a real one's size.
+    /// Creates a database with generated models of realistic size.
     pub fn fill(&self, models: usize) -> Result<Source<'_>> {
         let name = format!("scale_{models}");
         self.runtime.block_on(async {
@@ -63,7 +63,7 @@ impl Database {
                         (n % 3000) / 100.0, md5(n::text) || md5((n + 1)::text), n % 3 = 0,
                         CASE WHEN n % 3 = 0 THEN 'huggingface' END, 'checkpoints/model-' || n || '.safetensors',
                         CASE WHEN n % 5 = 0 THEN jsonb_build_array('model-' || (n % {models} + 1)) ELSE '[]' END,
-                        'Made up for a measurement, number ' || n
+                        'Generated for a benchmark, number ' || n
                  FROM generate_series(1, {models}) n"
             );
             sql.batch_execute(&insert).await?;
@@ -72,9 +72,8 @@ impl Database {
         })
     }
 
-    fn target(&self, name: &str) -> Result<session::Database> {
-        let address = Address::parse(&self.server.url(name), &Surroundings::default(), PATIENCE)?;
-        Ok(session::Database { address, channel: CHANNEL.into(), timeout: PATIENCE })
+    fn target(&self, name: &str) -> Result<DatabaseConfig> {
+        Ok(DatabaseConfig::parse(&self.server.url(name), &Environment::default(), CHANNEL, PATIENCE)?)
     }
 }
 
@@ -83,7 +82,7 @@ impl Source<'_> {
         Ok(self.database.runtime.block_on(self.sql.batch_execute(statement))?)
     }
 
-    /// How long `psql` needs for all rows of the view.
+    /// Time that `psql` takes to copy all rows of the view.
     pub fn copy(&self) -> Result<Duration> {
         let copy = "COPY (SELECT * FROM model_catalog.entries) TO STDOUT (FORMAT binary)";
         let mut psql = self.database.server.program("psql");
@@ -93,7 +92,7 @@ impl Source<'_> {
         if status.success() { Ok(started.elapsed()) } else { Err("psql failed".into()) }
     }
 
-    /// Changes one row; gives the time from its commit being sent to the change being served.
+    /// Changes one row; returns the time from sending the commit until the change is served.
     pub fn change_and_see(&self, server: &Server) -> Result<Duration> {
         let text = self.next();
         self.run(&format!("BEGIN; UPDATE models SET description = '{text}' WHERE id = 'model-7'"))?;
@@ -101,12 +100,12 @@ impl Source<'_> {
         self.run("COMMIT")?;
         server.until_served("/api/models/model-7", &text)?;
         let took = started.elapsed();
-        // So that the next change meets a loader at rest, as it would in life.
+        // Lets the loader become idle before the next change, as in production.
         std::thread::sleep(Duration::from_millis(3));
         Ok(took)
     }
 
-    /// The same for many rows in one transaction; gives the time from the commit being done.
+    /// Changes many rows in one transaction; returns the time from the end of the commit.
     pub fn change_many(&self, server: &Server, rows: usize) -> Result<Duration> {
         let text = self.next();
         self.run(&format!(
@@ -118,18 +117,19 @@ impl Source<'_> {
         Ok(started.elapsed())
     }
 
-    /// Everything is read again.
+    /// Makes the server read everything again.
     pub fn reload(&self, server: &Server) -> Result<()> {
         let before = server.metric(FULL_LOADS)?;
         self.run("SELECT model_catalog.reload()")?;
         server.until("the reload", || {
-            // Metrics take longer than a look-up, which would wait behind them; this is for one in two hundred of those.
+            // A scrape takes longer than a lookup and delays it; at this interval that affects one lookup in two
+            // hundred.
             std::thread::sleep(SCRAPE_PAUSE);
             Ok(server.metric(FULL_LOADS)? > before)
         })
     }
 
-    /// So many transactions of one row each.
+    /// Runs `changes` transactions of one row each.
     pub fn churn(&self, server: &Server, changes: usize) -> Result<()> {
         self.run(&format!(
             "DO $$ BEGIN
@@ -154,7 +154,7 @@ impl Source<'_> {
 const FULL_LOADS: &str = "catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}";
 const FULL_SECONDS: &str = "catalog_refresh_duration_seconds_sum{kind=\"full\"}";
 
-/// The program on a database.
+/// A running server.
 pub struct Server {
     process: Process,
     address: String,
@@ -168,7 +168,7 @@ impl Server {
         Self::spawn(&source.database.server.url(&source.name), file)
     }
 
-    /// On what a stopped one has kept.
+    /// Starts from the snapshot file of a stopped server.
     pub fn start_without_database(file: &std::path::Path) -> Result<Self> {
         Self::spawn("host=/nowhere user=nobody", Some(file.into()))
     }
@@ -193,42 +193,42 @@ impl Server {
         &self.address
     }
 
-    /// On the kept connection; on a new one where the server has closed that, as it does after a long rest.
+    /// Uses the kept-alive connection, or a new one if the server has closed it after its idle timeout.
     fn get(&self, path: &str) -> Result<(u16, Vec<u8>)> {
         let mut client = self.client.borrow_mut();
-        if let Some(Ok(answer)) = client.as_mut().map(|client| client.get(path)) {
-            return Ok(answer);
+        if let Some(Ok(response)) = client.as_mut().map(|client| client.get(path)) {
+            return Ok(response);
         }
         *client = None;
         let mut new = Client::new(&self.address)?;
-        let answer = new.get(path)?;
+        let response = new.get(path)?;
         *client = Some(new);
-        Ok(answer)
+        Ok(response)
     }
 
     fn until(&self, what: &str, condition: impl Fn() -> Result<bool>) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while !condition()? {
             if Instant::now() > deadline {
-                return Err(format!("waited in vain for {what}").into());
+                return Err(format!("timed out waiting for {what}").into());
             }
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
     }
 
-    /// Waits for the first load; gives how long it took by the server's own metric.
+    /// Waits for the first load; returns its duration from the metrics of the server.
     pub fn loaded(&self) -> Result<Duration> {
         self.until("the first load", || Ok(matches!(self.get("/readyz"), Ok((200, _)))))?;
         Ok(Duration::from_secs_f64(self.metric(FULL_SECONDS)?))
     }
 
-    /// Waits for the first answer.
-    pub fn answers(&self) -> Result<()> {
-        self.until("the first answer", || Ok(matches!(self.get("/api/models/model-1"), Ok((200, _)))))
+    /// Waits for the first response.
+    pub fn wait_for_response(&self) -> Result<()> {
+        self.until("the first response", || Ok(matches!(self.get("/api/models/model-1"), Ok((200, _)))))
     }
 
-    /// Asks until the answer contains `text`.
+    /// Repeats the request until the response contains `text`.
     pub fn until_served(&self, path: &str, text: &str) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
@@ -236,18 +236,18 @@ impl Server {
             if body.windows(text.len()).any(|part| part == text.as_bytes()) {
                 return Ok(());
             }
-            // Without a pause the probe would wait behind these requests.
+            // Without a pause these requests would delay the probe.
             std::thread::sleep(POLL_PAUSE);
         }
-        Err(format!("waited in vain for {text}").into())
+        Err(format!("timed out waiting for {text}").into())
     }
 
-    /// Has all models looked through for a text that none has; how long that took.
+    /// Searches all models for a text that none contains; returns the duration.
     pub fn search(&self) -> Result<Duration> {
         let started = Instant::now();
         match self.get("/api/models?q=no-such-text")? {
             (200, _) => Ok(started.elapsed()),
-            (status, _) => Err(format!("a search was answered {status}").into()),
+            (status, _) => Err(format!("a search returned status {status}").into()),
         }
     }
 
@@ -255,7 +255,7 @@ impl Server {
         let (_, body) = self.get("/metrics")?;
         let text = String::from_utf8(body)?;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-        value.ok_or_else(|| format!("there is no {name}").into())
+        value.ok_or_else(|| format!("there is no metric {name}").into())
     }
 
     /// `VmRSS` or `VmHWM`, in bytes.
@@ -263,11 +263,11 @@ impl Server {
         self.process.memory(what).map(|bytes| bytes as f64)
     }
 
-    /// Ends it in order; gives its snapshot file.
+    /// Stops the server gracefully; returns the path of its snapshot file.
     pub fn stop(mut self) -> Result<PathBuf> {
         let file = self.file.take();
         drop(self);
-        file.ok_or_else(|| "it kept no file".into())
+        file.ok_or_else(|| "the server has no snapshot file".into())
     }
 }
 

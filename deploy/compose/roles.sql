@@ -1,4 +1,4 @@
--- The server's role and its rights, before `migrate` makes what they are for: reading the schema, nothing else.
+-- The role of the servers, with read access to everything that `migrate` will create in the schema.
 CREATE ROLE catalog LOGIN PASSWORD 'catalog';
 CREATE SCHEMA model_catalog;
 GRANT USAGE ON SCHEMA model_catalog TO catalog;

@@ -1,4 +1,4 @@
-//! The body of a batch: read as a tree of it would be, and answered with JSON that accounts for every id.
+//! The body of a batch: parsed with the same result as from a serde_json tree, and the response accounts for every id.
 #![no_main]
 
 mod catalog;
@@ -16,7 +16,7 @@ static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(catalog::snapshot);
 fuzz_target!(|body: &[u8]| {
     let mut parser = BatchParser::default();
     let read = parser.parse(body, 20).map(|batch| batch.ids);
-    // A tree refuses more: deep nesting and huge numbers under keys that nobody asks for.
+    // serde_json limits nesting, so it rejects more.
     if let Ok(tree) = serde_json::from_slice::<Value>(body) {
         let ids = tree.get("model_ids").and_then(Value::as_array);
         let wanted = ids.ok_or(BatchError::NotAnArray).and_then(|ids| {
@@ -36,11 +36,11 @@ fuzz_target!(|body: &[u8]| {
     let mut json = Vec::new();
     found.write(&mut json);
     assert_eq!(json.len(), found.size());
-    let answer: Value = serde_json::from_slice(&json).expect("the answer is JSON");
-    let place = |id: &str| ids.iter().position(|asked| asked == id).expect("it was asked");
-    let models = answer["models"].as_array().expect("models");
+    let response: Value = serde_json::from_slice(&json).expect("the response is JSON");
+    let place = |id: &str| ids.iter().position(|asked| asked == id).expect("the id was requested");
+    let models = response["models"].as_array().expect("models");
     let places: Vec<_> = models.iter().map(|model| place(model["id"].as_str().expect("an id"))).collect();
-    assert!(places.is_sorted_by(|a, b| a < b), "in the order asked, each once");
+    assert!(places.is_sorted_by(|a, b| a < b), "in the order of the request, each once");
     let missing: Vec<_> = ids.iter().filter(|id| SNAPSHOT.get(id).is_none()).map(|id| Value::from(&**id)).collect();
-    assert_eq!(answer["not_found"], Value::from(missing));
+    assert_eq!(response["not_found"], Value::from(missing));
 });

@@ -1,4 +1,4 @@
-//! A small catalog and who answers for it.
+//! A small catalog and a handler that serves it.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub fn snapshot() -> Snapshot {
     refresh.finish().snapshot
 }
 
-#[allow(dead_code, reason = "not every target asks by HTTP")]
+#[allow(dead_code, reason = "not every target sends requests")]
 pub fn handler() -> Arc<Handler> {
     let store = Arc::new(Store::default());
     Publisher::new(Arc::clone(&store)).publish(snapshot());

@@ -1,13 +1,13 @@
-//! A row as a binary COPY brings it: what passes the rules is JSON that no machine can be hurt by.
+//! A row of a binary COPY: a row that passes the rules is rendered as JSON that is safe for machines.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use model_catalog::catalog::model::Rules;
-use model_catalog::postgres::rows;
+use model_catalog::postgres::copy;
 use serde_json::Value;
 
 fuzz_target!(|row: &[u8]| {
-    let Some((id, row)) = rows::copied(row) else { return };
+    let Some((id, row)) = copy::decode(row) else { return };
     let mut json = Vec::new();
     match row.and_then(|row| row.render(&Rules::default(), &mut json)) {
         Err(fault) => assert!(!fault.to_string().is_empty()),
@@ -15,9 +15,9 @@ fuzz_target!(|row: &[u8]| {
             let model: Value = serde_json::from_slice(&json).expect("JSON");
             assert_eq!((model.as_object().map(|model| model.len()), &model["id"]), (Some(10), &Value::from(id)));
             let path = model["save_path"].as_str().expect("a path");
-            let climbs = path.split('/').any(|part| part == "..");
-            assert!(!path.is_empty() && !path.starts_with('/') && !path.contains('\\') && !climbs, "{path}");
-            let url = model["download_url"].as_str().expect("an address").trim().to_ascii_lowercase();
+            let escapes = path.split('/').any(|part| part == "..");
+            assert!(!path.is_empty() && !path.starts_with('/') && !path.contains('\\') && !escapes, "{path}");
+            let url = model["download_url"].as_str().expect("a URL").trim().to_ascii_lowercase();
             assert!(url.starts_with("http:") || url.starts_with("https:"), "{url}");
             let texts = model.as_object().into_iter().flat_map(|model| model.values()).filter_map(Value::as_str);
             texts.for_each(|text| assert!(!text.chars().any(char::is_control), "{text:?}"));

@@ -1,4 +1,4 @@
-//! The id in a path: what is broken is 400, what is not stands for exactly the bytes that it encodes.
+//! The id in a path: invalid percent-encoding or UTF-8 returns 400; otherwise the id is exactly the decoded segment.
 #![no_main]
 
 mod catalog;

@@ -1,5 +1,5 @@
-//! The snapshot file: whatever is in it, reading ends with a catalog that can be written and read again, or an error.
-//! The checksum would keep chance out, so to what begins with `+` the right one is added.
+//! The snapshot file: reading returns either an error or a catalog that can be written and read again. Random input
+//! never has a valid checksum, so it is appended to inputs that start with `+`.
 #![no_main]
 
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(PersistedSnapshot { snapshot, position, rules }) = file::read(&FILE) else { return };
     let (revision, bytes, length) = (snapshot.revision(), snapshot.bytes(), snapshot.len());
     let saved = PersistedSnapshot { snapshot: Arc::new(snapshot), position, rules };
-    file::write(&FILE, &saved).expect("it can be written again");
+    file::write(&FILE, &saved).expect("the catalog can be written");
     let again = file::read(&FILE).expect("and read again");
     assert_eq!((revision, bytes, length), (again.snapshot.revision(), again.snapshot.bytes(), again.snapshot.len()));
     assert_eq!((saved.position, saved.rules), (again.position, again.rules));

@@ -1,6 +1,6 @@
--- The ten columns that the view must have, and what it has. `served` = the servers can do with this type: they take
--- varchar for text, and what prints as a number or as JSON for file_size_gb and dependencies. `cast_to` = the column as
--- it must be, taken from the view's own; in angle brackets where it must come from elsewhere.
+-- The ten columns that the view must have, and those it has. `served`: the servers accept this type; they take varchar
+-- for text, and any type whose text form is a number or JSON for file_size_gb and dependencies. `cast_to`: an
+-- expression for the required column, in terms of the existing view; in angle brackets if it has to be supplied.
 SELECT w.name, w.type AS wanted, format_type(a.atttypid, a.atttypmod) AS found,
        coalesce(a.atttypid = w.type::regtype, false) AS same,
        coalesce(CASE w.name

@@ -1,4 +1,5 @@
--- Functions in the view, or in views below it, that might read tables nobody can see from here.
+-- Functions that the view or an underlying view calls and that may read tables: those tables cannot be found in
+-- pg_depend.
 WITH RECURSIVE views (oid) AS (
     SELECT 'model_catalog.entries'::regclass::oid
     UNION

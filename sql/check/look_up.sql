@@ -1,5 +1,5 @@
--- The look-up that the delta makes for each changed model, planned as if reading a whole table were next to forbidden:
--- with few rows the planner would read them all, whatever indexes there are.
+-- The plan of the lookup that the delta query makes for each changed model. Sequential scans are disabled, because for
+-- a small table the planner prefers one even if an index exists.
 SET LOCAL enable_seqscan = off;
 SET LOCAL enable_bitmapscan = off;
 SET LOCAL max_parallel_workers_per_gather = 0;

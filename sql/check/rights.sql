@@ -1,5 +1,5 @@
--- What the role may do of what it needs. `needed` = the server can't do without; the rest is for this check alone.
--- By catalog and not by name, because a name in a schema that may not be used is an error.
+-- The privileges of the role. `needed`: the server requires it; the others are used by `check` only. Objects are looked
+-- up in the system catalogs, because resolving a name in a schema without USAGE is an error.
 SELECT o.name, o.needed, o.exists, o.granted, o.statement
 FROM (
     SELECT 'schema model_catalog' AS name, true AS needed, true AS exists,

@@ -1,8 +1,8 @@
--- Who we are to the server, how the connection runs, and what of ours is there. One row.
+-- The connection: role, database, encryption, and whether the schema exists. One row.
 SELECT current_setting('server_version') AS version,
        current_database() AS database,
        current_user AS role,
-       -- A unix socket has no address; a loopback one needs no TLS either.
+       -- A Unix-domain socket has no address; a loopback connection needs no TLS either.
        coalesce(NOT inet_client_addr() <<= ANY ('{127.0.0.0/8,::1}'::inet[]), false) AS network,
        s.ssl,
        s.version AS tls_version,

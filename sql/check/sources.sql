@@ -1,11 +1,12 @@
--- What the view reads, by way of other views, with partitions and children, and the triggers on it. One row each.
--- `$ids$` stands for rows (schema, table, column): where the plan of a look-up shows the id of a model.
--- `root` = what to call watch() for. Events are bits of tgtype: 4 INSERT, 8 DELETE, 16 UPDATE, 32 TRUNCATE.
+-- The tables that the view reads, also through other views, with partitions and child tables, and their triggers. One
+-- row per table. `$ids$` is replaced by rows (schema, table, column): the columns that the plan of a lookup compares
+-- with the id of a model. `root`: the table to call watch() for. Events are bits of tgtype: 4 INSERT, 8 DELETE, 16
+-- UPDATE, 32 TRUNCATE.
 WITH RECURSIVE views (oid, as_whom) AS (
     SELECT 'model_catalog.entries'::regclass::oid, NULL::oid
     UNION
     SELECT d.refobjid,
-           -- Whose rights count: the view's owner's, or (security_invoker) those of who asks.
+           -- Privileges are checked for the owner of the view, or with security_invoker for the current user.
            CASE WHEN coalesce('security_invoker=true' = ANY (v.reloptions) OR 'security_invoker=on' = ANY (v.reloptions), false)
                 THEN current_user::regrole::oid ELSE v.relowner END
     FROM views r
@@ -16,7 +17,7 @@ WITH RECURSIVE views (oid, as_whom) AS (
 ), tables (oid, root, as_whom) AS (
     SELECT r.oid, r.oid, r.as_whom FROM views r JOIN pg_class c ON c.oid = r.oid WHERE c.relkind NOT IN ('v', 'S', 'c')
     UNION
-    -- Rights on a child are not looked at when it is read through its parent.
+    -- Privileges on a child table are not checked when it is read through its parent.
     SELECT i.inhrelid, CASE WHEN c.relispartition THEN t.root ELSE i.inhrelid END, NULL::oid
     FROM tables t JOIN pg_inherits i ON i.inhparent = t.oid JOIN pg_class c ON c.oid = i.inhrelid
 ), found AS (
@@ -58,7 +59,7 @@ CROSS JOIN LATERAL (
                FILTER (WHERE t.tgenabled NOT IN ('O', 'A')) AS enable
     FROM pg_trigger t
     CROSS JOIN LATERAL (
-        -- A trigger's arguments are texts that end in a zero byte; ours has one, the id column.
+        -- Trigger arguments are stored as null-terminated strings; this trigger has one, the id column.
         SELECT convert_from(substring(t.tgargs FROM 1 FOR length(t.tgargs) - 1), getdatabaseencoding()) AS name
     ) a
     WHERE t.tgrelid = c.oid AND t.tgtype::int & 1 = 0

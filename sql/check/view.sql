@@ -1,4 +1,4 @@
--- The view as it is defined, its owner, and who was granted what. One row.
+-- Definition, owner and grants of the view. One row.
 SELECT c.relkind, pg_get_viewdef(c.oid) AS definition, quote_ident(pg_get_userbyid(c.relowner)) AS owner,
        array_to_string(c.reloptions, ', ') AS options,
        (SELECT string_agg(format('GRANT %s ON model_catalog.entries TO %s;', a.privilege_type,

@@ -1,21 +1,21 @@
--- Worked example 1: one table, with other names of columns and sizes in bytes.
--- Run it in a database that was prepared with `model-catalog migrate --bare`.
+-- Example 1: a single table with other column names, and sizes in bytes.
+-- Run `model-catalog migrate --bare` in the database first.
 
--- What is there already: your table. Nothing below changes a column of it.
+-- Your existing table. The statements below do not modify its columns.
 CREATE SCHEMA registry;
 CREATE TABLE registry.weights (
     slug     text    PRIMARY KEY,
     filename text    NOT NULL,
     url      text    NOT NULL,
-    bytes    bigint,              -- NULL where nobody has measured it
+    bytes    bigint,              -- NULL if unknown
     sha256   text,
     gated    boolean NOT NULL DEFAULT false,
     folder   text    NOT NULL,
     note     text
 );
 
--- The catalog's view of it: ten columns, in any order, with just these names and types. A gigabyte is 10^9 bytes.
--- The server asks the view for one id at a time after a change, so `slug` needs its index: here, the primary key.
+-- The view that the servers read: ten columns, in any order, with exactly these names and types. A gigabyte is 10^9
+-- bytes. After a change the servers look up one id at a time, so `slug` needs an index; here it is the primary key.
 CREATE VIEW model_catalog.entries AS
 SELECT w.slug                                   AS id,
        w.filename                               AS name,
@@ -29,7 +29,7 @@ SELECT w.slug                                   AS id,
        w.note                                   AS description
 FROM registry.weights w;
 
--- Changes are announced from here on; the second argument is the column with the id of the model.
+-- From now on changes are recorded. The second argument is the column with the id of the model.
 SELECT model_catalog.watch('registry.weights', 'slug');
--- Every server reads the view now.
+-- Makes every server read the new view.
 SELECT model_catalog.reload();

@@ -1,7 +1,7 @@
--- Worked example 2: numbers as ids, and dependencies in a join table.
--- Run it in a database that was prepared with `model-catalog migrate --bare`.
+-- Example 2: numeric ids, and dependencies in a join table.
+-- Run `model-catalog migrate --bare` in the database first.
 
--- What is there already: your tables.
+-- Your existing tables.
 CREATE SCHEMA assets;
 CREATE TABLE assets.asset (
     id       bigint PRIMARY KEY,
@@ -9,22 +9,22 @@ CREATE TABLE assets.asset (
     url      text   NOT NULL,
     size_gb  numeric(8, 3),
     checksum text,
-    provider text,                -- NULL where no account is needed
+    provider text,                -- NULL if no account is needed
     path     text   NOT NULL,
     about    text
 );
 CREATE TABLE assets.needs (
     asset bigint NOT NULL REFERENCES assets.asset ON DELETE CASCADE,
     other bigint NOT NULL REFERENCES assets.asset ON DELETE CASCADE,
-    PRIMARY KEY (asset, other)    -- begins with the column that the view looks up
+    PRIMARY KEY (asset, other)    -- starts with the column that the view looks up
 );
 
--- In the catalog an id is a text. The primary key is one of numbers and can't serve a look-up by text, so the text gets an
--- index of its own. Without it every change would read the whole table once on every server.
+-- Ids of models are text. The primary key is a bigint and cannot be used for a lookup by text, so this adds an index on
+-- the text. Without it, every change would make every server scan the whole table.
 CREATE INDEX asset_id_text_idx ON assets.asset ((id::text));
 
--- The dependencies are an array of ids, so they are texts too. The order is made the same every time: another order is
--- another answer. No needs is an empty array, not NULL.
+-- Dependencies are an array of ids, so they are text, too. ORDER BY makes the array deterministic: with another order
+-- the model would count as changed. A model without dependencies has an empty array, not NULL.
 CREATE VIEW model_catalog.entries AS
 SELECT a.id::text             AS id,
        a.title                AS name,
@@ -40,8 +40,8 @@ SELECT a.id::text             AS id,
        a.about                AS description
 FROM assets.asset a;
 
--- Both tables are watched. A row of the join table changes the model that has the dependency, so its column is `asset`,
--- not `other`. What ON DELETE CASCADE takes away is announced like any other change.
+-- Watch both tables. A row of the join table belongs to the model that has the dependency, so its column is `asset`,
+-- not `other`. Rows deleted by ON DELETE CASCADE are recorded like any other change.
 SELECT model_catalog.watch('assets.asset', 'id');
 SELECT model_catalog.watch('assets.needs', 'asset');
 SELECT model_catalog.reload();

@@ -61,11 +61,7 @@ impl<'a> Selection<'a> {
     ///
     /// # Errors
     /// More than `limit` models, or more than `limit` missing dependencies.
-    pub fn with_dependencies(
-        snapshot: &'a Snapshot,
-        ids: &[&'a str],
-        limit: usize,
-    ) -> Result<Self, LimitExceeded> {
+    pub fn with_dependencies(snapshot: &'a Snapshot, ids: &[&'a str], limit: usize) -> Result<Self, LimitExceeded> {
         let mut resolver = Resolver { snapshot, limit, visited: HashSet::new(), selection: Self::default() };
         for id in ids {
             match snapshot.get(id) {

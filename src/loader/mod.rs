@@ -15,9 +15,11 @@ use crate::catalog::model::Rules;
 use crate::catalog::snapshot::{Refresh, Refreshed, Snapshot};
 use crate::catalog::store::{Publisher, Store, SyncMode};
 use crate::metrics::Metrics;
+use crate::postgres::config::DatabaseConfig;
+use crate::postgres::error::{ConnectError, ReadError};
 use crate::postgres::position::Position;
 use crate::postgres::rows;
-use crate::postgres::session::{ConnectError, Database, ReadError, Session};
+use crate::postgres::session::Session;
 
 mod backoff;
 pub mod persist;
@@ -41,7 +43,7 @@ const MAX_DELTA_TIMEOUTS: u32 = 2;
 #[derive(Clone)]
 pub struct Settings {
     /// The database to read.
-    pub database: Database,
+    pub database: DatabaseConfig,
     /// Time between two deltas when no notification arrives.
     pub poll_interval: Duration,
     /// Time between two audits, varied at random by up to 20 %.
@@ -137,12 +139,12 @@ impl Loader {
         };
         // LISTEN comes before the first read, so that a change committed in between sends a notification.
         let mut session = Session::open(&self.database(), on_notification).await?;
-        self.log_sync_mode(session.follow());
+        self.log_sync_mode(session.sync_mode());
         self.application_name.clear();
         self.set_application_name(&session, application_name(&self.settings.replica, None));
         self.position = self.position.take().and_then(|_| self.resume.position().cloned());
         self.sync_once(&session).await?;
-        self.metrics.listener_connected.set(i64::from(session.follow() == SyncMode::Live));
+        self.metrics.listener_connected.set(i64::from(session.sync_mode() == SyncMode::Live));
         self.backoff.reset();
         loop {
             tokio::select! {
@@ -165,22 +167,21 @@ impl Loader {
     /// Sets the application name if it changed. Not on a standby, where a position does not identify what is served,
     /// and not through a pooler, whose connections are shared with other clients.
     fn set_application_name(&mut self, session: &Session, name: String) {
-        if session.follow() == SyncMode::Live && self.application_name != name {
+        if session.sync_mode() == SyncMode::Live && self.application_name != name {
             session.set_application_name(&name);
             self.application_name = name;
         }
     }
 
     /// The database as configured; after a failure, with its hosts in random order.
-    fn database(&self) -> Database {
+    fn database(&self) -> DatabaseConfig {
         let database = &self.settings.database;
-        let address = if self.backoff.is_active() { database.address.shuffled() } else { database.address.clone() };
-        Database { address, ..database.clone() }
+        if self.backoff.is_active() { database.shuffled() } else { database.clone() }
     }
 
     /// One read of the kind that is due.
     async fn refresh(&mut self, session: &Session) -> Result<(), SessionError> {
-        if session.follow() == SyncMode::Standby {
+        if session.sync_mode() == SyncMode::Standby {
             // No delta: snapshots of a standby do not list the transactions in progress.
             self.full_refresh(session, RefreshKind::Full).await?;
             // After a promotion to primary it accepts LISTEN.
@@ -239,7 +240,7 @@ impl Loader {
 
     /// Publishes the changes since `since`; false if that position belongs to another history.
     async fn delta(&mut self, session: &Session, since: &Position) -> Result<bool, ReadError> {
-        if session.follow() == SyncMode::Live {
+        if session.sync_mode() == SyncMode::Live {
             return self.read_delta(session, since).await;
         }
         // Outside of a transaction, a pooler may run each statement on another connection.
@@ -259,13 +260,13 @@ impl Loader {
         while let Some(chunk) = rows.next().await? {
             for row in &chunk {
                 if position.is_none() {
-                    let now = rows::position(row)?;
+                    let now = Position::from_row(row)?;
                     if !since.precedes(&now) {
                         return Ok(false);
                     }
                     position = Some(now);
                 }
-                let Some(change) = rows::changed(row)? else { continue };
+                let Some(change) = rows::change(row)? else { continue };
                 rows_read += 1;
                 let before = refresh.changed();
                 match change.row {
@@ -278,7 +279,7 @@ impl Loader {
                 }
             }
         }
-        self.publish(refresh.finish(), position, (started, session.follow()), (RefreshKind::Delta, rows_read));
+        self.publish(refresh.finish(), position, (started, session.sync_mode()), (RefreshKind::Delta, rows_read));
         for age in ages {
             // Its age by the database's clock when the statement ran, which was sent at `started`, plus the time since
             // then by our monotonic clock: the two clocks are never compared.
@@ -293,14 +294,13 @@ impl Loader {
         let previous = Arc::clone(&self.current);
         let mut refresh = Refresh::full(&previous, &self.settings.rules);
         let mut rows_read = 0;
-        let mut rows = session.entries().await?;
-        while let Some(chunk) = rows.next().await? {
-            for message in chunk.iter().filter(|message| !rows::is_copy_end(message)) {
-                let (id, row) = rows::copied(message).ok_or_else(|| ReadError::View(rows::NO_ROW.into()))?;
-                refresh.row(id, row);
-                rows_read += 1;
-            }
-        }
+        let rows = session.entries().await?;
+        rows.for_each(|id, row| {
+            refresh.row(id, row);
+            rows_read += 1;
+            Ok::<_, ReadError>(())
+        })
+        .await?;
         session.commit().await?;
         let refreshed = refresh.finish();
         if kind == RefreshKind::Audit && self.position.is_some() && refreshed.changed > 0 {
@@ -310,7 +310,7 @@ impl Loader {
                 "the audit found models that differ from the database; they are replaced"
             );
         }
-        self.publish(refreshed, Some(position), (started, session.follow()), (kind, rows_read));
+        self.publish(refreshed, Some(position), (started, session.sync_mode()), (kind, rows_read));
         Ok(())
     }
 

@@ -1,10 +1,13 @@
-//! Everything that speaks to Postgres: connecting, listening, the statements in `sql/`, and what their rows mean.
-//! It knows what a model is, but neither snapshots nor HTTP.
+//! Everything that talks to Postgres: connecting, listening, the statements in `sql/` and the meaning of their rows.
+//! It knows the columns of a model, but neither snapshots nor HTTP.
 
-pub mod address;
+pub mod config;
+pub mod copy;
+pub mod ephemeral;
+pub mod error;
 pub mod migrate;
+mod passfile;
 pub mod position;
-pub mod private;
 pub mod rows;
 pub mod session;
 pub mod tls;

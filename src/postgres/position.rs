@@ -1,6 +1,7 @@
 //! A position in the history of a database: the point in it that a read returned the content of.
 
 use serde::{Deserialize, Serialize};
+use tokio_postgres::Row;
 
 /// The point in a database's history at which something was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +13,14 @@ pub struct Position {
 }
 
 impl Position {
+    /// Reads the first two columns of `row`.
+    ///
+    /// # Errors
+    /// A NULL, which `model_catalog.history` never contains.
+    pub fn from_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
+        Ok(Self { snapshot: row.try_get(0)?, history: row.try_get(1)? })
+    }
+
     /// The first transaction id that was not assigned yet.
     #[must_use]
     pub fn xmax(&self) -> u64 {

@@ -1,25 +1,51 @@
-//! What the columns of `sql/delta.sql`, `sql/entries.sql` and `sql/here.sql` mean.
+//! Result rows: how they are received, and what the columns of `sql/delta.sql` mean.
 
-use tokio_postgres::types::Type;
-use tokio_postgres::{Row, Statement};
+use std::pin::Pin;
+use std::time::Duration;
 
-use super::position::Position;
+use futures_util::StreamExt;
+use futures_util::stream::ReadyChunks;
+use tokio_postgres::Row;
+
+use super::error::{ReadError, with_timeout};
 use crate::catalog::model::{RawModel, RowError};
 
-/// The ten columns of `model_catalog.entries` in a row of the delta, of which the first is column `first`.
-///
-/// # Errors
-/// A column that is not what the view's types promise, such as text that is no UTF-8.
-pub fn model(row: &Row, first: usize) -> Result<RawModel<'_>, RowError> {
-    let text = |column: usize| row.try_get(first + column).map_err(unreadable);
-    columns(text, row.try_get(first + AUTH_REQUIRED).map_err(unreadable))
+/// Rows that are taken from the connection under one timer. The timer costs about as much as decoding a row.
+pub(super) const ROWS_PER_CHUNK: usize = 256;
+
+/// Columns of `model_catalog.entries`, all text except one.
+pub(super) const MODEL_COLUMNS: i16 = 10;
+/// Index of the column that is boolean.
+pub(super) const AUTH_REQUIRED: usize = 5;
+
+/// Columns of `sql/delta.sql` after those of the position.
+const CHANGED_ID: usize = 2;
+const AGE: usize = 3;
+const FIRST_MODEL_COLUMN: usize = 4;
+
+/// The rows of a statement, in chunks as they arrive.
+pub struct RowChunks {
+    chunks: ReadyChunks<Pin<Box<tokio_postgres::RowStream>>>,
+    timeout: Duration,
 }
 
-/// Columns of the view, in its order; all but one are text.
-const MODEL_COLUMNS: i16 = 10;
-const AUTH_REQUIRED: usize = 5;
+impl RowChunks {
+    pub(super) fn new(stream: tokio_postgres::RowStream, timeout: Duration) -> Self {
+        Self { chunks: Box::pin(stream).ready_chunks(ROWS_PER_CHUNK), timeout }
+    }
 
-fn columns<'a>(
+    /// The next chunk of rows; `None` after the last.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn next(&mut self) -> Result<Option<Vec<Row>>, ReadError> {
+        let chunk = async { self.chunks.next().await.map(|rows| rows.into_iter().collect()).transpose() };
+        with_timeout(self.timeout, chunk).await
+    }
+}
+
+/// Assembles a model from the columns of the view; `text` reads a column by its index.
+pub(super) fn model_from_columns<'a>(
     text: impl Fn(usize) -> Result<Option<&'a str>, RowError>,
     auth_required: Result<Option<bool>, RowError>,
 ) -> Result<RawModel<'a>, RowError> {
@@ -37,104 +63,37 @@ fn columns<'a>(
     })
 }
 
-/// One row of a binary COPY of `sql/entries.sql`, as the protocol's documentation describes it: the number of
-/// columns, then the length (-1 = NULL) and the bytes of each. A full load reads rows this way because the driver's
-/// own rows cost about as much as all else that is done with them.
-///
-/// # Errors
-/// A column that is no text. The inner result; `None` = not such a row.
-pub fn copied(row: &[u8]) -> Option<(&str, Result<RawModel<'_>, RowError>)> {
-    let (number, mut rest) = row.split_first_chunk()?;
-    if i16::from_be_bytes(*number) != MODEL_COLUMNS {
-        return None;
-    }
-    let mut values = [None; MODEL_COLUMNS as usize];
-    for value in &mut values {
-        let (length, after) = rest.split_first_chunk()?;
-        rest = after;
-        if let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) {
-            let (bytes, after) = rest.split_at_checked(length)?;
-            (*value, rest) = (Some(bytes), after);
-        }
-    }
-    let text = |column: usize| {
-        let unreadable = |error| RowError::Unreadable(format!("column {}: {error}", column + 1));
-        values[column].map(std::str::from_utf8).transpose().map_err(unreadable)
-    };
-    let auth_required = values[AUTH_REQUIRED].map(|bytes| bytes != [0]);
-    Some((text(0).ok().flatten().unwrap_or_default(), columns(text, Ok(auth_required))))
-}
-
-/// What is said where [`copied`] finds no row.
-pub const NO_ROW: &str = "the database sent something that is no row of model_catalog.entries";
-
-/// What a binary COPY begins with: a signature, flags, and the length of an extension that does not exist.
-const COPY_HEADER: usize = 11 + 4 + 4;
-
-/// The first message of a binary COPY without its header.
-#[must_use]
-pub fn without_header(message: &[u8]) -> &[u8] {
-    message.get(COPY_HEADER..).unwrap_or_default()
-}
-
-/// Whether this is the end of a binary COPY.
-#[must_use]
-pub fn is_copy_end(row: &[u8]) -> bool {
-    row == (-1_i16).to_be_bytes() || row.is_empty()
-}
-
-/// Whether a statement's columns can be read by [`copied`]; if not, what is wrong with them. A view whose id is no
-/// text would else be a catalog in which every row is bad.
-///
-/// # Errors
-/// The name of the first column of another type, and its type.
-pub fn check_types(statement: &Statement) -> Result<(), String> {
-    for column in statement.columns() {
-        let wanted = if column.name() == "auth_required" { &[Type::BOOL][..] } else { &[Type::TEXT, Type::VARCHAR] };
-        if !wanted.contains(column.type_()) {
-            let (name, found, wanted) = (column.name(), column.type_().name(), wanted[0].name());
-            return Err(format!("column {name} of model_catalog.entries is of type {found}, it must be {wanted}"));
-        }
-    }
-    Ok(())
-}
-
-fn unreadable(error: tokio_postgres::Error) -> RowError {
-    // The error itself says only which column; what is wrong with it is its source.
-    let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
-    RowError::Unreadable(format!("{error}{}", source.unwrap_or_default()))
-}
-
-/// The position that the first two columns of `row` give.
-///
-/// # Errors
-/// A NULL, which `model_catalog.history` never has.
-pub fn position(row: &Row) -> Result<Position, tokio_postgres::Error> {
-    Ok(Position { snapshot: row.try_get(0)?, history: row.try_get(1)? })
-}
-
-/// A row of the delta beyond its position.
-pub struct Changed<'a> {
+/// A change that a row of the delta reports.
+pub struct Change<'a> {
     /// The model that changed.
     pub id: &'a str,
-    /// How long ago, in seconds by the database's clock.
+    /// Seconds since the change, by the database's clock.
     pub age_seconds: f64,
-    /// What it is now; `None` = deleted.
+    /// The row as it is now; `None` if it was deleted.
     pub row: Option<Result<RawModel<'a>, RowError>>,
 }
 
-/// What changed, if this row of the delta names a change.
+/// The change in a row of the delta; `None` for the one row of an empty delta, which has only a position.
 ///
 /// # Errors
-/// A column of another type than the statement gives.
-pub fn changed(row: &Row) -> Result<Option<Changed<'_>>, tokio_postgres::Error> {
-    const AGE: usize = 3;
-    const ENTRY: usize = 4;
-    let Some(id) = row.try_get::<_, Option<&str>>(2)? else { return Ok(None) };
+/// A column of another type than the statement returns.
+pub fn change(row: &Row) -> Result<Option<Change<'_>>, tokio_postgres::Error> {
+    let Some(id) = row.try_get::<_, Option<&str>>(CHANGED_ID)? else { return Ok(None) };
     let age_seconds = row.try_get::<_, Option<f64>>(AGE)?.unwrap_or_default();
-    let row = match model(row, ENTRY) {
+    let row = match model(row) {
         Ok(RawModel { id: None, .. }) => None,
-        entry => Some(entry),
+        model => Some(model),
     };
-    Ok(Some(Changed { id, age_seconds, row }))
+    Ok(Some(Change { id, age_seconds, row }))
+}
+
+fn model(row: &Row) -> Result<RawModel<'_>, RowError> {
+    let text = |column: usize| row.try_get(FIRST_MODEL_COLUMN + column).map_err(unreadable);
+    model_from_columns(text, row.try_get(FIRST_MODEL_COLUMN + AUTH_REQUIRED).map_err(unreadable))
+}
+
+fn unreadable(error: tokio_postgres::Error) -> RowError {
+    // The error names only the column; its source says what is wrong with the value.
+    let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+    RowError::Unreadable(format!("{error}{}", source.unwrap_or_default()))
 }

@@ -1,4 +1,4 @@
-//! TLS to Postgres, as libpq understands `sslmode` and `sslrootcert`.
+//! TLS to Postgres, with the semantics that libpq gives to `sslmode` and `sslrootcert`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// How much a connection demands of TLS. `prefer` and `require` encrypt and look at no certificate, unless a root
-/// certificate is given: then `require` is `verify-ca`, as in libpq.
+/// What a connection requires of TLS. `prefer` and `require` encrypt without verifying the certificate. With a root
+/// certificate, `require` means `verify-ca`, as in libpq.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Never.
+    /// No TLS.
     Disable,
-    /// If the server can.
+    /// TLS if the server supports it.
     Prefer,
-    /// Always.
+    /// TLS.
     Require,
-    /// Always, with a certificate of a known authority.
+    /// TLS with a certificate of a trusted authority.
     VerifyCa,
-    /// Always, with a certificate of a known authority for this very host.
+    /// TLS with a certificate of a trusted authority that is valid for the host name.
     VerifyFull,
 }
 
@@ -34,7 +34,7 @@ impl std::str::FromStr for Mode {
     fn from_str(text: &str) -> Result<Self, TlsError> {
         Ok(match text {
             "disable" => Self::Disable,
-            // libpq's `allow` tries without first; what it lets through is the same.
+            // libpq's `allow` tries without TLS first; it accepts the same connections.
             "allow" | "prefer" => Self::Prefer,
             "require" => Self::Require,
             "verify-ca" => Self::VerifyCa,
@@ -47,83 +47,84 @@ impl std::str::FromStr for Mode {
 /// Why TLS can't be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// No mode of this name.
+    /// Not the name of a mode.
     #[error("sslmode `{0}` is unknown: use disable, prefer, require, verify-ca or verify-full")]
     Mode(String),
-    /// A mode that verifies, and nothing to verify with.
-    #[error("sslmode verify-ca and verify-full need sslrootcert: the file of the authority's certificate, or `system`")]
+    /// A mode that verifies certificates, without a root certificate.
+    #[error("sslmode verify-ca and verify-full need sslrootcert: a file with the authority's certificate, or `system`")]
     NoRoot,
     /// The file of the root certificate can't be used.
     #[error("sslrootcert {}: {reason}", path.display())]
     Root {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Why not.
         reason: String,
     },
-    /// The TLS library refused its own settings.
+    /// rustls rejected its configuration.
     #[error("TLS: {0}")]
     Rustls(#[from] rustls::Error),
 }
 
-/// The connector for a mode, and whether it verifies. `root` is a file of PEM certificates, or `system` for this machine's own.
+/// A connector for a mode, and whether it verifies certificates. `root` is a file of PEM certificates, or `system` for
+/// those that the operating system trusts.
 ///
 /// # Errors
 /// See [`TlsError`].
 pub fn connector(mode: Mode, root: Option<&str>) -> Result<(MakeRustlsConnect, bool), TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mode = if mode == Mode::Require && root.is_some() { Mode::VerifyCa } else { mode };
-    let trusted = match mode {
+    let policy = match mode {
         Mode::Disable | Mode::Prefer | Mode::Require => None,
         Mode::VerifyCa | Mode::VerifyFull => {
-            let (roots, own) = roots(root.ok_or(TlsError::NoRoot)?)?;
+            let (roots, pinned) = load_roots(root.ok_or(TlsError::NoRoot)?)?;
             let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
             let chain = chain.map_err(|error| rustls::Error::General(error.to_string()))?;
-            Some(Trusted { chain, own, name: mode == Mode::VerifyFull })
+            Some(TrustPolicy { chain, pinned, verify_name: mode == Mode::VerifyFull })
         }
     };
-    let verifies = trusted.is_some();
-    let verifier = Arc::new(LikeLibpq { provider: Arc::clone(&provider), trusted });
+    let verifies = policy.is_some();
+    let verifier = Arc::new(LibpqVerifier { provider: Arc::clone(&provider), policy });
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let config = config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
     Ok((MakeRustlsConnect::new(config), verifies))
 }
 
-/// The certificates of `root`, and those of them that a server could show as its own.
-fn roots(root: &str) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), TlsError> {
+/// The certificates of `root`, and those among them that a server may present as its own.
+fn load_roots(root: &str) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), TlsError> {
     let path = Path::new(root);
     let failed = |reason: String| TlsError::Root { path: path.into(), reason };
-    let (mut store, mut own) = (RootCertStore::empty(), Vec::new());
+    let (mut store, mut pinned) = (RootCertStore::empty(), Vec::new());
     if root == "system" {
         store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     } else {
         for certificate in CertificateDer::pem_file_iter(path).map_err(|error| failed(error.to_string()))? {
             let certificate = certificate.map_err(|error| failed(error.to_string()))?;
             store.add(certificate.clone()).map_err(|error| failed(error.to_string()))?;
-            own.push(certificate);
+            pinned.push(certificate);
         }
     }
-    if store.is_empty() { Err(failed("it has no certificate".into())) } else { Ok((store, own)) }
+    if store.is_empty() { Err(failed("it contains no certificate".into())) } else { Ok((store, pinned)) }
 }
 
-/// Looks at less than a browser would: at the chain alone (verify-ca) or at nothing (prefer, require).
+/// Verifies less than a browser: only the chain (verify-ca), or nothing (prefer, require).
 #[derive(Debug)]
-struct LikeLibpq {
+struct LibpqVerifier {
     provider: Arc<CryptoProvider>,
-    trusted: Option<Trusted>,
+    policy: Option<TrustPolicy>,
 }
 
-/// What a server's certificate is measured by.
+/// Which server certificates are accepted.
 #[derive(Debug)]
-struct Trusted {
+struct TrustPolicy {
     chain: Arc<WebPkiServerVerifier>,
-    /// Certificates that are trusted as they stand: the one that PostgreSQL's manual makes is signed by itself.
-    own: Vec<CertificateDer<'static>>,
-    /// Whether it must be for the very host.
-    name: bool,
+    /// Certificates that are trusted themselves. The one that the PostgreSQL manual creates is self-signed.
+    pinned: Vec<CertificateDer<'static>>,
+    /// Whether the certificate must be valid for the host name.
+    verify_name: bool,
 }
 
-impl ServerCertVerifier for LikeLibpq {
+impl ServerCertVerifier for LibpqVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -132,19 +133,21 @@ impl ServerCertVerifier for LikeLibpq {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some(Trusted { chain, own, name }) = &self.trusted else { return Ok(ServerCertVerified::assertion()) };
+        let Some(TrustPolicy { chain, pinned, verify_name }) = &self.policy else {
+            return Ok(ServerCertVerified::assertion());
+        };
         let verdict = chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match verdict {
-            // The verifier looks at the chain first and at the name last, so a wrong name means a good chain.
+            // The verifier checks the chain first and the name last, so with a wrong name the chain is valid.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if !name => Ok(ServerCertVerified::assertion()),
-            // It looks at the dates before this, which it says of an authority's certificate that is shown as a
-            // server's. OpenSSL takes one that is trusted itself.
+            )) if !verify_name => Ok(ServerCertVerified::assertion()),
+            // It reports this, after the validity dates were checked, for a CA certificate that is presented by a
+            // server. OpenSSL accepts one that is trusted itself.
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(why)))
-                if why.0.to_string() == "CaUsedAsEndEntity" && own.iter().any(|trusted| trusted == end_entity) =>
+                if why.0.to_string() == "CaUsedAsEndEntity" && pinned.iter().any(|pinned| pinned == end_entity) =>
             {
-                if *name {
+                if *verify_name {
                     verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 }
                 Ok(ServerCertVerified::assertion())

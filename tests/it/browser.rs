@@ -1,4 +1,4 @@
-//! Chromium without a window, driven through chromedriver's WebDriver port as a person would: keys, clicks, pictures.
+//! Headless Chromium, driven through the WebDriver port of chromedriver: keys, clicks, screenshots.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts it with an empty profile.
+    /// Starts the browser with an empty profile.
     pub async fn start(name: &str) -> Self {
         let profile = std::env::temp_dir().join(format!("browser-{name}-{}", std::process::id()));
         std::fs::create_dir(&profile).unwrap();
@@ -33,7 +33,7 @@ impl Browser {
         let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines().map_while(Result::ok);
         let port =
             lines.find_map(|line| Some(line.split_once("successfully on port ")?.1.trim_end_matches('.').to_owned()));
-        let port = port.expect("chromedriver said no port");
+        let port = port.expect("chromedriver printed no port");
         std::thread::spawn(move || lines.for_each(drop));
         let http = Client::builder(TokioExecutor::new()).build_http();
         let mut browser = Self { driver, profile, session: format!("http://127.0.0.1:{port}/session"), http };
@@ -67,14 +67,14 @@ impl Browser {
     async fn call(&self, method: &str, path: &str, body: &Value) -> Value {
         let body = if method == "POST" { body.to_string() } else { String::new() };
         let request = Request::builder().method(method).uri(format!("{}{path}", self.session));
-        let answer = self.http.request(request.body(Full::from(body)).unwrap()).await.unwrap();
-        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let response = self.http.request(request.body(Full::from(body)).unwrap()).await.unwrap();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
         let value = serde_json::from_slice::<Value>(&body).unwrap()["value"].take();
         assert!(value["error"].is_null(), "{method} {path}: {value:#}");
         value
     }
 
-    /// Goes to an address.
+    /// Opens a URL.
     pub async fn open(&self, url: &str) {
         self.call("POST", "/url", &json!({ "url": url })).await;
     }
@@ -90,19 +90,19 @@ impl Browser {
         until(expression, || async { self.eval(expression).await == true }).await;
     }
 
-    /// Presses keys, wherever the focus is.
+    /// Sends key presses to the focused element.
     pub async fn press(&self, keys: &str) {
         let strokes = keys.chars().flat_map(|key| [("keyDown", key), ("keyUp", key)]);
         let actions: Vec<_> = strokes.map(|(kind, key)| json!({"type": kind, "value": key.to_string()})).collect();
         self.call("POST", "/actions", &json!({"actions": [{"type": "key", "id": "keys", "actions": actions}]})).await;
     }
 
-    /// Asks the browser itself, in its developer tools' protocol.
+    /// Sends a command of the Chrome DevTools Protocol.
     pub async fn tools(&self, command: &str, parameters: Value) {
         self.call("POST", "/goog/cdp/execute", &json!({"cmd": command, "params": parameters})).await;
     }
 
-    /// Takes a picture; where `SCREENSHOTS` names a directory, it is kept there.
+    /// Takes a screenshot and returns its size in bytes; it is saved if `SCREENSHOTS` names a directory.
     pub async fn picture(&self, name: &str) -> usize {
         let picture = self.call("GET", "/screenshot", &Value::Null).await;
         let png = base64::prelude::BASE64_STANDARD.decode(picture.as_str().unwrap()).unwrap();
@@ -112,13 +112,13 @@ impl Browser {
         png.len()
     }
 
-    /// What the browser wrote into a log of its own since this was last asked: `browser` is the console.
+    /// The entries of a browser log since the last call; the log `browser` is the console.
     pub async fn log(&self, kind: &str) -> Vec<String> {
         let entries = self.call("POST", "/se/log", &json!({ "type": kind })).await;
         entries.as_array().unwrap().iter().map(|entry| entry["message"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Ends it.
+    /// Closes the browser.
     pub async fn quit(self) {
         self.call("DELETE", "", &Value::Null).await;
     }
@@ -126,7 +126,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // chromedriver ends its browsers when it is asked to end.
+        // chromedriver closes its browsers on SIGTERM.
         let _ = Command::new("kill").arg(self.driver.id().to_string()).status();
         let _ = self.driver.wait();
         let _ = std::fs::remove_dir_all(&self.profile);

@@ -78,7 +78,7 @@ async fn it_is_asked_like_every_other_answer() {
         assert_eq!((refused.status, refused.json()), (400, json!({ "error": error })), "{query}");
         assert_eq!(refused.revision(), reply.revision());
     }
-    let line = server.log().into_iter().find(|line| line.contains("operations are served apart")).unwrap();
+    let line = server.log().into_iter().find(|line| line.contains("serving the admin routes")).unwrap();
     let admin = serde_json::from_str::<Value>(&line).unwrap()["address"].as_str().unwrap().to_owned();
     let apart = |path: &str| Request::get(format!("http://{admin}{path}")).body(Default::default()).unwrap();
     for path in ["/api/models", "/"] {

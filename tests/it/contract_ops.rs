@@ -64,7 +64,7 @@ async fn operations_move_to_a_port_of_their_own() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
-    let line = server.log().into_iter().find(|line| line.contains("operations are served apart")).unwrap();
+    let line = server.log().into_iter().find(|line| line.contains("serving the admin routes")).unwrap();
     let admin = serde_json::from_str::<serde_json::Value>(&line).unwrap()["address"].as_str().unwrap().to_owned();
     let apart =
         |path: &str| server.send(Request::get(format!("http://{admin}{path}")).body(Default::default()).unwrap());

@@ -103,7 +103,7 @@ async fn what_never_finishes_is_not_waited_for_without_end() {
     let _never_finished = half_sent(&server);
     server.signal("TERM");
     until_ended(&server).await;
-    server.until_logged("connections are still open", 1).await;
+    server.until_logged("exiting with open connections", 1).await;
 }
 
 /// A request's body that is our own fault.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use model_catalog::catalog::model::Rules;
 use model_catalog::catalog::snapshot::{Refresh, Refreshed, Snapshot};
+use model_catalog::postgres::error::{ReadError, describe};
 use model_catalog::postgres::position::Position;
 use model_catalog::postgres::rows;
 use model_catalog::postgres::session::{self, Session};
@@ -107,7 +108,7 @@ async fn write(client: Client, mut random: Rng, stop: Arc<AtomicBool>, committed
             Err(error) => {
                 let expected = [SqlState::UNIQUE_VIOLATION, SqlState::T_R_DEADLOCK_DETECTED];
                 let known = error.code().is_some_and(|code| expected.contains(code));
-                assert!(known, "{}", session::describe(&error));
+                assert!(known, "{}", describe(&error));
                 client.batch_execute("ROLLBACK").await.unwrap();
             }
         }
@@ -133,8 +134,8 @@ async fn step(session: &Session, before: &Snapshot, since: &Position) -> Step {
     let mut delta = session.delta(since).await.unwrap();
     while let Some(chunk) = delta.next().await.unwrap() {
         for row in &chunk {
-            position = Some(rows::position(row).unwrap());
-            if let Some(change) = rows::changed(row).unwrap() {
+            position = Some(Position::from_row(row).unwrap());
+            if let Some(change) = rows::change(row).unwrap() {
                 changes += 1;
                 match change.row {
                     Some(row) => refresh.row(change.id, row),
@@ -145,15 +146,14 @@ async fn step(session: &Session, before: &Snapshot, since: &Position) -> Step {
     }
     let nothing = Snapshot::default();
     let (mut full, mut plain) = (Refresh::full(&nothing, &rules), Plain::new());
-    let mut entries = session.entries().await.unwrap();
-    while let Some(chunk) = entries.next().await.unwrap() {
-        for message in chunk.iter().filter(|message| !rows::is_copy_end(message)) {
-            let (id, row) = rows::copied(message).unwrap();
-            let row = row.unwrap();
-            plain.insert(id.to_owned(), (row.name.unwrap().to_owned(), row.hash.map(str::to_owned)));
-            full.row(id, Ok(row));
-        }
-    }
+    let entries = session.entries().await.unwrap();
+    let read = entries.for_each(|id, row| {
+        let row = row.unwrap();
+        plain.insert(id.to_owned(), (row.name.unwrap().to_owned(), row.hash.map(str::to_owned)));
+        full.row(id, Ok(row));
+        Ok::<_, ReadError>(())
+    });
+    read.await.unwrap();
     session.commit().await.unwrap();
     assert_eq!(position.as_ref(), Some(&here), "the delta and the transaction are of different moments");
     let (Refreshed { snapshot, .. }, full) = (refresh.finish(), full.finish().snapshot);

@@ -1,6 +1,6 @@
 //! Histories that fork: a real failover, a standby as the source, a crash that takes back transaction ids.
 
-use model_catalog::postgres::private::Private;
+use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use model_catalog::postgres::session;
 use tokio_postgres::Client;
 
@@ -11,16 +11,16 @@ use crate::witness::{self, Witness, bump, difference, fulls, in_step};
 const PAIRS: usize = 3;
 const SETTINGS: [(&str, &str); 2] = [("CATALOG_POLL_INTERVAL", "300ms"), ("CATALOG_DATABASE_TIMEOUT", "2s")];
 
-async fn connect(server: &Private) -> Client {
+async fn connect(server: &EphemeralPostgres) -> Client {
     session::connect(&database(&server.url("postgres"))).await.unwrap()
 }
 
 /// A primary with pairs and a standby that has all of it.
-async fn primary_and_standby() -> (Private, Client, Private, Client) {
+async fn primary_and_standby() -> (EphemeralPostgres, Client, EphemeralPostgres, Client) {
     let primary = support::private(&[("wal_level", "replica"), ("wal_keep_size", "64MB")]);
     let client = migrated(&primary.url("postgres")).await;
     witness::add_pairs(&client, PAIRS).await;
-    let standby = Private::standby_of(&primary).unwrap();
+    let standby = EphemeralPostgres::standby_of(&primary).unwrap();
     let standby_client = connect(&standby).await;
     assert_eq!(sql(&standby_client, "SELECT pg_is_in_recovery()").await.as_deref(), Some("t"));
     (primary, client, standby, standby_client)

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use model_catalog::postgres::private::{Options, Private};
+use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use tokio_postgres::Client;
 
 use crate::proxy::{Mode, Proxy};
@@ -20,7 +20,7 @@ const SETTINGS: [(&str, &str); 2] = [("CATALOG_POLL_INTERVAL", "500ms"), ("CATAL
 
 /// A Postgres of its own behind a proxy, the program, and who watches it.
 struct Scene {
-    postgres: Private,
+    postgres: EphemeralPostgres,
     proxy: Proxy,
     client: Client,
     server: Server,
@@ -60,7 +60,7 @@ async fn postgres_stops_and_comes_back_on_the_same_port() {
     let tmpfs = std::path::PathBuf::from("/dev/shm");
     let parent = tmpfs.is_dir().then_some(tmpfs);
     let settings = vec![("fsync".to_owned(), "off".to_owned())];
-    let mut postgres = Private::start(Options { parent, loopback: true, settings }).unwrap();
+    let mut postgres = EphemeralPostgres::start(EphemeralOptions { parent, loopback: true, settings }).unwrap();
     let url = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", postgres.port());
     let mut client = migrated(&url).await;
     witness::add_pairs(&client, PAIRS).await;
@@ -164,10 +164,10 @@ async fn the_network_goes_silent_without_an_end() {
     let scene = Scene::new().await;
     scene.proxy.set(Mode::Swallow).await;
     sql(&scene.client, &bump(1)).await;
-    let silent = "the database was silent";
+    let silent = "the database sent nothing";
     scene.server.until("the silence is noticed", |s| async move { s.logged(silent) > 0 }).await;
     // Connects that nobody answers, too.
-    let unanswered = |s: &Server| s.log().iter().any(|line| line.contains("did not answer"));
+    let unanswered = |s: &Server| s.log().iter().any(|line| line.contains("did not respond"));
     scene.proxy.cut();
     until("a connect hangs", || async { scene.proxy.open() > 0 || unanswered(&scene.server) }).await;
     scene.proxy.set(Mode::Pass).await;
@@ -201,7 +201,7 @@ async fn a_lock_on_the_table_outlasts_every_patience() {
         db.sql("BEGIN; LOCK models IN ACCESS EXCLUSIVE MODE").await;
         db.sql(&bump(0)).await;
         // The session's own lock_timeout is 5 s; a shorter limit of ours comes first.
-        let said = if timeout == "1s" { "the database was silent" } else { "due to lock timeout" };
+        let said = if timeout == "1s" { "the database sent nothing" } else { "due to lock timeout" };
         server.until("the wait is given up", |s| async move { s.logged(said) > 0 }).await;
         assert_eq!(server.get("/api/models/pair-0-a").await.json()["description"], "0");
         db.sql("COMMIT").await;
@@ -277,8 +277,8 @@ async fn a_reload_reads_everything_again() {
 }
 
 /// Copies a database as a DBA would, with pg_dump and psql.
-fn dump_and_restore(from: (&Private, &str), to: (&Private, &str)) {
-    let connection = |(server, name): (&Private, &str)| server.url(name);
+fn dump_and_restore(from: (&EphemeralPostgres, &str), to: (&EphemeralPostgres, &str)) {
+    let connection = |(server, name): (&EphemeralPostgres, &str)| server.url(name);
     let file = to.0.data_directory().join("dump.sql");
     let dump = from.0.program("pg_dump").arg("-d").arg(connection(from)).output().unwrap();
     assert!(dump.status.success(), "{dump:?}");
@@ -324,6 +324,6 @@ async fn a_dump_is_restored_elsewhere() {
     scene.finish().await;
 }
 
-async fn session(server: &Private) -> Client {
+async fn session(server: &EphemeralPostgres) -> Client {
     model_catalog::postgres::session::connect(&database(&server.url("postgres"))).await.unwrap()
 }

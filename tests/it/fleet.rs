@@ -1,7 +1,7 @@
 //! Has it arrived? What `pg_stat_activity` shows of each replica, and waiting for all of them. Transaction ids are the
 //! whole cluster's, so these have clusters of their own.
 
-use model_catalog::postgres::private::Private;
+use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use tokio_postgres::Client;
 use tokio_postgres::error::DbError;
 
@@ -9,7 +9,7 @@ use crate::support::{self, ONLY_THE_BELL, PATIENCE, Server, migrated, private, s
 
 /// A cluster with three models, and replicas that hear nothing but the bell.
 struct Scene {
-    postgres: Private,
+    postgres: EphemeralPostgres,
     client: Client,
     replicas: Vec<Server>,
 }
@@ -99,7 +99,7 @@ async fn a_frozen_replica_is_named_and_waited_for() {
     let late = scene.wait(&xid, "400ms").await.unwrap_err();
     assert_eq!(
         (late.code().code(), late.message()),
-        ("55P03", &*format!("not every server serves transaction {xid} after 00:00:00.4"))
+        ("55P03", &*format!("not every server serves transaction {xid} within 00:00:00.4"))
     );
     let detail = late.detail().unwrap();
     assert!(detail.contains("Behind: two (pid ") && !detail.contains("one") && !detail.contains("three"), "{detail}");
@@ -196,16 +196,18 @@ async fn what_can_not_be_waited_for_is_said_at_once() {
     for client in [&scene.client, &other] {
         let refused = wait(client, &own, "30s").await.unwrap_err();
         assert_eq!(refused.message(), format!("transaction {own} is still in progress"));
-        assert!(refused.hint().unwrap().contains("COMMIT first"), "{refused:?}");
+        assert!(refused.hint().unwrap().contains("COMMIT the transaction first"), "{refused:?}");
     }
     sql(&other, "ROLLBACK").await;
     let refused = scene.wait(&own, "30s").await.unwrap_err();
-    assert_eq!(refused.message(), format!("transaction {own} was rolled back, no server will ever serve it"));
+    assert_eq!(refused.message(), format!("transaction {own} was rolled back"));
+    assert!(refused.hint().unwrap().contains("No server will serve"), "{refused:?}");
 
     sql(&other, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT id FROM models").await;
     let later = scene.rename("a", "later").await;
     let refused = wait(&other, &later, "30s").await.unwrap_err();
-    assert_eq!(refused.message(), format!("transaction {later} was committed after this transaction began"));
+    let expected = "was committed after the snapshot of the current transaction was taken";
+    assert_eq!(refused.message(), format!("transaction {later} {expected}"));
     sql(&other, "ROLLBACK").await;
 
     assert!(scene.wait("999999999", "30s").await.unwrap_err().message().contains("is in the future"));
@@ -213,6 +215,7 @@ async fn what_can_not_be_waited_for_is_said_at_once() {
         let wait = format!("SELECT model_catalog.wait_for_fleet({arguments})");
         let refused = scene.client.query_one(&wait, &[]).await.unwrap_err();
         assert_eq!(refused.code().unwrap().code(), "22004");
+        assert!(refused.as_db_error().unwrap().message().contains("must not be null"), "{refused:?}");
     }
     // In a transaction that is open for something else, and by default for half a minute.
     let wait = format!("BEGIN; SELECT pid FROM pg_stat_activity; SELECT model_catalog.wait_for_fleet('{later}')");

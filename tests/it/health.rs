@@ -33,14 +33,14 @@ async fn ready_is_status_0_and_draining_is_1() {
     server.until("it drains", |s| async move { s.get("/readyz").await.status == 503 }).await;
     let (status, said) = health(&[], &ours);
     assert_eq!(status, 1, "{said}");
-    assert!(said.contains("answers 503") && said.contains(r#""status":"draining""#), "{said}");
+    assert!(said.contains("responded 503") && said.contains(r#""status":"draining""#), "{said}");
     assert_eq!(health(&["--live"], &ours).0, 0);
 }
 
 #[tokio::test]
 async fn a_server_without_a_catalog_lives_and_is_not_ready() {
     let server = Server::spawn(NOWHERE, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
-    let line = server.log().into_iter().find(|line| line.contains("operations are served apart")).unwrap();
+    let line = server.log().into_iter().find(|line| line.contains("serving the admin routes")).unwrap();
     let admin = serde_json::from_str::<serde_json::Value>(&line).unwrap()["address"].as_str().unwrap().to_owned();
     // Operations stand on the other port; the API's would answer 404.
     let both = [("CATALOG_ADDR", &*server.address), ("CATALOG_ADMIN_ADDR", &admin)];
@@ -72,7 +72,7 @@ fn nobody_nothing_and_nonsense_are_status_1_in_time() {
     });
     for (address, why) in [
         (&nobody, "refused"),
-        (&nonsense_at, "no HTTP"),
+        (&nonsense_at, "not an HTTP response"),
         (&silent_at, "within 2s"),
         (&endless_at, "more than 65536 bytes"),
         (&"0.0.0.0:0".into(), "port 0"),

@@ -60,11 +60,11 @@ added etc~tokens.bin
 added upscale_models~enlarger_x4.pth
 added vae_approx~tiny_decoder.pth
 added vae~some vae (v1.5).safetensors
-rejected .models[7] Listed twice (full): .models[6] has the same id \"MoGe~twice.safetensors\" and other values: one of the two is taken
-rejected .models[9] someone/Whole-Repository-7B: it is a repository of many files: only single files can be served
+rejected .models[7] Listed twice (full): .models[6] has the same id \"MoGe~twice.safetensors\" and other values, and only one is accepted
+rejected .models[9] someone/Whole-Repository-7B: it is a repository of many files; only single files can be served
 rejected .models[10] Climber: save_path escapes the models folder: it must be relative to the models folder, without `..` and without backslashes
-rejected .models[11] Of an older ComfyUI: it belongs into the folder of a custom node, not into the models folder
-rejected .models[12] Unsure \u{fffd}[31mof its size: size \"about 2 GB\" can't be read: write it like 4.71MB or 11.9GB
+rejected .models[11] Of an older ComfyUI: it belongs in the folder of a custom node, not in the models folder
+rejected .models[12] Unsure \\u{1b}[31mof its size: size \"about 2 GB\" can't be parsed: write it like 4.71MB or 11.9GB
 7 added, 0 changed, 0 unchanged, 5 rejected, 1 repeated (dry run: nothing was written)
 ";
 
@@ -225,7 +225,7 @@ async fn a_bad_entry_is_listed_with_its_place_and_stops_only_a_strict_import() {
     let listed = [
         ".[1]: invalid type: integer `7`",
         ".[2] climbs: save_path escapes",
-        ".[3] \u{fffd}[2J: id contains the control character U+001B",
+        ".[3] \\u{1b}[2J: id contains the control character U+001B",
         ".[4] scheme: download_url has the scheme `ftp`",
         ".[5] typo: unknown field `file_size`",
         ".[6] large: file_size_gb is over 99999999.99",
@@ -250,7 +250,7 @@ async fn a_bad_entry_is_listed_with_its_place_and_stops_only_a_strict_import() {
     assert_eq!(db.sql("SELECT string_agg(id, ' ' ORDER BY id) FROM models").await.as_deref(), Some("few good"));
 
     for (input, said) in [
-        ("{\"models\":[", "it is no JSON"),
+        ("{\"models\":[", "it is not valid JSON"),
         ("{\"error\":\"Model not found\",\"model_id\":\"x\"}", "its entries are neither"),
         ("[[]]", "its entries are neither"),
     ] {
@@ -300,7 +300,7 @@ async fn a_filename_that_is_a_path_is_no_name_of_a_file() {
         models.truncate(1);
         models[0]["filename"] = filename.into();
         let (status, printed) = import(&db.url, &[], &list.to_string());
-        assert!(status == 3 && printed.contains("is no name of a file"), "{status}: {printed}");
+        assert!(status == 3 && printed.contains("is not a file name"), "{status}: {printed}");
     }
 }
 
@@ -308,7 +308,7 @@ async fn a_filename_that_is_a_path_is_no_name_of_a_file() {
 async fn what_would_not_be_served_is_not_written() {
     let db = Db::empty().await;
     let (status, printed) = import(&db.url, &[], LIST);
-    assert!(status == 1 && printed.contains("prepare it with `model-catalog migrate`"), "{printed}");
+    assert!(status == 1 && printed.contains("run `model-catalog migrate` first"), "{printed}");
 
     let db = Db::new().await;
     db.sql("CREATE VIEW served AS SELECT * FROM models WHERE name <> 'x'").await;

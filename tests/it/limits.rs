@@ -27,7 +27,7 @@ async fn with_a(prefix: &[&str], settings: &[(&str, &str)]) -> (Db, Server) {
 
 /// What the port for operations answers.
 async fn operations(server: &Server, path: &str) -> u16 {
-    let line = server.log().into_iter().find(|line| line.contains("operations are served apart")).unwrap();
+    let line = server.log().into_iter().find(|line| line.contains("serving the admin routes")).unwrap();
     let admin = serde_json::from_str::<serde_json::Value>(&line).unwrap()["address"].as_str().unwrap().to_owned();
     server.send(Request::get(format!("http://{admin}{path}")).body(Default::default()).unwrap()).await.status
 }

@@ -1,4 +1,4 @@
-//! The page for people, in a real browser.
+//! The HTML page, in a real browser.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::support::{Db, Server};
 const HOSTILE: &str = "<img src=x onerror=\"window.hurt=1\">";
 
 #[tokio::test]
-async fn it_is_kept_by_its_tag_and_lets_nothing_but_its_own_script_run() {
+async fn page_has_an_etag_and_allows_only_its_own_script() {
     let db = Db::new().await;
     let server = Server::start(&db).await;
     let page = server.get("/").await;
@@ -28,7 +28,7 @@ async fn it_is_kept_by_its_tag_and_lets_nothing_but_its_own_script_run() {
 }
 
 #[tokio::test]
-async fn people_search_by_keyboard_see_changes_and_hostile_rows_do_nothing() {
+async fn page_is_usable_by_keyboard_shows_changes_and_renders_hostile_rows_as_text() {
     let db = Db::new().await;
     db.sql(include_str!("../../sql/sample_models.sql")).await;
     db.sql(&format!(
@@ -36,7 +36,8 @@ async fn people_search_by_keyboard_see_changes_and_hostile_rows_do_nothing() {
          VALUES ('{HOSTILE}', '{HOSTILE}', 'https://example.org/x?token=hush', 'x', 'javascript:window.hurt=1')"
     ))
     .await;
-    db.sql("INSERT INTO models VALUES ('climber', 'x', 'javascript:window.hurt=1', 1, NULL, false, NULL, 'x')").await;
+    db.sql("INSERT INTO models VALUES ('bad-scheme', 'x', 'javascript:window.hurt=1', 1, NULL, false, NULL, 'x')")
+        .await;
     let server = Server::start(&db).await;
     server.get("/api/models/sdxl-bse").await;
     let browser = Browser::start("page").await;
@@ -52,7 +53,7 @@ async fn people_search_by_keyboard_see_changes_and_hostile_rows_do_nothing() {
         browser.tools("Emulation.setEmulatedMedia", media).await;
         let brightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0] < 128";
         assert_eq!(browser.eval(brightness).await, scheme == "dark", "{scheme}");
-        // Nothing is wider than the screen.
+        // Nothing overflows the viewport horizontally.
         assert_eq!(browser.eval("document.documentElement.scrollWidth <= innerWidth").await, true, "{width}");
         assert!(browser.picture(&format!("page-{scheme}-{width}")).await > 10_000);
     }
@@ -83,7 +84,10 @@ async fn people_search_by_keyboard_see_changes_and_hostile_rows_do_nothing() {
     browser.until("document.querySelectorAll('#fields dd').length === 10").await;
     let shown = browser.eval("document.body.innerText").await;
     let shown = shown.as_str().unwrap();
-    assert!(shown.contains(HOSTILE) && shown.contains("https://example.org/x") && shown.contains("climber"), "{shown}");
+    assert!(
+        shown.contains(HOSTILE) && shown.contains("https://example.org/x") && shown.contains("bad-scheme"),
+        "{shown}"
+    );
     assert!(shown.contains("sdxl-bse"), "{shown}");
     assert!(!shown.contains("hush"), "{shown}");
     let nothing = "window.hurt === undefined && !document.querySelector('img') && ![...document.links].some((link) => !/^https?:/.test(link.href))";
@@ -94,34 +98,34 @@ async fn people_search_by_keyboard_see_changes_and_hostile_rows_do_nothing() {
         let entry: Value = serde_json::from_str(&entry).unwrap();
         if entry["message"]["method"] == "Network.requestWillBeSent" {
             let url = entry["message"]["params"]["request"]["url"].as_str().unwrap();
-            // `chrome:` is the browser's own start page, out of its own files.
+            // `chrome:` is the browser's start page, which is built in.
             assert!([own.as_str(), "data:", "chrome:"].iter().any(|known| url.starts_with(known)), "{url}");
         }
     }
     assert_eq!(browser.log("browser").await, [""; 0]);
 
     drop(server);
-    browser.until("document.getElementById('notice').textContent.includes('no answer since')").await;
+    browser.until("document.getElementById('notice').textContent.includes('not responded since')").await;
     assert!(browser.picture("offline").await > 10_000);
     browser.quit().await;
 }
 
 #[tokio::test]
-async fn with_operations_apart_it_shows_the_rest_and_says_why() {
+async fn page_explains_missing_metrics_when_ops_have_their_own_address() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
-    let browser = Browser::start("apart").await;
+    let browser = Browser::start("separate").await;
     browser.open(&format!("http://{}/", server.address)).await;
     browser.until("document.querySelectorAll('#rows tr').length === 1").await;
     browser.until("document.getElementById('health').textContent === 'Serving'").await;
-    let hidden = "!document.getElementById('apart').hidden && document.getElementById('rate').parentElement.hidden";
+    let hidden = "!document.getElementById('separate').hidden && document.getElementById('rate').parentElement.hidden";
     assert_eq!(browser.eval(hidden).await, true);
     browser.quit().await;
 }
 
 #[tokio::test]
-async fn it_pages_and_says_when_there_is_nothing() {
+async fn page_shows_list_pages_and_empty_results() {
     let db = Db::new().await;
     let server = Server::start(&db).await;
     let browser = Browser::start("pages").await;
@@ -131,7 +135,7 @@ async fn it_pages_and_says_when_there_is_nothing() {
     let click = async |id: &str| browser.eval(&format!("document.getElementById('{id}').click()")).await;
     browser.open(&format!("http://{}/", server.address)).await;
     says("found", "The catalog is empty.").await;
-    says("refused-note", "None: every row is served as it stands.").await;
+    says("rejected-note", "None.").await;
     assert!(browser.picture("empty").await > 10_000);
 
     for number in 100..160 {
@@ -145,19 +149,19 @@ async fn it_pages_and_says_when_there_is_nothing() {
     click("next").await;
     says("found", "10 models, page 3").await;
     assert_eq!(browser.eval("document.getElementById('next').disabled").await, true);
-    // The page under the reader's eyes goes away.
+    // The models of the page that is shown are deleted.
     db.sql("DELETE FROM models WHERE id >= 'm-150'").await;
     says("found", "25 models, page 2").await;
     click("previous").await;
     says("found", "25 models, more follow").await;
 
     browser.press("/no such").await;
-    says("found", "No model has “no such” in its id or name.").await;
+    says("found", "No id or name contains “no such”.").await;
     browser.quit().await;
 }
 
 #[tokio::test]
-async fn it_says_what_a_server_waits_for_and_what_it_limits() {
+async fn page_reports_a_missing_catalog_and_an_exceeded_rate_limit() {
     let browser = Browser::start("waits").await;
     let says = async |id: &str, text: &str| {
         browser.until(&format!("document.getElementById('{id}').textContent.includes({})", json!(text))).await;
@@ -165,19 +169,19 @@ async fn it_says_what_a_server_waits_for_and_what_it_limits() {
     let server = Server::spawn("host=/nowhere user=nobody", &[]).await;
     browser.open(&format!("http://{}/", server.address)).await;
     says("health", "Loading").await;
-    says("notice", "the server waits for Postgres").await;
+    says("notice", "waiting for Postgres").await;
     assert!(browser.picture("loading").await > 10_000);
     drop(server);
 
     let db = Db::new().await;
     db.add("a").await;
-    // What the page asks for when it opens is two; then it is one every two seconds.
+    // The page sends two API requests when it opens, then one every two seconds.
     let limits = [("CATALOG_RATE_LIMIT", "1"), ("CATALOG_RATE_BURST", "2")];
     let server = Server::spawn(&db.url, &limits).await;
     server.until("it has a catalog", |s| async move { s.get("/readyz").await.status == 200 }).await;
     browser.open(&format!("http://{}/", server.address)).await;
     says("found", "1 model").await;
-    // Somebody behind the same address takes all there is.
+    // Another client at the same address uses up the limit.
     let greedy = async {
         loop {
             server.get("/api/models/a").await;
@@ -185,7 +189,7 @@ async fn it_says_what_a_server_waits_for_and_what_it_limits() {
     };
     tokio::select! {
         () = greedy => {}
-        () = says("notice", "limits how often") => {}
+        () = says("notice", "rate limit") => {}
     }
     assert_eq!(browser.eval("document.getElementById('health').textContent").await, "Serving");
     browser.until("document.getElementById('notice').hidden").await;

@@ -2,7 +2,7 @@
 
 use std::process::{Child, Stdio};
 
-use model_catalog::postgres::private::Private;
+use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use model_catalog::postgres::session;
 
 use crate::check::check_with;
@@ -19,7 +19,7 @@ struct Bouncer {
 
 impl Bouncer {
     /// `settings` are further lines of its file. It pools a single connection, so that everybody gets the same.
-    async fn before(postgres: &Private, settings: &str) -> Self {
+    async fn before(postgres: &EphemeralPostgres, settings: &str) -> Self {
         let directory = postgres.socket_directory().display().to_string();
         let file = postgres.data_directory().join("pgbouncer.ini");
         let ini = format!(

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
 
-use model_catalog::postgres::private::Private;
+use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
@@ -43,7 +43,7 @@ pub struct Proxy {
 
 impl Proxy {
     /// A proxy before `server`.
-    pub async fn before(server: &Private) -> Self {
+    pub async fn before(server: &EphemeralPostgres) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let shared = Arc::new(Shared {
@@ -74,7 +74,7 @@ impl Proxy {
     }
 
     /// New connections go to another server.
-    pub fn point_to(&self, server: &Private) {
+    pub fn point_to(&self, server: &EphemeralPostgres) {
         self.shared.target.send_replace(socket(server));
     }
 
@@ -99,7 +99,7 @@ impl Proxy {
     }
 }
 
-fn socket(server: &Private) -> PathBuf {
+fn socket(server: &EphemeralPostgres) -> PathBuf {
     server.socket_directory().join(format!(".s.PGSQL.{}", server.port()))
 }
 

@@ -175,7 +175,12 @@ async fn replicas_are_restarted_in_turn_without_a_failed_request() {
         }
         old.signal("TERM");
         old.until("it has ended", |s| std::future::ready(s.exited().is_some())).await;
-        assert_eq!((old.exited().unwrap().code(), old.logged("still open")), (Some(0), 0), "{:#?}", old.log());
+        assert_eq!(
+            (old.exited().unwrap().code(), old.logged("with open connections")),
+            (Some(0), 0),
+            "{:#?}",
+            old.log()
+        );
         let address = old.address.clone();
         replicas[number % HOSTS.len()] = replica(&db, &address).await;
     }

@@ -4,7 +4,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use model_catalog::postgres::private::{Options, Private};
+use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 
 use crate::support::{Server, migrated, sql, until};
 
@@ -14,11 +14,11 @@ const PASSWORD: &str = "hunter2-of-the-database";
 const TOKEN: &str = "hf_tokenOfAnAddress";
 
 /// A Postgres that asks for a password on the network.
-async fn guarded() -> (Private, tokio_postgres::Client) {
+async fn guarded() -> (EphemeralPostgres, tokio_postgres::Client) {
     let tmpfs = std::path::PathBuf::from("/dev/shm");
     let parent = tmpfs.is_dir().then_some(tmpfs);
     let settings = vec![("fsync".to_owned(), "off".to_owned())];
-    let postgres = Private::start(Options { parent, loopback: true, settings }).unwrap();
+    let postgres = EphemeralPostgres::start(EphemeralOptions { parent, loopback: true, settings }).unwrap();
     let client = migrated(&postgres.url("postgres")).await;
     let rules = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
     std::fs::write(postgres.data_directory().join("pg_hba.conf"), rules).unwrap();

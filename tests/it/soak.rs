@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use model_catalog::postgres::private::Private;
+use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use model_catalog::postgres::session;
 use tokio_postgres::Client;
 
@@ -74,7 +74,7 @@ async fn write(url: String, stop: Arc<AtomicBool>, changes: Arc<AtomicU64>) {
 
 /// What the run is made of.
 struct World {
-    postgres: Private,
+    postgres: EphemeralPostgres,
     /// Between the server and Postgres; this is what breaks.
     proxy: Proxy,
     /// Between the writers and Postgres, so that they follow a failover.
@@ -167,7 +167,7 @@ impl World {
     /// A standby takes over in the middle of everything. It is a synchronous one, so that nothing is lost that a
     /// reader has seen: that a reader goes back is what this run looks for.
     async fn fail_over(&mut self) {
-        let standby = Private::standby_of(&self.postgres).unwrap();
+        let standby = EphemeralPostgres::standby_of(&self.postgres).unwrap();
         let admin = self.admin().await;
         sql(&admin, "ALTER SYSTEM SET synchronous_standby_names = '*'").await;
         sql(&admin, "SELECT pg_reload_conf()").await;

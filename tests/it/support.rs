@@ -13,10 +13,11 @@ use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Request};
 use hyper_util::client::legacy::{Client as HttpClient, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
-use model_catalog::postgres::address::{Address, Surroundings};
+use model_catalog::postgres::config::{DatabaseConfig, Environment};
+use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
+use model_catalog::postgres::error::describe;
 use model_catalog::postgres::migrate::{migrate, migrate_bare};
-use model_catalog::postgres::private::{Options, Private};
-use model_catalog::postgres::session::{self, Database};
+use model_catalog::postgres::session;
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -32,10 +33,10 @@ pub const ONLY_THE_BELL: &[(&str, &str)] = &[("CATALOG_POLL_INTERVAL", "1h")];
 const TEMPLATE: &str = "catalog_template";
 
 /// The run's Postgres. It ends with this process: its guard sees the pipe close.
-static CLUSTER: LazyLock<Private> = LazyLock::new(|| private(&[]));
+static CLUSTER: LazyLock<EphemeralPostgres> = LazyLock::new(|| private(&[]));
 
 /// A Postgres of a test's own, on a tmpfs where there is one, without the syncing that only a power cut needs.
-pub fn private(settings: &[(&str, &str)]) -> Private {
+pub fn private(settings: &[(&str, &str)]) -> EphemeralPostgres {
     let tmpfs = std::path::PathBuf::from("/dev/shm");
     // A killed server leaves its dynamic shared memory behind; as a mapped file it goes with the data.
     let quick = [
@@ -45,17 +46,13 @@ pub fn private(settings: &[(&str, &str)]) -> Private {
         ("dynamic_shared_memory_type", "mmap"),
     ];
     let settings = quick.iter().chain(settings).map(|(name, value)| (name.to_string(), value.to_string())).collect();
-    let options = Options { parent: tmpfs.is_dir().then_some(tmpfs), settings, ..Options::default() };
-    Private::start(options).unwrap_or_else(|error| panic!("{error}"))
+    let options = EphemeralOptions { parent: tmpfs.is_dir().then_some(tmpfs), settings, ..EphemeralOptions::default() };
+    EphemeralPostgres::start(options).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// How the library would connect to an address.
-pub fn database(url: &str) -> Database {
-    Database {
-        address: Address::parse(url, &Surroundings::default(), PATIENCE).unwrap(),
-        channel: "model_catalog".into(),
-        timeout: PATIENCE,
-    }
+pub fn database(url: &str) -> DatabaseConfig {
+    DatabaseConfig::parse(url, &Environment::default(), "model_catalog", PATIENCE).unwrap()
 }
 
 /// Connects to an address.
@@ -154,7 +151,7 @@ pub async fn with_a(settings: &[(&str, &str)]) -> (Db, Server) {
 /// Runs statements; gives the first column of the last row.
 pub async fn sql(client: &Client, statements: &str) -> Option<String> {
     let messages = client.simple_query(statements).await.unwrap_or_else(|error| {
-        panic!("{}\n{statements}", session::describe(&error));
+        panic!("{}\n{statements}", describe(&error));
     });
     let rows = messages.into_iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),

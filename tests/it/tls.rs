@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use model_catalog::postgres::address::{Address, Surroundings};
-use model_catalog::postgres::private::{Options, Private};
-use model_catalog::postgres::session::{self, Database};
+use model_catalog::postgres::config::{DatabaseConfig, Environment};
+use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
+use model_catalog::postgres::session;
 
 use crate::check::check_with;
 use crate::support::{Server, migrated, sql};
@@ -17,7 +17,7 @@ const PASSWORD: &str = "s3cret-hunter2";
 
 /// A Postgres with TLS, and a folder (its data) with the certificates.
 struct Secured {
-    postgres: Private,
+    postgres: EphemeralPostgres,
     client: tokio_postgres::Client,
 }
 
@@ -27,7 +27,7 @@ impl Secured {
         let tmpfs = PathBuf::from("/dev/shm");
         let parent = tmpfs.is_dir().then_some(tmpfs);
         let settings = vec![("fsync".to_owned(), "off".to_owned())];
-        let postgres = Private::start(Options { parent, loopback: true, settings }).unwrap();
+        let postgres = EphemeralPostgres::start(EphemeralOptions { parent, loopback: true, settings }).unwrap();
         let client = migrated(&postgres.url("postgres")).await;
         let secured = Self { postgres, client };
         for authority in ["ca", "other"] {
@@ -88,14 +88,14 @@ impl Secured {
 
     /// Whether a session is encrypted, or why there is none.
     async fn encrypted(&self, host: &str, rest: &str) -> Result<bool, String> {
-        encrypted(&self.url(host, rest), &Surroundings::default()).await
+        encrypted(&self.url(host, rest), &Environment::default()).await
     }
 }
 
-async fn encrypted(url: &str, surroundings: &Surroundings) -> Result<bool, String> {
+async fn encrypted(url: &str, environment: &Environment) -> Result<bool, String> {
     let timeout = Duration::from_secs(5);
-    let address = Address::parse(url, surroundings, timeout).map_err(|error| error.to_string())?;
-    let database = Database { address, channel: "model_catalog".into(), timeout };
+    let database =
+        DatabaseConfig::parse(url, environment, "model_catalog", timeout).map_err(|error| error.to_string())?;
     let client = session::connect(&database).await.map_err(|error| error.to_string())?;
     Ok(sql(&client, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").await.as_deref() == Some("t"))
 }

@@ -1,5 +1,5 @@
-// The sample a user would write first: Express and node-postgres, one query a request.
-// DATABASE_URL names the database, PORT the port on 127.0.0.1.
+// The obvious implementation: Express and node-postgres, one query per request.
+// DATABASE_URL: the database; PORT: the port on 127.0.0.1.
 import express from "express";
 import pg from "pg";
 

@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
-use super::{breaks, check, check_with, mend, mended, run};
+use super::{breaks, check, check_with, fix, mended, run};
 use crate::support::{Db, migrated, private, sql};
 
 #[tokio::test]
@@ -20,7 +20,7 @@ async fn a_healthy_database_has_nothing_to_mend() {
         "rights",
         "migrations",
         "channel",
-        "bell",
+        "notification",
         "view",
         "sources",
         "look-up",
@@ -32,7 +32,7 @@ async fn a_healthy_database_has_nothing_to_mend() {
     assert_eq!(subjects, all);
     let (status, printed) = run(&db.url, &["--strict"], &[]);
     assert_eq!(status, 0, "{printed}");
-    assert!(printed.contains("ok       rows          1 in the view, 0 of them refused\n"), "{printed}");
+    assert!(printed.contains("ok       rows          1 in the view, 0 of them rejected\n"), "{printed}");
     assert!(printed.ends_with("\nproblems: 0, warnings: 0\n"), "{printed}");
 }
 
@@ -46,7 +46,7 @@ async fn what_cannot_be_looked_at_is_neither_well_nor_ill() {
         ("postgres://me:s3cret@h/d?sslmode=perhaps", &[][..], "use disable, prefer, require"),
         ("host=/nonexistent user=x", &[("CATALOG_CHECK_LIMIT", "0")], "CATALOG_CHECK_LIMIT"),
         ("host=/nonexistent user=x", &[("CATALOG_CHECK_FORMAT", "xml")], "CATALOG_CHECK_FORMAT"),
-        ("host=/nonexistent user=x", &[], "not finished: cannot connect"),
+        ("host=/nonexistent user=x", &[], "not completed: cannot connect"),
     ] {
         let (status, printed) = run(url, &[], settings);
         assert!(status == 2 && printed.contains(said) && !printed.contains("s3cret"), "{status}: {printed}");
@@ -57,13 +57,13 @@ async fn what_cannot_be_looked_at_is_neither_well_nor_ill() {
 async fn a_database_that_was_not_migrated_or_not_enough() {
     let db = Db::empty().await;
     let checked = check(&db);
-    assert_eq!(mend(checked.only("problem", "schema", "there is no schema model_catalog")), "model-catalog migrate");
+    assert_eq!(fix(checked.only("problem", "schema", "there is no schema model_catalog")), "model-catalog migrate");
 
     let db = Db::new().await;
     db.sql("DELETE FROM model_catalog.migrations WHERE version = (SELECT max(version) FROM model_catalog.migrations)")
         .await;
     let checked = check(&db);
-    assert_eq!(mend(checked.only("problem", "migrations", "was applied last")), "model-catalog migrate");
+    assert_eq!(fix(checked.only("problem", "migrations", "was applied last")), "model-catalog migrate");
     db.sql("INSERT INTO model_catalog.migrations SELECT 1000, 'later', now()::text, '0'").await;
     check(&db).only("warning", "migrations", "migration 1000 was applied last");
     assert_eq!(run(&db.url, &["--strict"], &[]).0, 1);
@@ -72,7 +72,7 @@ async fn a_database_that_was_not_migrated_or_not_enough() {
     db.sql("DROP VIEW model_catalog.entries").await;
     let checked = check(&db);
     let finding = checked.only("problem", "schema", "there is no model_catalog.entries");
-    assert!(mend(finding).starts_with("model-catalog migrate "), "{finding}");
+    assert!(fix(finding).starts_with("model-catalog migrate "), "{finding}");
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn rights_are_missed_one_by_one() {
     assert_eq!((checked.status, bad.len()), (1, 2), "{checked:#?}");
     assert!(bad[0]["text"].as_str().unwrap().contains("permission denied for table models"), "{checked:#?}");
     assert_eq!(bad[1]["text"], "the view may not read public.models");
-    db.sql(mend(bad[1])).await;
+    db.sql(fix(bad[1])).await;
     check_with(&url, &[]).clean();
 }
 
@@ -151,14 +151,14 @@ async fn a_bell_that_is_not_heard() {
     });
     let url = format!("host=127.0.0.1 port={port} user=postgres dbname={} sslmode=disable", db.name);
     let checked = check_with(&url, &[("CATALOG_DATABASE_TIMEOUT", "1s")]);
-    checked.only("problem", "bell", "no notification arrived within 1s");
+    checked.only("problem", "notification", "no notification arrived within 1s");
 }
 
 #[tokio::test]
 async fn a_hot_standby_is_said() {
     let primary = private(&[]);
     let client = migrated(&primary.url("postgres")).await;
-    let standby = model_catalog::postgres::private::Private::standby_of(&primary).unwrap();
+    let standby = model_catalog::postgres::ephemeral::EphemeralPostgres::standby_of(&primary).unwrap();
     let here = sql(&client, "SELECT pg_current_wal_lsn()").await.unwrap();
     let replica = crate::support::connect(&standby.url("postgres")).await;
     let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{here}'");

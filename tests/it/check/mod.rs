@@ -61,14 +61,14 @@ impl Checked {
     }
 }
 
-fn mend(finding: &Value) -> &str {
-    finding["mend"].as_str().unwrap_or_else(|| panic!("nothing mends {finding:#}"))
+fn fix(finding: &Value) -> &str {
+    finding["fix"].as_str().unwrap_or_else(|| panic!("nothing fixes {finding:#}"))
 }
 
 /// Runs the statements that mend each bad finding, one after the other.
 async fn mended(db: &Db, checked: &Checked) {
     for finding in checked.bad() {
-        db.sql(mend(finding)).await;
+        db.sql(fix(finding)).await;
     }
 }
 

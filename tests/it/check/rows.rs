@@ -1,6 +1,6 @@
 //! Rows that are refused, and rows that are odd: each named, with its reason and the statement that shows it.
 
-use super::{breaks, check, check_with, mend, run};
+use super::{breaks, check, check_with, fix, run};
 use crate::support::Db;
 
 #[tokio::test]
@@ -17,10 +17,10 @@ async fn every_refused_row_is_named_up_to_a_limit() {
     let first = checked.bad()[0];
     assert_eq!((first["id"].as_str(), first["level"].as_str()), (Some("bad-1"), Some("problem")));
     assert!(first["text"].as_str().unwrap().starts_with("save_path escapes the models folder: "), "{first}");
-    assert_eq!(mend(first), "SELECT * FROM model_catalog.entries WHERE id = 'bad-1';");
+    assert_eq!(fix(first), "SELECT * FROM model_catalog.entries WHERE id = 'bad-1';");
     let last = checked.bad()[20];
     assert!(last["text"].as_str().unwrap().starts_with("and 5 more"), "{last}");
-    db.sql(mend(last)).await;
+    db.sql(fix(last)).await;
     assert_eq!(check_with(&db.url, &[("CATALOG_CHECK_LIMIT", "100")]).bad().len(), 25);
     db.sql("UPDATE models SET save_path = 'x/y'").await;
     check(&db).clean();
@@ -29,8 +29,8 @@ async fn every_refused_row_is_named_up_to_a_limit() {
     let settings = [("CATALOG_URL_SCHEMES", "s3,ftp"), ("CATALOG_CHECK_LIMIT", "1")];
     let checked = check_with(&db.url, &settings);
     assert_eq!(checked.bad().len(), 2, "{checked:#?}");
-    assert_eq!(mend(checked.bad()[1]), "SELECT * FROM model_catalog.problems(ARRAY['s3', 'ftp']);");
-    let count = mend(checked.bad()[1]).replace('*', "count(*)");
+    assert_eq!(fix(checked.bad()[1]), "SELECT * FROM model_catalog.problems(ARRAY['s3', 'ftp']);");
+    let count = fix(checked.bad()[1]).replace('*', "count(*)");
     assert_eq!(db.sql(&count).await.as_deref(), Some("26"));
 }
 
@@ -57,8 +57,8 @@ async fn hostile_ids_are_shown_harmlessly_and_found_by_their_statement() {
     let checked = check(&db);
     assert_eq!(checked.bad().len(), ids.len() + 1, "{checked:#?}");
     for finding in checked.bad() {
-        assert_eq!(db.sql(mend(finding)).await.as_deref(), finding["id"].as_str());
-        let all = mend(finding).replace('*', "count(*)");
+        assert_eq!(db.sql(fix(finding)).await.as_deref(), finding["id"].as_str());
+        let all = fix(finding).replace('*', "count(*)");
         assert_eq!(db.sql(&all).await.as_deref(), Some("1"), "{finding}");
     }
 }
@@ -75,7 +75,7 @@ async fn dependencies_that_dangle_or_go_in_circles_and_hashes_of_no_kind() {
             "SET dependencies = '[\"b\", \"no such\"]' WHERE id = 'a'",
             "dependency",
             "a",
-            "it needs \"no such\", and no row",
+            "it depends on \"no such\", which does not exist",
         ),
         (
             "SET dependencies = '[\"selfish\"]' WHERE id = 'selfish'",
@@ -87,23 +87,23 @@ async fn dependencies_that_dangle_or_go_in_circles_and_hashes_of_no_kind() {
             "SET download_url = 'https://example.org/x?type=Model&token=hunter2' WHERE id = 'd'",
             "secret",
             "d",
-            "download_url carries \"token\": who reaches",
+            "download_url contains \"token\"",
         ),
-        ("SET hash = 'deadbeef1' WHERE id = 'c'", "hash", "c", "\"deadbeef1\" is of no known kind"),
+        ("SET hash = 'deadbeef1' WHERE id = 'c'", "hash", "c", "\"deadbeef1\" is of an unknown kind"),
     ] {
         db.sql(&format!("UPDATE models {change}")).await;
         let checked = check(&db);
         let finding = checked.only("warning", subject, text);
         assert_eq!(finding["id"], id);
         assert!(!finding["text"].as_str().unwrap().contains("hunter2"), "{finding}");
-        assert_eq!(db.sql(mend(finding)).await.as_deref(), Some(id));
+        assert_eq!(db.sql(fix(finding)).await.as_deref(), Some(id));
         db.sql(undo).await;
         check(&db).clean();
     }
     let next =
         "UPDATE models SET dependencies = jsonb_build_array(CASE id WHEN 'a' THEN 'b' WHEN 'b' THEN 'c' ELSE 'a' END)";
     db.sql(&format!("{next} WHERE id IN ('a', 'b', 'c')")).await;
-    check(&db).only("warning", "dependency", "it needs itself: ");
+    check(&db).only("warning", "dependency", "it depends on itself: ");
     assert_eq!(run(&db.url, &["--strict"], &[]).0, 1);
     assert_eq!(run(&db.url, &[], &[("CATALOG_CHECK_STRICT", "true")]).0, 1);
     db.sql(undo).await;
@@ -113,8 +113,8 @@ async fn dependencies_that_dangle_or_go_in_circles_and_hashes_of_no_kind() {
         "UPDATE models SET save_path = '/x' WHERE id = 'b'; UPDATE models SET dependencies = '[\"b\"]' WHERE id = 'a'";
     db.sql(refused).await;
     check(&db).only("problem", "row", "save_path is absolute");
-    let mend_it = "UPDATE models SET save_path = 'x' WHERE id = 'b'";
-    db.sql(mend_it).await;
+    let fix_it = "UPDATE models SET save_path = 'x' WHERE id = 'b'";
+    db.sql(fix_it).await;
     check(&db).clean();
     breaks(&db, "DROP TRIGGER model_catalog_insert ON models", "problem", "source", "INSERT").await;
 }

@@ -1,6 +1,6 @@
 //! The view, the tables behind it, their triggers, and the index that a look-up needs.
 
-use super::{NONE, breaks, check, check_with, mend, mended, view};
+use super::{NONE, breaks, check, check_with, fix, mended, view};
 use crate::support::Db;
 
 #[tokio::test]
@@ -11,7 +11,7 @@ async fn triggers_that_are_gone_silent_or_wrong() {
         ("ALTER TABLE models DISABLE TRIGGER model_catalog_truncate", "the triggers for TRUNCATE are disabled"),
         ("ALTER TABLE models DISABLE TRIGGER ALL", "the triggers for INSERT, UPDATE, DELETE, TRUNCATE are disabled"),
         ("ALTER TABLE models ENABLE REPLICA TRIGGER model_catalog_insert", "the triggers for INSERT are disabled"),
-        ("SELECT model_catalog.watch('models', 'name')", "is watched by name, but the view has its id from id"),
+        ("SELECT model_catalog.watch('models', 'name')", "is watched by name, but the id of the view comes from id"),
     ] {
         breaks(&db, statements, "problem", "source", text).await;
     }
@@ -23,8 +23,8 @@ async fn triggers_that_are_gone_silent_or_wrong() {
     // The triggers' argument is a text, which a column that is renamed leaves behind.
     db.sql("ALTER TABLE models RENAME id TO uid").await;
     let checked = check(&db);
-    let finding = checked.only("problem", "source", "a column that it has not: id");
-    assert_eq!(mend(finding), "SELECT model_catalog.watch('public.models', 'uid');");
+    let finding = checked.only("problem", "source", "a column that does not exist: id");
+    assert_eq!(fix(finding), "SELECT model_catalog.watch('public.models', 'uid');");
     mended(&db, &checked).await;
     check(&db).clean();
 }
@@ -52,14 +52,14 @@ async fn every_table_that_the_view_reads_is_found_with_its_id_column() {
 
     let checked = check(&db);
     assert_eq!(checked.status, 1);
-    let mends = |subject: &str| {
+    let fixes = |subject: &str| {
         let bad = checked.bad().into_iter().filter(|finding| finding["subject"] == subject);
-        let mut mends: Vec<_> = bad.map(|finding| mend(finding).to_owned()).collect();
+        let mut mends: Vec<_> = bad.map(|finding| fix(finding).to_owned()).collect();
         mends.sort();
         mends
     };
     assert_eq!(
-        mends("source"),
+        fixes("source"),
         [
             "SELECT model_catalog.watch('\"Odd ''S''\".\"Assets\"', 'The Uid');",
             "SELECT model_catalog.watch('public.families', '<the column with the id of the model>');",
@@ -70,15 +70,15 @@ async fn every_table_that_the_view_reads_is_found_with_its_id_column() {
         "{checked:#?}"
     );
     assert_eq!(
-        mends("look-up"),
+        fixes("look-up"),
         [
             "CREATE INDEX CONCURRENTLY ON \"Odd 'S'\".\"Assets\" (((\"The Uid\")::text));",
             "CREATE INDEX CONCURRENTLY ON public.labels (model);",
         ],
         "{checked:#?}"
     );
-    for finding in checked.bad().into_iter().filter(|finding| !mend(finding).contains('<')) {
-        db.sql(mend(finding)).await;
+    for finding in checked.bad().into_iter().filter(|finding| !fix(finding).contains('<')) {
+        db.sql(fix(finding)).await;
     }
     check(&db).only("problem", "source", "public.families is not watched");
     db.sql("SELECT model_catalog.watch('families', 'number')").await;
@@ -115,7 +115,7 @@ async fn what_cannot_be_watched_is_said() {
     ]) {
         assert!(text.contains(said), "no `{said}` in {checked:#?}");
     }
-    assert_eq!(mend(checked.bad()[0]), "SELECT model_catalog.reload();");
+    assert_eq!(fix(checked.bad()[0]), "SELECT model_catalog.reload();");
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn a_look_up_that_no_index_serves() {
     let joined = view("m.uid::text", NONE, "assets m JOIN owners o ON o.name = m.title");
     breaks(&db, &format!("{many} {joined}"), "warning", "look-up", "all of public.owners is read").await;
     db.sql(&view("o.name", NONE, "(SELECT name FROM owners OFFSET 0) o")).await;
-    check(&db).only("warning", "look-up", "no condition on the id reaches it");
+    check(&db).only("warning", "look-up", "passes no condition on the id");
 }
 
 #[tokio::test]
@@ -184,7 +184,7 @@ async fn a_view_of_other_columns_or_types() {
         let finding = checked.findings.iter().find(|finding| finding["subject"] == "view").unwrap();
         assert!(finding["level"] == level && finding["text"].as_str().unwrap().contains(text), "{checked:#?}");
         assert_eq!(checked.status, i32::from(level == "problem"), "{checked:#?}");
-        db.sql(mend(finding)).await;
+        db.sql(fix(finding)).await;
         let mended = check_with(&url, &[]);
         mended.clean();
     }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use model_catalog::postgres::private::{Options, Private};
+use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 
 use super::{free_port, place, text};
 use crate::docs::block;
@@ -183,13 +183,14 @@ fn installation(address: &str, password: &str, settings: &str) -> String {
 }
 
 /// A Postgres that lets nobody in by TCP without a password.
-async fn postgres() -> Private {
+async fn postgres() -> EphemeralPostgres {
     let mut rules = std::env::temp_dir();
     rules.push(format!("hba-{:x}", fastrand::u64(..)));
     let mut file = std::fs::File::create(&rules).unwrap();
     file.write_all(b"local all all trust\nhost models catalog_server 127.0.0.1/32 scram-sha-256\n").unwrap();
     let settings = vec![("hba_file".into(), rules.to_str().unwrap().into())];
-    let postgres = Private::start(Options { loopback: true, settings, ..Options::default() }).unwrap();
+    let postgres =
+        EphemeralPostgres::start(EphemeralOptions { loopback: true, settings, ..EphemeralOptions::default() }).unwrap();
     std::fs::remove_file(rules).unwrap();
     crate::support::connect(&postgres.url("postgres")).await.batch_execute("CREATE DATABASE models").await.unwrap();
     postgres

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use model_catalog::postgres::private::{Options, Private};
+use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 
 use super::{free_port, text};
 use crate::raw::Raw;
@@ -128,7 +128,8 @@ async fn the_program_runs_in_a_bare_read_only_root_as_the_images_user() {
     }
     assert!(version.status.success(), "{said}");
 
-    let postgres = Private::start(Options { loopback: true, ..Options::default() }).unwrap();
+    let postgres =
+        EphemeralPostgres::start(EphemeralOptions { loopback: true, ..EphemeralOptions::default() }).unwrap();
     let client = migrated(&postgres.url("postgres")).await;
     client
         .batch_execute(

@@ -89,7 +89,7 @@ async fn a_view_that_is_gone_leaves_what_is_served_and_comes_back() {
 async fn a_database_that_was_never_prepared_is_said() {
     let db = Db::empty().await;
     let server = Server::spawn(&db.url, &[("CATALOG_POLL_INTERVAL", "50ms")]).await;
-    server.until("it is said", |s| async move { s.logged("was not prepared") == 1 }).await;
+    server.until("it is said", |s| async move { s.logged("is not migrated") == 1 }).await;
     server.until_logged("run `model-catalog migrate`", 1).await;
     super::run(&db.url, &[]);
     server.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;

@@ -127,29 +127,29 @@ async fn what_is_called_models_and_can_not_be_used_is_left_alone_and_said() {
     for (make, expected) in [
         (
             format!("CREATE TABLE models (id int, {rest}, file_size_gb text, auth_required int, dependencies text)"),
-            "the existing table public.models has a column file_size_gb of type text, which can't be read as numeric; \
-             has a column auth_required of type integer, which can't be read as boolean; \
-             has a column dependencies of type text, which can't be read as jsonb",
+            "the existing table public.models has a column file_size_gb of type text, which cannot be read as numeric; \
+             has a column auth_required of type integer, which cannot be read as boolean; \
+             has a column dependencies of type text, which cannot be read as jsonb",
         ),
         (
             format!("CREATE TABLE models (uid uuid, {rest}, file_size_gb money, dependencies jsonb)"),
-            "public.models has no column id; has a column file_size_gb of type money, which can't be read as numeric; \
+            "public.models has no column id; has a column file_size_gb of type money, which cannot be read as numeric; \
              has no column auth_required",
         ),
         (
             format!("CREATE TABLE t ({fits}); CREATE VIEW models AS SELECT * FROM t"),
-            "public.models is no table but a view",
+            "public.models is a view, not a table",
         ),
         (
             format!("CREATE TABLE t ({fits}); CREATE MATERIALIZED VIEW models AS SELECT * FROM t"),
-            "public.models is no table but a materialized view",
+            "public.models is a materialized view, not a table",
         ),
         (
             format!(
                 "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; \
                  CREATE FOREIGN TABLE models ({fits}) SERVER s"
             ),
-            "public.models is no table but a foreign table",
+            "public.models is a foreign table, not a table",
         ),
     ] {
         let db = Db::empty().await;

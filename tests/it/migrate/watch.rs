@@ -1,6 +1,6 @@
 //! `watch()` and `reload()` on tables and views as they are found in the wild.
 
-use model_catalog::postgres::session::describe;
+use model_catalog::postgres::error::describe;
 
 use super::{epoch, fingerprint};
 use crate::support::{Db, ONLY_THE_BELL, Server};
@@ -103,6 +103,39 @@ async fn a_second_call_is_harmless() {
     assert_eq!(db.sql(log).await.as_deref(), Some("a a.safetensors"));
 }
 
+/// The notices that Postgres sends while it runs these statements.
+async fn notices(db: &Db, statements: &str) -> Vec<String> {
+    let (client, mut connection) = tokio_postgres::connect(&db.url, tokio_postgres::NoTls).await.unwrap();
+    let received = tokio::spawn(async move {
+        let mut notices = Vec::new();
+        while let Some(message) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+            if let tokio_postgres::AsyncMessage::Notice(notice) = message.unwrap() {
+                notices.push(notice.message().to_owned());
+            }
+        }
+        notices
+    });
+    client.batch_execute(statements).await.unwrap();
+    drop(client);
+    received.await.unwrap()
+}
+
+#[tokio::test]
+async fn watch_sends_no_notices() {
+    let db = Db::new().await;
+    assert_eq!(notices(&db, "DO $$ BEGIN RAISE NOTICE 'received'; END $$").await, ["received"]);
+    let table = "CREATE TABLE fresh (id text PRIMARY KEY) PARTITION BY HASH (id); \
+                 CREATE TABLE fresh_0 PARTITION OF fresh FOR VALUES WITH (MODULUS 1, REMAINDER 0);";
+    assert_eq!(notices(&db, &format!("{table} SELECT model_catalog.watch('fresh', 'id')")).await, [""; 0]);
+    let later = "SELECT model_catalog.watch('fresh', 'id'); ALTER TABLE fresh ADD uid text; \
+                 SELECT model_catalog.watch('fresh', 'uid')";
+    assert_eq!(notices(&db, later).await, [""; 0]);
+    // Replaced, not added: the triggers have the new column only, and a disabled one is enabled again.
+    let columns = "SELECT string_agg(DISTINCT concat_ws(' ', tgrelid::regclass, encode(tgargs, 'escape'), tgenabled), ', ') \
+                   FROM pg_trigger WHERE tgrelid IN ('fresh'::regclass, 'fresh_0'::regclass) AND tgname LIKE 'model_catalog%'";
+    assert_eq!(db.sql(columns).await.as_deref(), Some("fresh uid\\000 O, fresh_0 uid\\000 O"));
+}
+
 #[tokio::test]
 async fn a_column_that_is_not_there_is_said() {
     let db = Db::new().await;
@@ -111,7 +144,7 @@ async fn a_column_that_is_not_there_is_said() {
     for column in ["uid", "gone", "ctid", "ID", "........pg.dropped.2........"] {
         let error = db.client.batch_execute(&format!("SELECT model_catalog.watch('other', '{column}')")).await;
         let said = describe(&error.unwrap_err());
-        assert!(said.contains(&format!("table public.other has no column \"{column}\"")), "{said}");
+        assert!(said.contains(&format!("column \"{column}\" of table public.other does not exist")), "{said}");
         assert!(said.contains("The second argument of watch()"), "no hint: {said}");
     }
     assert_eq!(fingerprint(&db).await, before);

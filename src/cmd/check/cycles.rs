@@ -1,15 +1,15 @@
-//! Models that need themselves by way of others: a walk in depth over the graph of dependencies.
+//! Circular dependencies: a depth-first search over the graph of dependencies.
 
 /// A graph of numbered nodes.
 pub struct Graph {
-    /// Where in `targets` the edges of each node begin, and after the last one their end.
+    /// Index in `targets` of the first edge of each node, and finally the number of edges.
     starts: Vec<u32>,
     targets: Vec<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Seen {
-    No,
+enum VisitState {
+    Unvisited,
     OnPath,
     Done,
 }
@@ -21,45 +21,45 @@ impl Graph {
         edges.sort_unstable();
         edges.dedup();
         let mut starts = Vec::with_capacity(nodes + 1);
-        for (place, (from, _)) in edges.iter().enumerate() {
-            // The number of edges fits where the numbers of nodes do: a row's dependencies are at most 1 GB of text.
-            starts.resize(starts.len().max(*from as usize + 1), place as u32);
+        for (index, (from, _)) in edges.iter().enumerate() {
+            // The number of edges fits into 32 bits as well: the dependencies of a row are limited to 1 GB of text.
+            starts.resize(starts.len().max(*from as usize + 1), index as u32);
         }
         starts.resize(nodes + 1, edges.len() as u32);
         Self { starts, targets: edges.into_iter().map(|(_, to)| to).collect() }
     }
 
-    /// Calls `found` with a cycle, in its order, for each edge that leads back to where the walk came from: so at least
-    /// once for every group of nodes that need each other.
+    /// Calls `found` with the nodes of a cycle, in order, for each back edge of the search: at least once for every
+    /// strongly connected component of more than one node, and for every node that depends on itself.
     pub fn cycles(&self, mut found: impl FnMut(&[u32])) {
-        let mut seen = vec![Seen::No; self.starts.len() - 1];
-        // The path from where a walk began, and the next edge of each node on it. No recursion: a path can be as long
-        // as the catalog.
+        let mut states = vec![VisitState::Unvisited; self.starts.len() - 1];
+        // The current path, and the next edge of each node on it. Not recursive, because a path can be as long as the
+        // catalog.
         let (mut path, mut edges) = (Vec::<u32>::new(), Vec::<u32>::new());
-        for start in 0..seen.len() {
-            if seen[start] != Seen::No {
+        for start in 0..states.len() {
+            if states[start] != VisitState::Unvisited {
                 continue;
             }
-            seen[start] = Seen::OnPath;
+            states[start] = VisitState::OnPath;
             path.push(start as u32);
             edges.push(self.starts[start]);
             while let (Some(node), Some(edge)) = (path.last().copied(), edges.last_mut()) {
                 if *edge == self.starts[node as usize + 1] {
-                    seen[node as usize] = Seen::Done;
+                    states[node as usize] = VisitState::Done;
                     path.pop();
                     edges.pop();
                     continue;
                 }
                 let target = self.targets[*edge as usize];
                 *edge += 1;
-                match seen[target as usize] {
-                    Seen::Done => {}
-                    Seen::No => {
-                        seen[target as usize] = Seen::OnPath;
+                match states[target as usize] {
+                    VisitState::Done => {}
+                    VisitState::Unvisited => {
+                        states[target as usize] = VisitState::OnPath;
                         path.push(target);
                         edges.push(self.starts[target as usize]);
                     }
-                    Seen::OnPath => {
+                    VisitState::OnPath => {
                         let from = path.iter().rposition(|other| *other == target).unwrap_or(0);
                         found(&path[from..]);
                     }
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn cycles_are_found_and_nothing_else() {
+    fn cycles_are_found_in_order() {
         assert_eq!(cycles(0, &[]), Vec::<Vec<u32>>::new());
         assert_eq!(cycles(4, &[(0, 1), (0, 2), (1, 3), (2, 3)]), Vec::<Vec<u32>>::new());
         assert_eq!(cycles(3, &[(2, 2)]), [[2]]);
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_as_long_as_the_catalog_is_no_trouble() {
+    fn long_paths_do_not_overflow_the_stack() {
         let number = 200_000;
         let mut edges: Vec<_> = (0..number).map(|node| (node, node + 1)).collect();
         assert!(cycles(number as usize + 1, &edges).is_empty());

@@ -1,5 +1,5 @@
-//! The transaction that brings rows into `public.models`: staged in a temporary table, compared there, and only what
-//! differs is written. So rows that stay the same cost no write, and all of it rings once.
+//! The transaction that merges rows into `public.models`: they are staged in a temporary table and compared there, and
+//! only the differences are written. So unchanged rows cost no write, and the import sends one notification.
 
 use std::time::Duration;
 
@@ -7,90 +7,91 @@ use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio_postgres::{Client, Transaction};
 
-use super::Row;
 use super::progress::Progress;
-use crate::postgres::session::describe;
+use super::row::ImportRow;
+use crate::postgres::error::describe;
 
-const SERVED: &str = include_str!("../../sql/import_served.sql");
-const STAGE: &str = include_str!("../../sql/import_stage.sql");
-const KEEP: &str = include_str!("../../sql/import_keep.sql");
-const DIFFERENCE: &str = include_str!("../../sql/import_difference.sql");
-const WRITE: &str = include_str!("../../sql/import_write.sql");
-const LISTED: &str = "SELECT id::text, added, fields FROM pg_temp.difference ORDER BY id";
-/// Readers go on, other writers wait: the rows that were compared are the rows that are written.
+const SERVED: &str = include_str!("../../../sql/import_served.sql");
+const STAGE: &str = include_str!("../../../sql/import_stage.sql");
+const KEEP: &str = include_str!("../../../sql/import_keep.sql");
+const DIFFERENCE: &str = include_str!("../../../sql/import_difference.sql");
+const WRITE: &str = include_str!("../../../sql/import_write.sql");
+const LIST: &str = "SELECT id::text, added, fields FROM pg_temp.difference ORDER BY id";
+/// Blocks other writers but not readers, so that the table does not change between the comparison and the write.
 const LOCK: &str = "LOCK TABLE public.models IN SHARE ROW EXCLUSIVE MODE";
 const COPY: &str = "COPY pg_temp.incoming (id, name, download_url, file_size_gb, hash, auth_required, auth_provider, \
                     save_path, dependencies, description) FROM STDIN";
-/// Bytes sent in one message, about.
+/// Approximate size of a COPY message in bytes.
 const CHUNK: usize = 64 * 1024;
 
 /// Why nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
-    /// The database was not prepared.
-    #[error("the database has no view model_catalog.entries: prepare it with `model-catalog migrate`")]
+    /// The database is not migrated.
+    #[error("the database has no view model_catalog.entries: run `model-catalog migrate` first")]
     NoView,
-    /// What would be written would not be served.
+    /// The view does not read the table, so nothing that is imported would be served.
     #[error(
-        "the view model_catalog.entries does not read public.models, which is the only table that import writes: \
-         nothing of the file would be served; load the table that the view reads, with a tool of your own"
+        "the view model_catalog.entries does not read public.models, the only table that import writes to, so nothing \
+         would be served; load the table that the view reads with a tool of your own"
     )]
     NotServed,
     /// A statement failed.
     #[error("cannot {doing}: {}; nothing was written", describe(.source))]
     Statement {
-        /// What was being done.
+        /// What the statement was for.
         doing: &'static str,
-        /// What Postgres said.
+        /// Why it failed.
         source: tokio_postgres::Error,
     },
 }
 
-/// What differs between the rows and the table, by id.
+/// The differences between the rows and the table, by id.
 #[derive(Debug, Default)]
 pub struct Difference {
-    /// Rows that the table lacks.
+    /// Ids that the table lacks.
     pub added: Vec<String>,
-    /// Rows with other values, and the names of these columns.
+    /// Ids of rows with other values, and the names of the columns that differ.
     pub changed: Vec<(String, Vec<String>)>,
 }
 
-/// What is to be done with the rows.
+/// How rows are merged.
 #[derive(Debug, Clone, Copy)]
-pub struct Order {
-    /// Compare and write nothing.
+pub struct MergeOptions {
+    /// Compare without writing.
     pub dry_run: bool,
-    /// Of rows that exist, leave the columns as they are that ComfyUI-Manager's list does not know.
-    pub keep: bool,
-    /// Longest wait for other writers of the table.
-    pub patience: Duration,
+    /// Preserve the columns of existing rows that ComfyUI-Manager's list does not have.
+    pub preserve_existing: bool,
+    /// Maximum time to wait for other writers of the table.
+    pub lock_timeout: Duration,
 }
 
-/// Brings `rows`, each of another id, into the table.
+/// Merges `rows`, whose ids are distinct, into the table.
 ///
 /// # Errors
-/// See [`TableError`]; the table is then as it was.
+/// See [`TableError`]; the table is unchanged then.
 pub async fn merge(
     client: &mut Client,
-    rows: &[Row],
-    order: Order,
+    rows: &[ImportRow],
+    options: MergeOptions,
     progress: &Progress,
 ) -> Result<Difference, TableError> {
     let failed = |doing| move |source| TableError::Statement { doing, source };
     check_served(client).await?;
     let transaction = client.transaction().await.map_err(failed("begin"))?;
     progress.begin("waiting for other writers", 0);
-    if !order.dry_run {
-        let patience = format!("SET LOCAL lock_timeout = {}; {LOCK}", order.patience.as_millis());
-        let locked = progress.during(transaction.batch_execute(&patience)).await;
+    if !options.dry_run {
+        let lock = format!("SET LOCAL lock_timeout = {}; {LOCK}", options.lock_timeout.as_millis());
+        let locked = progress.during(transaction.batch_execute(&lock)).await;
         locked.map_err(failed("lock public.models"))?;
     }
     transaction.batch_execute(STAGE).await.map_err(failed("read the ten columns of public.models"))?;
     progress.begin("sending", rows.len());
     send(&transaction, rows, progress).await.map_err(failed("send the rows"))?;
     progress.begin("comparing", 0);
-    let difference = progress.during(compare(&transaction, order.keep)).await.map_err(failed("compare the rows"))?;
-    if order.dry_run {
+    let difference = progress.during(compare(&transaction, options.preserve_existing)).await;
+    let difference = difference.map_err(failed("compare the rows"))?;
+    if options.dry_run {
         transaction.rollback().await.map_err(failed("roll back"))?;
         return Ok(difference);
     }
@@ -104,7 +105,7 @@ pub async fn merge(
 }
 
 async fn check_served(client: &Client) -> Result<(), TableError> {
-    let failed = |source| TableError::Statement { doing: "look at the view model_catalog.entries", source };
+    let failed = |source| TableError::Statement { doing: "find out what the view model_catalog.entries reads", source };
     let row = client.query_one(SERVED, &[]).await.map_err(failed)?;
     if !row.try_get::<_, bool>("has_view").map_err(failed)? {
         return Err(TableError::NoView);
@@ -115,7 +116,11 @@ async fn check_served(client: &Client) -> Result<(), TableError> {
     Ok(())
 }
 
-async fn send(transaction: &Transaction<'_>, rows: &[Row], progress: &Progress) -> Result<(), tokio_postgres::Error> {
+async fn send(
+    transaction: &Transaction<'_>,
+    rows: &[ImportRow],
+    progress: &Progress,
+) -> Result<(), tokio_postgres::Error> {
     let mut sink = std::pin::pin!(transaction.copy_in::<_, Bytes>(COPY).await?);
     let mut text = String::new();
     for row in rows {
@@ -127,12 +132,12 @@ async fn send(transaction: &Transaction<'_>, rows: &[Row], progress: &Progress) 
     }
     sink.send(text.into()).await?;
     sink.finish().await?;
-    // Nobody else would look at a temporary table, and the plan of the comparison hangs on its size.
+    // Autovacuum does not analyze temporary tables, and the plan of the comparison depends on its size.
     transaction.batch_execute("ANALYZE pg_temp.incoming").await
 }
 
-/// A line of COPY's text format. The rules allow no control character, so backslashes alone need an escape.
-fn push_line(text: &mut String, row: &Row) {
+/// Appends a line in COPY's text format. The rules allow no control characters, so only backslashes need escaping.
+fn push_line(text: &mut String, row: &ImportRow) {
     let auth_required = Some(if row.auth_required { "t" } else { "f" });
     let fields = [
         row.id.as_deref(),
@@ -158,13 +163,13 @@ fn push_line(text: &mut String, row: &Row) {
     text.push('\n');
 }
 
-async fn compare(transaction: &Transaction<'_>, keep: bool) -> Result<Difference, tokio_postgres::Error> {
-    if keep {
+async fn compare(transaction: &Transaction<'_>, preserve_existing: bool) -> Result<Difference, tokio_postgres::Error> {
+    if preserve_existing {
         transaction.batch_execute(KEEP).await?;
     }
     transaction.batch_execute(DIFFERENCE).await?;
     let mut difference = Difference::default();
-    for row in transaction.query(LISTED, &[]).await? {
+    for row in transaction.query(LIST, &[]).await? {
         let id = row.try_get(0)?;
         match row.try_get(1)? {
             true => difference.added.push(id),

@@ -1,62 +1,63 @@
-//! What a look-up by id costs, read from the plan that Postgres makes for it.
+//! The cost of a look-up by id, read from the plan that Postgres makes for it.
 //!
-//! A condition on a table is what `EXPLAIN VERBOSE` prints, such as `((n.slug)::text = (w.slug)::text)`. It is taken
-//! apart no further than to its equations, and the columns and aliases in them.
+//! Conditions are texts printed by `EXPLAIN VERBOSE`, such as `((n.slug)::text = (w.slug)::text)`. They are only parsed
+//! into equations, and these into columns and aliases.
 
 use serde_json::Value;
 
-use super::CheckError;
-use crate::postgres::session::{ReadError, Session};
+use super::error::CheckError;
+use crate::postgres::error::ReadError;
+use crate::postgres::session::Session;
 
-const LOOK_UP: &str = include_str!("../../sql/check/look_up.sql");
-/// The id that `look_up.sql` looks for.
-const SOUGHT: &str = "'model-catalog check'";
+const LOOK_UP: &str = include_str!("../../../sql/check/look_up.sql");
+/// The id in `look_up.sql`.
+const LOOKED_UP_ID: &str = "'model-catalog check'";
 
 /// How the look-up reads one table.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Scan {
-    /// Of the table.
+    /// Schema of the table.
     pub schema: String,
     /// The table, or a partition of it.
     pub table: String,
-    /// No index leads to the rows sought: all of the table is read.
-    pub whole: bool,
-    /// Its rows are sought by the id of a model.
+    /// The whole table is read, because no index finds the rows.
+    pub seq_scan: bool,
+    /// Rows are selected by the id of a model.
     pub by_id: bool,
-    /// The column that holds that id, if it is one.
+    /// The column of that id, if it is a plain column.
     pub id_column: Option<String>,
-    /// The expression to be indexed, as `CREATE INDEX` takes it, where a condition names one.
+    /// The expression to index, in the syntax of `CREATE INDEX`, if a condition contains one.
     pub to_index: Option<String>,
 }
 
-/// A scan as the plan shows it.
+/// A node of the plan that scans a table.
 struct Node {
     schema: String,
     table: String,
     alias: String,
-    whole: bool,
+    seq_scan: bool,
     equations: Vec<(String, String)>,
 }
 
-/// Plans the look-up; gives every table it reads.
+/// Plans the look-up; returns the scan of every table that it reads.
 pub async fn look_up(session: &Session) -> Result<Vec<Scan>, CheckError> {
-    let rows = session.ask(LOOK_UP).await?;
+    let rows = session.query_system_catalog(LOOK_UP).await?;
     let text: String = rows.iter().filter_map(|row| row.get(0)).collect();
     let plan: Value = serde_json::from_str(&text)
-        .map_err(|error| ReadError::View(format!("EXPLAIN did not answer in JSON: {error}")))?;
+        .map_err(|error| ReadError::View(format!("EXPLAIN did not return JSON: {error}")))?;
     Ok(scans(&plan[0]["Plan"]))
 }
 
 fn scans(plan: &Value) -> Vec<Scan> {
     let mut nodes = Vec::new();
-    walk(plan, &mut nodes);
+    collect_nodes(plan, &mut nodes);
     let mut joins = Vec::new();
     join_conditions(plan, &mut joins);
     nodes.iter_mut().for_each(|node| node.equations.extend_from_slice(&joins));
     let aliases: Vec<String> = nodes.iter().map(|node| node.alias.clone()).collect();
-    // First where the id itself is sought, then what is compared with a column found so.
-    let sought = |node| own_sides(node, &aliases).find(|(_, other)| other.contains(SOUGHT)).map(|(own, _)| own);
-    let mut ids: Vec<Option<String>> = nodes.iter().map(sought).collect();
+    // First the tables that are searched for the id itself, then those that are joined with a column found there.
+    let searched = |node| own_sides(node, &aliases).find(|(_, other)| other.contains(LOOKED_UP_ID)).map(|(own, _)| own);
+    let mut ids: Vec<Option<String>> = nodes.iter().map(searched).collect();
     let column = |(node, id): (&Node, &Option<String>)| Some(format!("{}.{}", node.alias, plain_column(id.as_ref()?)?));
     let known: Vec<String> = nodes.iter().zip(&ids).filter_map(column).collect();
     for (node, id) in nodes.iter().zip(&mut ids).filter(|(_, id)| id.is_none()) {
@@ -66,7 +67,7 @@ fn scans(plan: &Value) -> Vec<Scan> {
     let scan = |(node, id): (&Node, Option<String>)| Scan {
         schema: node.schema.clone(),
         table: node.table.clone(),
-        whole: node.whole,
+        seq_scan: node.seq_scan,
         by_id: id.is_some(),
         id_column: id.as_deref().and_then(plain_column).map(unquoted),
         to_index: id.or_else(|| own_sides(node, &aliases).next().map(|(own, _)| own)).map(|own| {
@@ -77,7 +78,7 @@ fn scans(plan: &Value) -> Vec<Scan> {
     nodes.iter().zip(ids).map(scan).collect()
 }
 
-/// What joins compare; each of them may speak of any table below it.
+/// The equations of joins; each may refer to any table below the join.
 fn join_conditions(plan: &Value, all: &mut Vec<(String, String)>) {
     for key in ["Hash Cond", "Merge Cond", "Join Filter"] {
         all.extend(plan[key].as_str().into_iter().flat_map(equations));
@@ -85,37 +86,38 @@ fn join_conditions(plan: &Value, all: &mut Vec<(String, String)>) {
     plan["Plans"].as_array().into_iter().flatten().for_each(|below| join_conditions(below, all));
 }
 
-fn walk(plan: &Value, nodes: &mut Vec<Node>) {
+fn collect_nodes(plan: &Value, nodes: &mut Vec<Node>) {
     let text = |key: &str| plan[key].as_str().unwrap_or_default().to_owned();
     let kind = text("Node Type");
     if !plan["Relation Name"].is_null() {
         let conditions = ["Index Cond", "Recheck Cond", "Filter"].map(text);
         let equations = conditions.iter().flat_map(|condition| equations(condition)).collect();
-        let index = kind.starts_with("Index") && plan["Index Cond"].is_null();
-        let whole = kind == "Seq Scan" || index;
+        let full_index_scan = kind.starts_with("Index") && plan["Index Cond"].is_null();
+        let seq_scan = kind == "Seq Scan" || full_index_scan;
         nodes.push(Node {
             schema: text("Schema"),
             table: text("Relation Name"),
             alias: quoted(&text("Alias")),
-            whole,
+            seq_scan,
             equations,
         });
     }
-    plan["Plans"].as_array().into_iter().flatten().for_each(|below| walk(below, nodes));
+    plan["Plans"].as_array().into_iter().flatten().for_each(|below| collect_nodes(below, nodes));
 }
 
-/// The sides of equations that speak of this table alone, without its alias, each with its other side, which does not.
+/// The sides of equations that refer only to this table, without its alias, each with the other side, which does not
+/// refer to it.
 fn own_sides<'a>(node: &'a Node, aliases: &'a [String]) -> impl Iterator<Item = (String, &'a str)> {
     let both = |(left, right): &'a (String, String)| [(left.as_str(), right.as_str()), (right.as_str(), left.as_str())];
     node.equations.iter().flat_map(both).filter_map(move |(own, other)| {
-        let (mine, bare) = without_alias(own, &node.alias);
-        let (others, _) = without_alias(other, &node.alias);
+        let (own_refers, bare) = without_alias(own, &node.alias);
+        let (other_refers, _) = without_alias(other, &node.alias);
         let foreign = aliases.iter().any(|alias| *alias != node.alias && without_alias(own, alias).0);
-        (mine && !others && !foreign).then_some((bare, other))
+        (own_refers && !other_refers && !foreign).then_some((bare, other))
     })
 }
 
-/// The `a = b` among what a condition joins with AND.
+/// The `a = b` among the operands of AND.
 fn equations(condition: &str) -> Vec<(String, String)> {
     let inner = without_parentheses(condition);
     let parts = split(inner, " AND ");
@@ -128,41 +130,41 @@ fn equations(condition: &str) -> Vec<(String, String)> {
     }
 }
 
-/// `(…)` without the parentheses, if they belong together.
+/// `(…)` without the parentheses, if they match each other.
 fn without_parentheses(text: &str) -> &str {
     let text = text.trim();
     let Some(inner) = text.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) else { return text };
     let mut depth = 0_i32;
-    let sound = tokens(inner).all(|token| {
+    let balanced = tokens(inner).all(|token| {
         depth += i32::from(token == "(") - i32::from(token == ")");
         depth >= 0
     });
-    if sound { without_parentheses(inner) } else { text }
+    if balanced { without_parentheses(inner) } else { text }
 }
 
-/// Splits at a separator outside of parentheses, quotes and literals.
+/// Splits at a separator outside parentheses, quotes and literals.
 fn split<'a>(text: &'a str, separator: &str) -> Vec<&'a str> {
-    let (mut parts, mut start, mut depth, mut place) = (Vec::new(), 0, 0_i32, 0);
+    let (mut parts, mut start, mut depth, mut offset) = (Vec::new(), 0, 0_i32, 0);
     for token in tokens(text) {
-        if depth == 0 && place >= start && text[place..].starts_with(separator) {
-            parts.push(&text[start..place]);
-            start = place + separator.len();
+        if depth == 0 && offset >= start && text[offset..].starts_with(separator) {
+            parts.push(&text[start..offset]);
+            start = offset + separator.len();
         }
         depth += i32::from(token == "(") - i32::from(token == ")");
-        place += token.len();
+        offset += token.len();
     }
     parts.push(&text[start..]);
     parts
 }
 
-/// Literals, quoted names and words as a whole; anything else a character each.
+/// Tokens: literals, quoted names, words, and any other character alone.
 fn tokens(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
         let first = rest.chars().next()?;
         let word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
         let length = match first {
-            // A doubled quote is an end and a beginning, which does no harm here.
+            // A doubled quote ends one token and begins another, which does no harm here.
             '\'' | '"' => rest[1..].find(first).map_or(rest.len(), |end| end + 2),
             c if word(c) => rest.find(|c| !word(c)).unwrap_or(rest.len()),
             c => c.len_utf8(),
@@ -173,31 +175,31 @@ fn tokens(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Whether the expression has columns of this alias, and the expression with just their names.
+/// Whether the expression has columns of this alias, and the expression with the alias removed.
 fn without_alias(expression: &str, alias: &str) -> (bool, String) {
     let prefix = format!("{alias}.");
-    let (mut found, mut bare, mut place, mut skip) = (false, String::new(), 0, 0);
+    let (mut found, mut bare, mut offset, mut skip) = (false, String::new(), 0, 0);
     for token in tokens(expression) {
-        let before = expression[..place].chars().next_back();
+        let before = expression[..offset].chars().next_back();
         let begins = !before.is_some_and(|c| c.is_alphanumeric() || "_$.\"'".contains(c));
-        if begins && !token.starts_with('\'') && expression[place..].starts_with(&prefix) {
+        if begins && !token.starts_with('\'') && expression[offset..].starts_with(&prefix) {
             found = true;
-            skip = place + prefix.len();
+            skip = offset + prefix.len();
         }
-        if place >= skip {
+        if offset >= skip {
             bare.push_str(token);
         }
-        place += token.len();
+        offset += token.len();
     }
     (found, bare)
 }
 
-/// The column in an expression that is no more than one, perhaps with casts; as it stands there, its alias too.
+/// The column of an expression that is only a column, possibly with casts; with its alias and quotes.
 fn plain_column(expression: &str) -> Option<&str> {
     let inner = expression.trim_start_matches('(');
     let name = |token: &str| token.starts_with(|c: char| c == '"' || c == '_' || c.is_alphabetic());
     let mut end = 0;
-    // A doubled quote in a name makes two tokens of it.
+    // A name with a doubled quote is two tokens.
     for token in tokens(inner).take_while(|token| *token == "." || name(token)) {
         end += token.len();
     }
@@ -224,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn conditions_are_taken_apart_to_their_equations() {
+    fn conditions_are_split_into_equations() {
         let pair = |left: &str, right: &str| vec![(left.to_owned(), right.to_owned())];
         assert_eq!(equations("(w.slug = 'x'::text)"), pair("w.slug", "'x'::text"));
         assert_eq!(equations("((m.uid)::text = 'a AND (b = c'::text)"), pair("(m.uid)::text", "'a AND (b = c'::text"));
@@ -238,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn aliases_are_taken_out_and_columns_found() {
+    fn aliases_are_removed_and_columns_found() {
         let bare = |expression, alias| without_alias(expression, alias);
         assert_eq!(bare("(m.uid)::text", "m"), (true, "(uid)::text".into()));
         assert_eq!(bare("lower(m.\"Id\" || xm.a || 'm.x')", "m"), (true, "lower(\"Id\" || xm.a || 'm.x')".into()));
@@ -259,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_join_table_is_known_by_what_it_is_compared_with() {
+    fn join_tables_are_recognized_by_the_column_they_are_joined_with() {
         let plan = serde_json::json!({"Node Type": "Seq Scan", "Schema": "s", "Relation Name": "models", "Alias": "m",
             "Filter": "((m.uid)::text = 'model-catalog check'::text)", "Plans": [
                 {"Node Type": "Aggregate", "Plans": [
@@ -267,10 +269,10 @@ mod tests {
                      "Index Cond": "(n.model = m.uid)"}]},
                 {"Node Type": "Seq Scan", "Schema": "s", "Relation Name": "families", "Alias": "f",
                  "Filter": "(f.name = m.family)"}]});
-        let scan = |table: &str, whole, id: Option<&str>, to_index: &str| Scan {
+        let scan = |table: &str, seq_scan, id: Option<&str>, to_index: &str| Scan {
             schema: "s".into(),
             table: table.into(),
-            whole,
+            seq_scan,
             by_id: id.is_some(),
             id_column: id.map(str::to_owned),
             to_index: Some(to_index.into()),

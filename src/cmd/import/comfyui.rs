@@ -1,16 +1,15 @@
-//! `model-list.json` of ComfyUI-Manager: which row an entry of it becomes.
+//! Converts entries of ComfyUI-Manager's `model-list.json` to rows.
 //!
-//! An entry tells the file's name, folder, address and size. It tells neither a hash nor who may download it nor what
-//! it depends on, so of rows that exist these four columns stay as they are. The folder is the one to which
-//! ComfyUI-Manager itself would download.
+//! An entry has the name, folder, URL and size of a file, but no hash, access rules or dependencies, so these four
+//! columns of existing rows are preserved. The folder is the one that ComfyUI-Manager itself downloads to.
 
 use std::borrow::Cow;
 
 use serde::Deserialize;
 
-use super::Row;
+use super::row::{ImportRow, strip_position};
 
-/// The folder of a `save_path` that is `default`, by the type in lower case, as ComfyUI-Manager has it.
+/// The folders that ComfyUI-Manager uses for the `save_path` `default`, by the type in lower case.
 const FOLDERS: [(&[&str], &str); 10] = [
     (&["checkpoint", "checkpoints", "unclip"], "checkpoints"),
     (&["clip", "text_encoders"], "text_encoders"),
@@ -23,14 +22,14 @@ const FOLDERS: [(&[&str], &str); 10] = [
     (&["embedding", "embeddings"], "embeddings"),
     (&["unet", "diffusion_model"], "diffusion_models"),
 ];
-/// The folder of every other type.
-const OTHER: &str = "etc";
-/// What stands for a file's name when the entry is a repository of many files.
+/// The folder for any other type.
+const OTHER_FOLDER: &str = "etc";
+/// The file name of an entry that is a repository of many files.
 const REPOSITORY: &str = "<huggingface>";
 
-/// The fields that are read; `base` and `reference` are not.
+/// An entry; its fields `base` and `reference` are not used.
 #[derive(Deserialize)]
-struct Entry<'a> {
+struct ListEntry<'a> {
     #[serde(borrow)]
     name: Cow<'a, str>,
     #[serde(borrow, rename = "type", default)]
@@ -47,28 +46,28 @@ struct Entry<'a> {
     size: Cow<'a, str>,
 }
 
-/// The row of an entry.
+/// Converts an entry to a row.
 ///
 /// # Errors
-/// Why there can't be one.
-pub fn row(json: &str) -> Result<Row, String> {
-    let entry: Entry<'_> = serde_json::from_str(json).map_err(|error| super::file::wrong(&error))?;
+/// Why the entry can't be converted, for people.
+pub fn row(json: &str) -> Result<ImportRow, String> {
+    let entry: ListEntry<'_> = serde_json::from_str(json).map_err(|error| strip_position(&error))?;
     let filename = entry.filename.trim();
     if filename == REPOSITORY {
-        return Err("it is a repository of many files: only single files can be served".into());
+        return Err("it is a repository of many files; only single files can be served".into());
     }
     if filename.is_empty() || matches!(filename, "." | "..") || filename.contains(['/', '\\', ':']) {
-        return Err(format!("filename {filename:?} is no name of a file: it needs one without /, \\ and :"));
+        return Err(format!("filename {filename:?} is not a file name: it must be non-empty and without /, \\ and :"));
     }
     let save_path = format!("{}/{filename}", folder(entry.save_path.trim(), entry.kind.trim())?);
-    Ok(Row {
+    Ok(ImportRow {
         id: Some(id(&save_path)),
         name: Some(filename.into()),
         download_url: Some(entry.url.trim().into()),
         file_size_gb: size(entry.size.trim())?,
         save_path: Some(save_path),
         description: Some(description(&entry.name, &entry.description)),
-        ..Row::default()
+        ..ImportRow::default()
     })
 }
 
@@ -76,51 +75,52 @@ fn folder(save_path: &str, kind: &str) -> Result<String, String> {
     let kind = kind.to_lowercase();
     if save_path == "default" {
         let known = FOLDERS.iter().find(|(kinds, _)| kinds.contains(&kind.as_str()));
-        return Ok(known.map_or(OTHER, |(_, folder)| folder).into());
+        return Ok(known.map_or(OTHER_FOLDER, |(_, folder)| folder).into());
     }
     let mut parts = save_path.split('/').filter(|part| !matches!(*part, "" | ".")).peekable();
     match parts.peek() {
-        None => Err("save_path is empty: it needs the name of a folder, or `default`".into()),
-        Some(&"custom_nodes") => Err("it belongs into the folder of a custom node, not into the models folder".into()),
-        // The rule against absolute paths must still see it.
+        None => Err("save_path is empty: it must be a folder or `default`".into()),
+        Some(&"custom_nodes") => Err("it belongs in the folder of a custom node, not in the models folder".into()),
+        // Preserve the slash, so that the rule against absolute paths applies.
         Some(_) if save_path.starts_with('/') => Ok(save_path.trim_end_matches('/').into()),
         Some(_) => Ok(parts.collect::<Vec<_>>().join("/")),
     }
 }
 
-/// The path with `~` for `/`: an id that needs no escaping in a URL, as a rule. It depends on nothing but the path, so
-/// it stays the same from import to import, and two paths never have the same one.
+/// The path with `~` instead of `/`, an id that rarely needs escaping in a URL. It depends only on the path, so it is
+/// stable across imports, and two paths never have the same id.
 fn id(save_path: &str) -> String {
     save_path.replace('%', "%25").replace('~', "%7E").replace('/', "~")
 }
 
-/// The name that people know it by, and what it is, in one line.
+/// The display name and the description in one line.
 fn description(name: &str, description: &str) -> String {
     let line = |text: &str| text.split(char::is_control).map(str::trim).collect::<Vec<_>>().join(" ").trim().to_owned();
     [line(name), line(description)].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" - ")
 }
 
-/// Decimal gigabytes of `4.71MB`, rounded up to hundredths so that a small file does not become none; empty = unknown.
+/// Converts a size such as `4.71MB` to decimal gigabytes. Rounds up to hundredths, so that a small file does not have a
+/// size of 0. An empty text is an unknown size.
 fn size(text: &str) -> Result<Option<String>, String> {
     const UNITS: [(&str, i32); 5] = [("KB", 3), ("MB", 6), ("GB", 9), ("TB", 12), ("B", 0)];
-    /// A hundredth of a gigabyte is ten to this many bytes.
+    /// A hundredth of a gigabyte is ten to this power in bytes.
     const HUNDREDTH: i32 = 7;
     if text.is_empty() {
         return Ok(None);
     }
-    let wrong = || format!("size {text:?} can't be read: write it like 4.71MB or 11.9GB");
+    let invalid = || format!("size {text:?} can't be parsed: write it like 4.71MB or 11.9GB");
     let upper = text.to_ascii_uppercase();
     let (number, unit) = UNITS
         .iter()
         .find_map(|(unit, power)| Some((upper.strip_suffix(unit)?.trim_end(), *power)))
-        .ok_or_else(wrong)?;
+        .ok_or_else(invalid)?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let digits = format!("{whole}{fraction}");
     if digits.len() > 15 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
-        return Err(wrong());
+        return Err(invalid());
     }
-    // Whole numbers, because 11.9 has no exact binary form and would be rounded up to 11.91.
-    let digits: u128 = digits.parse().map_err(|_| wrong())?;
+    // Integers, because 11.9 has no exact binary representation and would be rounded up to 11.91.
+    let digits: u128 = digits.parse().map_err(|_| invalid())?;
     let power = unit - HUNDREDTH - fraction.len() as i32;
     let scale = 10_u128.pow(power.unsigned_abs());
     let hundredths = if power >= 0 { digits * scale } else { digits.div_ceil(scale) };
@@ -155,12 +155,12 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_those_of_comfyui_manager() {
+    fn default_folders_match_comfyui_manager() {
         for (save_path, kind, expected) in [
             ("default", "VAE", "vae"),
             ("default", "upscale", "upscale_models"),
             ("default", "T2I-Style", "controlnet"),
-            ("default", "never heard of", "etc"),
+            ("default", "unknown", "etc"),
             ("checkpoints/SDXL", "checkpoint", "checkpoints/SDXL"),
             ("checkpoints//SDXL/./", "checkpoint", "checkpoints/SDXL"),
             ("/etc/", "x", "/etc"),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn different_paths_have_different_ids() {
+    fn ids_are_unique_per_path() {
         assert_eq!(id("loras/FLUX.1/Real_ism-v2.safetensors"), "loras~FLUX.1~Real_ism-v2.safetensors");
         let parts = ["a", "/", "~", "%", "7E", "25", "b"];
         let mut random = fastrand::Rng::with_seed(5);
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptions_are_one_line_with_the_name() {
+    fn descriptions_are_the_name_and_text_in_one_line() {
         assert_eq!(description("A model", "It does.\nNOTE: 14 frames "), "A model - It does. NOTE: 14 frames");
         assert_eq!((description("A\tb", ""), description("", "c")), ("A b".into(), "c".into()));
     }

@@ -1,14 +1,15 @@
-//! A bar for who waits: on a terminal alone, and not before a second has passed.
+//! A progress bar, shown only on a terminal and only after a second.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-const NOT_BEFORE: Duration = Duration::from_secs(1);
+/// Faster imports show no bar.
+const SHOW_AFTER: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 
-/// The bar; gone when it is dropped.
+/// The bar; removed from the terminal when it is dropped.
 pub struct Progress {
     bar: ProgressBar,
     started: Instant,
@@ -23,23 +24,23 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// Something of so many steps begins; 0 = nobody knows how many.
-    pub fn begin(&self, what: &'static str, steps: usize) {
+    /// Begins a task of `steps` steps; 0 if the number is unknown.
+    pub fn begin(&self, task: &'static str, steps: usize) {
         let template = if steps > 0 { "{msg} {bar:40} {pos}/{len}" } else { "{msg} {spinner} {elapsed}" };
-        // The templates are right; a plain bar would do as well.
+        // The templates are valid; a default bar would do as well.
         self.bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
         self.bar.set_length(steps as u64);
         self.bar.set_position(0);
-        self.bar.set_message(what);
+        self.bar.set_message(task);
     }
 
-    /// A step is done.
+    /// Completes a step.
     pub fn step(&self) {
         self.bar.inc(1);
         self.show();
     }
 
-    /// Waits for something, and shows that it does.
+    /// Waits for `work` while the bar is animated.
     pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         let mut tick = tokio::time::interval(TICK);
@@ -55,9 +56,9 @@ impl Progress {
     }
 
     fn show(&self) {
-        if !self.shown.get() && self.started.elapsed() >= NOT_BEFORE {
+        if !self.shown.get() && self.started.elapsed() >= SHOW_AFTER {
             self.shown.set(true);
-            // It draws nothing where that is no terminal.
+            // Draws nothing unless stderr is a terminal.
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
     }

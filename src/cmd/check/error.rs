@@ -1,0 +1,14 @@
+//! Why a check could not be completed.
+
+use crate::postgres::error::{ConnectError, ReadError};
+
+/// Why a check could not be completed. What the check finds is not an error but a finding.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// The database could not be reached.
+    #[error("cannot connect: {0}; check DATABASE_URL")]
+    Connect(#[from] ConnectError),
+    /// The database could not be read.
+    #[error("cannot read: {0}")]
+    Read(#[from] ReadError),
+}

@@ -1,0 +1,92 @@
+//! `model-catalog check`: checks a database as a server would use it, and prints how to fix what is wrong.
+//!
+//! It writes nothing and sends one notification, on which every server runs one delta. Rows are checked by the servers'
+//! own rules, and the cost of a change is read from the plan of the servers' own look-up.
+
+mod cycles;
+mod database;
+mod error;
+mod models;
+mod plan;
+mod report;
+mod sources;
+
+use std::io::Write;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use self::error::CheckError;
+use self::report::Report;
+use super::runtime;
+use crate::catalog::model::Rules;
+use crate::cli::{CheckArgs, DatabaseArgs};
+use crate::postgres::config::DatabaseConfig;
+use crate::postgres::session::Session;
+
+/// Exit status of a check that could not be made.
+const NOT_CHECKED: u8 = 2;
+
+/// Runs the command and prints the report; returns the exit status.
+#[must_use]
+pub fn run(database: &DatabaseArgs, args: &CheckArgs) -> u8 {
+    let config = database.config().map_err(|error| error.to_string());
+    let checked = config.and_then(|database| {
+        let runtime = runtime().map_err(|error| format!("cannot start a runtime: {error}"))?;
+        Ok(runtime.block_on(check(&database, &args.rules.rules(), args.limit.get())))
+    });
+    match checked {
+        Ok(report) => {
+            // Ignore the error: the reader has closed the pipe.
+            let _ = std::io::stdout().write_all(report.render(args.output).as_bytes());
+            report.status(args.strict)
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            NOT_CHECKED
+        }
+    }
+}
+
+async fn check(database: &DatabaseConfig, rules: &Rules, limit: usize) -> Report {
+    let mut report = Report::default();
+    if let Err(error) = check_all(database, rules, limit, &mut report).await {
+        report.unfinished = Some(error.to_string());
+    }
+    report
+}
+
+/// Checks from the connection inwards. What depends on something that is missing is skipped.
+async fn check_all(
+    database: &DatabaseConfig,
+    rules: &Rules,
+    limit: usize,
+    report: &mut Report,
+) -> Result<(), CheckError> {
+    let notified = Arc::new(Notify::new());
+    let notify = Arc::clone(&notified);
+    let session = Session::open(database, move || notify.notify_one()).await?;
+    if !database::server(&session, database, report).await? {
+        return Ok(());
+    }
+    let rights = database::rights(&session, report).await?;
+    if rights.migrations {
+        database::migrations(&session, report).await?;
+    }
+    if rights.state {
+        database::channel(&session, database, report).await?;
+    }
+    database::notification(&session, database, &notified, report).await?;
+    if !rights.needed {
+        return Ok(());
+    }
+    let columns = sources::columns(&session, report).await?;
+    let readable = columns && sources::readable(&session, report).await?;
+    let scans = if readable { plan::look_up(&session).await? } else { Vec::new() };
+    let sources = sources::watched(&session, &scans, readable, report).await?;
+    if readable {
+        sources::indexes(&scans, &sources, report);
+        models::check(&session, rules, limit, report).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! Checks of every row of the view by the servers' rules, and of what is unusual about rows that are served.
+//!
+//! It keeps the ids and the dependencies between them, about a hundred bytes per model, but not the rows.
+
+use std::collections::HashMap;
+
+use super::cycles::Graph;
+use super::error::CheckError;
+use super::report::{Level, Report, literal, quoted};
+use crate::catalog::hash::FileHash;
+use crate::catalog::model::{RawModel, RowError, Rules, secret_parameter};
+use crate::postgres::error::{ReadError, describe};
+use crate::postgres::session::Session;
+
+/// Maximum number of models of a cycle that are listed.
+const MAX_CYCLE_SHOWN: usize = 8;
+
+/// Findings about rows: the first few, and the number of all.
+struct LimitedFindings {
+    level: Level,
+    subject: &'static str,
+    first: Vec<(Option<String>, String)>,
+    count: usize,
+    limit: usize,
+}
+
+impl LimitedFindings {
+    fn new(level: Level, subject: &'static str, limit: usize) -> Self {
+        Self { level, subject, first: Vec::new(), count: 0, limit }
+    }
+
+    fn add(&mut self, id: Option<&str>, text: impl FnOnce() -> String) {
+        self.count += 1;
+        if self.first.len() < self.limit {
+            self.first.push((id.map(str::to_owned), text()));
+        }
+    }
+
+    /// Moves the findings to `report`; `all` is a statement that lists every row, or empty.
+    fn report(self, report: &mut Report, all: &str) {
+        let more = self.count - self.first.len();
+        for (id, text) in self.first {
+            report.row(self.level, self.subject, id.as_deref(), text);
+        }
+        let text = format!("and {more} more; raise --limit to list them");
+        match self.level {
+            _ if more == 0 => {}
+            Level::Problem => report.problem(self.subject, text, all),
+            _ => report.warning(self.subject, text, all),
+        }
+    }
+}
+
+/// What is known of an id.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RowState {
+    /// Only dependencies refer to it.
+    Referenced,
+    Rejected,
+    Accepted,
+}
+
+/// The ids of the view, numbered, and what was found about their rows.
+struct ModelCheck {
+    numbers: HashMap<Box<str>, u32>,
+    states: Vec<RowState>,
+    /// Pairs of a model and one that it depends on.
+    dependencies: Vec<(u32, u32)>,
+    count: usize,
+    rejected: LimitedFindings,
+    hashes: LimitedFindings,
+    secrets: LimitedFindings,
+}
+
+/// Reads the view once and checks every row.
+pub async fn check(session: &Session, rules: &Rules, limit: usize, report: &mut Report) -> Result<(), CheckError> {
+    let mut models = ModelCheck {
+        numbers: HashMap::new(),
+        states: Vec::new(),
+        dependencies: Vec::new(),
+        count: 0,
+        rejected: LimitedFindings::new(Level::Problem, "row", limit),
+        hashes: LimitedFindings::new(Level::Warning, "hash", limit),
+        secrets: LimitedFindings::new(Level::Warning, "secret", limit),
+    };
+    session.begin().await?;
+    match models.read(session, rules).await {
+        Ok(()) => session.commit().await?,
+        // The database works and reports an error: an expression of the view fails for some row, or a lock timeout.
+        Err(ReadError::Postgres(error)) if error.as_db_error().is_some() => {
+            report.problem("view", format!("the view can't be read: {}", describe(&error)), "");
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    }
+    models.report(rules, limit, report);
+    Ok(())
+}
+
+impl ModelCheck {
+    async fn read(&mut self, session: &Session, rules: &Rules) -> Result<(), ReadError> {
+        let mut json = Vec::new();
+        let rows = session.entries().await?;
+        rows.for_each(|id, row| {
+            json.clear();
+            self.add(id, row, |row| row.render(rules, &mut json));
+            Ok(())
+        })
+        .await
+    }
+
+    fn add(
+        &mut self,
+        id: &str,
+        row: Result<RawModel<'_>, RowError>,
+        validate: impl FnOnce(&RawModel<'_>) -> Result<(), RowError>,
+    ) {
+        self.count += 1;
+        let id_is_null = row.as_ref().is_ok_and(|row| row.id.is_none());
+        let validated = row.and_then(|row| validate(&row).map(|()| row));
+        let number = self.number(id);
+        let state = &mut self.states[number as usize];
+        let error = match validated {
+            Ok(_) if *state == RowState::Accepted => RowError::Duplicate,
+            Ok(row) => {
+                *state = RowState::Accepted;
+                self.warn_row(number, id, &row);
+                return;
+            }
+            Err(error) => error,
+        };
+        if *state == RowState::Referenced {
+            *state = RowState::Rejected;
+        }
+        self.rejected.add(Some(id).filter(|_| !id_is_null), || error.to_string());
+    }
+
+    /// Adds warnings about a row that is served.
+    fn warn_row(&mut self, number: u32, id: &str, row: &RawModel<'_>) {
+        if let Some(hash) = row.hash.filter(|hash| FileHash::parse(hash).is_none()) {
+            let hint = "use hexadecimal digits, of sha256 for example, or NULL";
+            self.hashes.add(Some(id), || format!("the hash {} is of an unknown kind: {hint}", quoted(hash)));
+        }
+        if let Some(name) = row.download_url.and_then(secret_parameter) {
+            let text = "which anyone who can reach a server can read; remove it and set auth_required";
+            self.secrets.add(Some(id), || format!("its download_url contains {}, {text}", quoted(name)));
+        }
+        let ids = row.dependencies.filter(|json| *json != "[]");
+        let ids: Vec<String> = ids.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
+        for id in ids {
+            let dependency = self.number(&id);
+            self.dependencies.push((number, dependency));
+        }
+    }
+
+    fn number(&mut self, id: &str) -> u32 {
+        if let Some(number) = self.numbers.get(id) {
+            return *number;
+        }
+        // The memory of a server would not suffice for 2³² ids either.
+        let number = self.states.len() as u32;
+        self.numbers.insert(id.into(), number);
+        self.states.push(RowState::Referenced);
+        number
+    }
+
+    fn report(self, rules: &Rules, limit: usize, report: &mut Report) {
+        let mut ids = vec![""; self.states.len()];
+        self.numbers.iter().for_each(|(id, number)| ids[*number as usize] = id);
+        let count = self.rejected.count;
+        report.ok("rows", format!("{} in the view, {count} of them rejected", self.count));
+        self.rejected.report(report, &problems_sql(rules));
+        report_dependencies(&ids, &self.states, self.dependencies, limit, report);
+        if self.hashes.count == 0 {
+            report.ok("hashes", "all are of a known kind");
+        }
+        self.hashes.report(report, "");
+        if self.secrets.count == 0 {
+            report.ok("secrets", "no download_url seems to contain one");
+        }
+        self.secrets.report(report, "");
+    }
+}
+
+/// Reports dependencies that do not exist, and circular ones.
+fn report_dependencies(
+    ids: &[&str],
+    states: &[RowState],
+    dependencies: Vec<(u32, u32)>,
+    limit: usize,
+    report: &mut Report,
+) {
+    let count = dependencies.len();
+    let mut missing = LimitedFindings::new(Level::Warning, "dependency", limit);
+    for (number, dependency) in &dependencies {
+        if states[*dependency as usize] == RowState::Referenced {
+            let text = || format!("it depends on {}, which does not exist", quoted(ids[*dependency as usize]));
+            missing.add(Some(ids[*number as usize]), text);
+        }
+    }
+    let mut circular = LimitedFindings::new(Level::Warning, "dependency", limit);
+    Graph::new(ids.len(), dependencies).cycles(|cycle| {
+        let text = || {
+            let path: Vec<_> = cycle.iter().take(MAX_CYCLE_SHOWN).map(|number| quoted(ids[*number as usize])).collect();
+            let rest = if cycle.len() > MAX_CYCLE_SHOWN { " → …" } else { "" };
+            format!("it depends on itself: {}{rest} → {}", path.join(" → "), path[0])
+        };
+        circular.add(cycle.first().map(|number| ids[*number as usize]), text);
+    });
+    if missing.count + circular.count == 0 {
+        report.ok("dependencies", format!("{count}, all exist, none is circular"));
+    }
+    missing.report(report, "");
+    circular.report(report, "");
+}
+
+/// The statement that lists every rejected row.
+fn problems_sql(rules: &Rules) -> String {
+    if rules.text() == Rules::default().text() {
+        return "SELECT * FROM model_catalog.problems;".into();
+    }
+    let schemes: Vec<_> = rules.url_schemes.iter().map(|scheme| literal(scheme)).collect();
+    format!("SELECT * FROM model_catalog.problems(ARRAY[{}]);", schemes.join(", "))
+}

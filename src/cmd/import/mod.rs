@@ -1,0 +1,203 @@
+//! `model-catalog import`: fills or updates `public.models` from a file. Rows that are not in the file stay.
+//!
+//! Entries that can't be converted to a row, or that servers would reject, are listed and omitted. The others are
+//! written in one transaction.
+
+mod comfyui;
+mod input;
+mod progress;
+mod row;
+mod table;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use self::input::{Entries, InputError, InputFormat};
+use self::progress::Progress;
+use self::row::ImportRow;
+use self::table::{Difference, MergeOptions, TableError};
+use super::terminal::escape_truncated;
+use super::{CommandResult, require_all, runtime};
+use crate::catalog::model::Rules;
+use crate::cli::DatabaseArgs;
+use crate::postgres::config::DatabaseConfig;
+use crate::postgres::error::ConnectError;
+use crate::postgres::session;
+
+/// Ids, names and reasons are truncated to this many characters in the output.
+const MAX_SHOWN: usize = 300;
+
+/// What to import, and how.
+#[derive(Debug)]
+pub struct Import {
+    /// The file; `-` is standard input.
+    pub file: PathBuf,
+    /// Only show what would be written.
+    pub dry_run: bool,
+    /// Write nothing if an entry is rejected.
+    pub strict: bool,
+    /// The rules of the servers.
+    pub rules: Rules,
+}
+
+/// Why nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// The file can't be read.
+    #[error("cannot read {}: {source}", .path.display())]
+    Read {
+        /// The path on the command line.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file has no known format.
+    #[error("cannot import {}: {source}", .path.display())]
+    Input {
+        /// The path on the command line.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: InputError,
+    },
+    /// The database could not be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The table could not be written.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// An entry was rejected, and `strict` was set.
+    #[error("rejected entries: {0}; nothing was written (--strict)")]
+    Strict(usize),
+}
+
+/// A rejected entry.
+#[derive(Debug)]
+struct RejectedEntry {
+    number: usize,
+    reason: String,
+}
+
+/// The entries of a file after validation.
+#[derive(Debug, Default)]
+struct Validated {
+    /// Valid rows with distinct ids.
+    rows: Vec<ImportRow>,
+    rejected: Vec<RejectedEntry>,
+    /// Number of entries that are identical to an earlier one.
+    repeated: usize,
+}
+
+/// Runs the command: reads the file, writes the table and prints what was done.
+///
+/// # Errors
+/// An invalid connection string, an [`ImportError`], or [`PartialSuccess`](super::PartialSuccess).
+pub fn run(import: Import, database: &DatabaseArgs) -> CommandResult {
+    let database = database.config()?;
+    require_all(runtime()?.block_on(import_file(&import, &database))?, "entries")
+}
+
+/// Returns the number of rejected entries.
+async fn import_file(import: &Import, database: &DatabaseConfig) -> Result<usize, ImportError> {
+    let path = || import.file.clone();
+    let text = read(&import.file).map_err(|source| ImportError::Read { path: path(), source })?;
+    let entries = Entries::parse(&text).map_err(|source| ImportError::Input { path: path(), source })?;
+    let progress = Progress::default();
+    let Validated { rows, rejected, repeated } = validate(&entries, &import.rules, &progress);
+    if import.strict && !import.dry_run && !rejected.is_empty() {
+        drop(progress);
+        print(&list_rejected(&entries, &rejected));
+        return Err(ImportError::Strict(rejected.len()));
+    }
+    let mut client = progress.during(session::connect(database)).await?;
+    let options = MergeOptions {
+        dry_run: import.dry_run,
+        preserve_existing: entries.format == InputFormat::ComfyUi,
+        lock_timeout: database.timeout,
+    };
+    let difference = table::merge(&mut client, &rows, options, &progress).await?;
+    drop(progress);
+
+    let mut report = if import.dry_run { list_difference(&difference) } else { String::new() };
+    report.push_str(&list_rejected(&entries, &rejected));
+    let (added, changed) = (difference.added.len(), difference.changed.len());
+    let unchanged = rows.len() - added - changed;
+    report.push_str(&format!("{added} added, {changed} changed, {unchanged} unchanged, {} rejected", rejected.len()));
+    if repeated > 0 {
+        report.push_str(&format!(", {repeated} repeated"));
+    }
+    report.push_str(if import.dry_run { " (dry run: nothing was written)\n" } else { "\n" });
+    print(&report);
+    if import.strict && !rejected.is_empty() {
+        return Err(ImportError::Strict(rejected.len()));
+    }
+    Ok(rejected.len())
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().lock().read_to_string(&mut text)?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(path)
+}
+
+/// Validates all entries. Of several with one id, the one with the smallest JSON is accepted, as servers do with such
+/// rows, so the result does not depend on their order.
+fn validate(entries: &Entries<'_>, rules: &Rules, progress: &Progress) -> Validated {
+    progress.begin("checking", entries.len());
+    let mut validated = Validated::default();
+    let mut accepted: HashMap<String, (usize, ImportRow, Vec<u8>)> = HashMap::with_capacity(entries.len());
+    for number in 0..entries.len() {
+        progress.step();
+        let row = entries.row(number).and_then(|row| row.render(rules).map(|json| (row, json)));
+        let (row, json) = match row {
+            Ok(row) => row,
+            Err(reason) => {
+                validated.rejected.push(RejectedEntry { number, reason });
+                continue;
+            }
+        };
+        match accepted.entry(row.id.clone().unwrap_or_default()) {
+            Slot::Vacant(slot) => drop(slot.insert((number, row, json))),
+            Slot::Occupied(slot) if slot.get().2 == json => validated.repeated += 1,
+            Slot::Occupied(mut slot) => {
+                let number = if json < slot.get().2 { slot.insert((number, row, json)).0 } else { number };
+                let (other, id) = (entries.path(slot.get().0), slot.key());
+                let reason = format!("{other} has the same id {id:?} and other values, and only one is accepted");
+                validated.rejected.push(RejectedEntry { number, reason });
+            }
+        }
+    }
+    let mut rows: Vec<_> = accepted.into_values().collect();
+    rows.sort_unstable_by_key(|(number, ..)| *number);
+    validated.rows = rows.into_iter().map(|(_, row, _)| row).collect();
+    validated.rejected.sort_by_key(|rejected| rejected.number);
+    validated
+}
+
+fn list_difference(difference: &Difference) -> String {
+    let added = difference.added.iter().map(|id| format!("added {}\n", shown(id)));
+    let changed =
+        difference.changed.iter().map(|(id, fields)| format!("changed {}: {}\n", shown(id), fields.join(", ")));
+    added.chain(changed).collect()
+}
+
+fn list_rejected(entries: &Entries<'_>, rejected: &[RejectedEntry]) -> String {
+    let line = |RejectedEntry { number, reason }: &RejectedEntry| {
+        let label = entries.label(*number).map(|label| format!(" {}", shown(&label)));
+        format!("rejected {}{}: {}\n", entries.path(*number), label.unwrap_or_default(), shown(reason))
+    };
+    rejected.iter().map(line).collect()
+}
+
+fn shown(text: &str) -> String {
+    escape_truncated(text, MAX_SHOWN)
+}
+
+fn print(report: &str) {
+    // Ignore the error: the import is done even if nothing reads the report.
+    let _ = std::io::stdout().lock().write_all(report.as_bytes());
+}

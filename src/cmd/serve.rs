@@ -1,0 +1,273 @@
+//! `model-catalog serve`: starts the threads of the server and shuts them down in order.
+//!
+//! Each worker, the admin server, the loader and the snapshot writer have a thread and a runtime of their own. The main
+//! thread only waits for signals.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use super::{CommandResult, runtime};
+use crate::catalog::store::Store;
+use crate::cli::{DatabaseArgs, ServerArgs};
+use crate::http::client_limits::{self, ClientLimits, RateLimit};
+use crate::http::connection::Timeouts;
+use crate::http::fd_limit::{self, ConnectionLimits};
+use crate::http::memory_budget::MemoryBudget;
+use crate::http::{Api, Limits, Routes, server};
+use crate::loader::persist::{self, Pending};
+use crate::loader::{self, Loader, replica};
+use crate::metrics::Metrics;
+use crate::postgres::config::DatabaseConfig;
+
+/// Pause before a loader that panicked is restarted.
+const LOADER_RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// Time between two checks for the first catalog.
+const READY_POLL: Duration = Duration::from_millis(10);
+
+/// Runs the command until a signal stops it.
+///
+/// # Errors
+/// An invalid connection string, or what [`serve`] reports.
+pub fn run(database: &DatabaseArgs, args: &ServerArgs) -> CommandResult {
+    serve(database.config()?, args, |_| {})
+}
+
+/// Serves until a signal stops it. Calls `on_ready` with the address of the API once there is a catalog.
+///
+/// # Errors
+/// An address, a file descriptor or a thread that could not be allocated. After the start, no error ends it.
+pub fn serve(database: DatabaseConfig, args: &ServerArgs, on_ready: impl FnOnce(SocketAddr)) -> CommandResult {
+    let listeners = Listeners::bind(args)?;
+    let address = listeners.api[0].local_addr()?;
+    let threads = listeners.api.len();
+    let store = Arc::new(Store::default());
+    let metrics = Arc::new(Metrics::new()?);
+    metrics.connections_limit.set(args.max_connections.get().try_into().unwrap_or(i64::MAX));
+    let api = Arc::new(api(args, &store, &metrics));
+
+    let runtime = runtime()?;
+    // Installed before anything is announced, so that an early signal is handled.
+    let mut signal = runtime.block_on(async { ShutdownSignal::new() })?;
+    let (shutdown, workers) = (CancellationToken::new(), TaskTracker::new());
+    listeners.spawn(args, &api, &workers, &shutdown)?;
+    let (pending, to_write) = watch::channel(None);
+    let writer = spawn_snapshot_writer(args.snapshot_file.clone(), to_write, &metrics)?;
+    let settings = loader_settings(args, database, address);
+    let loader = spawn_loader(settings, args.snapshot_file.clone(), store, metrics, pending, shutdown.clone())?;
+
+    info!(%address, threads, "serving");
+    let drained = runtime.block_on(async {
+        let ready = async {
+            while api.store.load().is_none() {
+                tokio::time::sleep(READY_POLL).await;
+            }
+            on_ready(address);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = ready => {}
+            () = signal.recv() => {}
+        }
+        drain(args, &api, &workers, &shutdown, &mut signal).await
+    });
+    if drained {
+        // The loader ends first, which closes the channel that the snapshot writer reads from.
+        std::iter::once(loader).chain(writer).for_each(|thread| drop(thread.join()));
+    }
+    Ok(())
+}
+
+/// The bound sockets, and how many connections they may accept.
+struct Listeners {
+    /// One socket per worker.
+    api: Vec<TcpListener>,
+    admin: Option<TcpListener>,
+    limits: ConnectionLimits,
+}
+
+impl Listeners {
+    fn bind(args: &ServerArgs) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let threads = args.threads.or_else(|| std::thread::available_parallelism().ok());
+        let threads = threads.map_or(1, |threads| threads.get());
+        let limits = fd_limit::allocate(args.max_connections.get(), threads)?;
+        let api = server::bind(args.listen.addr, threads)?;
+        let admin = args.listen.admin_addr.map(|address| server::bind(address, 1)).transpose()?;
+        Ok(Self { api, admin: admin.and_then(|mut sockets| sockets.pop()), limits })
+    }
+
+    /// Starts a thread per socket.
+    fn spawn(
+        self,
+        args: &ServerArgs,
+        api: &Arc<Api>,
+        workers: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> io::Result<()> {
+        let routes = if self.admin.is_some() { Routes::Api } else { Routes::All };
+        let connections = self.limits.api.div_ceil(self.api.len());
+        let timeouts = Timeouts { request: args.request_timeout, idle: args.idle_timeout };
+        for (number, socket) in self.api.into_iter().enumerate() {
+            let task = server::serve(socket, Arc::clone(api), routes, connections, timeouts, shutdown.clone());
+            spawn(format!("http-{number}"), workers.track_future(task))?;
+        }
+        if let Some(socket) = self.admin {
+            info!(address = %socket.local_addr()?, "serving the admin routes");
+            let connections = self.limits.admin;
+            let task = server::serve(socket, Arc::clone(api), Routes::Ops, connections, timeouts, shutdown.clone());
+            spawn("admin".into(), workers.track_future(task))?;
+        }
+        Ok(())
+    }
+}
+
+fn api(args: &ServerArgs, store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
+    let limits = Limits { batch_ids: args.max_batch_ids.get(), body_bytes: args.max_body_bytes.get() };
+    let memory = MemoryBudget::new(args.max_buffer_bytes.get());
+    let clients = client_limits::Settings {
+        max_connections: args.max_connections_per_addr,
+        rate: args.rate_limit.map(|limit| RateLimit::new(limit, args.rate_burst.unwrap_or(limit))),
+        trusted: args.trusted_proxies.clone(),
+        header: Some(args.client_addr_header.clone()),
+    };
+    Api {
+        clients: Arc::new(ClientLimits::new(clients)),
+        cors: args.cors_allow_origin.clone(),
+        ..Api::new(Arc::clone(store), Arc::clone(metrics), limits, memory)
+    }
+}
+
+fn loader_settings(args: &ServerArgs, database: DatabaseConfig, address: SocketAddr) -> loader::Settings {
+    let default_name = || replica::default_name(database.driver.get_application_name(), address);
+    loader::Settings {
+        replica: args.replica_name.clone().unwrap_or_else(default_name),
+        database,
+        poll_interval: args.poll_interval,
+        audit_interval: args.audit_interval,
+        rules: args.rules.rules(),
+    }
+}
+
+/// Runs one task on a thread and a runtime of its own.
+fn spawn(name: String, task: impl Future<Output = io::Result<()>> + Send + 'static) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.clone()).spawn(move || {
+        if let Err(error) = runtime().and_then(|runtime| runtime.block_on(task)) {
+            error!(thread = name, %error, "thread ended");
+        }
+    })
+}
+
+fn spawn_snapshot_writer(
+    path: Option<PathBuf>,
+    to_write: watch::Receiver<Pending>,
+    metrics: &Arc<Metrics>,
+) -> io::Result<Option<JoinHandle<()>>> {
+    let Some(path) = path else { return Ok(None) };
+    let metrics = Arc::clone(metrics);
+    let task = async move {
+        persist::run(path, to_write, metrics).await;
+        Ok(())
+    };
+    spawn("snapshot-writer".into(), task).map(Some)
+}
+
+/// Runs the loader on a thread of its own, so that building a snapshot and freeing an old one never delay a request. It
+/// ends after the grace period: requests in flight are served from the current snapshot.
+fn spawn_loader(
+    settings: loader::Settings,
+    snapshot_file: Option<PathBuf>,
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    pending: watch::Sender<Pending>,
+    shutdown: CancellationToken,
+) -> io::Result<JoinHandle<()>> {
+    let mut run = move || {
+        let mut loader = Loader::new(settings.clone(), Arc::clone(&store), Arc::clone(&metrics), pending.clone());
+        if let Some(path) = snapshot_file.as_ref().filter(|_| store.load().is_none())
+            && let Some(persisted) = persist::restore(path, &metrics)
+        {
+            loader.restore(persisted);
+        }
+        runtime()?.block_on(async {
+            tokio::select! {
+                never = loader.run() => match never {},
+                () = shutdown.cancelled() => Ok::<_, io::Error>(()),
+            }
+        })
+    };
+    std::thread::Builder::new().name("loader".into()).spawn(move || {
+        // After a panic the current snapshot is still served, and a new loader reads everything again.
+        loop {
+            match catch_unwind(AssertUnwindSafe(&mut run)) {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error!(%error, "cannot create the loader's runtime, trying again"),
+                Err(_) => error!("the loader panicked, restarting it"),
+            }
+            std::thread::sleep(LOADER_RESTART_PAUSE);
+        }
+    })
+}
+
+/// SIGTERM and SIGINT.
+struct ShutdownSignal {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl ShutdownSignal {
+    /// Installs the handlers.
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one of the signals.
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Reports not ready, serves on for the grace period, then accepts no connections and waits for the open ones to finish.
+/// Returns false if a second signal interrupted it.
+async fn drain(
+    args: &ServerArgs,
+    api: &Api,
+    workers: &TaskTracker,
+    shutdown: &CancellationToken,
+    signal: &mut ShutdownSignal,
+) -> bool {
+    info!(grace = ?args.drain_grace, "shutting down: no longer ready");
+    api.draining.store(true, Relaxed);
+    let drain = async {
+        tokio::time::sleep(args.drain_grace).await;
+        shutdown.cancel();
+        workers.close();
+        // A worker ends when its last connection is closed.
+        if tokio::time::timeout(args.drain_timeout, workers.wait()).await.is_err() {
+            warn!(after = ?args.drain_timeout, "drain timeout: exiting with open connections");
+        }
+    };
+    tokio::select! {
+        () = drain => {
+            info!("stopped");
+            true
+        }
+        () = signal.recv() => {
+            warn!("second signal: exiting now");
+            false
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The whole view as a binary COPY stream, and the decoder of its rows.
+//!
+//! Full reads use COPY because the driver's own rows cost about as much as everything else that is done with them.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::ReadyChunks;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, CopyOutStream, Statement};
+
+use super::error::{ReadError, with_timeout};
+use super::rows::{AUTH_REQUIRED, MODEL_COLUMNS, ROWS_PER_CHUNK, model_from_columns};
+use crate::catalog::model::{RawModel, RowError};
+
+const ENTRIES: &str = include_str!("../../sql/entries.sql");
+
+/// A view that sorts or aggregates returns its first row late, so a full read may wait this many timeouts for data.
+const TIMEOUTS_PER_READ: u32 = 6;
+/// A binary COPY begins with a signature, flags, and the length of a header extension that does not exist.
+const HEADER_BYTES: usize = 11 + 4 + 4;
+
+/// Order of the rows of a [`CopyStream`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// The order in which Postgres finds them.
+    Any,
+    /// By the bytes of their ids.
+    ById,
+}
+
+/// The rows of the view as they arrive, read by one statement and therefore consistent.
+pub struct CopyStream {
+    chunks: ReadyChunks<Pin<Box<CopyOutStream>>>,
+    timeout: Duration,
+}
+
+impl CopyStream {
+    /// Starts to read `model_catalog.entries`.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn open(client: &Client, order: Order, timeout: Duration) -> Result<Self, ReadError> {
+        let statement = with_timeout(timeout, client.prepare(ENTRIES)).await?;
+        check_types(&statement).map_err(ReadError::View)?;
+        let order = match order {
+            Order::Any => "",
+            Order::ById => "ORDER BY e.id COLLATE \"C\"",
+        };
+        let copy = format!("COPY ({ENTRIES} {order}) TO STDOUT (FORMAT binary)");
+        let timeout = timeout * TIMEOUTS_PER_READ;
+        let stream = with_timeout(timeout, client.copy_out(&copy)).await?;
+        Ok(Self { chunks: Box::pin(stream).ready_chunks(ROWS_PER_CHUNK), timeout })
+    }
+
+    /// Calls `visit` with the id and the columns of every row. The id of a row that has none is empty.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; the first error of `visit` ends the read.
+    pub async fn for_each<E: From<ReadError>>(
+        mut self,
+        mut visit: impl FnMut(&str, Result<RawModel<'_>, RowError>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut header = HEADER_BYTES;
+        loop {
+            let chunk = async { self.chunks.next().await.map(|rows| rows.into_iter().collect()).transpose() };
+            let chunk: Option<Vec<Bytes>> = with_timeout(self.timeout, chunk).await?;
+            let Some(chunk) = chunk else { return Ok(()) };
+            for message in chunk {
+                // The first row is in the same message as the header, each further row in one of its own.
+                let row = message.get(std::mem::take(&mut header)..).unwrap_or_default();
+                if is_end(row) {
+                    continue;
+                }
+                let invalid =
+                    || ReadError::View("the database sent something that is not a row of model_catalog.entries".into());
+                let (id, model) = decode(row).ok_or_else(invalid)?;
+                visit(id, model)?;
+            }
+        }
+    }
+}
+
+/// Whether this is the trailer of a binary COPY, or nothing at all.
+fn is_end(row: &[u8]) -> bool {
+    row == (-1_i16).to_be_bytes() || row.is_empty()
+}
+
+/// Decodes one row in the format that the protocol's documentation describes: the number of columns, then the length
+/// (-1 = NULL) and the bytes of each. `None` if it is not such a row; the inner error is a column that is not UTF-8.
+pub fn decode(row: &[u8]) -> Option<(&str, Result<RawModel<'_>, RowError>)> {
+    let (number, mut rest) = row.split_first_chunk()?;
+    if i16::from_be_bytes(*number) != MODEL_COLUMNS {
+        return None;
+    }
+    let mut values = [None; MODEL_COLUMNS as usize];
+    for value in &mut values {
+        let (length, after) = rest.split_first_chunk()?;
+        rest = after;
+        if let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) {
+            let (bytes, after) = rest.split_at_checked(length)?;
+            (*value, rest) = (Some(bytes), after);
+        }
+    }
+    let text = |column: usize| {
+        let unreadable = |error| RowError::Unreadable(format!("column {}: {error}", column + 1));
+        values[column].map(std::str::from_utf8).transpose().map_err(unreadable)
+    };
+    let auth_required = values[AUTH_REQUIRED].map(|bytes| bytes != [0]);
+    Some((text(0).ok().flatten().unwrap_or_default(), model_from_columns(text, Ok(auth_required))))
+}
+
+/// Checks that [`decode`] can read the statement's columns: with an id that is not text, for example, every row of the
+/// catalog would be rejected.
+fn check_types(statement: &Statement) -> Result<(), String> {
+    for column in statement.columns() {
+        let accepted = if column.name() == "auth_required" { &[Type::BOOL][..] } else { &[Type::TEXT, Type::VARCHAR] };
+        if !accepted.contains(column.type_()) {
+            let (name, found, expected) = (column.name(), column.type_().name(), accepted[0].name());
+            return Err(format!("column {name} of model_catalog.entries is of type {found}, it must be {expected}"));
+        }
+    }
+    Ok(())
+}
