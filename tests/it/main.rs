@@ -1,56 +1,13 @@
-//! Tests with real parts: a real Postgres, the real program, real sockets. One file a subject.
+//! Tests with real parts: a real Postgres, the real program, real sockets. One folder per subject, one file per topic.
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
-mod bad_clients;
-mod browser;
-mod cgroup;
-mod proxy;
-mod raw;
-mod refused;
 mod support;
-mod witness;
 
-mod audit;
-mod check;
+mod api;
 mod cli;
-mod clients;
-mod contract_batch;
-mod contract_catalog;
-mod contract_dependencies;
-mod contract_list;
-mod contract_ops;
-mod contract_revision;
-mod contract_single;
-mod contract_stop;
-mod demo;
 mod deploy;
 mod docs;
-mod exact;
-mod examples;
-mod explain;
-mod export;
-mod failover;
 mod faults;
-mod fleet;
-mod health;
-mod hostile;
-mod import;
 mod limits;
-mod live;
 mod machine;
-mod migrate;
-mod openapi;
-mod page;
-mod panics;
-mod pooler;
-mod prometheus;
-mod properties;
-mod requests;
-mod rolling;
-mod secrets;
-mod skew;
-mod smoke;
-mod smuggling;
-mod snapshot_file;
-mod soak;
-mod tls;
+mod sync;

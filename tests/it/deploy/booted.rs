@@ -10,7 +10,7 @@ use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 
 use super::{free_port, place, text};
 use crate::docs::block;
-use crate::raw::Raw;
+use crate::support::raw::Raw;
 use crate::support::{migrated, plain, until};
 
 /// Where cgroups can be mounted: two hierarchies side by side, or the one of today.

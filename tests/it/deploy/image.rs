@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 
 use super::{free_port, text};
-use crate::raw::Raw;
+use crate::support::raw::Raw;
 use crate::support::{migrated, until};
 
 /// What distroless/cc brings beside certificates and time zones; the loader's name has the processor's in it.

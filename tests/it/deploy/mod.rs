@@ -3,6 +3,8 @@
 mod booted;
 mod image;
 mod manifests;
+mod prometheus;
+pub mod rolling;
 mod systemd;
 
 use std::collections::BTreeSet;

@@ -13,7 +13,7 @@ use crate::support::{Db, PATIENCE, Server};
 /// The address in the documents.
 const DOCUMENTED: &str = "http://127.0.0.1:3000";
 const SAMPLE: &str = include_str!("../../../sql/sample_models.sql");
-const LIST: &str = include_str!("../lists/model-list.json");
+const LIST: &str = include_str!("../cli/model-list.json");
 
 /// Commands in `sh` blocks by their beginning, and the test that runs them.
 const RUN: [(&str, &str); 7] = [

@@ -1,0 +1,152 @@
+//! Clients that send a request body which is not read must still see the response: the connection is closed only after
+//! what they sent has been read and discarded, or the kernel would reset it.
+
+use std::io::Write;
+use std::process::{Command, Output};
+
+use crate::deploy::rolling::Balancer;
+use crate::limits::slow_clients::{connect, rest, statuses};
+use crate::support::{Server, until, with_a};
+
+/// Debian's, which has the requests module.
+const PYTHON: &str = "/usr/bin/python3";
+/// Bytes: a fifth over the limit of 1 MiB, and more than the kernel buffers.
+const SIZES: [usize; 2] = [1_200_000, 3 * 1024 * 1024];
+/// As often as each client asks.
+const TIMES: usize = 20;
+
+const HTTP_CLIENT: &str = r#"
+import http.client, sys
+host, path, size, times = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+for _ in range(times):
+    connection = http.client.HTTPConnection(host)
+    connection.request('POST', path, b' ' * size)
+    response = connection.getresponse()
+    print(response.status, response.read().decode())
+"#;
+const REQUESTS: &str = r#"
+import requests, sys
+host, path, size, times = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+for _ in range(times):
+    response = requests.post('http://' + host + path, data=b' ' * size)
+    print(response.status_code, response.text)
+"#;
+const NODE_HTTP: &str = r#"
+const http = require('http');
+const [host, path, size, times] = process.argv.slice(1);
+const ask = () => new Promise((done, failed) => {
+  const [hostname, port] = host.split(':');
+  const request = http.request({ hostname, port, path, method: 'POST', headers: { 'content-length': size } }, response => {
+    let body = '';
+    response.on('data', data => body += data).on('end', () => done(response.statusCode + ' ' + body)).on('error', failed);
+  });
+  request.on('error', failed);
+  request.end(Buffer.alloc(Number(size), ' '));
+});
+(async () => { for (let i = 0; i < times; i++) console.log(await ask()); })();
+"#;
+const NODE_FETCH: &str = r#"
+const [host, path, size, times] = process.argv.slice(1);
+(async () => {
+  for (let i = 0; i < times; i++) {
+    const response = await fetch('http://' + host + path, { method: 'POST', body: Buffer.alloc(Number(size), ' ') });
+    console.log(response.status + ' ' + await response.text());
+  }
+})();
+"#;
+
+/// Runs one of the clients above; it prints a line for each response.
+fn run(client: &str, address: &str, path: &str, size: usize) -> Output {
+    let (size, times) = (size.to_string(), TIMES.to_string());
+    let mut command = match client {
+        "http.client" => Command::new(PYTHON),
+        "requests" => Command::new(PYTHON),
+        "node http" | "node fetch" => Command::new("node"),
+        _ => Command::new("curl"),
+    };
+    match client {
+        "http.client" => command.args(["-c", HTTP_CLIENT, address, path, &size, &times]),
+        "requests" => command.args(["-c", REQUESTS, address, path, &size, &times]),
+        "node http" => command.args(["-e", NODE_HTTP, "--", address, path, &size, &times]),
+        "node fetch" => command.args(["-e", NODE_FETCH, "--", address, path, &size, &times]),
+        // It waits for `100 Continue` before a large body unless it is told not to.
+        _ => {
+            command.args(["-sS", "-H", "expect:", "-w", "\n", "-d", "@-"]);
+            command.args((0..TIMES).map(|_| format!("http://{address}{path}")));
+            let input = tempfile(&" ".repeat(size.parse().unwrap_or(0)));
+            command.stdin(input)
+        }
+    };
+    command.output().unwrap_or_else(|error| panic!("{client}: {error}: `make test-tools` installs it"))
+}
+
+/// An open file with this content that no name leads to.
+fn tempfile(content: &str) -> std::fs::File {
+    let path = std::env::temp_dir().join(format!("refused-{:x}", fastrand::u64(..)));
+    std::fs::write(&path, content).unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    file
+}
+
+/// Every client sees every response, directly or through HAProxy.
+async fn every_client_sees(address: &str, path: &str, expected: &str) {
+    for client in ["curl", "http.client", "requests", "node http", "node fetch"] {
+        for size in SIZES {
+            let (address, path) = (address.to_owned(), path.to_owned());
+            let output = tokio::task::spawn_blocking(move || run(client, &address, &path, size)).await.unwrap();
+            let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            let seen = stdout.lines().filter(|line| line.contains(expected)).count();
+            assert_eq!(seen, TIMES, "{client}, {size} bytes: {stdout}{stderr}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_send_before_they_read_see_413() {
+    let (_db, server) = with_a(&[]).await;
+    every_client_sees(&server.address, "/api/models/batch", "the limit of 1048576 bytes").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_send_before_they_read_see_404_and_405() {
+    let (_db, server) = with_a(&[]).await;
+    every_client_sees(&server.address, "/absent", r#"{"error":"Not found"}"#).await;
+    every_client_sees(&server.address, "/api/models/a", r#"{"error":"Method not allowed"}"#).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_behind_haproxy_see_413() {
+    let (db, one) = with_a(&[]).await;
+    db.add("b").await;
+    let two = Server::start(&db).await;
+    let replicas = [one, two];
+    let balancer = Balancer::before(&replicas, &[]).await;
+    every_client_sees(&balancer.address, "/api/models/batch", "the limit of 1048576 bytes").await;
+}
+
+/// Sends a refused request and goes on sending until the connection ends; gives the number of bytes taken.
+fn send_without_end(server: &Server) -> usize {
+    let mut stream = connect(&server.address);
+    let head = "POST /absent HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut sent = 0;
+    while let Ok(count) = stream.write(&[b' '; 65_536]) {
+        sent += count;
+    }
+    sent
+}
+
+#[tokio::test]
+async fn a_lingering_close_is_bounded_in_bytes_and_time() {
+    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "1h"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
+    let sent = send_without_end(&server);
+    // What the kernel buffers on both sides comes on top of the 8 MiB that are discarded.
+    assert!((8 << 20..64 << 20).contains(&sent), "{sent} bytes were taken");
+
+    // A client that is silent after the refusal: no other timeout would end its connection.
+    let mut stream = connect(&server.address);
+    stream.write_all(b"POST /absent HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n").unwrap();
+    assert_eq!(statuses(&rest(&mut stream)), [404]);
+    until("the connection has ended", async || server.metric("catalog_http_connections").await <= 1.0).await;
+}

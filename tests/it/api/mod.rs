@@ -1,0 +1,15 @@
+//! The HTTP contract, over real sockets.
+
+mod batch;
+mod catalog;
+mod dependencies;
+mod early_responses;
+mod list;
+mod openapi;
+mod ops;
+mod page;
+mod properties;
+mod requests;
+mod revision;
+mod shutdown;
+mod single;

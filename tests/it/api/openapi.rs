@@ -1,0 +1,234 @@
+//! `/openapi.json` against the server: its routes, methods, examples and limits.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::support::{Db, Reply, Server};
+
+const SAMPLE: &str = include_str!("../../../sql/sample_models.sql");
+
+async fn with_samples() -> (Db, Server, Value) {
+    let db = Db::new().await;
+    db.sql(SAMPLE).await;
+    let server = Server::start(&db).await;
+    let document = server.get("/openapi.json").await;
+    assert_eq!((document.status, document.header("content-type")), (200, "application/json"));
+    (db, server, document.json())
+}
+
+fn object(value: &Value) -> &Map<String, Value> {
+    value.as_object().unwrap_or_else(|| panic!("no object: {value}"))
+}
+
+#[tokio::test]
+async fn description_has_the_routes_and_methods_of_the_server() {
+    let (_db, server, document) = with_samples().await;
+    let mut routes = model_catalog::metrics::templates().to_vec();
+    routes.retain(|route| *route != "other");
+    routes.sort_unstable();
+    let mut paths: Vec<_> = object(&document["paths"]).keys().map(String::as_str).collect();
+    paths.sort_unstable();
+    assert_eq!(paths, routes);
+    for path in paths {
+        for method in ["get", "post", "put", "patch", "delete", "options"] {
+            // GET of the batch path is the model with the id `batch`.
+            let model = path == "/api/models/batch" && method == "get";
+            let documented = model || !document["paths"][path][method].is_null();
+            let reply = server.send(server.request(&method.to_uppercase(), &path.replace("{id}", "clip-l"), "")).await;
+            assert_eq!(reply.status != 405, documented, "{method} {path}: {reply:?}");
+            assert_ne!(reply.text(), r#"{"error":"Not found"}"#, "{method} {path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn examples_are_real_responses() {
+    let (_db, server, document) = with_samples().await;
+    let single = &document["paths"]["/api/models/{id}"];
+    let mut compared = 0;
+    for (name, id) in object(&single["parameters"][0]["examples"]) {
+        let reply = server.get(&format!("/api/models/{}", id["value"].as_str().unwrap())).await;
+        compared += equals_example(&single["get"], name, &reply);
+    }
+    let batch = &document["paths"]["/api/models/batch"]["post"];
+    for (name, body) in object(&batch["requestBody"]["content"]["application/json"]["examples"]) {
+        compared += equals_example(batch, name, &server.batch(&body["value"].to_string()).await);
+    }
+    assert_eq!(compared, 5);
+
+    let example =
+        |path: &str| &document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["example"];
+    assert_eq!(server.get("/livez").await.json(), *example("/livez"));
+    let keys = |value: &Value| object(value).keys().cloned().collect::<Vec<_>>();
+    let ready = server.get("/readyz").await.json();
+    assert_eq!(keys(&ready), keys(example("/readyz")));
+    assert_eq!(ready["models"], example("/readyz")["models"]);
+    assert_eq!(keys(&server.get("/api/catalog").await.json()), keys(example("/api/catalog")));
+    assert_eq!(document["info"]["version"], json!(env!("CARGO_PKG_VERSION")));
+}
+
+/// Fails unless the response to the request of an example has its status and body.
+fn equals_example(operation: &Value, name: &str, reply: &Reply) -> usize {
+    let response = &operation["responses"][reply.status.to_string()];
+    let example = &response["content"]["application/json"]["examples"][name]["value"];
+    assert_eq!(*example, reply.json(), "the example `{name}`; the response was {}", reply.text());
+    for (header, _) in object(&response["headers"]) {
+        assert_ne!(reply.header(header), "", "{name} has no {header}");
+    }
+    1
+}
+
+#[tokio::test]
+async fn description_is_served_on_the_api_port() {
+    let server =
+        Server::spawn("host=/nonexistent user=nobody dbname=none", &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
+    let document = server.get("/openapi.json").await;
+    assert_eq!(
+        (document.status, document.json()["openapi"].clone()),
+        (200, json!("3.1.0")),
+        "before anything is loaded"
+    );
+}
+
+/// Collects every limit in a part of the document, by its JSON pointer.
+fn collect_limits(value: &Value, pointer: &str, limits: &mut BTreeMap<String, usize>) {
+    const KEYWORDS: [&str; 6] = ["minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems"];
+    match value {
+        Value::Object(map) => map.iter().for_each(|(key, value)| {
+            let pointer = format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"));
+            match value.as_u64() {
+                Some(limit) if KEYWORDS.contains(&key.as_str()) => {
+                    limits.insert(pointer, usize::try_from(limit).unwrap());
+                }
+                _ => collect_limits(value, &pointer, limits),
+            }
+        }),
+        Value::Array(list) => {
+            list.iter().enumerate().for_each(|(at, value)| collect_limits(value, &format!("{pointer}/{at}"), limits));
+        }
+        _ => {}
+    }
+}
+
+/// The limits of a document that no request has tested yet.
+struct Limits(BTreeMap<String, usize>);
+
+impl Limits {
+    fn take(&mut self, pointer: &str) -> usize {
+        self.0.remove(pointer).unwrap_or_else(|| panic!("no limit {pointer}; there are {:#?}", self.0))
+    }
+}
+
+const LIST: &str = "/paths/~1api~1models/get";
+const SCHEMAS: &str = "/components/schemas";
+
+#[tokio::test]
+async fn limits_of_requests_are_those_of_the_server() {
+    let (_db, server, document) = with_samples().await;
+    let mut limits = Limits(BTreeMap::new());
+    collect_limits(&document["paths"], "/paths", &mut limits.0);
+    let expect = async |path: &str, status: u16| {
+        let reply = server.get(path).await;
+        assert_eq!(reply.status, status, "{path}: {}", reply.text());
+        reply
+    };
+
+    let q = limits.take(&format!("{LIST}/parameters/0/schema/maxLength"));
+    expect(&format!("/api/models?q={}", "q".repeat(q)), 200).await;
+    let refused = expect(&format!("/api/models?q={}", "q".repeat(q + 1)), 400).await;
+    assert!(refused.text().contains(&format!("the limit is {q}\"")), "{}", refused.text());
+    let described = document.pointer(&format!("{LIST}/parameters/0/description")).unwrap().as_str().unwrap();
+    assert!(described.contains(&format!("at most {q} bytes")), "{described}");
+
+    let limit = &document.pointer(&format!("{LIST}/parameters/2")).unwrap()["schema"];
+    let page = |reply: Reply| reply.json()["models"].as_array().unwrap().len();
+    assert_eq!(json!(page(expect("/api/models", 200).await)), limit["default"]);
+    let (minimum, maximum) = (
+        limits.take(&format!("{LIST}/parameters/2/schema/minimum")),
+        limits.take(&format!("{LIST}/parameters/2/schema/maximum")),
+    );
+    assert_eq!(page(expect(&format!("/api/models?limit={minimum}"), 200).await), minimum);
+    expect(&format!("/api/models?limit={maximum}"), 200).await;
+    for limit in [minimum - 1, maximum + 1] {
+        expect(&format!("/api/models?limit={limit}"), 400).await;
+    }
+
+    let empty = limits.take("/paths/~1api~1models~1{id}/parameters/0/schema/minLength");
+    assert_eq!((empty, expect("/api/models/", 404).await.json()), (1, json!({"error": "Not found"})));
+
+    let ids = document.pointer(&format!("{SCHEMAS}/Batch/properties/model_ids/maxItems")).unwrap().as_u64().unwrap();
+    let batch = |count: u64| json!({ "model_ids": vec!["clip-l"; usize::try_from(count).unwrap()] }).to_string();
+    assert_eq!(server.batch(&batch(ids)).await.status, 200);
+    assert_eq!(server.batch(&batch(ids + 1)).await.status, 400);
+
+    let described = document.pointer("/paths/~1api~1models~1batch/post/requestBody/description").unwrap();
+    let bytes: usize = described.as_str().unwrap().split(' ').find_map(|word| word.parse().ok()).unwrap();
+    let empty_batch = r#"{"model_ids":[]}"#;
+    let body = |size: usize| empty_batch.to_owned() + &" ".repeat(size - empty_batch.len());
+    assert_eq!(server.batch(&body(bytes)).await.status, 200);
+    assert_eq!(server.batch(&body(bytes + 1)).await.status, 413);
+
+    let responses = format!("{LIST}/responses/");
+    limits.0.retain(|pointer, _| !pointer.starts_with(&responses));
+    assert!(limits.0.is_empty(), "not tested: {:#?}", limits.0);
+}
+
+#[tokio::test]
+async fn limits_of_responses_are_those_of_the_server() {
+    let (db, server, document) = with_samples().await;
+    let mut limits = Limits(BTreeMap::new());
+    collect_limits(&document["components"], "/components", &mut limits.0);
+    limits.0.retain(|pointer, _| !pointer.starts_with(&format!("{SCHEMAS}/Batch/")));
+
+    // More models, rejected rows and unknown ids than a response lists; and a row below each lower bound of a model.
+    let page =
+        document.pointer(&format!("{LIST}/responses/200/content/application~1json/schema/properties/models/maxItems"));
+    let page = page.unwrap().as_u64().unwrap();
+    let rejected = limits.take(&format!("{SCHEMAS}/Catalog/properties/rejected_rows/maxItems"));
+    let missing = limits.take(&format!("{SCHEMAS}/Catalog/properties/not_found_ids/maxItems"));
+    let insert = "INSERT INTO models (id, name, download_url, save_path, file_size_gb)";
+    for (column, keyword) in [
+        ("id", "minLength"),
+        ("name", "minLength"),
+        ("download_url", "minLength"),
+        ("save_path", "minLength"),
+        ("file_size_gb", "minimum"),
+    ] {
+        let least = limits.take(&format!("{SCHEMAS}/Model/properties/{column}/{keyword}"));
+        assert_eq!(least, usize::from(keyword == "minLength"), "{column}");
+        let (id, below) = (format!("bad-{column}"), if keyword == "minimum" { "-1" } else { "''" });
+        let values = ["id", "name", "download_url", "save_path", "file_size_gb"].map(|other| match other {
+            _ if other == column => below.to_owned(),
+            "id" => format!("'{id}'"),
+            "download_url" => "'https://example.org/x'".to_owned(),
+            "file_size_gb" => "1".to_owned(),
+            _ => "'x'".to_owned(),
+        });
+        db.sql(&format!("{insert} VALUES ({})", values.join(", "))).await;
+    }
+    server.until("the five are rejected", |s| async move { s.get("/readyz").await.json()["rejected"] == 5 }).await;
+    db.sql(&format!("{insert} SELECT 'bad-' || n, 'x', 'x', 'x', 1 FROM generate_series(6, {}) n", rejected + 1)).await;
+    db.sql(&format!(
+        "{insert} SELECT 'm' || n, 'x', 'https://example.org/x', 'x', 1 FROM generate_series(0, {page}) n"
+    ))
+    .await;
+    let all = rejected + 1;
+    server.until("all are rejected", |s| async move { s.get("/readyz").await.json()["rejected"] == all }).await;
+    server.until("all are served", |s| async move { s.field(&format!("m{page}"), "id").await.is_string() }).await;
+    let unknown: Vec<_> = (0..=missing).map(|number| format!("unknown-{number}")).collect();
+    server.batch(&json!({ "model_ids": unknown }).to_string()).await;
+
+    let length = |value: &Value| value.as_array().unwrap().len();
+    let listed = server.get(&format!("/api/models?limit={page}")).await.json();
+    assert_eq!((length(&listed["models"]), listed["next"].is_string()), (usize::try_from(page).unwrap(), true));
+    let catalog = server.get("/api/catalog").await.json();
+    assert_eq!((length(&catalog["rejected_rows"]), &catalog["rejected"]), (rejected, &json!(rejected + 1)));
+    assert_eq!(length(&catalog["not_found_ids"]), missing);
+
+    // What is left are counters and texts that are never empty.
+    let asked = limits.take(&format!("{SCHEMAS}/Catalog/properties/not_found_ids/items/properties/asked/minimum"));
+    assert!(catalog["not_found_ids"][0]["asked"].as_u64().unwrap() >= asked as u64);
+    assert_eq!(limits.take(&format!("{SCHEMAS}/Error/properties/error/minLength")), 1);
+    assert!(limits.0.iter().all(|(pointer, limit)| pointer.ends_with("/minimum") && *limit == 0), "{:#?}", limits.0);
+}

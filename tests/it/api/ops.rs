@@ -1,0 +1,239 @@
+//! `/livez`, `/readyz`, `/metrics`, before and after there is a catalog, and on a port of their own.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hyper::Request;
+
+use crate::support::raw::Raw;
+use crate::support::{Db, Reply, Server};
+
+/// A database that is not there.
+const NOWHERE: &str = "host=/nonexistent user=nobody dbname=none";
+
+fn keys(reply: &Reply) -> Vec<String> {
+    // serde_json's own map sorts its keys; the order is part of the contract.
+    let text = reply.text();
+    let pairs = text.trim_matches(['{', '}']).split(',');
+    pairs.map(|pair| pair.split(':').next().unwrap().trim_matches('"').to_owned()).collect()
+}
+
+#[tokio::test]
+async fn before_anything_is_loaded_the_api_is_503_and_the_process_alive() {
+    let server = Server::spawn(NOWHERE, &[]).await;
+    for request in [
+        server.request("GET", "/api/models/a", ""),
+        server.request("POST", "/api/models/batch", r#"{"model_ids":["a"]}"#),
+        server.request("POST", "/api/models/batch", r#"{"model_ids":[]}"#),
+    ] {
+        let reply = server.send(request).await;
+        assert_eq!((reply.status, reply.text()), (503, r#"{"error":"Catalog not loaded yet"}"#.into()));
+        assert_eq!((reply.header("content-type"), reply.header("retry-after")), ("application/json", "1"));
+    }
+    let ready = server.get("/readyz").await;
+    let nothing = r#"{"status":"loading","revision":null,"models":0,"rejected":0,"source":null,"synced_seconds_ago":null,"follow":null}"#;
+    assert_eq!((ready.status, ready.text()), (503, nothing.into()));
+    assert_eq!(server.get("/livez").await.status, 200);
+    assert_eq!(server.metric("catalog_listener_connected").await, 0.0);
+    assert_eq!(server.metric("catalog_last_sync_timestamp_seconds").await, 0.0);
+}
+
+#[tokio::test]
+async fn ready_says_what_is_served() {
+    let db = Db::new().await;
+    db.add("a").await;
+    db.add("b").await;
+    db.add("bad").await;
+    db.sql("UPDATE models SET save_path = '../../etc/passwd' WHERE id = 'bad'").await;
+    let server = Server::start(&db).await;
+    let reply = server.get("/readyz").await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, "application/json"));
+    assert_eq!(keys(&reply), ["status", "revision", "models", "rejected", "source", "synced_seconds_ago", "follow"]);
+    let json = reply.json();
+    assert_eq!(json["revision"], server.get("/api/models/a").await.revision());
+    assert_eq!((&json["status"], &json["source"]), (&"ready".into(), &"postgres".into()));
+    assert_eq!(json["follow"], "live");
+    assert_eq!((&json["models"], &json["rejected"]), (&2.into(), &1.into()));
+    let age = json["synced_seconds_ago"].as_f64().unwrap();
+    assert!((0.0..30.0).contains(&age), "{age}");
+    let alive = server.get("/livez").await;
+    assert_eq!((alive.status, alive.text()), (200, r#"{"status":"alive"}"#.into()));
+}
+
+#[tokio::test]
+async fn operations_move_to_a_port_of_their_own() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
+    let line = server.log().into_iter().find(|line| line.contains("serving the admin routes")).unwrap();
+    let admin = serde_json::from_str::<serde_json::Value>(&line).unwrap()["address"].as_str().unwrap().to_owned();
+    let apart =
+        |path: &str| server.send(Request::get(format!("http://{admin}{path}")).body(Default::default()).unwrap());
+
+    server.until("it serves", |s| async move { s.get("/api/models/a").await.status == 200 }).await;
+    for (path, status) in [("/livez", 200), ("/readyz", 200), ("/metrics", 200), ("/api/models/a", 404), ("/", 404)] {
+        let reply = apart(path).await;
+        assert_eq!(reply.status, status, "{path} on the port for operations");
+        assert!(status == 200 || reply.text() == r#"{"error":"Not found"}"#, "{reply:?}");
+    }
+    let batch = Request::post(format!("http://{admin}/api/models/batch")).body(r#"{"model_ids":[]}"#.into()).unwrap();
+    assert_eq!(server.send(batch).await.status, 404);
+    for path in ["/livez", "/readyz", "/metrics"] {
+        let reply = server.get(path).await;
+        assert_eq!((reply.status, reply.text()), (404, r#"{"error":"Not found"}"#.into()), "{path} on the API's port");
+        assert_eq!(reply.revision().len(), 16);
+    }
+    // Both ports are counted in one place.
+    let metrics = apart("/metrics").await.text();
+    assert!(metrics.contains(r#"catalog_http_requests_total{route="/readyz",status="200"} 1"#), "{metrics}");
+    assert!(metrics.contains(r#"catalog_http_requests_total{route="/api/models/{id}",status="200"}"#), "{metrics}");
+}
+
+#[tokio::test]
+async fn requests_are_counted_by_template_and_status() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let server = Server::start(&db).await;
+    let reply = server.get("/metrics").await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, "text/plain; version=0.0.4"));
+
+    let etag = server.get("/api/models/a").await.header("etag").to_owned();
+    let mut known = server.request("GET", "/api/models/a", "");
+    known.headers_mut().insert("if-none-match", etag.parse().unwrap());
+    for request in [
+        known,
+        server.request("GET", "/api/models/a", ""),
+        server.request("HEAD", "/api/models/a", ""),
+        server.request("GET", "/api/models/secret-one", ""),
+        server.request("GET", "/api/models/secret-two", ""),
+        server.request("GET", "/api/models/%zz", ""),
+        server.request("DELETE", "/api/models/a", ""),
+        server.request("GET", "/secret/path", ""),
+        server.request("POST", "/api/models/batch", r#"{"model_ids":["a","a","secret-three","x"]}"#),
+        server.request("POST", "/api/models/batch", r#"{"model_ids":["a"]}"#),
+        server.request("POST", "/api/models/batch", "{"),
+    ] {
+        server.send(request).await;
+    }
+    for (metric, value) in [
+        (r#"catalog_http_requests_total{route="/api/models/{id}",status="200"}"#, 3.0),
+        (r#"catalog_http_requests_total{route="/api/models/{id}",status="304"}"#, 1.0),
+        (r#"catalog_http_requests_total{route="/api/models/{id}",status="400"}"#, 1.0),
+        (r#"catalog_http_requests_total{route="/api/models/{id}",status="404"}"#, 2.0),
+        (r#"catalog_http_requests_total{route="/api/models/{id}",status="405"}"#, 1.0),
+        (r#"catalog_http_requests_total{route="/api/models/batch",status="200"}"#, 2.0),
+        (r#"catalog_http_requests_total{route="/api/models/batch",status="400"}"#, 1.0),
+        (r#"catalog_http_requests_total{route="other",status="404"}"#, 1.0),
+        (r#"catalog_http_request_duration_seconds_count{route="/api/models/{id}"}"#, 8.0),
+        (r#"catalog_http_request_duration_seconds_bucket{route="/api/models/{id}",le="+Inf"}"#, 8.0),
+        (r#"catalog_http_request_duration_seconds_count{route="/api/models/batch"}"#, 3.0),
+        ("catalog_batch_ids_count", 2.0),
+        ("catalog_batch_ids_sum", 5.0),
+        (r#"catalog_batch_ids_bucket{le="1"}"#, 1.0),
+        (r#"catalog_batch_ids_bucket{le="5"}"#, 2.0),
+        // Single: three 200, one 304, two unknown. Batch: `a` three times, two unknown.
+        (r#"catalog_lookups_total{outcome="found"}"#, 7.0),
+        (r#"catalog_lookups_total{outcome="not_found"}"#, 4.0),
+    ] {
+        assert_eq!(server.metric(metric).await, value, "{metric}");
+    }
+    let text = server.get("/metrics").await.text();
+    assert!(!text.contains("secret"), "a path became a label: {text}");
+    assert!(text.contains(r#"duration_seconds_bucket{route="/api/models/{id}",le="0.00001"}"#), "{text}");
+    let seconds = server.metric(r#"catalog_http_request_duration_seconds_sum{route="/api/models/{id}"}"#).await;
+    assert!(seconds > 0.0 && seconds < 8.0, "{seconds}");
+}
+
+#[tokio::test]
+async fn the_catalog_and_its_refreshes_are_measured() {
+    let db = Db::new().await;
+    for id in ["a", "b", "bad"] {
+        db.add(id).await;
+    }
+    db.sql("UPDATE models SET save_path = '/etc/passwd' WHERE id = 'bad'").await;
+    let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    // A heartbeat would count as a refresh of its own.
+    let server = Server::start_with(&db.url, &[("CATALOG_POLL_INTERVAL", "1h")]).await;
+    // It says so after its first load, which is when it is ready.
+    let connected = "catalog_listener_connected";
+    server.until("it listens", |s| async move { s.metric(connected).await == 1.0 }).await;
+    let bytes: usize = ["a", "b"].map(|id| id.len() + crate::support::plain(id).len()).iter().sum();
+    for (metric, value) in [
+        ("catalog_ready", 1.0),
+        ("catalog_models", 2.0),
+        ("catalog_models_rejected", 1.0),
+        ("catalog_snapshot_bytes", bytes as f64),
+        (r#"catalog_refreshes_total{kind="full",outcome="ok"}"#, 1.0),
+        (r#"catalog_refresh_duration_seconds_count{kind="full"}"#, 1.0),
+        (r#"catalog_refreshes_total{kind="delta",outcome="ok"}"#, 0.0),
+        ("catalog_propagation_seconds_count", 0.0),
+        ("catalog_notifications_total", 0.0),
+        (&*format!(r#"catalog_build_info{{version="{}"}}"#, env!("CARGO_PKG_VERSION")), 1.0),
+    ] {
+        assert_eq!(server.metric(metric).await, value, "{metric}");
+    }
+    let synced = server.metric("catalog_last_sync_timestamp_seconds").await;
+    assert!((begun - 1.0..begun + 60.0).contains(&synced), "{synced} is not near {begun}");
+
+    db.sql("UPDATE models SET hash = 'x' WHERE id IN ('a', 'b')").await;
+    let deltas = r#"catalog_refreshes_total{kind="delta",outcome="ok"}"#;
+    server.until("the change is read", |s| async move { s.metric(deltas).await == 1.0 }).await;
+    for (metric, value) in [
+        ("catalog_notifications_total", 1.0),
+        ("catalog_propagation_seconds_count", 2.0),
+        (r#"catalog_refresh_duration_seconds_count{kind="delta"}"#, 1.0),
+        ("catalog_snapshot_bytes", (bytes + 2 * "\"x\"".len() - 2 * "null".len()) as f64),
+    ] {
+        assert_eq!(server.metric(metric).await, value, "{metric}");
+    }
+    let seconds = server.metric("catalog_propagation_seconds_sum").await;
+    assert!(seconds > 0.0 && seconds < 30.0, "{seconds}");
+    assert!(server.metric("process_resident_memory_bytes").await > 1e6);
+}
+
+#[tokio::test]
+async fn what_alerts_count_is_there_before_it_happens() {
+    let settings = [("CATALOG_MAX_CONNECTIONS", "123")];
+    let text = Server::spawn(NOWHERE, &settings).await.get("/metrics").await.text();
+    let mut expected = vec!["catalog_ready 0".to_owned(), "catalog_http_connections_limit 123".into()];
+    for route in ["/api/models/{id}", "/api/models/batch"] {
+        for status in ["200", "500", "503"] {
+            expected.push(format!(r#"catalog_http_requests_total{{route="{route}",status="{status}"}} 0"#));
+        }
+        expected.push(format!(r#"catalog_http_request_duration_seconds_count{{route="{route}"}} 0"#));
+    }
+    for outcome in ["ok", "error"] {
+        for kind in ["delta", "full", "audit"] {
+            expected.push(format!(r#"catalog_refreshes_total{{kind="{kind}",outcome="{outcome}"}} 0"#));
+        }
+        let writes = r#"catalog_snapshot_file_operations_total{operation="write",outcome="#;
+        expected.push(format!(r#"{writes}"{outcome}"}} 0"#));
+    }
+    for line in expected {
+        assert!(text.lines().any(|other| other == line), "no `{line}` in {text}");
+    }
+}
+
+#[tokio::test]
+async fn open_connections_are_counted() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let server = Server::start(&db).await;
+    let mut scraper = Raw::open(&server.address);
+    let mut open = || {
+        let text = scraper.get("/metrics").text();
+        let value = text.lines().find_map(|line| line.strip_prefix("catalog_http_connections ")).unwrap();
+        value.parse::<f64>().unwrap()
+    };
+    let mut clients = Vec::new();
+    for count in 1..=20 {
+        let mut client = Raw::open(&server.address);
+        assert_eq!(client.get("/api/models/a").status, 200);
+        clients.push(client);
+        // The scraper's own is one more, and the test's other client keeps some for a while.
+        let all = open();
+        let expected = f64::from(count + 1)..f64::from(count + 5);
+        assert!(expected.contains(&all), "{all} connections are counted, not {expected:?}");
+    }
+    drop(clients);
+    server.until("they are gone", |_| std::future::ready(open() < 5.0)).await;
+}

@@ -1,0 +1,197 @@
+//! The HTML page, in a real browser.
+
+use serde_json::{Value, json};
+
+use crate::support::browser::Browser;
+use crate::support::{Db, Server};
+
+const HOSTILE: &str = "<img src=x onerror=\"window.hurt=1\">";
+
+#[tokio::test]
+async fn page_has_an_etag_and_allows_only_its_own_script() {
+    let db = Db::new().await;
+    let server = Server::start(&db).await;
+    let page = server.get("/").await;
+    assert_eq!((page.status, page.header("content-type")), (200, "text/html; charset=utf-8"));
+    let policy = page.header("content-security-policy");
+    for part in ["default-src 'none'; script-src 'sha256-", "; connect-src 'self';", "; frame-ancestors 'none';"] {
+        assert!(policy.contains(part) && !policy.contains("unsafe"), "{policy}");
+    }
+    let head = server.send(server.request("HEAD", "/", "")).await;
+    assert_eq!((head.status, head.header("content-length")), (200, &*page.body.len().to_string()));
+    let mut known = server.request("GET", "/", "");
+    known.headers_mut().insert("if-none-match", page.header("etag").parse().unwrap());
+    assert_eq!(server.send(known).await.status, 304);
+    let refused = server.send(server.request("POST", "/", "")).await;
+    assert_eq!((refused.status, refused.header("allow")), (405, "GET, HEAD"));
+    assert_eq!(server.metric(r#"catalog_http_requests_total{route="/",status="304"}"#).await, 1.0);
+}
+
+#[tokio::test]
+async fn page_is_usable_by_keyboard_shows_changes_and_renders_hostile_rows_as_text() {
+    let db = Db::new().await;
+    db.sql(include_str!("../../../sql/sample_models.sql")).await;
+    db.sql(&format!(
+        "INSERT INTO models (id, name, download_url, save_path, description)
+         VALUES ('{HOSTILE}', '{HOSTILE}', 'https://example.org/x?token=hush', 'x', 'javascript:window.hurt=1')"
+    ))
+    .await;
+    db.sql("INSERT INTO models VALUES ('bad-scheme', 'x', 'javascript:window.hurt=1', 1, NULL, false, NULL, 'x')")
+        .await;
+    let server = Server::start(&db).await;
+    server.get("/api/models/sdxl-bse").await;
+    let browser = Browser::start("page").await;
+    browser.open(&format!("http://{}/", server.address)).await;
+    browser.until("document.querySelectorAll('#rows tr').length === 25").await;
+    browser.until("document.getElementById('health').textContent === 'Serving'").await;
+    browser.until("document.getElementById('p99').textContent !== '–'").await;
+
+    for (scheme, width) in [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)] {
+        let screen = json!({"width": width, "height": 1400, "deviceScaleFactor": 1, "mobile": width < 500});
+        browser.tools("Emulation.setDeviceMetricsOverride", screen).await;
+        let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        browser.tools("Emulation.setEmulatedMedia", media).await;
+        let brightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0] < 128";
+        assert_eq!(browser.eval(brightness).await, scheme == "dark", "{scheme}");
+        // Nothing overflows the viewport horizontally.
+        assert_eq!(browser.eval("document.documentElement.scrollWidth <= innerWidth").await, true, "{width}");
+        assert!(browser.picture(&format!("page-{scheme}-{width}")).await > 10_000);
+    }
+
+    // `/`, the text, Tab to the first row, Enter.
+    browser.press("/FLUX1-DEV").await;
+    let found = "document.querySelector('#rows tr') && document.getElementById('rows').textContent.includes('flux-dev') \
+                 && document.querySelectorAll('#rows tr').length < 5";
+    browser.until(found).await;
+    browser.press("\u{e004}\u{e007}").await;
+    browser
+        .until("document.getElementById('details').open && document.querySelectorAll('#fields dd').length === 10")
+        .await;
+    assert_eq!(browser.eval("document.querySelector('#fields a').rel").await, "noopener noreferrer");
+    assert!(browser.picture("details").await > 10_000);
+    db.sql("UPDATE models SET description = 'changed just now' WHERE id = 'flux-dev'").await;
+    browser.until("document.getElementById('fields').textContent.includes('changed just now')").await;
+    browser.press("\u{e00c}").await;
+    browser.until("!document.getElementById('details').open").await;
+    db.sql("UPDATE models SET name = 'flux1-dev renamed' WHERE id = 'flux-dev'").await;
+    browser.until("document.getElementById('rows').textContent.includes('flux1-dev renamed')").await;
+
+    browser.eval("document.getElementById('search').focus()").await;
+    browser.eval("document.getElementById('search').select()").await;
+    browser.press("onerror").await;
+    browser.until("document.querySelectorAll('#rows tr').length === 1").await;
+    browser.press("\u{e004}\u{e007}").await;
+    browser.until("document.querySelectorAll('#fields dd').length === 10").await;
+    let shown = browser.eval("document.body.innerText").await;
+    let shown = shown.as_str().unwrap();
+    assert!(
+        shown.contains(HOSTILE) && shown.contains("https://example.org/x") && shown.contains("bad-scheme"),
+        "{shown}"
+    );
+    assert!(shown.contains("sdxl-bse"), "{shown}");
+    assert!(!shown.contains("hush"), "{shown}");
+    let nothing = "window.hurt === undefined && !document.querySelector('img') && ![...document.links].some((link) => !/^https?:/.test(link.href))";
+    assert_eq!(browser.eval(nothing).await, true);
+
+    let own = format!("http://{}/", server.address);
+    for entry in browser.log("performance").await {
+        let entry: Value = serde_json::from_str(&entry).unwrap();
+        if entry["message"]["method"] == "Network.requestWillBeSent" {
+            let url = entry["message"]["params"]["request"]["url"].as_str().unwrap();
+            // `chrome:` is the browser's start page, which is built in.
+            assert!([own.as_str(), "data:", "chrome:"].iter().any(|known| url.starts_with(known)), "{url}");
+        }
+    }
+    assert_eq!(browser.log("browser").await, [""; 0]);
+
+    drop(server);
+    browser.until("document.getElementById('notice').textContent.includes('not responded since')").await;
+    assert!(browser.picture("offline").await > 10_000);
+    browser.quit().await;
+}
+
+#[tokio::test]
+async fn page_explains_missing_metrics_when_ops_have_their_own_address() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
+    let browser = Browser::start("separate").await;
+    browser.open(&format!("http://{}/", server.address)).await;
+    browser.until("document.querySelectorAll('#rows tr').length === 1").await;
+    browser.until("document.getElementById('health').textContent === 'Serving'").await;
+    let hidden = "!document.getElementById('separate').hidden && document.getElementById('rate').parentElement.hidden";
+    assert_eq!(browser.eval(hidden).await, true);
+    browser.quit().await;
+}
+
+#[tokio::test]
+async fn page_shows_list_pages_and_empty_results() {
+    let db = Db::new().await;
+    let server = Server::start(&db).await;
+    let browser = Browser::start("pages").await;
+    let says = async |id: &str, text: &str| {
+        browser.until(&format!("document.getElementById('{id}').textContent === {}", json!(text))).await;
+    };
+    let click = async |id: &str| browser.eval(&format!("document.getElementById('{id}').click()")).await;
+    browser.open(&format!("http://{}/", server.address)).await;
+    says("found", "The catalog is empty.").await;
+    says("rejected-note", "None.").await;
+    assert!(browser.picture("empty").await > 10_000);
+
+    for number in 100..160 {
+        db.add(&format!("m-{number}")).await;
+    }
+    says("found", "25 models, more follow").await;
+    assert_eq!(browser.eval("document.getElementById('previous').disabled").await, true);
+    click("next").await;
+    says("found", "25 models, page 2, more follow").await;
+    browser.until("document.querySelector('#rows button').model === 'm-125'").await;
+    click("next").await;
+    says("found", "10 models, page 3").await;
+    assert_eq!(browser.eval("document.getElementById('next').disabled").await, true);
+    // The models of the page that is shown are deleted.
+    db.sql("DELETE FROM models WHERE id >= 'm-150'").await;
+    says("found", "25 models, page 2").await;
+    click("previous").await;
+    says("found", "25 models, more follow").await;
+
+    browser.press("/no such").await;
+    says("found", "No id or name contains “no such”.").await;
+    browser.quit().await;
+}
+
+#[tokio::test]
+async fn page_reports_a_missing_catalog_and_an_exceeded_rate_limit() {
+    let browser = Browser::start("waits").await;
+    let says = async |id: &str, text: &str| {
+        browser.until(&format!("document.getElementById('{id}').textContent.includes({})", json!(text))).await;
+    };
+    let server = Server::spawn("host=/nowhere user=nobody", &[]).await;
+    browser.open(&format!("http://{}/", server.address)).await;
+    says("health", "Loading").await;
+    says("notice", "waiting for Postgres").await;
+    assert!(browser.picture("loading").await > 10_000);
+    drop(server);
+
+    let db = Db::new().await;
+    db.add("a").await;
+    // The page sends two API requests when it opens, then one every two seconds.
+    let limits = [("CATALOG_RATE_LIMIT", "1"), ("CATALOG_RATE_BURST", "2")];
+    let server = Server::spawn(&db.url, &limits).await;
+    server.until("it has a catalog", |s| async move { s.get("/readyz").await.status == 200 }).await;
+    browser.open(&format!("http://{}/", server.address)).await;
+    says("found", "1 model").await;
+    // Another client at the same address uses up the limit.
+    let greedy = async {
+        loop {
+            server.get("/api/models/a").await;
+        }
+    };
+    tokio::select! {
+        () = greedy => {}
+        () = says("notice", "rate limit") => {}
+    }
+    assert_eq!(browser.eval("document.getElementById('health').textContent").await, "Serving");
+    browser.until("document.getElementById('notice').hidden").await;
+    browser.quit().await;
+}

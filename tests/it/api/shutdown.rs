@@ -1,0 +1,154 @@
+//! SIGTERM: not ready at once, a grace period, the end of what is in flight; and a fault of ours, which ends nothing.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper::body::{Body, Frame};
+use model_catalog::catalog::model::{RawModel, Rules};
+use model_catalog::catalog::snapshot::{Refresh, Snapshot};
+use model_catalog::catalog::store::{Publisher, Store};
+use model_catalog::http::etag::hex;
+use model_catalog::http::memory_budget::MemoryBudget;
+use model_catalog::http::{Api, Handler, Limits, Routes};
+use model_catalog::metrics::Metrics;
+
+use crate::support::raw::Raw;
+use crate::support::{Server, plain, with_a};
+
+const BATCH: &str = r#"{"model_ids":["a"]}"#;
+
+/// A batch whose head the server has read and whose body it waits for: it says so before it reads a body.
+fn half_sent(server: &Server) -> Raw {
+    let mut raw = Raw::open(&server.address);
+    assert_eq!(raw.get("/api/models/a").status, 200);
+    let length = BATCH.len();
+    raw.send(&format!(
+        "POST /api/models/batch HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
+    ));
+    assert_eq!(raw.head().status, 100);
+    raw.send(&BATCH[..7]);
+    raw
+}
+
+async fn until_no_new_connections(server: &Server) {
+    let refused = |s: &Server| std::net::TcpStream::connect(&s.address).is_err();
+    server.until("nothing more is accepted", |s| std::future::ready(refused(s))).await;
+}
+
+async fn until_ended(server: &Server) {
+    server.until("it has ended", |s| std::future::ready(s.exited().is_some())).await;
+    assert_eq!(server.exited().unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn through_the_grace_period_it_answers_and_is_not_ready() {
+    let (_db, server) = with_a(&[("CATALOG_DRAIN_GRACE", "2s")]).await;
+    assert_eq!(server.get("/api/models/a").await.header("connection"), "");
+    let begun = Instant::now();
+    server.signal("TERM");
+    server.until("it is not ready", |s| async move { s.get("/readyz").await.status == 503 }).await;
+    assert_eq!(server.get("/readyz").await.json()["status"], "draining");
+    assert_eq!(server.metric("catalog_ready").await, 0.0);
+    for request in [server.request("GET", "/api/models/a", ""), server.request("POST", "/api/models/batch", BATCH)] {
+        let reply = server.send(request).await;
+        assert_eq!((reply.status, reply.header("connection")), (200, "close"));
+    }
+    let mut raw = Raw::open(&server.address);
+    assert_eq!(raw.get("/api/models/a").status, 200);
+    raw.ends();
+    assert_eq!(server.get("/livez").await.status, 200);
+    until_ended(&server).await;
+    assert!(begun.elapsed() >= Duration::from_secs(2), "the grace period was cut short: {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    for (first, second) in [("TERM", "TERM"), ("INT", "TERM")] {
+        let (_db, server) = with_a(&[("CATALOG_DRAIN_GRACE", "1h"), ("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
+        let _in_flight = half_sent(&server);
+        server.signal(first);
+        server.until("it is not ready", |s| async move { s.get("/readyz").await.status == 503 }).await;
+        server.signal(second);
+        until_ended(&server).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_in_flight_is_finished() {
+    let (_db, server) = with_a(&[("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
+    let mut idle = Raw::open(&server.address);
+    assert_eq!(idle.get("/api/models/a").status, 200);
+    let mut in_flight = half_sent(&server);
+
+    server.signal("TERM");
+    until_no_new_connections(&server).await;
+    idle.ends();
+    assert!(server.exited().is_none(), "it ended with a request in flight");
+    in_flight.send(&BATCH[7..]);
+    let reply = in_flight.answer();
+    let body = format!(r#"{{"models":[{}],"not_found":[]}}"#, plain("a"));
+    assert_eq!((reply.status, reply.header("connection"), reply.text()), (200, "close", body));
+    in_flight.ends();
+    until_ended(&server).await;
+}
+
+#[tokio::test]
+async fn what_never_finishes_is_not_waited_for_without_end() {
+    let (_db, server) = with_a(&[("CATALOG_DRAIN_TIMEOUT", "100ms")]).await;
+    let _never_finished = half_sent(&server);
+    server.signal("TERM");
+    until_ended(&server).await;
+    server.until_logged("exiting with open connections", 1).await;
+}
+
+/// A request's body that is our own fault.
+struct Faulty;
+
+impl Body for Faulty {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        panic!("a fault of ours")
+    }
+}
+
+#[tokio::test]
+async fn a_fault_of_ours_is_500_and_the_next_request_is_answered() {
+    let store = Arc::new(Store::default());
+    let (nothing, rules) = (Snapshot::default(), Rules::default());
+    let mut refresh = Refresh::full(&nothing, &rules);
+    let text = Some("a");
+    let url = Some("https://example.org/a");
+    let model = RawModel {
+        id: text,
+        name: text,
+        download_url: url,
+        auth_required: Some(false),
+        save_path: text,
+        ..RawModel::default()
+    };
+    refresh.row("a", Ok(model));
+    let snapshot = Publisher::new(Arc::clone(&store)).publish(refresh.finish().snapshot);
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let limits = Limits { batch_ids: 10, body_bytes: 100 };
+    let api = Api::new(store, Arc::clone(&metrics), limits, MemoryBudget::new(1000));
+    let handler = Arc::new(Handler::new(Arc::new(api), Routes::All));
+
+    let answer = handler.handle(Request::post("/api/models/batch").body(Faulty).unwrap(), None).await.response;
+    assert_eq!(answer.status(), 500);
+    assert_eq!(answer.headers()["content-type"], "application/json");
+    assert_eq!(answer.headers()["catalog-revision"], hex(snapshot.revision()));
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, r#"{"error":"Internal server error"}"#);
+
+    let next = handler.handle(Request::post("/api/models/batch").body(Full::from(BATCH)).unwrap(), None).await.response;
+    assert_eq!(next.status(), 200);
+    let counted = r#"catalog_http_requests_total{route="/api/models/batch",status="500"} 1"#;
+    assert!(metrics.render().unwrap().contains(counted));
+}

@@ -1,0 +1,215 @@
+//! `GET /api/models/{id}`, and what is true of every path and method.
+
+use crate::support::raw::Raw;
+use crate::support::{Db, Reply, Server, plain};
+
+const FLUX: &str = r#"{"id":"flux-dev","name":"flux1-dev.safetensors","download_url":"https://huggingface.co/black-forest-labs/FLUX.1-dev/resolve/main/flux1-dev.safetensors","file_size_gb":23.8,"hash":"7fac5935ad7b22c0e9147b26ae3f890b","auth_required":true,"auth_provider":"huggingface","save_path":"checkpoints/flux1-dev.safetensors","dependencies":["flux-vae","clip-l"],"description":"FLUX.1-dev – \"professional\" \\ größer 模型"}"#;
+
+async fn with_flux() -> (Db, Server) {
+    let db = Db::new().await;
+    db.sql(
+        r#"INSERT INTO models VALUES ('flux-dev', 'flux1-dev.safetensors',
+           'https://huggingface.co/black-forest-labs/FLUX.1-dev/resolve/main/flux1-dev.safetensors', 23.80,
+           '7fac5935ad7b22c0e9147b26ae3f890b', true, 'huggingface', 'checkpoints/flux1-dev.safetensors',
+           '["flux-vae", "clip-l"]', 'FLUX.1-dev – "professional" \ größer 模型')"#,
+    )
+    .await;
+    let server = Server::start(&db).await;
+    (db, server)
+}
+
+fn json_of(reply: &Reply) -> (u16, &str, String) {
+    (reply.status, reply.header("content-type"), reply.text())
+}
+
+#[tokio::test]
+async fn a_model_is_answered_with_its_ten_fields_in_order() {
+    let (_db, server) = with_flux().await;
+    let reply = server.get("/api/models/flux-dev").await;
+    assert_eq!(json_of(&reply), (200, "application/json", FLUX.into()));
+    assert_eq!(reply.header("cache-control"), "no-cache");
+    assert_eq!(reply.header("content-length"), FLUX.len().to_string());
+    let queried = server.get("/api/models/flux-dev?as=json").await;
+    assert_eq!(queried.text(), FLUX, "a query string changes nothing");
+}
+
+#[tokio::test]
+async fn what_is_null_is_null_and_dependencies_are_always_an_array() {
+    let db = Db::new().await;
+    db.sql("ALTER TABLE models ALTER dependencies DROP NOT NULL").await;
+    db.add("bare").await;
+    db.sql("UPDATE models SET dependencies = NULL").await;
+    let sizes = ["23.80", "6.00", "6.94", "0.05", "100", "0.00", "10.10"];
+    for size in sizes {
+        db.add(size).await;
+        db.sql(&format!("UPDATE models SET file_size_gb = {size} WHERE id = '{size}'")).await;
+    }
+    let server = Server::start(&db).await;
+    assert_eq!(server.get("/api/models/bare").await.text(), plain("bare"));
+    let shortest = ["23.8", "6", "6.94", "0.05", "100", "0", "10.1"];
+    for (size, shortest) in sizes.into_iter().zip(shortest) {
+        let text = server.get(&format!("/api/models/{size}")).await.text();
+        assert!(text.contains(&format!(r#""file_size_gb":{shortest},"hash""#)), "{size}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn head_is_get_without_the_body() {
+    let (_db, server) = with_flux().await;
+    let mut raw = Raw::open(&server.address);
+    let get = raw.get("/api/models/flux-dev");
+    raw.send("HEAD /api/models/flux-dev HTTP/1.1\r\nhost: x\r\n\r\n");
+    let mut head = raw.head();
+    let mut expected = get.headers.clone();
+    // The clock may move between the two.
+    expected.remove("date");
+    head.headers.remove("date");
+    assert_eq!((head.status, &head.headers), (200, &expected));
+    assert_eq!(head.header("content-length"), FLUX.len().to_string());
+    // A body would stand where the next answer's head is.
+    raw.send("HEAD /api/models/absent HTTP/1.1\r\nhost: x\r\n\r\n");
+    assert_eq!(raw.head().status, 404);
+    assert_eq!(raw.get("/livez").status, 200);
+}
+
+#[tokio::test]
+async fn the_entity_tag_follows_the_content_and_saves_the_body() {
+    let (db, server) = with_flux().await;
+    let etag = server.get("/api/models/flux-dev").await.header("etag").to_owned();
+    assert!(etag.len() == 18 && etag.starts_with('"') && etag.ends_with('"'), "not a strong tag: {etag}");
+
+    for (tags, status) in [
+        (etag.clone(), 304),
+        (format!("\"other\", {etag}"), 304),
+        (format!("W/{etag}"), 304),
+        ("*".into(), 304),
+        ("\"other\"".into(), 200),
+    ] {
+        let mut raw = Raw::open(&server.address);
+        raw.send(&format!("GET /api/models/flux-dev HTTP/1.1\r\nhost: x\r\nif-none-match: {tags}\r\n\r\n"));
+        let reply = if status == 304 { raw.head() } else { raw.answer() };
+        assert_eq!((reply.status, reply.header("etag")), (status, &*etag), "{tags}");
+        assert_eq!(reply.header("cache-control"), "no-cache");
+        // RFC 9110 §8.6: the length of what a 200 would have, or none.
+        assert!(status != 304 || !reply.headers.contains_key("content-length"), "{reply:?}");
+        // A body would stand where the next answer's head is.
+        assert_eq!(raw.get("/livez").status, 200);
+    }
+
+    db.sql("UPDATE models SET description = NULL").await;
+    server
+        .until("the old tag is stale", |s| async {
+            let mut request = s.request("GET", "/api/models/flux-dev", "");
+            request.headers_mut().insert("if-none-match", etag.parse().unwrap());
+            let reply = s.send(request).await;
+            reply.status == 200 && reply.header("etag") != etag
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_id_is_one_percent_encoded_segment() {
+    let db = Db::new().await;
+    for id in ["black-forest-labs/FLUX.1-dev", "größer 模型", "a+b", "100%", "batch"] {
+        db.add(id).await;
+    }
+    let server = Server::start(&db).await;
+    for (path, id) in [
+        ("black-forest-labs%2FFLUX.1-dev", "black-forest-labs/FLUX.1-dev"),
+        ("black-forest-labs%2fFLUX%2E1-dev", "black-forest-labs/FLUX.1-dev"),
+        ("gr%C3%B6%C3%9Fer%20%E6%A8%A1%E5%9E%8B", "größer 模型"),
+        ("a+b", "a+b"),
+        ("100%25", "100%"),
+        ("%62atch", "batch"),
+    ] {
+        let reply = server.get(&format!("/api/models/{path}")).await;
+        assert_eq!((reply.status, reply.text()), (200, plain(id)), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_id_is_404_and_named() {
+    let (_db, server) = with_flux().await;
+    for (path, id) in [
+        ("nope", "nope"),
+        ("Flux-dev", "Flux-dev"),
+        ("a%2Fb%22%5C", r#"a/b\"\\"#),
+        ("gr%C3%B6%C3%9Fer", "größer"),
+        ("a%00%0Ab", r"a\u0000\nb"),
+    ] {
+        let reply = server.get(&format!("/api/models/{path}")).await;
+        let body = format!(r#"{{"error":"Model not found","model_id":"{id}"}}"#);
+        assert_eq!(json_of(&reply), (404, "application/json", body));
+    }
+}
+
+#[tokio::test]
+async fn broken_encodings_are_400() {
+    let (_db, server) = with_flux().await;
+    let encoding = r#"{"error":"the model id is not valid percent-encoding: `%` needs two hexadecimal digits"}"#;
+    let utf8 = r#"{"error":"the model id is not valid UTF-8"}"#;
+    for (path, body) in
+        [("%", encoding), ("a%2", encoding), ("%zz", encoding), ("%+1", encoding), ("%ff", utf8), ("a%C3", utf8)]
+    {
+        // Not by the client, which might mend it.
+        let reply = Raw::open(&server.address).get(&format!("/api/models/{path}"));
+        assert_eq!(json_of(&reply), (400, "application/json", body.into()), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn other_paths_are_404() {
+    let (_db, server) = with_flux().await;
+    let paths = ["/api", "/api/models/", "/api/models/a/b", "/api/models/batch/", "/API/models/a", "/x"];
+    for path in paths {
+        for method in ["GET", "POST", "DELETE"] {
+            let reply = server.send(server.request(method, path, "")).await;
+            let not_found = (404, "application/json", r#"{"error":"Not found"}"#.into());
+            assert_eq!(json_of(&reply), not_found, "{method} {path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn other_methods_are_405_and_the_right_ones_named() {
+    let (_db, server) = with_flux().await;
+    let mut table = Vec::new();
+    for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"] {
+        let read_only = ["/api/models/flux-dev", "/api/models/absent", "/livez", "/readyz", "/metrics"];
+        table.extend(read_only.map(|path| (method, path, "GET, HEAD")));
+    }
+    for method in ["PUT", "DELETE", "OPTIONS"] {
+        table.push((method, "/api/models/batch", "GET, HEAD, POST"));
+    }
+    for (method, path, allow) in table {
+        let reply = server.send(server.request(method, path, "")).await;
+        let body = if method == "HEAD" { "" } else { r#"{"error":"Method not allowed"}"# };
+        assert_eq!(json_of(&reply), (405, "application/json", body.into()), "{method} {path}");
+        assert_eq!(reply.header("allow"), allow, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn get_batch_is_the_model_with_the_id_batch() {
+    let (db, server) = with_flux().await;
+    let missing = server.get("/api/models/batch").await;
+    let body = r#"{"error":"Model not found","model_id":"batch"}"#;
+    assert_eq!(json_of(&missing), (404, "application/json", body.into()));
+    db.add("batch").await;
+    server.until_named("batch", "batch.safetensors").await;
+    assert_eq!(server.get("/api/models/batch").await.text(), plain("batch"));
+    assert_eq!(server.send(server.request("HEAD", "/api/models/batch", "")).await.status, 200);
+    assert_eq!(server.batch(r#"{"model_ids":["batch"]}"#).await.json()["models"][0]["id"], "batch");
+    let counted = r#"catalog_http_requests_total{route="/api/models/{id}",status="404"}"#;
+    assert_eq!(server.metric(counted).await, 1.0);
+}
+
+#[tokio::test]
+async fn requests_sent_at_once_are_answered_in_order() {
+    let (_db, server) = with_flux().await;
+    let mut raw = Raw::open(&server.address);
+    let get = |id: &str| format!("GET /api/models/{id} HTTP/1.1\r\nhost: x\r\n\r\n");
+    raw.send(&[get("flux-dev"), get("absent"), get("flux-dev")].concat());
+    let statuses: Vec<_> = (0..3).map(|_| raw.answer().status).collect();
+    assert_eq!(statuses, [200, 404, 200]);
+}

@@ -1,0 +1,175 @@
+//! `model-catalog export`: what the fleet serves, in a form that `import` takes.
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use crate::cli::import::run;
+use crate::support::{Db, Server};
+
+/// The exported text and the status.
+fn export(url: &str) -> (String, Option<i32>) {
+    let output = run(&["export"], url, "");
+    (String::from_utf8(output.stdout).unwrap(), output.status.code())
+}
+
+/// Models with all that text can hold.
+async fn fill(db: &Db) {
+    db.sql(
+        r#"INSERT INTO models
+           SELECT n || chr(160 + n) || '/"\', 'name ' || n, 'https://example.org/' || n, nullif(n, 3) * 1.10,
+                  nullif('h\' || n, 'h\5'), n % 2 = 0, nullif('p', 'p' || n % 3), 'a/' || n || '.x', '[]', 'd ' || chr(8232) || chr(128512)
+           FROM generate_series(1, 300) n"#,
+    )
+    .await;
+    db.sql(r#"UPDATE models SET dependencies = '["1", "\\\" ä"]' WHERE name LIKE '%7'"#).await;
+}
+
+#[tokio::test]
+async fn exported_imported_and_exported_again_it_is_the_same_to_the_byte() {
+    let (first, second) = (Db::new().await, Db::new().await);
+    assert_eq!(export(&first.url), ("[]\n".into(), Some(0)));
+    fill(&first).await;
+    let (text, status) = export(&first.url);
+    assert_eq!((status, text.lines().count()), (Some(0), 302));
+    let output = run(&["import", "-", "--strict"], &second.url, &text);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "300 added, 0 changed, 0 unchanged, 0 rejected\n");
+    assert_eq!(export(&second.url), (text.clone(), Some(0)));
+
+    // It is what servers answer, of equal content, ordered by id.
+    let (one, other) = (Server::start(&first).await, Server::start(&second).await);
+    assert_eq!(one.get("/api/catalog").await.revision(), other.get("/api/catalog").await.revision());
+    let models: Vec<&str> = text.lines().filter(|line| line.len() > 1).map(|line| line.trim_end_matches(',')).collect();
+    let ids: Vec<String> = models
+        .iter()
+        .map(|model| serde_json::from_str::<serde_json::Value>(model).unwrap()["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(ids.is_sorted(), "{ids:?}");
+    let batch = one.batch(&serde_json::json!({ "model_ids": ids }).to_string()).await.text();
+    assert_eq!(batch, format!(r#"{{"models":[{}],"not_found":[]}}"#, models.join(",")));
+}
+
+#[tokio::test]
+async fn rows_that_are_not_served_are_left_out_and_said() {
+    let db = Db::new().await;
+    for id in ["a", "bad", "c"] {
+        db.add(id).await;
+    }
+    db.sql("UPDATE models SET save_path = '../x' WHERE id = 'bad'").await;
+    // The view may hold an id twice: the smaller answer is served.
+    let view = "SELECT id, name, download_url, file_size_gb::numeric, hash, auth_required, auth_provider, save_path,
+                       dependencies, description";
+    db.sql(&format!(
+        "CREATE OR REPLACE VIEW model_catalog.entries AS {view} FROM models
+         UNION ALL {} FROM models WHERE id = 'a'",
+        view.replace("hash", "'0'")
+    ))
+    .await;
+    let server = Server::start(&db).await;
+    let output = run(&["export"], &db.url, "");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{errors}");
+    for said in
+        ["rejected=2", "id=bad reason=save_path escapes", "id=a reason=another row has the same id", "rejected rows: 2"]
+    {
+        assert!(errors.contains(said), "no `{said}` in {errors}");
+    }
+    let served = ["a", "c"].map(|id| format!("/api/models/{id}"));
+    let [a, c] = [server.get(&served[0]).await.text(), server.get(&served[1]).await.text()];
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("[\n{a},\n{c}\n]\n"));
+}
+
+/// A directory of a test's own, gone with it.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("export-{name}-{}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn files(&self) -> Vec<String> {
+        let names = std::fs::read_dir(&self.0).unwrap().flatten();
+        names.map(|entry| entry.file_name().into_string().unwrap()).collect()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn a_file_is_whole_or_as_it_was() {
+    let db = Db::new().await;
+    fill(&db).await;
+    let directory = Directory::new("whole");
+    let file = directory.0.join("catalog.json");
+    let to = |file: &Path| run(&["export", file.to_str().unwrap()], &db.url, "");
+    assert_eq!(to(&file).status.code(), Some(0));
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(text, export(&db.url).0);
+
+    // A row in the middle that can't be read ends it half-way.
+    db.sql(
+        "CREATE OR REPLACE VIEW model_catalog.entries AS
+         SELECT id, name, download_url, (1 / (CASE WHEN name = 'name 299' THEN 0 ELSE 1 END))::numeric AS file_size_gb,
+                hash, auth_required, auth_provider, save_path, dependencies, description FROM models",
+    )
+    .await;
+    let output = to(&file);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && errors.contains("division by zero"), "{errors}");
+    assert_eq!((std::fs::read_to_string(&file).unwrap(), directory.files()), (text, vec!["catalog.json".into()]));
+    let output = to(Path::new("/nonexistent/catalog.json"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && errors.contains("cannot write /nonexistent/catalog.json"), "{errors}");
+}
+
+#[tokio::test]
+async fn many_bad_rows_are_not_all_named_and_what_can_not_be_written_is_said() {
+    let db = Db::new().await;
+    db.sql(
+        "INSERT INTO models (id, name, download_url, save_path) \
+         SELECT n, 'x', 'https://example.org/x', '../x' FROM generate_series(1, 40) n",
+    )
+    .await;
+    let output = run(&["export"], &db.url, "");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), said.matches("escapes the models folder").count()), (Some(3), 20), "{said}");
+    assert!(said.contains("further rejected rows are not logged"), "{said}");
+
+    let output = run(&["export", "/nonexistent/catalog.json"], &db.url, "");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("/nonexistent/catalog.json"), "{said}");
+}
+
+#[tokio::test]
+async fn it_needs_no_right_but_the_servers() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let role = format!("exporter_{}", db.name);
+    let grants = format!(
+        "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA model_catalog TO {role};
+         GRANT SELECT ON ALL TABLES IN SCHEMA model_catalog TO {role}"
+    );
+    db.sql(&grants).await;
+    let url = db.url.replace("user=postgres", &format!("user={role}"));
+    assert_eq!(export(&url), (format!("[\n{}\n]\n", crate::support::plain("a")), Some(0)));
+}
+
+#[tokio::test]
+async fn a_pipe_is_written_to_and_stays_a_pipe() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let pipe = std::env::temp_dir().join(format!("export-{:x}", fastrand::u64(..)));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let (path, reader) = (pipe.clone(), pipe.clone());
+    let reader = std::thread::spawn(move || std::fs::read_to_string(reader).unwrap());
+    let output = run(&["export", path.to_str().unwrap()], &db.url, "");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    assert_eq!(reader.join().unwrap(), export(&db.url).0);
+    std::fs::remove_file(pipe).unwrap();
+}

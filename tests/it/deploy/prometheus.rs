@@ -1,0 +1,225 @@
+//! What Prometheus and Grafana are given, held against the real ones: promtool runs the rules' own tests, and a Prometheus
+//! with the shipped configuration scrapes a server, evaluates every rule and answers every panel of the dashboard.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hyper::Request;
+use serde_json::Value;
+
+use crate::docs::METRICS;
+use crate::support::{Db, PATIENCE, Server};
+
+const RULES: &str = include_str!("../../../deploy/prometheus/alerts.yaml");
+const RULE_TESTS: &str = include_str!("../../../deploy/prometheus/alerts.test.yaml");
+const CONFIGURATION: &str = include_str!("../../../deploy/prometheus/prometheus.yaml");
+const DASHBOARD: &str = include_str!("../../../deploy/grafana/dashboard.json");
+
+/// A Prometheus from the system's package, with the shipped configuration pointed at one server.
+struct Prometheus {
+    child: Child,
+    directory: PathBuf,
+    address: String,
+}
+
+impl Prometheus {
+    async fn scraping(server: &Server) -> Self {
+        let directory = std::env::temp_dir().join(format!("prometheus-{:x}", fastrand::u64(..)));
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::write(directory.join("alerts.yaml"), RULES).unwrap();
+        let target = format!(r#"["{}"]"#, server.address);
+        let ours = CONFIGURATION.replace(r#"["catalog-a:3001", "catalog-b:3001"]"#, &target).replace("15s", "200ms");
+        assert!(ours.contains(&target) && ours.contains("200ms"), "{CONFIGURATION}");
+        std::fs::write(directory.join("prometheus.yaml"), ours).unwrap();
+        let mut command = Command::new("prometheus");
+        command.arg("--web.listen-address=127.0.0.1:0").current_dir(&directory);
+        command.args(["--config.file=prometheus.yaml", "--storage.tsdb.path=data"]);
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap_or_else(|error| {
+            panic!("prometheus: {error}; `make test-tools` installs it");
+        });
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut said = Vec::new();
+        let address = lines.by_ref().find_map(|line| {
+            let address = line.contains("Listening on").then(|| line.split("address=").nth(1)?.split(' ').next());
+            said.push(line.clone());
+            address.flatten().map(str::to_owned)
+        });
+        let address = address.unwrap_or_else(|| panic!("Prometheus did not start: {said:#?}"));
+        // A full pipe would halt it.
+        std::thread::spawn(move || lines.for_each(drop));
+        let prometheus = Self { child, directory, address };
+        let ready = format!("http://{}/-/ready", prometheus.address);
+        server
+            .until("Prometheus is ready", |s| {
+                let request = Request::get(&ready).body(Default::default()).unwrap();
+                async move { s.send(request).await.status == 200 }
+            })
+            .await;
+        prometheus
+    }
+
+    /// Asks its HTTP API; `server` lends its client.
+    async fn ask(&self, server: &Server, path: &str) -> Value {
+        let request = Request::get(format!("http://{}/api/v1/{path}", self.address));
+        let reply = server.send(request.body(Default::default()).unwrap()).await;
+        assert_eq!(reply.status, 200, "{path}: {}", reply.text());
+        reply.json()["data"].clone()
+    }
+
+    /// How many series an expression has now.
+    async fn series(&self, server: &Server, expression: &str) -> usize {
+        let all = percent_encoding::NON_ALPHANUMERIC;
+        let query = percent_encoding::utf8_percent_encode(expression, all);
+        self.ask(server, &format!("query?query={query}")).await["result"].as_array().unwrap().len()
+    }
+
+    /// The rules with their state.
+    async fn rules(&self, server: &Server) -> Vec<Value> {
+        self.ask(server, "rules").await["groups"][0]["rules"].as_array().cloned().unwrap_or_default()
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Every panel that asks something.
+fn panels() -> Vec<Value> {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    panels.iter().filter(|panel| panel["type"] != "row").cloned().collect()
+}
+
+/// The expressions of the dashboard, with Grafana's variables filled in.
+fn expressions() -> Vec<String> {
+    let expressions = panels().into_iter().flat_map(|panel| panel["targets"].as_array().unwrap().clone());
+    let text = expressions.map(|target| target["expr"].as_str().unwrap().to_owned());
+    text.map(|text| text.replace("$instance", ".*").replace("$__rate_interval", "30s")).collect()
+}
+
+/// The metrics that an expression names.
+fn metrics_of(expression: &str) -> impl Iterator<Item = &str> {
+    let words = expression.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+    words.filter(|word| word.starts_with("catalog_") || word.starts_with("process_"))
+}
+
+#[test]
+fn promtool_runs_the_tests_of_the_rules() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
+    for arguments in [
+        ["check", "rules", "alerts.yaml"].as_slice(),
+        &["check", "config", "prometheus.yaml"],
+        &["test", "rules", "alerts.test.yaml"],
+    ] {
+        let output = Command::new("promtool").args(arguments).current_dir(&directory).output();
+        let output = output.unwrap_or_else(|error| panic!("promtool: {error}; `make test-tools` installs it"));
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "promtool {arguments:?}: {said}");
+    }
+    let names = RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
+    for name in names {
+        assert!(RULE_TESTS.contains(&format!("alertname=\"{name}\"")), "no test sees {name} firing");
+        assert!(METRICS.contains(&format!("\n| `{name}` | ")), "docs/metrics.md does not list {name}");
+    }
+}
+
+#[test]
+fn the_dashboard_is_one_that_grafana_can_read() {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+    assert!(dashboard["uid"].is_string() && dashboard["title"].is_string() && dashboard["schemaVersion"].is_u64());
+    let all = dashboard["panels"].as_array().unwrap();
+    let ids: BTreeSet<_> = all.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), all.len(), "two panels have the same id");
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let kinds: Vec<_> = variables.iter().map(|variable| (&variable["name"], &variable["type"])).collect();
+    let [datasource, query] = ["datasource", "query"].map(Value::from);
+    assert_eq!(kinds, [(&datasource, &datasource), (&"instance".into(), &query)]);
+    for panel in panels() {
+        let title = panel["title"].as_str().unwrap();
+        assert_eq!(panel["datasource"]["uid"], "${datasource}", "{title}");
+        let targets = panel["targets"].as_array().unwrap();
+        let names: BTreeSet<_> = targets.iter().map(|target| target["refId"].as_str().unwrap()).collect();
+        assert!(!targets.is_empty() && names.len() == targets.len(), "{title}: {targets:?}");
+        for target in targets {
+            assert!(target["expr"].as_str().unwrap().contains("instance=~\"$instance\""), "{title}: {target}");
+            assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}: {target}");
+        }
+        let place = |key: &str| panel["gridPos"][key].as_u64().unwrap();
+        assert!(place("x") + place("w") <= 24 && place("h") > 0, "{title} is off the grid");
+    }
+    let places = |panel: &Value| ["x", "y", "w", "h"].map(|key| panel["gridPos"][key].as_u64().unwrap());
+    for (number, panel) in all.iter().enumerate() {
+        let [x, y, w, h] = places(panel);
+        for other in &all[number + 1..] {
+            let [ox, oy, ow, oh] = places(other);
+            let apart = x + w <= ox || ox + ow <= x || y + h <= oy || oy + oh <= y;
+            assert!(apart, "{} lies over {}", panel["title"], other["title"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_real_prometheus_finds_all_that_rules_and_dashboard_ask() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let file = std::env::temp_dir().join(format!("scraped-{:x}", fastrand::u64(..)));
+    let server = Server::start_with(&db.url, &[("CATALOG_SNAPSHOT_FILE", file.to_str().unwrap())]).await;
+    let prometheus = Prometheus::scraping(&server).await;
+    let known: BTreeSet<_> = expressions().iter().flat_map(|e| metrics_of(e)).map(str::to_owned).collect();
+    assert!(known.len() > 20, "the dashboard could not be read: {known:?}");
+
+    // A little traffic at each look: found and unknown, one and many, and a change.
+    let mut missing = expressions();
+    missing.extend(RULES.lines().flat_map(metrics_of).map(str::to_owned).chain(known));
+    let deadline = Instant::now() + PATIENCE;
+    while !missing.is_empty() {
+        assert!(Instant::now() < deadline, "Prometheus has no data for {missing:#?}");
+        db.sql("UPDATE models SET hash = md5(random()::text) WHERE id = 'a'").await;
+        server.get("/api/models/a").await;
+        server.batch(r#"{"model_ids":["a","none"]}"#).await;
+        let mut still = Vec::new();
+        for expression in missing {
+            if prometheus.series(&server, &expression).await == 0 {
+                still.push(expression);
+            }
+        }
+        missing = still;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let _ = std::fs::remove_file(&file);
+
+    let rules = prometheus.rules(&server).await;
+    assert_eq!(rules.len(), RULES.matches("- alert: ").count());
+    server
+        .until("all rules are evaluated, and a healthy server raises no alert", |server| {
+            let prometheus = &prometheus;
+            async move {
+                let rules = prometheus.rules(server).await;
+                let failed = rules.iter().find(|rule| rule["health"] == "err");
+                assert!(failed.is_none(), "{failed:?}");
+                rules.iter().all(|rule| rule["health"] == "ok" && rule["state"] == "inactive")
+            }
+        })
+        .await;
+
+    // The other way round: what the rules say of a server that died, with their waiting times still to run.
+    server.signal("KILL");
+    server
+        .until("its death is seen", |server| {
+            let prometheus = &prometheus;
+            async move {
+                let rules = prometheus.rules(server).await;
+                let raised = rules.iter().filter(|rule| rule["state"] == "pending");
+                let names: BTreeSet<_> = raised.filter_map(|rule| rule["name"].as_str()).collect();
+                names == BTreeSet::from(["ModelCatalogNoReplicaReady", "ModelCatalogReplicaDown"])
+            }
+        })
+        .await;
+}

@@ -1,0 +1,115 @@
+//! Single statements: each kind becomes visible, and what changes nothing is not heard of.
+
+use serde_json::json;
+
+use crate::support::live::{bells, unheard};
+use crate::support::{Db, ONLY_THE_BELL, Server};
+
+#[tokio::test]
+async fn every_kind_of_statement_becomes_visible() {
+    let db = Db::new().await;
+    db.add("a").await;
+    db.add("b").await;
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let empty = {
+        let nothing = Db::new().await;
+        Server::start(&nothing).await.get("/api/models/x").await.revision()
+    };
+
+    db.add("new").await;
+    server.until_named("new", "new.safetensors").await;
+
+    db.sql("UPDATE models SET name = 'updated', file_size_gb = 1.50, dependencies = '[\"a\"]' WHERE id = 'new'").await;
+    server.until_named("new", "updated").await;
+    let reply = server.get("/api/models/new").await.json();
+    assert_eq!((&reply["file_size_gb"], &reply["dependencies"]), (&json!(1.5), &json!(["a"])));
+
+    db.sql("UPDATE models SET id = 'moved' WHERE id = 'new'").await;
+    server.until_named("moved", "updated").await;
+    assert_eq!(server.get("/api/models/new").await.status, 404, "an id change took two refreshes");
+
+    db.sql("UPDATE models SET id = CASE id WHEN 'a' THEN 'b~' ELSE 'a' END WHERE id IN ('a', 'b')").await;
+    server.until_named("b~", "a.safetensors").await;
+    assert_eq!(server.field("a", "name").await, "b.safetensors", "ids were exchanged in one statement");
+
+    db.sql("DELETE FROM models WHERE id = 'moved'").await;
+    server.until_gone("moved").await;
+    assert_eq!(server.refreshes("full").await, 1.0, "row changes need no full load");
+
+    db.sql("TRUNCATE models").await;
+    server.until("nothing is left", |s| async move { s.get("/readyz").await.json()["models"] == 0 }).await;
+    assert_eq!(server.get("/api/models/a").await.revision(), empty, "no models, and not the revision of none");
+    db.add("after").await;
+    server.until_named("after", "after.safetensors").await;
+}
+
+#[tokio::test]
+async fn statements_that_change_nothing_are_not_heard() {
+    let db = Db::new().await;
+    db.add("a").await;
+    db.add("b").await;
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let upsert = "INSERT INTO models SELECT * FROM models ON CONFLICT (id) DO UPDATE SET name = excluded.name, \
+                  download_url = excluded.download_url, dependencies = excluded.dependencies";
+    let quiet = [
+        upsert,
+        "INSERT INTO models SELECT * FROM models ON CONFLICT DO NOTHING",
+        "UPDATE models SET name = name, description = description",
+        "UPDATE models SET file_size_gb = NULL, hash = NULL WHERE id = 'a'",
+        "UPDATE models SET name = 'none' WHERE id = 'no-such-model'",
+        "DELETE FROM models WHERE id = 'no-such-model'",
+        "INSERT INTO models SELECT * FROM models WHERE false",
+        "MERGE INTO models m USING (SELECT id, name FROM models) s ON m.id = s.id \
+         WHEN MATCHED THEN UPDATE SET name = s.name WHEN NOT MATCHED THEN DO NOTHING",
+        "BEGIN; UPDATE models SET name = name; COMMIT",
+    ];
+    unheard(&db, &server, &quiet).await;
+
+    // A statement that leaves most rows as they were logs only the others.
+    db.sql("UPDATE models SET description = CASE id WHEN 'b' THEN 'other' END WHERE id <> 'heard'").await;
+    server.until("b changed", |s| async move { s.field("b", "description").await == "other" }).await;
+    let here = "SELECT string_agg(model_id, ' ' ORDER BY model_id) FROM model_catalog.changes \
+                WHERE xid = (SELECT max(xid) FROM model_catalog.changes)";
+    assert_eq!(db.sql(here).await.as_deref(), Some("b"));
+}
+
+#[tokio::test]
+async fn one_transaction_rings_once() {
+    let db = Db::new().await;
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let before = bells(&db, &server).await;
+    db.sql(
+        "BEGIN; INSERT INTO models (id, name, download_url, save_path) \
+         SELECT n::text, 'x', 'https://example.org/x', 'x' FROM generate_series(1, 500) n; \
+         UPDATE models SET name = 'y' WHERE id <> 'heard'; DELETE FROM models WHERE id = '500'; COMMIT",
+    )
+    .await;
+    server.until_named("499", "y").await;
+    assert_eq!(bells(&db, &server).await, before + 2.0, "the transaction's one and our own");
+}
+
+#[tokio::test]
+async fn another_spelling_of_a_number_is_no_new_revision() {
+    let db = Db::new().await;
+    // A numeric without a scale keeps 23.80 apart from 23.8: the row changes, its answer does not.
+    db.sql(
+        "CREATE TABLE sizes (id text PRIMARY KEY, gb numeric); INSERT INTO sizes VALUES ('a', 23.8), ('b', 1);
+         CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, id AS name, 'https://example.org/x'::text AS \
+         download_url, gb AS file_size_gb, NULL::text AS hash, false AS auth_required, NULL::text AS auth_provider, \
+         'x/y'::text AS save_path, '[]'::jsonb AS dependencies, NULL::text AS description FROM sizes;
+         SELECT model_catalog.watch('sizes', 'id')",
+    )
+    .await;
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let before = server.get("/api/models/a").await;
+    let refreshes = server.refreshes("delta").await;
+    db.sql("UPDATE sizes SET gb = 23.80 WHERE id = 'a'").await;
+    server.until("it was looked at", |s| async move { s.refreshes("delta").await > refreshes }).await;
+    let after = server.get("/api/models/a").await;
+    assert_eq!((after.revision(), &after.body), (before.revision(), &before.body));
+    server.until_logged("\"changed\":0", 1).await;
+
+    db.sql("UPDATE sizes SET gb = 23.81 WHERE id = 'a'").await;
+    server.until("a real change arrives", |s| async move { s.field("a", "file_size_gb").await == 23.81 }).await;
+    assert_ne!(server.get("/api/models/a").await.revision(), before.revision());
+}

@@ -1,0 +1,145 @@
+//! Transactions: whole or not at all, and no trace of what was rolled back.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use tokio::task::JoinHandle;
+
+use crate::support::live::{bells, logged, unheard};
+use crate::support::{Db, ONLY_THE_BELL, PATIENCE, Server, sql};
+
+/// Distinct states that must have been seen before the test has shown anything.
+const STATES: usize = 300;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_is_seen_whole_or_not_at_all() {
+    let db = Db::new().await;
+    for id in ["left", "right", "heads"] {
+        db.add(id).await;
+    }
+    db.sql("UPDATE models SET name = '0'").await;
+    let server = Arc::new(Server::start_with(&db.url, ONLY_THE_BELL).await);
+    let seen = Arc::<Mutex<HashSet<String>>>::default();
+
+    let reader = |server: Arc<Server>, seen: Arc<Mutex<HashSet<String>>>| async move {
+        loop {
+            let answer = server.batch(r#"{"model_ids":["left","heads","right","tails","brief"]}"#).await.json();
+            let names: Vec<_> = answer["models"].as_array().unwrap().iter().map(|m| &m["name"]).collect();
+            // left, right and one of heads and tails, all of one transaction; never the row that came and went.
+            assert_eq!(names.len(), 3, "{answer}");
+            assert!(names.iter().all(|name| *name == names[0]), "a torn transaction: {answer}");
+            seen.lock().unwrap().insert(names[0].to_string());
+        }
+    };
+    let readers: Vec<JoinHandle<()>> =
+        (0..4).map(|_| tokio::spawn(reader(Arc::clone(&server), Arc::clone(&seen)))).collect();
+
+    let (began, mut number) = (Instant::now(), 0);
+    while seen.lock().unwrap().len() < STATES {
+        let torn = readers.iter().any(JoinHandle::is_finished);
+        assert!(!torn && began.elapsed() < PATIENCE, "{} states seen", seen.lock().unwrap().len());
+        number += 1;
+        let (old, new) = if number % 2 == 1 { ("heads", "tails") } else { ("tails", "heads") };
+        db.sql(&format!(
+            "BEGIN; UPDATE models SET name = '{number}' WHERE id = 'right'; \
+             INSERT INTO models SELECT 'brief', name, download_url, 1, NULL, false, NULL, save_path FROM models LIMIT 1; \
+             UPDATE models SET id = '{new}', name = '{number}' WHERE id = '{old}'; \
+             DELETE FROM models WHERE id = 'brief'; \
+             UPDATE models SET name = '{number}' WHERE id = 'left'; COMMIT"
+        ))
+        .await;
+    }
+    server.until_named("left", &number.to_string()).await;
+    for reader in readers {
+        assert!(!reader.is_finished(), "a torn transaction");
+        reader.abort();
+    }
+}
+
+#[tokio::test]
+async fn what_is_rolled_back_leaves_no_trace() {
+    let db = Db::new().await;
+    db.add("a").await;
+    db.add("b").await;
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let rolled_back = [
+        "BEGIN; UPDATE models SET name = 'never' WHERE id = 'a'; DELETE FROM models WHERE id = 'b'; ROLLBACK",
+        "BEGIN; SAVEPOINT s; UPDATE models SET name = 'never'; ROLLBACK TO s; COMMIT",
+        "BEGIN; TRUNCATE models; ROLLBACK",
+        "BEGIN; SELECT model_catalog.reload(); ROLLBACK",
+    ];
+    unheard(&db, &server, &rolled_back).await;
+
+    let before = bells(&db, &server).await;
+    let b_was = db.sql("SELECT xid FROM model_catalog.changes WHERE model_id = 'b'").await;
+    db.sql(
+        "BEGIN; UPDATE models SET name = 'kept' WHERE id = 'a'; \
+         SAVEPOINT s; UPDATE models SET name = 'never' WHERE id = 'b'; DELETE FROM models WHERE id = 'a'; ROLLBACK TO s; \
+         SAVEPOINT t; INSERT INTO models SELECT 'c', name, download_url, 1, NULL, false, NULL, save_path FROM models \
+         WHERE id = 'b'; RELEASE t; COMMIT",
+    )
+    .await;
+    server.until_named("a", "kept").await;
+    assert_eq!(server.field("b", "name").await, "b.safetensors");
+    assert_eq!(server.field("c", "name").await, "b.safetensors", "a released savepoint counts");
+    assert_eq!(db.sql("SELECT xid FROM model_catalog.changes WHERE model_id = 'b'").await, b_was);
+    assert_eq!(bells(&db, &server).await, before + 2.0, "the transaction's one and our own");
+}
+
+#[tokio::test]
+async fn a_transaction_is_served_when_it_commits_however_long_it_was_open() {
+    let db = Db::new().await;
+    for id in ["slow", "quick"] {
+        db.add(id).await;
+    }
+    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let slow = db.connect().await;
+    sql(&slow, "BEGIN; UPDATE models SET name = 'slow 1' WHERE id = 'slow'").await;
+    // Later transactions come and go, and are served, while an older one is open.
+    for number in 0..5 {
+        db.sql(&format!("UPDATE models SET name = 'quick {number}' WHERE id = 'quick'")).await;
+        server.until_named("quick", &format!("quick {number}")).await;
+        assert_eq!(server.field("slow", "name").await, "slow.safetensors", "an open transaction is visible");
+    }
+    sql(&slow, "COMMIT").await;
+    server.until_named("slow", "slow 1").await;
+    assert_eq!(server.field("quick", "name").await, "quick 4");
+    assert_eq!(server.refreshes("full").await, 1.0);
+    assert!(!logged(&db).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_change_while_the_first_load_runs_is_served_after_it() {
+    let db = Db::new().await;
+    for id in ["a", "b", "c"] {
+        db.add(id).await;
+    }
+    // The view's rows wait for a lock that we hold, so the load stands still where we want it.
+    db.sql(
+        "CREATE FUNCTION gate() RETURNS boolean LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN true; END $$;
+         CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, name, download_url, file_size_gb::numeric, hash, \
+         auth_required, auth_provider, save_path, dependencies, description FROM models WHERE gate()",
+    )
+    .await;
+    let gate = db.connect().await;
+    sql(&gate, "SELECT pg_advisory_lock(7)").await;
+    let server = Server::spawn(&db.url, ONLY_THE_BELL).await;
+    let inside = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                  AND application_name LIKE 'model-catalog%' AND wait_event = 'advisory'";
+    crate::support::until("the load is inside the view", || async { db.sql(inside).await.as_deref() == Some("1") })
+        .await;
+    assert_eq!(server.get("/api/models/a").await.status, 503);
+
+    db.sql("UPDATE models SET name = 'meanwhile' WHERE id = 'a'").await;
+    db.sql("DELETE FROM models WHERE id = 'b'").await;
+    db.add("d").await;
+    sql(&gate, "SELECT pg_advisory_unlock(7)").await;
+    server.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
+    server.until_named("d", "d.safetensors").await;
+    server.until_named("a", "meanwhile").await;
+    server.until_gone("b").await;
+    assert_eq!(server.field("c", "name").await, "c.safetensors");
+    assert_eq!(server.refreshes("full").await, 1.0, "the changes came by a delta");
+}
