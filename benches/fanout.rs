@@ -216,7 +216,7 @@ impl Replicas {
         })?;
         let replicas = Self { stores, metrics, end: Some(end), ended };
         let deadline = Instant::now() + PATIENCE;
-        let live = |store: &Arc<Store>| store.last_sync().is_some_and(|sync| sync.mode == SyncMode::Live);
+        let live = |store: &Arc<Store>| store.last_sync().is_some_and(|sync| sync.mode == Some(SyncMode::Live));
         while !replicas.stores.iter().all(live) {
             if Instant::now() > deadline {
                 return Err("the replicas did not start".into());

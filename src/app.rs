@@ -7,6 +7,7 @@ use tracing::{error, warn};
 
 use crate::cli::{Cli, Command, LogArgs, LogFormat};
 use crate::cmd::{self, PartialSuccess};
+use crate::loader::upstream::config::UpstreamUrlError;
 use crate::postgres::config::DatabaseUrlError;
 
 /// Exit status for settings that are invalid, which clap uses too.
@@ -19,20 +20,23 @@ const PARTIAL_SUCCESS: u8 = 3;
 pub fn run(cli: Cli) -> ExitCode {
     init_logging(&cli.log);
     let result = match cli.command {
-        Command::Serve { database, server } => cmd::serve::run(&database, &server),
+        Command::Serve { database, upstream, server } => cmd::serve::run(&database, &upstream, &server),
         Command::Demo { server } => cmd::demo::run(&server),
         Command::Migrate { database, bare } => cmd::migrate::run(&database, bare),
         Command::Import { file, dry_run, strict, database, rules } => {
             cmd::import::run(cmd::import::Import { file, dry_run, strict, rules: rules.rules() }, &database)
         }
-        Command::Export { file, database, rules } => cmd::export::run(&file, &rules.rules(), &database),
+        Command::Export { file, snapshot: true, database, rules } => {
+            cmd::export::snapshot::run(&file, &rules.rules(), &database)
+        }
+        Command::Export { file, database, rules, .. } => cmd::export::run(&file, &rules.rules(), &database),
         Command::Check { database, check } => return ExitCode::from(cmd::check::run(&database, &check)),
         Command::Health { listen, live } => cmd::health::run(&listen, live),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // Printed like clap's own errors, whatever the log filter.
-        Err(error) if error.is::<DatabaseUrlError>() => {
+        Err(error) if error.is::<DatabaseUrlError>() || error.is::<UpstreamUrlError>() => {
             eprintln!("error: {error}");
             ExitCode::from(INVALID_SETTINGS)
         }

@@ -65,6 +65,18 @@ impl Snapshot {
         self.index.iter()
     }
 
+    /// Models that were added, replaced or removed since `previous`, with which unchanged entries are shared.
+    #[must_use]
+    pub fn changes_since(&self, previous: &Self) -> usize {
+        let (mut kept, mut changed) = (0, 0);
+        for entry in self.iter() {
+            let before = previous.index.get(entry.id());
+            kept += usize::from(before.is_some());
+            changed += usize::from(before.is_none_or(|before| !before.ptr_eq(entry)));
+        }
+        changed + previous.len() - kept
+    }
+
     /// Rebuilds a snapshot from its parts, such as a file holds them. `capacity` is the expected number of entries.
     ///
     /// # Errors
@@ -258,13 +270,7 @@ impl<'a> Refresh<'a> {
             .collect();
         last_accepted.into_iter().for_each(|entry| drop(self.next.insert(entry)));
 
-        let mut kept = 0;
-        for entry in self.next.iter() {
-            let before = self.previous.index.get(entry.id());
-            kept += usize::from(before.is_some());
-            self.changed += usize::from(before.is_none_or(|before| !before.ptr_eq(entry)));
-        }
-        self.changed += self.previous.len() - kept;
+        self.changed += self.next.changes_since(self.previous);
     }
 }
 

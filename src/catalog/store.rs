@@ -23,8 +23,8 @@ pub enum SyncMode {
 pub struct LastSync {
     /// When the read began.
     pub at: Instant,
-    /// The mode of the connection it was made on.
-    pub mode: SyncMode,
+    /// The mode of the connection it was made on; `None` if the source is not a database but an upstream.
+    pub mode: Option<SyncMode>,
 }
 
 /// The current snapshot, once the first was published.
@@ -75,7 +75,7 @@ impl Publisher {
     }
 
     /// Records that the current snapshot equals the content of the source at `at` or later.
-    pub fn record_sync(&mut self, at: Instant, mode: SyncMode) {
+    pub fn record_sync(&mut self, at: Instant, mode: Option<SyncMode>) {
         self.store.last_sync.store(Some(Arc::new(LastSync { at, mode })));
         self.sweep();
     }

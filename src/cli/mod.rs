@@ -15,6 +15,8 @@ use ipnet::IpNet;
 
 use crate::catalog::model::Rules;
 use crate::http::cors::Cors;
+use crate::loader::upstream;
+use crate::loader::upstream::config::{self, Location, UpstreamUrlError};
 use crate::postgres::config::{DatabaseConfig, DatabaseUrlError, Environment};
 
 /// Serves a Postgres table of models from memory, up to date within milliseconds of a change.
@@ -32,11 +34,15 @@ pub struct Cli {
 /// The command to run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve the catalog of a database.
+    /// Serve the catalog of a database, or of another server.
+    #[command(mut_arg("database_url", |arg| arg.required(false).required_unless_present("upstream")))]
     Serve {
         /// The database.
         #[command(flatten)]
         database: DatabaseArgs,
+        /// The servers or files in its place.
+        #[command(flatten)]
+        upstream: UpstreamArgs,
         /// The server.
         #[command(flatten)]
         server: ServerArgs,
@@ -77,14 +83,17 @@ pub enum Command {
         #[command(flatten)]
         rules: RuleArgs,
     },
-    /// Write the catalog that servers serve, ordered by id, in a format that `import` reads. Rows that break a rule are
-    /// omitted.
+    /// Write the catalog that servers serve, ordered by id, in a format that `import` reads, or as a snapshot. Rows that
+    /// break a rule are omitted.
     ///
     /// Exit status 0: all rows were written; 3: some were omitted; 1: the export failed.
     Export {
         /// Output file; `-` writes to standard output.
         #[arg(default_value = "-")]
         file: PathBuf,
+        /// Write the format of the snapshot file, which `serve --upstream` follows, in no order.
+        #[arg(long)]
+        snapshot: bool,
         /// The database.
         #[command(flatten)]
         database: DatabaseArgs,
@@ -152,8 +161,8 @@ pub enum LogFormat {
 pub struct DatabaseArgs {
     /// The database, in libpq's syntax: postgres://user@host:5432/name, or key=value pairs. The password can also come
     /// from PGPASSWORD or PGPASSFILE, the TLS settings from PGSSLMODE and PGSSLROOTCERT.
-    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
-    pub database_url: Secret,
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true, required = true)]
+    pub database_url: Option<Secret>,
     /// Channel on which Postgres notifies of changes; `migrate` stores it in the database.
     #[arg(long, env = "CATALOG_CHANNEL", default_value = "model_catalog", value_name = "NAME")]
     #[arg(value_parser = parse::channel)]
@@ -171,7 +180,42 @@ impl DatabaseArgs {
     /// See [`DatabaseUrlError`].
     pub fn config(&self) -> Result<DatabaseConfig, DatabaseUrlError> {
         let environment = Environment::from_env();
-        DatabaseConfig::parse(self.database_url.expose(), &environment, &self.channel, self.database_timeout)
+        let url = self.database_url.as_ref().map_or("", Secret::expose);
+        DatabaseConfig::parse(url, &environment, &self.channel, self.database_timeout)
+    }
+}
+
+/// What a server follows in place of a database.
+#[derive(Debug, Clone, Args)]
+#[group(skip)]
+pub struct UpstreamArgs {
+    /// Comma-separated upstreams to follow in place of a database, used in turn when one fails: other servers, such as
+    /// http://replica:3000, or snapshots that `export --snapshot` wrote, such as https://example.org/catalog.jsonl or
+    /// file:///srv/catalog.jsonl.
+    #[arg(long, env = "CATALOG_UPSTREAM", value_name = "LIST", value_delimiter = ',', hide_env_values = true)]
+    #[arg(conflicts_with = "database_url")]
+    pub upstream: Vec<Secret>,
+    /// Time between two requests to an upstream, plus or minus 20 %. Other servers are waited at instead, so that a
+    /// change arrives at once.
+    #[arg(long, env = "CATALOG_UPSTREAM_INTERVAL", default_value = "1s", value_name = "DURATION")]
+    #[arg(value_parser = parse::duration)]
+    pub upstream_interval: Duration,
+    /// Bearer token that is sent to upstreams.
+    #[arg(long, env = "CATALOG_UPSTREAM_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub upstream_token: Option<Secret>,
+}
+
+impl UpstreamArgs {
+    /// The settings of the upstream, if there is one.
+    ///
+    /// # Errors
+    /// See [`UpstreamUrlError`].
+    pub fn settings(&self, rules: &Rules) -> Result<Option<upstream::Settings>, UpstreamUrlError> {
+        let locations = self.upstream.iter().zip(1..).map(|(url, number)| Location::parse(url.expose(), number));
+        let locations = locations.collect::<Result<Vec<_>, _>>()?;
+        let token = self.upstream_token.as_ref().map(|token| config::bearer(token.expose())).transpose()?;
+        let settings = upstream::Settings { locations, interval: self.upstream_interval, token, rules: rules.text() };
+        Ok(Some(settings).filter(|settings| !settings.locations.is_empty()))
     }
 }
 

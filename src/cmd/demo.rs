@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tracing::info;
 
-use super::{CommandResult, runtime, serve};
+use super::serve::{self, Source};
+use super::{CommandResult, runtime};
 use crate::cli::ServerArgs;
 use crate::postgres::config::{DatabaseConfig, Environment};
 use crate::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
@@ -31,7 +32,7 @@ pub fn run(args: &ServerArgs) -> CommandResult {
         CommandResult::Ok(())
     })?;
     let postgres_port = postgres.port();
-    serve::serve(database, args, |address| {
+    serve::serve(Source::Database(Box::new(database)), args, |address| {
         println!(
             "\nmodel-catalog serves http://{address} from an ephemeral Postgres at 127.0.0.1:{postgres_port}. \
              Ctrl-C stops both. Try:\n\n  \

@@ -3,6 +3,7 @@
 //! Each worker, the admin server, the loader and the snapshot writer have a thread and a runtime of their own. The main
 //! thread only waits for signals.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,14 +20,18 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use super::{CommandResult, runtime};
+use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
-use crate::cli::{DatabaseArgs, ServerArgs};
+use crate::cli::{DatabaseArgs, ServerArgs, UpstreamArgs};
 use crate::http::client_limits::{self, ClientLimits, RateLimit};
 use crate::http::connection::Timeouts;
 use crate::http::fd_limit::{self, ConnectionLimits};
+use crate::http::handlers::snapshot::SnapshotFeed;
 use crate::http::memory_budget::MemoryBudget;
 use crate::http::{Api, Limits, Routes, server};
 use crate::loader::persist::{self, Pending};
+use crate::loader::snapshot_file::PersistedSnapshot;
+use crate::loader::upstream::{self, Upstream};
 use crate::loader::{self, Loader, replica};
 use crate::metrics::Metrics;
 use crate::postgres::config::DatabaseConfig;
@@ -36,36 +41,55 @@ const LOADER_RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// Time between two checks for the first catalog.
 const READY_POLL: Duration = Duration::from_millis(10);
 
+/// Where the catalog comes from.
+pub enum Source {
+    /// A database.
+    Database(Box<DatabaseConfig>),
+    /// Other servers, or files.
+    Upstream(upstream::Settings),
+}
+
 /// Runs the command until a signal stops it.
 ///
 /// # Errors
-/// An invalid connection string, or what [`serve`] reports.
-pub fn run(database: &DatabaseArgs, args: &ServerArgs) -> CommandResult {
-    serve(database.config()?, args, |_| {})
+/// An invalid connection string or upstream, or what [`serve`] reports.
+pub fn run(database: &DatabaseArgs, upstream: &UpstreamArgs, args: &ServerArgs) -> CommandResult {
+    let source = match upstream.settings(&args.rules.rules())? {
+        Some(settings) => Source::Upstream(settings),
+        None => Source::Database(Box::new(database.config()?)),
+    };
+    serve(source, args, |_| {})
 }
 
 /// Serves until a signal stops it. Calls `on_ready` with the address of the API once there is a catalog.
 ///
 /// # Errors
 /// An address, a file descriptor or a thread that could not be allocated. After the start, no error ends it.
-pub fn serve(database: DatabaseConfig, args: &ServerArgs, on_ready: impl FnOnce(SocketAddr)) -> CommandResult {
+pub fn serve(source: Source, args: &ServerArgs, on_ready: impl FnOnce(SocketAddr)) -> CommandResult {
     let listeners = Listeners::bind(args)?;
     let address = listeners.api[0].local_addr()?;
     let threads = listeners.api.len();
     let store = Arc::new(Store::default());
     let metrics = Arc::new(Metrics::new()?);
     metrics.connections_limit.set(args.max_connections.get().try_into().unwrap_or(i64::MAX));
-    let api = Arc::new(api(args, &store, &metrics));
+    let (pending, latest) = watch::channel(None);
+    let api = Arc::new(api(args, &store, &metrics, &latest));
 
     let runtime = runtime()?;
     // Installed before anything is announced, so that an early signal is handled.
     let mut signal = runtime.block_on(async { ShutdownSignal::new() })?;
     let (shutdown, workers) = (CancellationToken::new(), TaskTracker::new());
     listeners.spawn(args, &api, &workers, &shutdown)?;
-    let (pending, to_write) = watch::channel(None);
-    let writer = spawn_snapshot_writer(args.snapshot_file.clone(), to_write, &metrics)?;
-    let settings = loader_settings(args, database, address);
-    let loader = spawn_loader(settings, args.snapshot_file.clone(), store, metrics, pending, shutdown.clone())?;
+    let writer = spawn_snapshot_writer(args.snapshot_file.clone(), latest, &metrics)?;
+    let snapshot_file = args.snapshot_file.clone();
+    let context = LoaderContext { snapshot_file, store, metrics, pending, shutdown: shutdown.clone() };
+    let loader = match source {
+        Source::Database(database) => {
+            let settings = loader_settings(args, *database, address);
+            spawn_loader(move || context.follow_database(settings.clone()))?
+        }
+        Source::Upstream(settings) => spawn_loader(move || context.follow_upstream(settings.clone()))?,
+    };
 
     info!(%address, threads, "serving");
     let drained = runtime.block_on(async {
@@ -132,7 +156,7 @@ impl Listeners {
     }
 }
 
-fn api(args: &ServerArgs, store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
+fn api(args: &ServerArgs, store: &Arc<Store>, metrics: &Arc<Metrics>, latest: &watch::Receiver<Pending>) -> Api {
     let limits = Limits { batch_ids: args.max_batch_ids.get(), body_bytes: args.max_body_bytes.get() };
     let memory = MemoryBudget::new(args.max_buffer_bytes.get());
     let clients = client_limits::Settings {
@@ -142,6 +166,8 @@ fn api(args: &ServerArgs, store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
         header: Some(args.client_addr_header.clone()),
     };
     Api {
+        // The other half of the connections is for requests that do not wait.
+        snapshots: SnapshotFeed::new(latest.clone(), args.max_connections.get() / 2),
         clients: Arc::new(ClientLimits::new(clients)),
         cors: args.cors_allow_origin.clone(),
         ..Api::new(Arc::clone(store), Arc::clone(metrics), limits, memory)
@@ -182,36 +208,59 @@ fn spawn_snapshot_writer(
     spawn("snapshot-writer".into(), task).map(Some)
 }
 
-/// Runs the loader on a thread of its own, so that building a snapshot and freeing an old one never delay a request. It
-/// ends after the grace period: requests in flight are served from the current snapshot.
-fn spawn_loader(
-    settings: loader::Settings,
+/// What a loader needs besides its settings.
+struct LoaderContext {
     snapshot_file: Option<PathBuf>,
     store: Arc<Store>,
     metrics: Arc<Metrics>,
     pending: watch::Sender<Pending>,
     shutdown: CancellationToken,
-) -> io::Result<JoinHandle<()>> {
-    let mut run = move || {
-        let mut loader = Loader::new(settings.clone(), Arc::clone(&store), Arc::clone(&metrics), pending.clone());
-        if let Some(path) = snapshot_file.as_ref().filter(|_| store.load().is_none())
-            && let Some(persisted) = persist::restore(path, &metrics)
-        {
+}
+
+impl LoaderContext {
+    fn follow_database(&self, settings: loader::Settings) -> CommandResult {
+        let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
+        let mut loader = Loader::new(settings, store, metrics, self.pending.clone());
+        if let Some(persisted) = self.persisted() {
             loader.restore(persisted);
         }
+        self.run(loader.run())
+    }
+
+    fn follow_upstream(&self, settings: upstream::Settings) -> CommandResult {
+        let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
+        let mut upstream = Upstream::new(settings, store, metrics, self.pending.clone())?;
+        if let Some(persisted) = self.persisted() {
+            upstream.restore(persisted);
+        }
+        self.run(upstream.run())
+    }
+
+    /// The content of the snapshot file, at the first start of the loader.
+    fn persisted(&self) -> Option<PersistedSnapshot<Snapshot>> {
+        let path = self.snapshot_file.as_ref().filter(|_| self.store.load().is_none())?;
+        persist::restore(path, &self.metrics)
+    }
+
+    fn run(&self, loader: impl Future<Output = Infallible>) -> CommandResult {
         runtime()?.block_on(async {
             tokio::select! {
-                never = loader.run() => match never {},
-                () = shutdown.cancelled() => Ok::<_, io::Error>(()),
+                never = loader => match never {},
+                () = self.shutdown.cancelled() => Ok(()),
             }
         })
-    };
+    }
+}
+
+/// Runs the loader on a thread of its own, so that building a snapshot and freeing an old one never delay a request. It
+/// ends after the grace period: requests in flight are served from the current snapshot.
+fn spawn_loader(mut run: impl FnMut() -> CommandResult + Send + 'static) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("loader".into()).spawn(move || {
         // After a panic the current snapshot is still served, and a new loader reads everything again.
         loop {
             match catch_unwind(AssertUnwindSafe(&mut run)) {
                 Ok(Ok(())) => return,
-                Ok(Err(error)) => error!(%error, "cannot create the loader's runtime, trying again"),
+                Ok(Err(error)) => error!(%error, "cannot start the loader, trying again"),
                 Err(_) => error!("the loader panicked, restarting it"),
             }
             std::thread::sleep(LOADER_RESTART_PAUSE);

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::Either;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -25,6 +27,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::client_limits::{ConnectionPermit, Peer};
+use super::handlers::snapshot::allowed_wait;
 use super::response::Response;
 use super::{Handled, Handler};
 
@@ -119,6 +122,13 @@ impl Connection {
         self.accepted + Duration::from_nanos(self.received.load(Relaxed))
     }
 
+    /// The request may wait for `wait` before its response begins.
+    fn extend_deadline(&self, wait: Duration) {
+        if !wait.is_zero() {
+            self.deadline.fetch_add(nanos(wait), Relaxed);
+        }
+    }
+
     fn handled(&self, handled: Handled) -> Response {
         let finished = nanos(handled.finished.saturating_duration_since(self.accepted));
         self.idle_deadline.store(finished.saturating_add(nanos(self.timeouts.idle)), Relaxed);
@@ -168,11 +178,15 @@ pub(super) async fn serve_connection(
 ) {
     let io = Io::new(stream, Arc::clone(&connection));
     let state = Arc::clone(&connection);
-    let service = service_fn(move |request| match state.handler.handle(request, state.peer, state.request_begins()) {
-        Either::Left(handled) => Either::Left(ready(Ok::<_, Infallible>(state.handled(handled.into_inner())))),
-        Either::Right(handling) => {
-            let state = Arc::clone(&state);
-            Either::Right(handling.map(move |handled| Ok(state.handled(handled))))
+    let service = service_fn(move |request: Request<Incoming>| {
+        let received = state.request_begins();
+        state.extend_deadline(allowed_wait(request.uri()));
+        match state.handler.handle(request, state.peer, received) {
+            Either::Left(handled) => Either::Left(ready(Ok::<_, Infallible>(state.handled(handled.into_inner())))),
+            Either::Right(handling) => {
+                let state = Arc::clone(&state);
+                Either::Right(handling.map(move |handled| Ok(state.handled(handled))))
+            }
         }
     });
     let mut hyper = pin!(http.serve_connection(TokioIo::new(io), service));

@@ -9,7 +9,7 @@ pub mod connection;
 pub mod cors;
 pub mod etag;
 pub mod fd_limit;
-mod handlers;
+pub mod handlers;
 pub mod memory_budget;
 mod percent;
 pub mod response;
@@ -27,6 +27,7 @@ use futures_util::future::Either;
 use hyper::body::Body;
 use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER, TRANSFER_ENCODING};
 use hyper::{Method, Request, StatusCode};
+use tokio::sync::watch;
 
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
@@ -36,6 +37,7 @@ use client_limits::{ClientLimits, Peer};
 use cors::Cors;
 use etag::{header, hex_digits};
 use handlers::models::ScanLimiter;
+use handlers::snapshot::SnapshotFeed;
 use memory_budget::MemoryBudget;
 use response::Response;
 
@@ -43,6 +45,7 @@ const CATALOG_REVISION: HeaderName = HeaderName::from_static("catalog-revision")
 const MODELS: &str = "/api/models/";
 const ALL_MODELS: &str = "/api/models";
 const CATALOG: &str = "/api/catalog";
+const SNAPSHOT: &str = "/api/snapshot";
 
 /// Limits of one request.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +66,8 @@ pub struct Api {
     pub limits: Limits,
     /// Limits scans of the whole catalog.
     pub scans: ScanLimiter,
+    /// What `/api/snapshot` serves.
+    pub snapshots: SnapshotFeed,
     /// Limits of one client.
     pub clients: Arc<ClientLimits>,
     /// Origins whose pages may read responses.
@@ -74,11 +79,12 @@ pub struct Api {
 }
 
 impl Api {
-    /// Serves `store` within these limits, without limits per client and without CORS.
+    /// Serves `store` within these limits, without limits per client, CORS and `/api/snapshot`.
     #[must_use]
     pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, limits: Limits, memory: MemoryBudget) -> Self {
         let (scans, clients, draining) = Default::default();
-        Self { store, metrics, limits, scans, clients, cors: None, memory, draining }
+        let snapshots = SnapshotFeed::new(watch::channel(None).1, 0);
+        Self { store, metrics, limits, scans, snapshots, clients, cors: None, memory, draining }
     }
 }
 
@@ -214,6 +220,7 @@ impl Handler {
             Some(segment) if api && !segment.is_empty() && !segment.contains('/') => Route::Single,
             None if api && path == ALL_MODELS => Route::Models,
             None if api && path == CATALOG => Route::Catalog,
+            None if api && path == SNAPSHOT => Route::Snapshot,
             None if api && path == "/openapi.json" => Route::OpenApi,
             None if api && path == "/" => Route::Page,
             _ if self.routes == Routes::Api => Route::Other,
@@ -226,7 +233,7 @@ impl Handler {
         }
     }
 
-    /// A response that needs neither the body nor a scan of the catalog; `None` for the others.
+    /// A response that needs neither the body nor all of the catalog; `None` for the others.
     fn respond_now<B>(&self, route: Route, request: &mut Request<B>, peer: Peer) -> Option<Response> {
         let allowed = route == Route::Batch || matches!(*request.method(), Method::GET | Method::HEAD);
         let headers = request.headers();
@@ -243,7 +250,7 @@ impl Handler {
         Some(match route {
             Route::Other => self.with_revision(response::error(StatusCode::NOT_FOUND, "Not found")),
             _ if !allowed => self.with_revision(response::method_not_allowed(self.allow(request.uri().path()))),
-            Route::Batch | Route::Models => return None,
+            Route::Batch | Route::Models | Route::Snapshot => return None,
             Route::Single => {
                 let headers = std::mem::take(request.headers_mut());
                 self.single(request.uri().path(), headers)
@@ -266,6 +273,10 @@ impl Handler {
             Route::Models => {
                 let query = request.uri().query().unwrap_or_default();
                 handlers::models::respond(&self.api, query, request.headers()).await
+            }
+            Route::Snapshot => {
+                let (uri, headers) = (std::mem::take(request.uri_mut()), std::mem::take(request.headers_mut()));
+                handlers::snapshot::respond(&self.api, uri, headers, self.is_draining()).await
             }
             _ => self.batch(request).await,
         }
@@ -299,7 +310,7 @@ impl Handler {
 
 /// Whether a route is subject to the limits per client and to CORS.
 fn is_limited(route: Route) -> bool {
-    matches!(route, Route::Single | Route::Batch | Route::Models | Route::Catalog)
+    matches!(route, Route::Single | Route::Batch | Route::Models | Route::Catalog | Route::Snapshot)
 }
 
 /// Adds the revision of the snapshot that a response was built from.

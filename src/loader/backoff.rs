@@ -13,30 +13,40 @@ const MAX_DELAY: Duration = Duration::from_secs(10);
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Exponential backoff with full jitter, so that a thousand replicas do not reconnect at the same time.
-#[derive(Default)]
 pub struct ReconnectBackoff {
+    /// The name of the source in log lines.
+    source: &'static str,
     outage: Option<Outage>,
 }
 
-/// A time without a usable session.
+/// A time without a usable source.
 struct Outage {
     since: Instant,
     attempts: u32,
     logged_at: Instant,
-    /// The database can be reached, but not read.
+    /// The source can be reached, but not read.
     unreadable: bool,
 }
 
 impl ReconnectBackoff {
+    /// No outage yet. Log lines call the source `source`, such as "database".
+    #[must_use]
+    pub fn new(source: &'static str) -> Self {
+        Self { source, outage: None }
+    }
+
     /// Records a failed attempt, logs it if it is the first, of another kind or the last log line is old, and returns
-    /// how long to wait before the next one. `unreadable` tells whether the database could be reached.
+    /// how long to wait before the next one. `unreadable` tells whether the source could be reached.
     pub fn next_delay(&mut self, error: &dyn Display, unreadable: bool, poll_interval: Duration) -> Duration {
         let now = Instant::now();
         let outage = self.outage.get_or_insert(Outage { since: now, attempts: 0, logged_at: now, unreadable });
         let kind_changed = std::mem::replace(&mut outage.unreadable, unreadable) != unreadable;
         if outage.attempts == 0 || kind_changed || outage.logged_at.elapsed() >= LOG_INTERVAL {
             outage.logged_at = now;
-            let problem = if unreadable { "the catalog can't be read" } else { "the database is unavailable" };
+            let problem = match unreadable {
+                true => "the catalog can't be read".into(),
+                false => format!("the {} is unavailable", self.source),
+            };
             let (attempts, lasted) = (outage.attempts, outage.since.elapsed());
             warn!(%error, attempts, ?lasted, "{problem}; serving the last snapshot and retrying");
         }
@@ -45,13 +55,14 @@ impl ReconnectBackoff {
         limit.mul_f64(fastrand::f64())
     }
 
-    /// Records and logs that there is a usable session.
+    /// Records and logs that there is a usable source.
     pub fn reset(&mut self) {
+        let source = self.source;
         match self.outage.take() {
             Some(Outage { attempts, since, .. }) => {
-                info!(attempts, lasted = ?since.elapsed(), "the database is available, in sync again");
+                info!(attempts, lasted = ?since.elapsed(), "the {source} is available, in sync again");
             }
-            None => info!("connected to the database, in sync"),
+            None => info!("connected to the {source}, in sync"),
         }
     }
 
@@ -68,7 +79,7 @@ mod tests {
 
     #[test]
     fn delays_grow_to_the_smaller_limit_and_start_over_after_a_reset() {
-        let mut backoff = ReconnectBackoff::default();
+        let mut backoff = ReconnectBackoff::new("database");
         for (poll_interval, limit) in [(Duration::from_secs(1), Duration::from_secs(1)), (Duration::MAX, MAX_DELAY)] {
             for attempt in 0..40 {
                 let delay = backoff.next_delay(&"refused", attempt % 2 == 0, poll_interval);

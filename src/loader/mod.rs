@@ -13,7 +13,7 @@ use tracing::{debug, error, info};
 
 use crate::catalog::model::Rules;
 use crate::catalog::snapshot::{Refresh, Refreshed, Snapshot};
-use crate::catalog::store::{Publisher, Store, SyncMode};
+use crate::catalog::store::{Store, SyncMode};
 use crate::metrics::Metrics;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::{ConnectError, ReadError};
@@ -22,13 +22,16 @@ use crate::postgres::rows;
 use crate::postgres::session::Session;
 
 mod backoff;
+pub mod output;
 pub mod persist;
 pub mod replica;
-mod report;
+pub mod report;
 mod resume;
 pub mod snapshot_file;
+pub mod upstream;
 
 use backoff::ReconnectBackoff;
+use output::Output;
 use persist::Pending;
 use replica::application_name;
 use report::RefreshKind;
@@ -71,14 +74,12 @@ enum SessionError {
 pub struct Loader {
     settings: Settings,
     metrics: Arc<Metrics>,
-    publisher: Publisher,
+    output: Output,
     /// The published snapshot; empty before the first load.
     current: Arc<Snapshot>,
     /// The position at which `current` equals the database; `None` requires a full load.
     position: Option<Position>,
     resume: ResumePoint,
-    /// Receives the states to be written to the snapshot file.
-    pending: watch::Sender<Pending>,
     next_audit: Instant,
     logged_mode: Option<SyncMode>,
     /// The application name of the current session, empty before it is set.
@@ -97,28 +98,27 @@ impl Loader {
         let next_audit = Instant::now() + jittered(settings.audit_interval);
         Self {
             settings,
+            output: Output::new(store, Arc::clone(&metrics), pending),
             metrics,
-            publisher: Publisher::new(store),
             current,
             position: None,
             resume: ResumePoint::default(),
-            pending,
             next_audit,
             logged_mode: None,
             application_name: String::new(),
             notified: Arc::new(Notify::new()),
             delta_timeouts: 0,
-            backoff: ReconnectBackoff::default(),
+            backoff: ReconnectBackoff::new("database"),
         }
     }
 
     /// Publishes a persisted snapshot. One whose rows passed other rules is served as well, until the full load that it
     /// requires.
     pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) {
-        self.current = self.publisher.publish(persisted.snapshot);
-        self.position = Some(persisted.position).filter(|_| persisted.rules == self.settings.rules.text());
+        let restored = self.output.restore(persisted);
+        self.current = restored.snapshot;
+        self.position = Some(restored.position).filter(|_| restored.rules == self.settings.rules.text());
         self.resume.advance(self.position.as_ref());
-        report::update_gauges(&self.metrics, &self.current);
     }
 
     /// Keeps the catalog in sync, forever.
@@ -326,21 +326,19 @@ impl Loader {
         self.position = position;
         self.resume.advance(self.position.as_ref());
         if changed > 0 || history_changed || snapshot.rejected() != self.current.rejected() {
-            self.current = self.publisher.publish(snapshot);
-            report::update_gauges(&self.metrics, &self.current);
-            self.enqueue_save();
+            self.current = self.output.publish(snapshot);
+            self.persist();
         }
-        self.publisher.record_sync(started, mode);
+        self.output.record_sync(started, Some(mode));
         report::record_sync(&self.metrics, kind, started, rows, changed, &self.current);
         report::log_rejections(&newly_rejected);
     }
 
-    /// Hands the state to the writer of the snapshot file. Without a position it could not be resumed from.
-    fn enqueue_save(&self) {
-        if let Some(position) = self.resume.position().filter(|_| self.position.is_some()) {
-            let (snapshot, position) = (Arc::clone(&self.current), position.clone());
-            let rules = self.settings.rules.text();
-            self.pending.send_replace(Some(PersistedSnapshot { snapshot, position, rules }));
+    /// Hands on the state. Without a position it could not be resumed from.
+    fn persist(&self) {
+        if let (Some(position), Some(as_of)) = (self.resume.position().cloned(), self.position.clone()) {
+            let (snapshot, rules) = (Arc::clone(&self.current), self.settings.rules.text());
+            self.output.persist(PersistedSnapshot { snapshot, position, as_of, rules });
         }
     }
 

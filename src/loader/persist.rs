@@ -13,7 +13,7 @@ use super::snapshot_file::{self, PersistedSnapshot, SnapshotFileError};
 use crate::catalog::snapshot::Snapshot;
 use crate::metrics::Metrics;
 
-/// The newest state of the loader; the writer skips states that were replaced before it came to them.
+/// The newest state of the loader; readers skip states that were replaced before they came to them.
 pub type Pending = Option<PersistedSnapshot<Arc<Snapshot>>>;
 
 /// Minimum time between two writes, so that a busy table does not keep the disk busy.

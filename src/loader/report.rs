@@ -20,6 +20,8 @@ pub enum RefreshKind {
     Full,
     /// Everything, to be compared with the published snapshot.
     Audit,
+    /// The catalog of another server.
+    Upstream,
 }
 
 impl RefreshKind {
@@ -29,6 +31,7 @@ impl RefreshKind {
             Self::Delta => "delta",
             Self::Full => "full",
             Self::Audit => "audit",
+            Self::Upstream => "upstream",
         }
     }
 }
@@ -41,7 +44,7 @@ pub fn record_refresh(metrics: &Metrics, kind: RefreshKind, started: Instant, ok
     metrics.refreshes.with_label_values(&[kind.label(), outcome]).inc();
 }
 
-/// Records that a read succeeded, and logs it: a delta without changes is only a heartbeat.
+/// Records that a read succeeded, and logs it: one that found nothing is only a heartbeat.
 pub fn record_sync(
     metrics: &Metrics,
     kind: RefreshKind,
@@ -52,7 +55,7 @@ pub fn record_sync(
 ) {
     metrics.last_sync.set(UNIX_EPOCH.elapsed().map_or(0.0, |now| now.as_secs_f64()));
     let (label, revision, took) = (kind.label(), format!("{:016x}", now.revision()), started.elapsed());
-    if kind != RefreshKind::Delta || rows > 0 {
+    if rows > 0 || matches!(kind, RefreshKind::Full | RefreshKind::Audit) {
         info!(kind = label, rows, changed, models = now.len(), ?took, revision, "refreshed");
     } else {
         debug!(kind = label, rows, ?took, revision, "heartbeat");

@@ -1,4 +1,5 @@
 //! Format of the snapshot file, from which a server starts without a database: lines of JSON that any tool can read.
+//! `GET /api/snapshot` sends the same lines, and a server without a database reads them from there.
 //!
 //! The first line is a header, each further line is a model as it is served, the last is a checksum of all lines before
 //! it.
@@ -6,7 +7,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,8 @@ const BUFFER: usize = 1 << 20;
 /// Largest number of entries for which memory is reserved in advance: the header of a forged file must not make us
 /// reserve all of it.
 const MAX_CAPACITY: usize = 1 << 24;
+/// Longest line. A file of something else may have no line feed at all, and is not read into memory as a whole.
+const MAX_LINE_BYTES: u64 = 256 << 20;
 
 /// A snapshot with everything needed to resume from it.
 #[derive(Debug, Clone)]
@@ -32,6 +35,8 @@ pub struct PersistedSnapshot<S> {
     pub snapshot: S,
     /// Where to resume reading changes.
     pub position: Position,
+    /// The position that the catalog is of; `position` may be older, see [`ResumePoint`](super::resume::ResumePoint).
+    pub as_of: Position,
     /// The rules that its rows passed; see [`Rules::text`](crate::catalog::model::Rules::text).
     pub rules: String,
 }
@@ -66,6 +71,9 @@ struct Header<'a> {
     rules: Cow<'a, str>,
     #[serde(flatten)]
     position: Cow<'a, Position>,
+    /// The `pg_snapshot` of `as_of`, whose history is that of `position`. Older files lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    as_of: Option<Cow<'a, str>>,
     revision: String,
     models: usize,
     rejected: Cow<'a, BTreeMap<Box<str>, Box<str>>>,
@@ -88,18 +96,23 @@ pub fn write(path: &Path, persisted: &PersistedSnapshot<impl AsRef<Snapshot>>) -
         io::ErrorKind::ResourceBusy => SnapshotFileError::Busy,
         _ => error.into(),
     })?;
-    write_lines(file.file(), persisted)?;
+    write_to(BufWriter::with_capacity(BUFFER, file.file()), persisted)?;
     Ok(file.commit()?)
 }
 
-fn write_lines(file: &File, persisted: &PersistedSnapshot<impl AsRef<Snapshot>>) -> io::Result<()> {
+/// Writes the lines to `out`, which should be buffered, and flushes it.
+///
+/// # Errors
+/// What `out` reports.
+pub fn write_to(out: impl Write, persisted: &PersistedSnapshot<impl AsRef<Snapshot>>) -> io::Result<()> {
     let snapshot = persisted.snapshot.as_ref();
-    let mut out = ChecksumWriter { inner: BufWriter::with_capacity(BUFFER, file), checksum: Xxh3::new() };
+    let mut out = ChecksumWriter { inner: out, checksum: Xxh3::new() };
     let header = Header {
         format: FORMAT.into(),
         version: VERSION,
         rules: Cow::Borrowed(&persisted.rules),
         position: Cow::Borrowed(&persisted.position),
+        as_of: Some(Cow::Borrowed(&persisted.as_of.snapshot)),
         revision: format!("{:016x}", snapshot.revision()),
         models: snapshot.len(),
         rejected: Cow::Borrowed(snapshot.rejected()),
@@ -138,16 +151,26 @@ fn hex(checksum: &Xxh3) -> String {
 /// # Errors
 /// See [`SnapshotFileError`].
 pub fn read(path: &Path) -> Result<PersistedSnapshot<Snapshot>, SnapshotFileError> {
+    read_from(open(path)?, &Snapshot::default())
+}
+
+/// Reads lines that [`write_to`] wrote. Entries that are the same in `previous` are shared with it.
+///
+/// # Errors
+/// See [`SnapshotFileError`].
+pub fn read_from(reader: impl BufRead, previous: &Snapshot) -> Result<PersistedSnapshot<Snapshot>, SnapshotFileError> {
     use SnapshotFileError::Damaged;
 
-    let mut lines = ChecksumReader::open(path)?;
+    let mut lines = ChecksumReader { reader, checksum: Xxh3::new(), line: Vec::new() };
     let first = lines.next_line()?.ok_or(Damaged("it is empty"))?;
     let header = parse_header(first)?;
     let (rules, position) = (header.rules.into_owned(), header.position.into_owned());
+    let as_of = header.as_of.map_or_else(|| position.snapshot.clone(), Cow::into_owned);
+    let as_of = Position { history: position.history.clone(), snapshot: as_of };
     let (rejected, models) = (Rejected::from(header.rejected.into_owned()), header.models);
 
     let mut builder = EntryBuilder::default();
-    let entries = (0..models).map(|_| read_entry(&mut lines, &mut builder));
+    let entries = (0..models).map(|_| read_entry(&mut lines, &mut builder, previous));
     let snapshot = Snapshot::from_entries(entries, models.min(MAX_CAPACITY), rejected)?;
 
     let expected = hex(&lines.checksum);
@@ -162,7 +185,7 @@ pub fn read(path: &Path) -> Result<PersistedSnapshot<Snapshot>, SnapshotFileErro
     if header.revision != format!("{:016x}", snapshot.revision()) || snapshot.len() != models {
         return Err(Damaged("the revision does not match"));
     }
-    Ok(PersistedSnapshot { snapshot, position, rules })
+    Ok(PersistedSnapshot { snapshot, position, as_of, rules })
 }
 
 fn parse_header(line: &[u8]) -> Result<Header<'static>, SnapshotFileError> {
@@ -175,38 +198,48 @@ fn parse_header(line: &[u8]) -> Result<Header<'static>, SnapshotFileError> {
     }
 }
 
-fn read_entry(lines: &mut ChecksumReader, builder: &mut EntryBuilder) -> Result<Entry, SnapshotFileError> {
+fn read_entry(
+    lines: &mut ChecksumReader<impl BufRead>,
+    builder: &mut EntryBuilder,
+    previous: &Snapshot,
+) -> Result<Entry, SnapshotFileError> {
     let json = lines.next_line()?.ok_or(SnapshotFileError::Damaged("it is truncated"))?;
     let id = read_id(json).ok_or(SnapshotFileError::Damaged("a line is not a model"))?;
+    if let Some(entry) = previous.get(&id).filter(|entry| entry.json() == json) {
+        return Ok(entry.clone());
+    }
     builder.begin(&id).extend_from_slice(json);
     Ok(builder.finish(&id))
 }
 
+/// Opens a file to be read.
+///
+/// # Errors
+/// See [`SnapshotFileError`].
+pub fn open(path: &Path) -> Result<BufReader<File>, SnapshotFileError> {
+    let missing = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => SnapshotFileError::Missing,
+        _ => error.into(),
+    };
+    // Checked before the open, which would wait for a writer if the path named a pipe.
+    if !std::fs::metadata(path).map_err(missing)?.is_file() {
+        return Err(SnapshotFileError::NotAFile);
+    }
+    Ok(BufReader::with_capacity(BUFFER, File::open(path).map_err(missing)?))
+}
+
 /// Reads lines and computes their checksum.
-struct ChecksumReader {
-    reader: BufReader<File>,
+struct ChecksumReader<R> {
+    reader: R,
     checksum: Xxh3,
     line: Vec<u8>,
 }
 
-impl ChecksumReader {
-    fn open(path: &Path) -> Result<Self, SnapshotFileError> {
-        let missing = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => SnapshotFileError::Missing,
-            _ => error.into(),
-        };
-        // Checked before the open, which would wait for a writer if the path named a pipe.
-        if !std::fs::metadata(path).map_err(missing)?.is_file() {
-            return Err(SnapshotFileError::NotAFile);
-        }
-        let file = File::open(path).map_err(missing)?;
-        Ok(Self { reader: BufReader::with_capacity(BUFFER, file), checksum: Xxh3::new(), line: Vec::new() })
-    }
-
+impl<R: BufRead> ChecksumReader<R> {
     /// The next line without its line feed. A last line without one was truncated.
     fn next_line(&mut self) -> Result<Option<&[u8]>, SnapshotFileError> {
         self.line.clear();
-        self.reader.read_until(b'\n', &mut self.line)?;
+        self.reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut self.line)?;
         self.checksum.update(&self.line);
         match self.line.split_last() {
             None => Ok(None),

@@ -15,7 +15,8 @@ pub use self::requests::{RequestMetrics, Route, templates};
 use self::top_missing::Id;
 pub use self::top_missing::{ID_BYTES, truncate};
 
-const REFRESH_KINDS: [&str; 3] = ["delta", "full", "audit"];
+const REFRESH_KINDS: [&str; 4] = ["delta", "full", "audit", "upstream"];
+const UPSTREAM_OUTCOMES: [&str; 4] = ["changed", "unchanged", "refused", "error"];
 
 /// Upper bounds in seconds, from one changed row to a full load of millions.
 const REFRESH_SECONDS: [f64; 13] = [5e-4, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0];
@@ -50,6 +51,14 @@ pub struct Metrics {
     pub audit_mismatches: IntCounter,
     /// `catalog_snapshot_file_operations_total{operation,outcome}`
     pub snapshot_file: IntCounterVec,
+    /// `catalog_snapshot_waiters`
+    pub snapshot_waiters: IntGauge,
+    /// `catalog_upstream_connected`
+    pub upstream_connected: IntGauge,
+    /// `catalog_upstream_requests_total{outcome}`
+    pub upstream_requests: IntCounterVec,
+    /// `catalog_upstream_received_bytes_total`
+    pub upstream_received_bytes: IntCounter,
 }
 
 impl Metrics {
@@ -75,14 +84,14 @@ impl Metrics {
             )?,
             snapshot_bytes: IntGauge::new("catalog_snapshot_bytes", "Bytes of all rendered models and ids.")?,
             refreshes: IntCounterVec::new(
-                Opts::new("catalog_refreshes_total", "Reads of the database, by kind and outcome."),
+                Opts::new("catalog_refreshes_total", "Reads of the database or of an upstream, by kind and outcome."),
                 &["kind", "outcome"],
             )?,
             refresh_seconds: HistogramVec::new(refresh, &["kind"])?,
             propagation_seconds: Histogram::with_opts(propagation)?,
             last_sync: Gauge::new(
                 "catalog_last_sync_timestamp_seconds",
-                "Unix time at which the catalog was last known to equal the database; 0 = never.",
+                "Unix time at which the catalog was last known to equal its source; 0 = never.",
             )?,
             listener_connected: IntGauge::new(
                 "catalog_listener_connected",
@@ -100,6 +109,22 @@ impl Metrics {
                 ),
                 &["operation", "outcome"],
             )?,
+            snapshot_waiters: IntGauge::new(
+                "catalog_snapshot_waiters",
+                "Requests for /api/snapshot that wait for a change.",
+            )?,
+            upstream_connected: IntGauge::new(
+                "catalog_upstream_connected",
+                "1 while the last request to an upstream was successful.",
+            )?,
+            upstream_requests: IntCounterVec::new(
+                Opts::new("catalog_upstream_requests_total", "Requests to upstreams, by outcome."),
+                &["outcome"],
+            )?,
+            upstream_received_bytes: IntCounter::new(
+                "catalog_upstream_received_bytes_total",
+                "Bytes of snapshots received from upstreams, as transferred.",
+            )?,
             requests: requests.clone(),
             registry,
         };
@@ -113,6 +138,9 @@ impl Metrics {
             for outcome in ["ok", "error"] {
                 metrics.refreshes.with_label_values(&[kind, outcome]);
             }
+        }
+        for outcome in UPSTREAM_OUTCOMES {
+            metrics.upstream_requests.with_label_values(&[outcome]);
         }
         for outcome in ["ok", "error"] {
             metrics.snapshot_file.with_label_values(&["write", outcome]);
@@ -134,6 +162,10 @@ impl Metrics {
         registry.register(Box::new(metrics.notifications.clone()))?;
         registry.register(Box::new(metrics.audit_mismatches.clone()))?;
         registry.register(Box::new(metrics.snapshot_file.clone()))?;
+        registry.register(Box::new(metrics.snapshot_waiters.clone()))?;
+        registry.register(Box::new(metrics.upstream_connected.clone()))?;
+        registry.register(Box::new(metrics.upstream_requests.clone()))?;
+        registry.register(Box::new(metrics.upstream_received_bytes.clone()))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(metrics)
     }

@@ -22,6 +22,8 @@ pub enum Route {
     Models,
     /// `GET /api/catalog`
     Catalog,
+    /// `GET /api/snapshot`
+    Snapshot,
     /// `/openapi.json`
     OpenApi,
     /// `GET /`
@@ -36,11 +38,12 @@ pub enum Route {
     Other,
 }
 
-const ROUTES: [(Route, &str); 10] = [
+const ROUTES: [(Route, &str); 11] = [
     (Route::Single, "/api/models/{id}"),
     (Route::Batch, "/api/models/batch"),
     (Route::Models, "/api/models"),
     (Route::Catalog, "/api/catalog"),
+    (Route::Snapshot, "/api/snapshot"),
     (Route::OpenApi, "/openapi.json"),
     (Route::Page, "/"),
     (Route::Livez, "/livez"),

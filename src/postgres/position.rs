@@ -1,5 +1,7 @@
 //! A position in the history of a database: the point in it that a read returned the content of.
 
+use std::cmp::Reverse;
+
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 
@@ -45,5 +47,31 @@ impl Position {
     #[must_use]
     pub fn precedes(&self, later: &Self) -> bool {
         self.history == later.history && self.xmax() <= later.xmax()
+    }
+
+    /// Whether it is an earlier state of the same history than `other`. All snapshots of one server have an order:
+    /// transactions only begin, which raises `xmax`, and end, which below the same `xmax` leaves fewer of them running.
+    #[must_use]
+    pub fn is_before(&self, other: &Self) -> bool {
+        let order = |position: &Self| (position.xmax(), Reverse(position.running().len()));
+        self.history == other.history && order(self) < order(other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_ordered_within_one_history() {
+        let position = |history: &str, snapshot: &str| Position { history: history.into(), snapshot: snapshot.into() };
+        let in_order = ["5:5:", "5:7:5,6", "5:7:5", "7:7:", "7:10:7,9", "9:100:9,10,11"];
+        for (place, snapshot) in in_order.iter().enumerate() {
+            for (other_place, other) in in_order.iter().enumerate() {
+                let before = position("a", snapshot).is_before(&position("a", other));
+                assert_eq!(before, place < other_place, "{snapshot} {other}");
+                assert!(!position("a", snapshot).is_before(&position("b", other)), "{snapshot} {other}");
+            }
+        }
     }
 }

@@ -26,8 +26,8 @@ const MAX_LIMIT: usize = 200;
 const TEXT_BYTES: usize = 256;
 /// Requests that are running or queued. With a million models the last of them waits about a second.
 const MAX_REQUESTS: usize = 8;
-/// How much the scanning thread yields to the workers: it gets about a tenth of a core that they would use up.
-const NICE: i32 = 10;
+/// How much a thread beside the workers yields to the workers: it gets about a tenth of a core that they would use up.
+pub(super) const NICE: i32 = 10;
 
 /// Runs one catalog scan at a time.
 #[derive(Debug)]

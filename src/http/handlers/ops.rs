@@ -45,13 +45,18 @@ impl CatalogStatus {
             revision: snapshot.map(|snapshot| hex(snapshot.revision())),
             models: snapshot.map_or(0, |snapshot| snapshot.len()),
             rejected: snapshot.map_or(0, |snapshot| snapshot.rejected().len()),
-            source: snapshot.map(|_| if sync.is_some() { "postgres" } else { "file" }),
+            source: snapshot.map(|_| match sync {
+                None => "file",
+                Some(LastSync { mode: None, .. }) => "upstream",
+                Some(_) => "postgres",
+            }),
             // Rounded to milliseconds.
             synced_seconds_ago: sync.map(|sync| (sync.at.elapsed().as_secs_f64() * 1e3).round() / 1e3),
             follow: sync.map(|sync| match sync.mode {
-                SyncMode::Live => "live",
-                SyncMode::Polling => "polling",
-                SyncMode::Standby => "standby",
+                None => "upstream",
+                Some(SyncMode::Live) => "live",
+                Some(SyncMode::Polling) => "polling",
+                Some(SyncMode::Standby) => "standby",
             }),
         }
     }

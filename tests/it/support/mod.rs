@@ -7,6 +7,7 @@ pub mod hostile_clients;
 pub mod live;
 pub mod proxy;
 pub mod raw;
+pub mod tcp_proxy;
 pub mod witness;
 
 use std::ffi::OsString;
@@ -241,12 +242,21 @@ impl Server {
         Self::spawn_by(&[], url, settings).await
     }
 
+    /// Starts a server that follows these upstreams in place of a database.
+    pub async fn edge(upstreams: &str, settings: &[(&str, &str)]) -> Self {
+        let upstream = [("CATALOG_UPSTREAM", upstreams), ("CATALOG_UPSTREAM_INTERVAL", "100ms")];
+        Self::spawn("", &[&upstream, settings].concat()).await
+    }
+
     /// The same by another program, which is given its arguments and ours and becomes us.
     pub async fn spawn_by(prefix: &[&str], url: &str, settings: &[(&str, &str)]) -> Self {
         let words: Vec<_> = prefix.iter().copied().chain([env!("CARGO_BIN_EXE_model-catalog"), "serve"]).collect();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).env_clear().env("RUST_BACKTRACE", "1");
-        command.env("DATABASE_URL", url).env("CATALOG_ADDR", "127.0.0.1:0").env("CATALOG_DRAIN_GRACE", "0s");
+        command.env("CATALOG_ADDR", "127.0.0.1:0").env("CATALOG_DRAIN_GRACE", "0s");
+        if !url.is_empty() {
+            command.env("DATABASE_URL", url);
+        }
         command.env("CATALOG_LOG_FORMAT", "json").env("CATALOG_LOG", "debug,tokio_postgres=info");
         command.envs(settings.iter().copied()).envs(PROFILE.as_ref().map(|file| ("LLVM_PROFILE_FILE", file)));
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

@@ -4,7 +4,11 @@ mod audit;
 mod bad_rows;
 mod changes;
 mod delta_correctness;
+
 pub mod delta_plan;
+mod edge_files;
+mod edge_waiters;
+mod edges;
 mod examples;
 mod fleet;
 pub mod snapshot_file;

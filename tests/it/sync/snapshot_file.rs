@@ -337,6 +337,7 @@ async fn two_processes_on_one_file_keep_it_whole() {
     std::thread::scope(|scope| {
         let writer = || {
             let shared = file::PersistedSnapshot {
+                as_of: state.as_of.clone(),
                 snapshot: std::sync::Arc::new(state.snapshot.clone()),
                 position: state.position.clone(),
                 rules: state.rules.clone(),

@@ -2,6 +2,8 @@
 //!
 //! It is streamed: the catalog is never in memory as a whole.
 
+pub mod snapshot;
+
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use crate::atomic_file::AtomicFile;
 use crate::catalog::entry::ArrayWriter;
 use crate::catalog::model::{RowError, Rules};
 use crate::cli::DatabaseArgs;
+use crate::loader::snapshot_file::SnapshotFileError;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::copy::{CopyStream, Order};
 use crate::postgres::error::{ConnectError, ReadError};
@@ -37,6 +40,14 @@ pub enum ExportError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// The snapshot could not be written.
+    #[error("cannot write {}: {source}", .path.display())]
+    Snapshot {
+        /// The path on the command line.
+        path: PathBuf,
+        /// Why not.
+        source: SnapshotFileError,
     },
 }
 

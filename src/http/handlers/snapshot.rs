@@ -1,0 +1,249 @@
+//! `GET /api/snapshot`: the whole catalog in the format of the snapshot file, for servers without a database.
+//!
+//! With `?wait=30s` a request whose `If-None-Match` names the current revision is held back until the revision changes.
+//! It holds no snapshot meanwhile, and the headers of the request are freed. All compressed responses of one revision
+//! share their bytes, which are rendered once, on a thread beside the workers.
+
+use std::io::{self, BufWriter};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue, VARY};
+use hyper::{HeaderMap, StatusCode, Uri};
+use tokio::sync::{Mutex, Semaphore, watch};
+
+use super::models::NICE;
+use crate::catalog::snapshot::Snapshot;
+use crate::http::etag::{entity_tag, matches_etag, with_etag};
+use crate::http::memory_budget::MemoryBudget;
+use crate::http::response::{self, Response};
+use crate::http::{Api, SNAPSHOT, with_revision};
+use crate::loader::persist::Pending;
+use crate::loader::snapshot_file::{self, PersistedSnapshot};
+
+/// Longest time that a request may wait; a longer one is shortened.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+/// A higher level takes four times as long for 15 % fewer bytes.
+const LEVEL: Compression = Compression::fast();
+
+/// The encoder takes a line at a time otherwise, which costs a fifth of its speed.
+const BUFFER: usize = 64 * 1024;
+
+type State = PersistedSnapshot<Arc<Snapshot>>;
+
+/// What the route serves, and its limit on waiting requests.
+#[derive(Debug)]
+pub struct SnapshotFeed {
+    latest: watch::Receiver<Pending>,
+    waiters: Semaphore,
+    /// The compressed snapshot of a revision. The lock is held while one is rendered.
+    compressed: Arc<Mutex<Option<(u64, Bytes)>>>,
+}
+
+impl SnapshotFeed {
+    /// Serves the states that `latest` receives. At most `max_waiters` requests wait at a time; further ones get their
+    /// response at once. When the sender is dropped, all waiting requests do.
+    #[must_use]
+    pub fn new(latest: watch::Receiver<Pending>, max_waiters: usize) -> Self {
+        let waiters = Semaphore::new(max_waiters.min(Semaphore::MAX_PERMITS));
+        Self { latest, waiters, compressed: Arc::default() }
+    }
+
+    fn latest(&self) -> Option<State> {
+        self.latest.borrow().clone()
+    }
+}
+
+/// How long a request may wait: an addition to the deadline of its connection. Zero for other routes.
+pub fn allowed_wait(uri: &Uri) -> Duration {
+    if uri.path() == SNAPSHOT { parse_wait(uri).unwrap_or_default() } else { Duration::ZERO }
+}
+
+fn parse_wait(uri: &Uri) -> Result<Duration, String> {
+    let parameters = uri.query().unwrap_or_default().split('&');
+    let Some(wait) = parameters.filter_map(|pair| pair.strip_prefix("wait=")).next() else { return Ok(Duration::ZERO) };
+    let wait = humantime::parse_duration(wait);
+    wait.map(|wait| wait.min(MAX_WAIT)).map_err(|_| "`wait` must be a duration with a unit, such as 30s".into())
+}
+
+/// The response to a request with this address and these headers.
+pub async fn respond(api: &Api, uri: Uri, headers: HeaderMap, draining: bool) -> Response {
+    let feed = &api.snapshots;
+    let Some(latest) = feed.latest() else { return response::not_loaded() };
+    let wait = match parse_wait(&uri) {
+        Ok(wait) => wait,
+        Err(message) => {
+            return with_revision(response::error(StatusCode::BAD_REQUEST, &message), &latest.snapshot);
+        }
+    };
+    let revision = latest.snapshot.revision();
+    let known = matches_etag(&headers, &entity_tag(revision)).then_some(revision);
+    let compress = accepts_gzip(&headers);
+    drop((uri, headers, latest));
+    if let Some(known) = known.filter(|_| !wait.is_zero() && !draining) {
+        wait_for_change(api, known, wait).await;
+    }
+    match feed.latest() {
+        None => response::not_loaded(),
+        Some(latest) if known == Some(latest.snapshot.revision()) => finish(response::not_modified(), &latest.snapshot),
+        Some(_) if compress => compressed(api).await,
+        Some(latest) => match render(latest.clone(), api.memory.clone(), write_plain, |_| {}).await {
+            Ok(body) => finish(with_body(body), &latest.snapshot),
+            Err(response) => with_revision(response, &latest.snapshot),
+        },
+    }
+}
+
+/// Waits until the revision is another one, for `wait` at the longest.
+async fn wait_for_change(api: &Api, known: u64, wait: Duration) {
+    let feed = &api.snapshots;
+    let Ok(_permit) = feed.waiters.try_acquire() else { return };
+    let _gauge = WaiterGauge::new(&api.metrics.snapshot_waiters);
+    let mut latest = feed.latest.clone();
+    let changed = latest.wait_for(|state| state.as_ref().is_some_and(|state| state.snapshot.revision() != known));
+    let _ = tokio::time::timeout(wait, changed).await;
+}
+
+/// Counts a waiting request until it is dropped.
+struct WaiterGauge<'a>(&'a prometheus::IntGauge);
+
+impl<'a> WaiterGauge<'a> {
+    fn new(gauge: &'a prometheus::IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for WaiterGauge<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// The compressed snapshot of the latest state, rendered unless another request did.
+async fn compressed(api: &Api) -> Response {
+    let mut compressed = Arc::clone(&api.snapshots.compressed).lock_owned().await;
+    // The state of now, not the one from before the wait for the lock.
+    let Some(latest) = api.snapshots.latest() else { return response::not_loaded() };
+    let revision = latest.snapshot.revision();
+    let rendered = compressed.as_ref().filter(|(rendered, _)| *rendered == revision).map(|(_, body)| body.clone());
+    let body = match rendered {
+        Some(body) => Ok(body),
+        None => {
+            *compressed = None;
+            // The lock goes with the work, which goes on when its client has disconnected.
+            let keep = move |body: &Bytes| *compressed = Some((revision, body.clone()));
+            render(latest.clone(), api.memory.clone(), write_compressed, keep).await
+        }
+    };
+    match body {
+        Ok(body) => {
+            let mut response = with_body(body);
+            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            finish(response, &latest.snapshot)
+        }
+        Err(response) => with_revision(response, &latest.snapshot),
+    }
+}
+
+/// Renders a state on a thread beside the workers, and calls `done` there with the result.
+async fn render(
+    state: State,
+    memory: MemoryBudget,
+    write: fn(&State) -> io::Result<Vec<u8>>,
+    done: impl FnOnce(&Bytes) + Send + 'static,
+) -> Result<Bytes, Response> {
+    let rendered = tokio::task::spawn_blocking(move || {
+        // Repeating it costs one system call; where it is forbidden, the work is only less polite.
+        let _ = rustix::process::setpriority_process(None, NICE);
+        let body = memory.try_bytes(write(&state)?);
+        if let Some(body) = &body {
+            done(body);
+        }
+        io::Result::Ok(body)
+    });
+    match rendered.await {
+        Ok(Ok(Some(body))) => Ok(body),
+        Ok(Ok(None)) => Err(response::out_of_memory()),
+        Ok(Err(error)) => Err(response::serialization_failed(SNAPSHOT, &error)),
+        // A panic, which its hook has logged.
+        Err(_) => Err(response::internal_error()),
+    }
+}
+
+fn write_plain(state: &State) -> io::Result<Vec<u8>> {
+    let mut body = Vec::with_capacity(state.snapshot.bytes() + state.snapshot.len());
+    snapshot_file::write_to(&mut body, state)?;
+    Ok(body)
+}
+
+fn write_compressed(state: &State) -> io::Result<Vec<u8>> {
+    let mut encoder = BufWriter::with_capacity(BUFFER, GzEncoder::new(Vec::new(), LEVEL));
+    snapshot_file::write_to(&mut encoder, state)?;
+    encoder.into_inner()?.finish()
+}
+
+fn with_body(body: Bytes) -> Response {
+    response::with_type(StatusCode::OK, HeaderValue::from_static("application/x-ndjson"), body)
+}
+
+/// Adds the headers of a response that clients may compare and caches may store.
+fn finish(response: Response, snapshot: &Snapshot) -> Response {
+    let mut response = with_etag(response, &entity_tag(snapshot.revision()));
+    response.headers_mut().insert(VARY, HeaderValue::from_static("accept-encoding"));
+    with_revision(response, snapshot)
+}
+
+/// Whether `Accept-Encoding` names gzip, or any encoding, with a weight above 0 (RFC 9110 §12.5.3).
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let mut encodings = values.flat_map(|value| value.split(','));
+    encodings.any(|encoding| {
+        let (name, weight) = encoding.split_once(';').unwrap_or((encoding, ""));
+        let weight = weight.trim().strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok());
+        ["gzip", "*"].iter().any(|known| name.trim().eq_ignore_ascii_case(known)) && weight != Some(0.0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gzip_is_sent_to_clients_that_accept_it() {
+        for (value, accepted) in [
+            ("gzip", true),
+            ("br, GZIP;q=0.5", true),
+            ("*", true),
+            ("", false),
+            ("identity", false),
+            ("gzip;q=0, br", false),
+            ("x-gzip", false),
+        ] {
+            let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(value))]);
+            assert_eq!(accepts_gzip(&headers), accepted, "{value}");
+        }
+        assert!(!accepts_gzip(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn waits_are_parsed_strictly_and_limited() {
+        let wait = |uri: &'static str| allowed_wait(&Uri::from_static(uri)).as_millis();
+        for (uri, expected) in [
+            ("/api/snapshot", 0),
+            ("/api/snapshot?wait=30s", 30_000),
+            ("/api/snapshot?x=1&wait=250ms&wait=1s", 250),
+            ("/api/snapshot?wait=1h", 60_000),
+            ("/api/snapshot?wait=30", 0),
+            ("/api/models?wait=30s", 0),
+        ] {
+            assert_eq!(wait(uri), expected, "{uri}");
+        }
+        for uri in ["/api/snapshot?wait=30", "/api/snapshot?wait=", "/api/snapshot?wait=soon"] {
+            assert!(parse_wait(&Uri::from_static(uri)).is_err_and(|error| error.contains("such as 30s")), "{uri}");
+        }
+    }
+}

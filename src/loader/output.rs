@@ -1,0 +1,57 @@
+//! Where the states of the catalog go, whatever they were read from: the store, the gauges, and the channel that the
+//! snapshot file and `GET /api/snapshot` are written from.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::persist::Pending;
+use super::report;
+use super::snapshot_file::PersistedSnapshot;
+use crate::catalog::snapshot::Snapshot;
+use crate::catalog::store::{Publisher, Store, SyncMode};
+use crate::metrics::Metrics;
+
+/// The only writer of a [`Store`].
+pub struct Output {
+    publisher: Publisher,
+    metrics: Arc<Metrics>,
+    pending: watch::Sender<Pending>,
+}
+
+impl Output {
+    /// Publishes to `store` and sends states that can be resumed from to `pending`.
+    #[must_use]
+    pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, pending: watch::Sender<Pending>) -> Self {
+        Self { publisher: Publisher::new(store), metrics, pending }
+    }
+
+    /// Replaces the snapshot that requests are served from.
+    pub fn publish(&mut self, snapshot: Snapshot) -> Arc<Snapshot> {
+        let snapshot = self.publisher.publish(snapshot);
+        report::update_gauges(&self.metrics, &snapshot);
+        snapshot
+    }
+
+    /// Hands the published snapshot, with what is needed to resume from it, to the snapshot file and `/api/snapshot`.
+    pub fn persist(&self, state: PersistedSnapshot<Arc<Snapshot>>) {
+        self.pending.send_replace(Some(state));
+    }
+
+    /// Publishes a snapshot that was read from the snapshot file, which is not written again.
+    pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) -> PersistedSnapshot<Arc<Snapshot>> {
+        let PersistedSnapshot { snapshot, position, as_of, rules } = persisted;
+        let state = PersistedSnapshot { snapshot: self.publish(snapshot), position, as_of, rules };
+        self.pending.send_if_modified(|pending| {
+            *pending = Some(state.clone());
+            false
+        });
+        state
+    }
+
+    /// Records that the published snapshot equals the content of the source at `at` or later.
+    pub fn record_sync(&mut self, at: Instant, mode: Option<SyncMode>) {
+        self.publisher.record_sync(at, mode);
+    }
+}

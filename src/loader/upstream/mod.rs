@@ -1,0 +1,250 @@
+//! Keeps the catalog in sync with another server, or with a file that one wrote: one task that polls the upstreams in
+//! turn. It takes the place of the loader, and publishes by the same [`Output`].
+//!
+//! A snapshot that is damaged, of another version, written under other rules or older than what is served is refused.
+//! No error ends the task.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tracing::info;
+
+mod client;
+pub mod config;
+
+use client::{Client, FetchError, Fetched};
+use config::Location;
+
+use super::backoff::ReconnectBackoff;
+use super::jittered;
+use super::output::Output;
+use super::persist::Pending;
+use super::report::{self, RefreshKind};
+use super::snapshot_file::{PersistedSnapshot, SnapshotFileError};
+use crate::catalog::snapshot::Snapshot;
+use crate::catalog::store::Store;
+use crate::metrics::Metrics;
+
+/// How long a request to a server waits there for a change. Its response is what shows that the server is alive.
+const WAIT: Duration = Duration::from_secs(30);
+/// Minimum ratio of the pause after a change to the time that its transfer took: a large catalog that changes all the
+/// time takes a tenth of the time of the network and of a core, not all of it.
+const PAUSE_PER_TRANSFER: u32 = 9;
+/// How long an earlier state than the one served is refused. Replicas in touch with their database differ by less. After
+/// this time, the database has lost transaction ids in a crash, or all replicas that can be reached have lost it, and to
+/// wait on could mean to wait forever.
+const MAX_BEHIND: Duration = Duration::from_secs(60);
+
+/// Settings of an [`Upstream`].
+#[derive(Clone)]
+pub struct Settings {
+    /// The upstreams, used in turn; at least one.
+    pub locations: Vec<Location>,
+    /// Time between two requests to an upstream at which nothing can be waited for, varied at random by up to 20 %.
+    pub interval: Duration,
+    /// The bearer token of requests.
+    pub token: Option<reqwest::header::HeaderValue>,
+    /// The rules that the upstream must have checked its rows by.
+    pub rules: String,
+}
+
+/// Why a request brought no snapshot that can be served.
+#[derive(Debug, thiserror::Error)]
+enum UpstreamError {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error("{0}")]
+    Refused(Arc<str>),
+}
+
+/// Why a snapshot is refused.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Unreadable(#[from] SnapshotFileError),
+    #[error("its rows passed other rules ({0}): give both servers the same CATALOG_URL_SCHEMES")]
+    Rules(String),
+    #[error("it is older than the catalog served")]
+    Behind,
+}
+
+/// One upstream and what was last received from it.
+struct Source {
+    location: Location,
+    /// The entity tag of the last snapshot received, refused or not.
+    tag: Option<client::Tag>,
+    /// Why that snapshot was refused.
+    refused: Option<Arc<str>>,
+    /// Since when its snapshots are older than the catalog served.
+    behind_since: Option<Instant>,
+}
+
+impl Source {
+    fn new(location: Location) -> Self {
+        Self { location, tag: None, refused: None, behind_since: None }
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.behind_since.is_some_and(|since| since.elapsed() >= MAX_BEHIND)
+    }
+}
+
+/// Reads upstreams and publishes their snapshots.
+pub struct Upstream {
+    settings: Settings,
+    client: Client,
+    metrics: Arc<Metrics>,
+    output: Output,
+    /// What is published; its position and rules are those of the upstream.
+    current: Option<PersistedSnapshot<Arc<Snapshot>>>,
+    sources: Vec<Source>,
+    active: usize,
+    backoff: ReconnectBackoff,
+}
+
+impl Upstream {
+    /// Publishes to `store` and sends states to be persisted to `pending`. Begins with any of the upstreams, so that
+    /// servers started together spread over them.
+    ///
+    /// # Errors
+    /// The TLS library cannot be set up.
+    pub fn new(
+        settings: Settings,
+        store: Arc<Store>,
+        metrics: Arc<Metrics>,
+        pending: watch::Sender<Pending>,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let sources: Vec<_> = settings.locations.iter().cloned().map(Source::new).collect();
+        Ok(Self {
+            client: Client::new(settings.token.clone())?,
+            output: Output::new(store, Arc::clone(&metrics), pending),
+            active: fastrand::usize(..sources.len()),
+            settings,
+            metrics,
+            current: None,
+            sources,
+            backoff: ReconnectBackoff::new("upstream"),
+        })
+    }
+
+    /// Publishes a persisted snapshot. One whose rows passed other rules is served as well, until an upstream has
+    /// another.
+    pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) {
+        self.current = Some(self.output.restore(persisted));
+    }
+
+    /// Keeps the catalog in sync, forever.
+    pub async fn run(mut self) -> Infallible {
+        let mut connected = None;
+        loop {
+            match self.poll().await {
+                Ok(pause) => {
+                    if self.backoff.is_active() || connected != Some(self.active) {
+                        info!(upstream = %self.sources[self.active].location, "following an upstream");
+                        self.backoff.reset();
+                        connected = Some(self.active);
+                    }
+                    self.metrics.upstream_connected.set(1);
+                    tokio::time::sleep(pause).await;
+                }
+                Err(error) => {
+                    self.metrics.upstream_connected.set(0);
+                    let refused = matches!(error, UpstreamError::Refused(_));
+                    let outcome = if refused { "refused" } else { "error" };
+                    self.metrics.upstream_requests.with_label_values(&[outcome]).inc();
+                    let error = format!("{}: {error}", self.sources[self.active].location);
+                    self.active = (self.active + 1) % self.sources.len();
+                    tokio::time::sleep(self.backoff.next_delay(&error, refused, Duration::MAX)).await;
+                }
+            }
+        }
+    }
+
+    /// One request to the active upstream; returns how long to wait before the next one.
+    async fn poll(&mut self) -> Result<Duration, UpstreamError> {
+        let started = Instant::now();
+        let (condition, wait) = self.condition();
+        let source = &self.sources[self.active];
+        let fetched = self.client.fetch(&source.location, condition, wait).await?;
+        match (fetched, source.refused.clone()) {
+            (Fetched::Unchanged, Some(reason)) => return Err(UpstreamError::Refused(reason)),
+            (Fetched::Unchanged, None) => {
+                self.metrics.upstream_requests.with_label_values(&["unchanged"]).inc();
+                if let Some(current) = &self.current {
+                    let now = Instant::now();
+                    self.output.record_sync(now, None);
+                    report::record_sync(&self.metrics, RefreshKind::Upstream, started, 0, 0, &current.snapshot);
+                }
+            }
+            (Fetched::Snapshot { body, tag, received_at }, _) => {
+                self.metrics.upstream_received_bytes.inc_by(body.len() as u64);
+                let accepted = self.accept(&body, received_at);
+                report::record_refresh(&self.metrics, RefreshKind::Upstream, received_at, accepted.is_ok());
+                self.remember(tag, accepted.as_ref().err());
+                accepted.map_err(|refusal| UpstreamError::Refused(refusal.to_string().into()))?;
+                self.metrics.upstream_requests.with_label_values(&["changed"]).inc();
+                if wait > Duration::ZERO || self.sources[self.active].location.can_wait() {
+                    return Ok(received_at.elapsed() * PAUSE_PER_TRANSFER);
+                }
+            }
+        }
+        Ok(jittered(self.settings.interval).saturating_sub(started.elapsed()))
+    }
+
+    /// The entity tag that makes the next request conditional, and how long the upstream may wait for a change.
+    fn condition(&self) -> (Option<client::Tag>, Duration) {
+        let source = &self.sources[self.active];
+        let overdue = source.is_overdue();
+        let current = self.trusted().map(|current| client::Tag::of_revision(current.snapshot.revision()));
+        let condition = source.tag.clone().filter(|_| !overdue).or(current);
+        let waits = condition.is_some() && source.refused.is_none() && source.location.can_wait();
+        (condition, if waits { WAIT } else { Duration::ZERO })
+    }
+
+    /// What is published, unless its rows passed other rules than those of now.
+    fn trusted(&self) -> Option<&PersistedSnapshot<Arc<Snapshot>>> {
+        self.current.as_ref().filter(|current| current.rules == self.settings.rules)
+    }
+
+    /// Publishes a snapshot, or says why not.
+    fn accept(&mut self, body: &[u8], received_at: Instant) -> Result<(), Refusal> {
+        let previous = self.current.as_ref().map(|current| Arc::clone(&current.snapshot)).unwrap_or_default();
+        let received = client::read(body, &previous)?;
+        if received.rules != self.settings.rules {
+            return Err(Refusal::Rules(received.rules));
+        }
+        let revision = received.snapshot.revision();
+        if let Some(current) = self.trusted().filter(|current| current.snapshot.revision() != revision)
+            && received.as_of.is_before(&current.as_of)
+            && !self.sources[self.active].is_overdue()
+        {
+            return Err(Refusal::Behind);
+        }
+        let (rows, changed) = (received.snapshot.len(), received.snapshot.changes_since(&previous));
+        let PersistedSnapshot { snapshot, position, as_of, rules } = received;
+        let snapshot = self.output.publish(snapshot);
+        let state = PersistedSnapshot { snapshot, position, as_of, rules };
+        self.output.persist(state.clone());
+        self.output.record_sync(received_at, None);
+        report::record_sync(&self.metrics, RefreshKind::Upstream, received_at, rows, changed, &state.snapshot);
+        self.current = Some(state);
+        Ok(())
+    }
+
+    /// Records what the active upstream sent. A refused snapshot is not transferred again while it stays the same.
+    fn remember(&mut self, tag: Option<client::Tag>, refusal: Option<&Refusal>) {
+        if refusal.is_none() {
+            // What the others had is not what is served now.
+            self.sources.iter_mut().for_each(|source| source.tag = None);
+        }
+        let source = &mut self.sources[self.active];
+        source.tag = tag;
+        source.refused = refusal.map(|refusal| refusal.to_string().into());
+        source.behind_since = match refusal {
+            Some(Refusal::Behind) => source.behind_since.or_else(|| Some(Instant::now())),
+            _ => None,
+        };
+    }
+}

@@ -1,0 +1,116 @@
+//! `GET /api/snapshot`: its formats, conditional requests and waits.
+
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use flate2::read::GzDecoder;
+use hyper::header::{ACCEPT_ENCODING, IF_NONE_MATCH};
+
+use crate::support::{Reply, Server, plain, with_a};
+
+async fn get(server: &Server, path: &str, tag: &str, encoding: &str) -> Reply {
+    let mut request = server.request("GET", path, "");
+    request.headers_mut().insert(IF_NONE_MATCH, tag.parse().unwrap());
+    request.headers_mut().insert(ACCEPT_ENCODING, encoding.parse().unwrap());
+    server.send(request).await
+}
+
+#[tokio::test]
+async fn snapshot_is_the_snapshot_file_plain_or_compressed() {
+    let (db, server) = with_a(&[]).await;
+    db.add("b").await;
+    server.until("b is served", |s| async move { s.get("/api/models/b").await.status == 200 }).await;
+    let reply = server.get("/api/snapshot").await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, "application/x-ndjson"));
+    let text = reply.text();
+    let mut lines: Vec<_> = text.lines().collect();
+    let header: serde_json::Value = serde_json::from_str(lines[0]).unwrap();
+    assert_eq!(
+        (&header["format"], &header["models"], &header["revision"]),
+        (&"model-catalog snapshot".into(), &2.into(), &reply.revision().into())
+    );
+    lines[1..3].sort_unstable();
+    assert_eq!(lines[1..3], [plain("a"), plain("b")]);
+    assert!(lines.len() == 4 && lines[3].starts_with(r#"{"checksum":"#), "{text}");
+    assert_eq!(reply.header("etag"), format!("\"{}\"", reply.revision()));
+    assert_eq!((reply.header("vary"), reply.header("cache-control")), ("accept-encoding", "no-cache"));
+
+    // Twice: rendered, and from memory.
+    for _ in 0..2 {
+        let compressed = get(&server, "/api/snapshot", "\"x\"", "br, gzip").await;
+        assert_eq!((compressed.status, compressed.header("content-encoding")), (200, "gzip"));
+        assert_eq!(compressed.header("etag"), reply.header("etag"));
+        let mut decoded = String::new();
+        GzDecoder::new(&compressed.body[..]).read_to_string(&mut decoded).unwrap();
+        assert_eq!(decoded, text);
+    }
+    let head = server.send(server.request("HEAD", "/api/snapshot", "")).await;
+    assert_eq!((head.status, head.header("etag"), head.body.len()), (200, reply.header("etag"), 0));
+    assert_eq!(server.send(server.request("POST", "/api/snapshot", "")).await.status, 405);
+}
+
+#[tokio::test]
+async fn unchanged_snapshots_are_304_and_a_wait_ends_with_a_change() {
+    let (db, server) = with_a(&[]).await;
+    let tag = server.get("/api/snapshot").await.header("etag").to_owned();
+    let unchanged = get(&server, "/api/snapshot", &tag, "gzip").await;
+    assert_eq!((unchanged.status, unchanged.body.len(), unchanged.header("etag")), (304, 0, &*tag));
+    assert_eq!(unchanged.revision(), tag.trim_matches('"'));
+
+    let started = Instant::now();
+    let waited = get(&server, "/api/snapshot?wait=300ms", &tag, "gzip").await;
+    assert!(waited.status == 304 && started.elapsed() >= Duration::from_millis(300), "{waited:?}");
+    // Nothing to wait for.
+    let started = Instant::now();
+    assert_eq!(get(&server, "/api/snapshot?wait=30s", "\"x\"", "gzip").await.status, 200);
+    assert!(started.elapsed() < Duration::from_secs(10));
+
+    let (changed, ()) = tokio::join!(get(&server, "/api/snapshot?wait=30s", &tag, "gzip"), async {
+        server.until("it waits", |s| async move { s.metric("catalog_snapshot_waiters").await == 1.0 }).await;
+        db.add("b").await;
+    });
+    assert_eq!((changed.status, changed.header("content-encoding")), (200, "gzip"));
+    assert_ne!(changed.header("etag"), tag);
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert_eq!(server.metric("catalog_snapshot_waiters").await, 0.0);
+
+    let wrong = server.get("/api/snapshot?wait=soon").await;
+    assert!(wrong.status == 400 && wrong.text().contains("such as 30s"), "{}", wrong.text());
+}
+
+/// Half of the connections may wait: the others must find the server usable.
+#[tokio::test]
+async fn waiting_requests_are_limited_and_end_with_the_server() {
+    let (_db, server) = with_a(&[("CATALOG_MAX_CONNECTIONS", "8"), ("CATALOG_THREADS", "1")]).await;
+    let tag = server.get("/api/snapshot").await.header("etag").to_owned();
+    let waiting = || get(&server, "/api/snapshot?wait=30s", &tag, "gzip");
+    let started = Instant::now();
+    let (one, two, three, four, ()) = tokio::join!(waiting(), waiting(), waiting(), waiting(), async {
+        server.until("they wait", |s| async move { s.metric("catalog_snapshot_waiters").await == 4.0 }).await;
+        let fifth = get(&server, "/api/snapshot?wait=30s", &tag, "gzip").await;
+        assert_eq!((fifth.status, fifth.header("connection")), (304, ""));
+        server.signal("TERM");
+    });
+    for reply in [one, two, three, four] {
+        assert_eq!((reply.status, reply.header("connection")), (304, "close"));
+    }
+    server.until("it has ended", |s| std::future::ready(s.exited().is_some())).await;
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+/// The deadline of a request is extended by its wait.
+#[tokio::test]
+async fn waits_may_be_longer_than_the_request_timeout() {
+    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "500ms")]).await;
+    let tag = server.get("/api/snapshot").await.header("etag").to_owned();
+    let started = Instant::now();
+    assert_eq!(get(&server, "/api/snapshot?wait=1500ms", &tag, "gzip").await.status, 304);
+    assert!(started.elapsed() >= Duration::from_millis(1500));
+}
+
+#[tokio::test]
+async fn without_a_catalog_the_snapshot_is_503() {
+    let server = Server::spawn("host=/nonexistent user=nobody dbname=none", &[]).await;
+    let reply = server.get("/api/snapshot?wait=30s").await;
+    assert_eq!((reply.status, reply.header("retry-after")), (503, "1"));
+}

@@ -1,0 +1,227 @@
+//! Servers that follow a file: exported, served by nginx, damaged, of another version, of other rules.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Output, Stdio};
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::edges::TempFolder;
+use crate::cli::import::run;
+use crate::support::{Db, Server, until};
+
+const TOKEN: &str = "s3cret-token";
+
+fn export(db: &Db, path: &str) -> Output {
+    let output = run(&["export", "--snapshot", path], &db.url, "");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+async fn ready(edge: &Server) {
+    edge.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
+}
+
+#[tokio::test]
+async fn an_exported_file_is_followed_and_equals_the_replicas() {
+    let db = Db::new().await;
+    for id in ["a", "b"] {
+        db.add(id).await;
+    }
+    let folder = TempFolder::new();
+    let path = folder.path("catalog.jsonl");
+    export(&db, &path);
+    let edge = Server::edge(&format!("file://{path}"), &[]).await;
+    ready(&edge).await;
+    let replica = Server::start(&db).await;
+    let revision = replica.get("/api/models/a").await.revision();
+    assert_eq!(edge.get("/api/models/a").await.revision(), revision);
+    assert_eq!(edge.get("/readyz").await.json()["source"], "upstream");
+    // To standard output, it is the same but for the order of the lines and the position.
+    let printed = String::from_utf8(export(&db, "-").stdout).unwrap();
+    assert!(printed.contains(&revision) && printed.lines().count() == 4, "{printed}");
+
+    db.sql("UPDATE models SET name = 'new'").await;
+    export(&db, &path);
+    edge.until_named("a", "new").await;
+    let unchanged = "catalog_upstream_requests_total{outcome=\"unchanged\"}";
+    let before = edge.metric(unchanged).await;
+    edge.until("it polls on", |s| async move { s.metric(unchanged).await > before }).await;
+    assert_eq!(edge.metric("catalog_refreshes_total{kind=\"upstream\",outcome=\"ok\"}").await, 2.0);
+}
+
+#[tokio::test]
+async fn rejected_rows_are_left_out_and_make_the_status_3() {
+    let db = Db::new().await;
+    db.add("a").await;
+    db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('b', 'b', 'https://example.org', '../b')")
+        .await;
+    let output = run(&["export", "--snapshot"], &db.url, "");
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.lines().count() == 3 && text.contains(r#""rejected":{"b":"save_path"#), "{text}");
+    let output = run(&["export", "--snapshot", "/nonexistent/catalog"], &db.url, "");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write /nonexistent/catalog: "));
+}
+
+/// The content with a valid checksum.
+fn sealed(lines: &str) -> String {
+    format!("{lines}{{\"checksum\":\"{:032x}\"}}\n", xxh3_128(lines.as_bytes()))
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_trusted_are_refused_and_the_last_good_one_stays() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let folder = TempFolder::new();
+    let path = folder.path("catalog.jsonl");
+    export(&db, &path);
+    let good = std::fs::read_to_string(&path).unwrap();
+    let (lines, _) = good.split_once("{\"checksum\"").unwrap();
+    let edge = Server::edge(&format!("file://{path}"), &[]).await;
+    ready(&edge).await;
+    let revision = edge.get("/api/models/a").await.revision();
+    for (content, reason) in [
+        (good.replace("checkpoints", "checkpoinTs"), "the checksum does not match"),
+        (good[..good.len() / 2].to_owned(), "it is truncated"),
+        (String::new(), "it is empty"),
+        ("<!DOCTYPE html>\n<title>404</title>\n".into(), "the first line is not a header"),
+        ("no line feed".into(), "it is truncated"),
+        (sealed(&lines.replace("\"version\":2", "\"version\":99")), "it has version 99, this program reads version"),
+        (sealed(&lines.replace("http,https", "https,ftp")), "its rows passed other rules (https,ftp)"),
+        (sealed(&lines.replace(&revision, "0123456789abcdef")), "the revision does not match"),
+    ] {
+        let new = folder.path("new");
+        std::fs::write(&new, &content).unwrap();
+        let refused = edge.metric("catalog_refreshes_total{kind=\"upstream\",outcome=\"error\"}").await;
+        std::fs::rename(&new, &path).unwrap();
+        edge.until(reason, |s| async move {
+            s.metric("catalog_refreshes_total{kind=\"upstream\",outcome=\"error\"}").await == refused + 1.0
+        })
+        .await;
+        assert_eq!(edge.get("/api/models/a").await.revision(), revision, "{reason}");
+        assert_eq!(edge.get("/readyz").await.status, 200);
+        // Of refusals in a row, only the first is logged at once; a new server logs its first.
+        let fresh = Server::edge(&format!("file://{path}"), &[]).await;
+        fresh.until(reason, |s| std::future::ready(s.logged(reason) > 0)).await;
+        assert_eq!(fresh.get("/readyz").await.status, 503, "{reason}");
+    }
+    std::fs::remove_file(&path).unwrap();
+    edge.until("the file is missed", |s| std::future::ready(s.logged("it does not exist") > 0)).await;
+    db.sql("UPDATE models SET name = 'good again'").await;
+    export(&db, &path);
+    edge.until_named("a", "good again").await;
+}
+
+/// An nginx that serves a folder by HTTPS to clients with the token.
+struct Nginx {
+    child: Child,
+    port: u16,
+}
+
+impl Nginx {
+    fn start(folder: &TempFolder) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let root = folder.path("");
+        let config = format!(
+            "daemon off; worker_processes 1; pid {root}pid; error_log {root}error.log; events {{}}
+             http {{
+               types {{ application/x-ndjson jsonl; }}
+               access_log {root}access.log; client_body_temp_path {root}b; proxy_temp_path {root}p;
+               fastcgi_temp_path {root}f; uwsgi_temp_path {root}u; scgi_temp_path {root}s;
+               gzip on; gzip_types application/x-ndjson; gzip_min_length 1;
+               server {{
+                 listen 127.0.0.1:{port} ssl; ssl_certificate {root}server.pem; ssl_certificate_key {root}server.key;
+                 if ($http_authorization != \"Bearer {TOKEN}\") {{ return 401; }}
+                 location / {{ root {root}; }}
+               }}
+             }}"
+        );
+        std::fs::write(folder.path("nginx.conf"), config).unwrap();
+        let program = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| std::fs::exists(path).unwrap());
+        let mut command = Command::new(program.expect("no nginx: `make test-tools` installs it"));
+        command.args(["-c", &folder.path("nginx.conf"), "-e", &folder.path("error.log")]);
+        let child = command.stdin(Stdio::null()).spawn().unwrap();
+        Self { child, port }
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn nginx_serves_a_file_by_https_to_edges_with_the_token() {
+    let db = Db::new().await;
+    for number in 0..50 {
+        db.add(&format!("model-{number}")).await;
+    }
+    let folder = TempFolder::new();
+    export(&db, &folder.path("catalog.jsonl"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=DNS:localhost", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
+        .args(["-keyout", &folder.path("server.key"), "-out", &folder.path("server.pem")])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let nginx = Nginx::start(&folder);
+    let url = format!("https://localhost:{}/catalog.jsonl", nginx.port);
+    until("nginx listens", || async { tokio::net::TcpStream::connect(("127.0.0.1", nginx.port)).await.is_ok() }).await;
+
+    let trusted = ("SSL_CERT_FILE", &*folder.path("server.pem"));
+    let edge = Server::edge(&url, &[trusted, ("CATALOG_UPSTREAM_TOKEN", TOKEN), ("CATALOG_LOG", "trace")]).await;
+    ready(&edge).await;
+    let replica = Server::start(&db).await;
+    let revision = replica.get("/api/models/model-1").await.revision();
+    assert_eq!(edge.get("/api/models/model-1").await.revision(), revision);
+    let size = std::fs::metadata(folder.path("catalog.jsonl")).unwrap().len() as f64;
+    let received = edge.metric("catalog_upstream_received_bytes_total").await;
+    assert!(received > 0.0 && received < size / 3.0, "{received} of {size}: it was not compressed");
+    let unchanged = "catalog_upstream_requests_total{outcome=\"unchanged\"}";
+    edge.until("nginx says that nothing changed", |s| async move { s.metric(unchanged).await > 2.0 }).await;
+    assert_eq!(edge.metric("catalog_upstream_received_bytes_total").await, received);
+
+    db.sql("UPDATE models SET name = 'new'").await;
+    export(&db, &folder.path("catalog.jsonl"));
+    edge.until_named("model-1", "new").await;
+    assert_eq!(edge.logged(TOKEN), 0, "{:#?}", edge.log());
+
+    // Without the token, and without the certificate.
+    for (settings, reason) in [
+        (&[trusted, ("CATALOG_UPSTREAM_TOKEN", "another")][..], "401 Unauthorized: set CATALOG_UPSTREAM_TOKEN"),
+        (&[("CATALOG_UPSTREAM_TOKEN", TOKEN), ("CATALOG_LOG", "trace")][..], "certificate"),
+    ] {
+        let edge = Server::edge(&url, settings).await;
+        edge.until(reason, |s| std::future::ready(s.logged(reason) > 0)).await;
+        assert_eq!((edge.get("/readyz").await.status, edge.logged(TOKEN), edge.logged("another")), (503, 0, 0));
+    }
+}
+
+#[tokio::test]
+async fn secrets_in_addresses_and_tokens_are_never_shown() {
+    let url = "http://me:s3cret@127.0.0.1:1/catalog.jsonl?sig=s3cret";
+    let edge = Server::edge(url, &[("CATALOG_UPSTREAM_TOKEN", "s3cret"), ("CATALOG_LOG", "trace")]).await;
+    edge.until("the outage is logged", |s| std::future::ready(s.logged("the upstream is unavailable") > 0)).await;
+    assert_eq!((edge.logged("s3cret"), edge.logged("http://127.0.0.1:1/catalog.jsonl: ") > 0), (0, true));
+    for (upstream, token, named) in [
+        ("s3://bucket/s3cret", "", "CATALOG_UPSTREAM"),
+        ("http://a,s3cret", "", "number 2"),
+        ("http://a", "s3cret\n", "CATALOG_UPSTREAM_TOKEN"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
+        command.arg("serve").env_clear().env("CATALOG_UPSTREAM", upstream).env("CATALOG_UPSTREAM_TOKEN", token);
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(named) && !text.contains("s3cret"), "{text}");
+    }
+    // One or the other.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
+    command.arg("serve").env_clear().env("CATALOG_UPSTREAM", "http://a").env("DATABASE_URL", "host=a");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+}
