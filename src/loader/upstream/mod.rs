@@ -101,6 +101,8 @@ pub struct Upstream {
     current: Option<PersistedSnapshot<Arc<Snapshot>>>,
     sources: Vec<Source>,
     active: usize,
+    /// Whether the last request to the active upstream was successful.
+    connected: bool,
     backoff: ReconnectBackoff,
 }
 
@@ -121,6 +123,7 @@ impl Upstream {
             client: Client::new(settings.token.clone())?,
             output: Output::new(store, Arc::clone(&metrics), pending),
             active: fastrand::usize(..sources.len()),
+            connected: false,
             settings,
             metrics,
             current: None,
@@ -137,19 +140,18 @@ impl Upstream {
 
     /// Keeps the catalog in sync, forever.
     pub async fn run(mut self) -> Infallible {
-        let mut connected = None;
         loop {
             match self.poll().await {
                 Ok(pause) => {
-                    if self.backoff.is_active() || connected != Some(self.active) {
+                    if !std::mem::replace(&mut self.connected, true) {
                         info!(upstream = %self.sources[self.active].location, "following an upstream");
                         self.backoff.reset();
-                        connected = Some(self.active);
                     }
                     self.metrics.upstream_connected.set(1);
                     tokio::time::sleep(pause).await;
                 }
                 Err(error) => {
+                    self.connected = false;
                     self.metrics.upstream_connected.set(0);
                     let refused = matches!(error, UpstreamError::Refused(_));
                     let outcome = if refused { "refused" } else { "error" };
@@ -173,9 +175,11 @@ impl Upstream {
             (Fetched::Unchanged, None) => {
                 self.metrics.upstream_requests.with_label_values(&["unchanged"]).inc();
                 if let Some(current) = &self.current {
-                    let now = Instant::now();
-                    self.output.record_sync(now, None);
+                    self.output.record_sync(Instant::now(), None);
                     report::record_sync(&self.metrics, RefreshKind::Upstream, started, 0, 0, &current.snapshot);
+                }
+                if wait.is_zero() && self.sources[self.active].location.can_wait() {
+                    return Ok(Duration::ZERO);
                 }
             }
             (Fetched::Snapshot { body, tag, received_at }, _) => {
@@ -183,9 +187,9 @@ impl Upstream {
                 let accepted = self.accept(&body, received_at);
                 report::record_refresh(&self.metrics, RefreshKind::Upstream, received_at, accepted.is_ok());
                 self.remember(tag, accepted.as_ref().err());
-                accepted.map_err(|refusal| UpstreamError::Refused(refusal.to_string().into()))?;
+                let changed = accepted.map_err(|refusal| UpstreamError::Refused(refusal.to_string().into()))?;
                 self.metrics.upstream_requests.with_label_values(&["changed"]).inc();
-                if wait > Duration::ZERO || self.sources[self.active].location.can_wait() {
+                if changed && self.sources[self.active].location.can_wait() {
                     return Ok(received_at.elapsed() * PAUSE_PER_TRANSFER);
                 }
             }
@@ -193,13 +197,14 @@ impl Upstream {
         Ok(jittered(self.settings.interval).saturating_sub(started.elapsed()))
     }
 
-    /// The entity tag that makes the next request conditional, and how long the upstream may wait for a change.
+    /// The entity tag that makes the next request conditional, and how long the upstream may wait for a change. The
+    /// first request after a failure does not wait: its response shows that the upstream is back.
     fn condition(&self) -> (Option<client::Tag>, Duration) {
         let source = &self.sources[self.active];
         let overdue = source.is_overdue();
         let current = self.trusted().map(|current| client::Tag::of_revision(current.snapshot.revision()));
         let condition = source.tag.clone().filter(|_| !overdue).or(current);
-        let waits = condition.is_some() && source.refused.is_none() && source.location.can_wait();
+        let waits = condition.is_some() && self.connected && source.location.can_wait();
         (condition, if waits { WAIT } else { Duration::ZERO })
     }
 
@@ -208,8 +213,8 @@ impl Upstream {
         self.current.as_ref().filter(|current| current.rules == self.settings.rules)
     }
 
-    /// Publishes a snapshot, or says why not.
-    fn accept(&mut self, body: &[u8], received_at: Instant) -> Result<(), Refusal> {
+    /// Publishes a snapshot, or says why not; returns whether it differs from the one before.
+    fn accept(&mut self, body: &[u8], received_at: Instant) -> Result<bool, Refusal> {
         let previous = self.current.as_ref().map(|current| Arc::clone(&current.snapshot)).unwrap_or_default();
         let received = client::read(body, &previous)?;
         if received.rules != self.settings.rules {
@@ -230,7 +235,7 @@ impl Upstream {
         self.output.record_sync(received_at, None);
         report::record_sync(&self.metrics, RefreshKind::Upstream, received_at, rows, changed, &state.snapshot);
         self.current = Some(state);
-        Ok(())
+        Ok(changed > 0)
     }
 
     /// Records what the active upstream sent. A refused snapshot is not transferred again while it stays the same.

@@ -113,6 +113,21 @@ async fn files_that_cannot_be_trusted_are_refused_and_the_last_good_one_stays() 
     edge.until_named("a", "good again").await;
 }
 
+/// A certificate for localhost, and the authority that signed it.
+fn certificates(folder: &TempFolder) {
+    let openssl = |arguments: &[&str]| {
+        let made = Command::new("openssl").current_dir(folder.path("")).args(arguments).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    };
+    let request = ["req", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
+    let authority = ["-x509", "-days", "2", "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem"];
+    openssl(&[&request[..], &authority].concat());
+    let name = ["-subj", "/CN=server", "-addext", "subjectAltName=DNS:localhost"];
+    openssl(&[&request[..], &name, &["-keyout", "server.key", "-out", "server.csr"]].concat());
+    let sign = ["x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
+    openssl(&[&sign[..], &["-copy_extensions", "copy", "-days", "2", "-out", "server.pem"]].concat());
+}
+
 /// An nginx that serves a folder by HTTPS to clients with the token.
 struct Nginx {
     child: Child,
@@ -161,18 +176,12 @@ async fn nginx_serves_a_file_by_https_to_edges_with_the_token() {
     }
     let folder = TempFolder::new();
     export(&db, &folder.path("catalog.jsonl"));
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
-        .args(["-addext", "subjectAltName=DNS:localhost", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
-        .args(["-keyout", &folder.path("server.key"), "-out", &folder.path("server.pem")])
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    certificates(&folder);
     let nginx = Nginx::start(&folder);
     let url = format!("https://localhost:{}/catalog.jsonl", nginx.port);
     until("nginx listens", || async { tokio::net::TcpStream::connect(("127.0.0.1", nginx.port)).await.is_ok() }).await;
 
-    let trusted = ("SSL_CERT_FILE", &*folder.path("server.pem"));
+    let trusted = ("SSL_CERT_FILE", &*folder.path("ca.pem"));
     let edge = Server::edge(&url, &[trusted, ("CATALOG_UPSTREAM_TOKEN", TOKEN), ("CATALOG_LOG", "trace")]).await;
     ready(&edge).await;
     let replica = Server::start(&db).await;

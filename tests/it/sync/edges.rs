@@ -86,7 +86,8 @@ impl Edge {
             proxies.push(TcpProxy::new(address).await);
         }
         // Every other one has a file to start from.
-        let file = (number % 2 == 0).then(|| ("CATALOG_SNAPSHOT_FILE".into(), folder.path(&format!("edge-{number}"))));
+        let file =
+            number.is_multiple_of(2).then(|| ("CATALOG_SNAPSHOT_FILE".into(), folder.path(&format!("edge-{number}"))));
         let settings: Vec<_> = file.into_iter().collect();
         let server = Self::start(&proxies, &settings).await;
         Self { server, proxies, settings, requests: 0 }
