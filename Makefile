@@ -1,5 +1,5 @@
 # CONTRIBUTING.md lists the targets. `make run` and `make test` install what is missing on a bare Debian.
-.PHONY: run test test-api test-image test-manifests soak deploys slow-clients fuzz coverage supply-chain lint \
+.PHONY: run test test-api test-image test-manifests soak deploys edges slow-clients fuzz coverage supply-chain lint \
 	bench bench-scale bench-fanout bench-micro bench-peers postgres test-tools
 
 # Serves DATABASE_URL, or a private Postgres with the sample catalog.
@@ -45,6 +45,15 @@ soak: test-tools
 deploys: export DEPLOY_RESTARTS ?= 50
 deploys: test-tools
 	cargo test --test it rolling:: -- --nocapture
+
+# Servers without a database: twenty of them under random cuts, restarts and writers, an outage of a minute, and the cost of
+# two thousand waiting requests; `make test` does less of it.
+edges: export EDGES ?= 20
+edges: export EDGE_SECONDS ?= 60
+edges: export EDGE_OUTAGE_SECONDS ?= 60
+edges: export EDGE_WAITERS ?= 2000
+edges: test-tools
+	cargo test --test it sync::edge -- --nocapture
 
 # Measures what two thousand slow clients cost the others.
 slow-clients: test-tools
@@ -147,6 +156,7 @@ test-tools: postgres
 	@/usr/bin/python3 -c 'import requests' 2> /dev/null || deploy/install.sh python3-requests requests
 	@deploy/install.sh prometheus promtool
 	@deploy/install.sh haproxy haproxy /usr/sbin/haproxy
+	@deploy/install.sh nginx nginx /usr/sbin/nginx
 	@deploy/install.sh systemd systemd-analyze
 	@deploy/install.sh systemd-container systemd-nspawn
 	@deploy/install.sh chromium-driver chromedriver

@@ -16,13 +16,14 @@ const SAMPLE: &str = include_str!("../../../sql/sample_models.sql");
 const LIST: &str = include_str!("../cli/model-list.json");
 
 /// Commands in `sh` blocks by their beginning, and the test that runs them.
-const RUN: [(&str, &str); 7] = [
+const RUN: [(&str, &str); 8] = [
     ("install ", "the_unit_starts_serves_drains_and_is_started_again"),
     ("systemctl daemon-reload", "the_unit_starts_serves_drains_and_is_started_again"),
     ("export CATALOG_URL=", "documented_commands_download_the_models"),
     ("MACHINE_MODELS_NEEDED=", "documented_commands_download_the_models"),
     ("curl -d ", "documented_commands_download_the_models"),
     ("model-catalog export ", "export_writes_the_documented_file"),
+    ("model-catalog serve --upstream ", "an_exported_file_is_followed_and_equals_the_replicas"),
     ("(printf ", "the_documented_prometheus_rule_is_one"),
 ];
 

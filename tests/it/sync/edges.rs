@@ -1,6 +1,6 @@
 //! Servers without a database follow replicas: exactly, through cuts, restarts and outages.
 //!
-//! The long form: `EDGES=20 EDGE_SECONDS=60 cargo test --test it sync::edges -- --nocapture`.
+//! The long form: `make edges`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
