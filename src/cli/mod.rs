@@ -1,6 +1,7 @@
 //! The command line: every command and every setting, with its environment variable and default.
 
 mod parse;
+mod upstream;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -15,9 +16,8 @@ use ipnet::IpNet;
 
 use crate::catalog::model::Rules;
 use crate::http::cors::Cors;
-use crate::loader::upstream;
-use crate::loader::upstream::config::{self, Location, UpstreamUrlError};
 use crate::postgres::config::{DatabaseConfig, DatabaseUrlError, Environment};
+pub use upstream::UpstreamArgs;
 
 /// Serves a Postgres table of models from memory, up to date within milliseconds of a change.
 #[derive(Debug, Parser)]
@@ -182,40 +182,6 @@ impl DatabaseArgs {
         let environment = Environment::from_env();
         let url = self.database_url.as_ref().map_or("", Secret::expose);
         DatabaseConfig::parse(url, &environment, &self.channel, self.database_timeout)
-    }
-}
-
-/// What a server follows in place of a database.
-#[derive(Debug, Clone, Args)]
-#[group(skip)]
-pub struct UpstreamArgs {
-    /// Comma-separated upstreams to follow in place of a database, used in turn when one fails: other servers, such as
-    /// http://replica:3000, or snapshots that `export --snapshot` wrote, such as https://example.org/catalog.jsonl or
-    /// file:///srv/catalog.jsonl.
-    #[arg(long, env = "CATALOG_UPSTREAM", value_name = "LIST", value_delimiter = ',', hide_env_values = true)]
-    #[arg(conflicts_with = "database_url")]
-    pub upstream: Vec<Secret>,
-    /// Time between two requests to an upstream, plus or minus 20 %. Other servers are waited at instead, so that a
-    /// change arrives at once.
-    #[arg(long, env = "CATALOG_UPSTREAM_INTERVAL", default_value = "1s", value_name = "DURATION")]
-    #[arg(value_parser = parse::duration)]
-    pub upstream_interval: Duration,
-    /// Bearer token that is sent to upstreams.
-    #[arg(long, env = "CATALOG_UPSTREAM_TOKEN", value_name = "TOKEN", hide_env_values = true)]
-    pub upstream_token: Option<Secret>,
-}
-
-impl UpstreamArgs {
-    /// The settings of the upstream, if there is one.
-    ///
-    /// # Errors
-    /// See [`UpstreamUrlError`].
-    pub fn settings(&self, rules: &Rules) -> Result<Option<upstream::Settings>, UpstreamUrlError> {
-        let locations = self.upstream.iter().zip(1..).map(|(url, number)| Location::parse(url.expose(), number));
-        let locations = locations.collect::<Result<Vec<_>, _>>()?;
-        let token = self.upstream_token.as_ref().map(|token| config::bearer(token.expose())).transpose()?;
-        let settings = upstream::Settings { locations, interval: self.upstream_interval, token, rules: rules.text() };
-        Ok(Some(settings).filter(|settings| !settings.locations.is_empty()))
     }
 }
 
