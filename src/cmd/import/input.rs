@@ -198,7 +198,7 @@ struct ApiModel {
     id: Option<String>,
     name: Option<String>,
     download_url: Option<String>,
-    file_size_gb: Option<serde_json::Number>,
+    file_size_gb: Option<serde_json::Value>,
     hash: Option<String>,
     auth_required: Option<bool>,
     auth_provider: Option<String>,
