@@ -102,7 +102,7 @@ supply-chain:
 
 lint:
 	@deploy/install.sh shellcheck shellcheck
-	shellcheck deploy/*.sh deploy/machine/*.sh tests/*.sh
+	shellcheck deploy/*.sh tests/*.sh
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items

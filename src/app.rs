@@ -62,6 +62,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Export { file, database, schemes } => run_export(&file, &rules(&schemes), &database),
         Command::Check { database, check } => return run_check(&database, &check),
         Command::Health { listen, live } => run_health(&listen, live),
+        Command::Pull(pull) => return crate::cmd::pull::run(&pull, matches!(cli.log.format, LogFormat::Text)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

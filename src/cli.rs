@@ -106,6 +106,12 @@ pub enum Command {
         #[arg(long)]
         live: bool,
     },
+    /// Download the models that a GPU machine needs, verified, and then become the command that uses them.
+    ///
+    /// Status 0: every model is there; 1: a model is missing; 2: a wrong option; 143: stopped by a signal; 126, 127:
+    /// the command cannot be started. With a command its own status is the last word; it is started although a model is
+    /// missing, unless --strict is set.
+    Pull(crate::cmd::pull::settings::Pull),
 }
 
 /// How the program logs.

@@ -8,6 +8,7 @@ pub mod app;
 pub mod catalog;
 pub mod check;
 pub mod cli;
+pub mod cmd;
 pub mod descriptors;
 pub mod export;
 pub mod health;

@@ -147,7 +147,11 @@ fn no_control(column: &'static str, text: &str) -> Result<(), Fault> {
     }
 }
 
-fn check_save_path(path: &str) -> Result<(), Fault> {
+/// Whether a machine can write to the path without leaving its models folder.
+///
+/// # Errors
+/// The rule that it breaks.
+pub fn check_save_path(path: &str) -> Result<(), Fault> {
     if path.starts_with('/') {
         Err(Fault::SavePath("is absolute"))
     } else if path.contains('\\') {

@@ -163,7 +163,7 @@ impl Shared {
         reader.read_to_end(&mut Vec::new()).map(drop)
     }
 
-    /// No command line may hold the secret, and no environment but that of the script itself.
+    /// No command line may hold the secret, and no environment but that of the program itself.
     fn look_for_leaks(&self) {
         for process in std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()) {
             let has = |file: &str| {
@@ -171,11 +171,11 @@ impl Shared {
                 text.windows(self.secret.len()).any(|part| part == self.secret.as_bytes())
             };
             let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
-            let script = Path::new(super::SCRIPT).file_name().unwrap().to_str().unwrap();
+            let program = Path::new(super::PROGRAM).file_name().unwrap().to_str().unwrap();
             if has("cmdline") {
                 self.leaks.lock().unwrap().push(format!("on the command line of {name}"));
             }
-            if has("environ") && name.trim_end() != script {
+            if has("environ") && name.trim_end() != program {
                 self.leaks.lock().unwrap().push(format!("in the environment of {name}"));
             }
         }

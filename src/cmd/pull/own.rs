@@ -1,0 +1,54 @@
+//! Files of this program's own: small JSON documents that are replaced whole.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use cap_std::fs::Dir;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Larger ones are not ours.
+const MAX_DOCUMENT: u64 = 64 * 1024 * 1024;
+
+/// Replaces `name` in `folder`: readers find the old document or the new one. `durable` also survives a power cut.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_json(folder: &Dir, name: &str, document: &impl Serialize, durable: bool) -> io::Result<()> {
+    let temporary = format!("{name}.{}.tmp", std::process::id());
+    let mut file = folder.create(&temporary)?;
+    file.write_all(&serde_json::to_vec(document)?)?;
+    if durable {
+        file.sync_all()?;
+    }
+    folder.rename(&temporary, folder, name)
+}
+
+/// Reads a document; `None` if there is none.
+///
+/// # Errors
+/// It cannot be read, or is no such document.
+pub fn read_json<T: DeserializeOwned>(folder: &Dir, name: &str) -> io::Result<Option<T>> {
+    let file = match folder.open(name) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if file.metadata()?.len() > MAX_DOCUMENT {
+        return Err(io::Error::other("it is too large"));
+    }
+    let text = io::read_to_string(file)?;
+    Ok(Some(serde_json::from_str(&text)?))
+}
+
+/// Replaces a file whose path the user chose.
+///
+/// # Errors
+/// It cannot be written.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    // The collector of node_exporter reads every `*.prom`, so the temporary name must end in something else.
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    std::fs::write(&temporary, content)?;
+    std::fs::rename(&temporary, path)
+}

@@ -1,0 +1,495 @@
+//! Downloads one file: several ranges at a time into a partial file beside its final place, resumed from its journal,
+//! verified, and only then given its name.
+//!
+//! A round is what the connections of one resolved address bring. A connection that made no progress retires for the
+//! rest of its round, so a server that accepts few is used with few; when all have retired the address is resolved
+//! again, because signed ones expire.
+
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cap_std::fs::Dir;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use reqwest::{Response, Url};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::Context;
+use super::catalog::Model;
+use super::error::Problem;
+use super::folder::{Stamp, space, sync};
+use super::follower::{Follower, Shared};
+use super::http::{Part, Source, host};
+use super::journal::{self, Journal};
+use super::plan::{present_meanwhile, remember};
+use super::progress::{File as Shown, Phase};
+use super::segments::{Claim, Segments};
+
+/// An attempt that brings so many bytes is not counted as a failure.
+const PROGRESS: u64 = 1024 * 1024;
+/// Time between two journals: at most so much is fetched again after a kill.
+const JOURNAL_INTERVAL: Duration = Duration::from_millis(500);
+/// Longest pause between two rounds, unless the server asks for more.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// What became of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was downloaded.
+    Fetched,
+    /// Another process put it there meanwhile.
+    Present,
+    /// Another process is downloading it.
+    Busy,
+}
+
+/// Downloads `model` unless another process does. `source` is its address if it was resolved just before.
+///
+/// # Errors
+/// Why it is not there; a part of it may stay for the next run.
+pub async fn run(
+    context: &Arc<Context>,
+    model: &Arc<Model>,
+    shown: &Shown,
+    source: Option<Source>,
+) -> Result<Outcome, Problem> {
+    let not_made = || Problem::Folder(io::ErrorKind::NotFound.into());
+    let folder = context.folder.parent(&model.path, true)?.ok_or_else(not_made)?;
+    let key = model.key();
+    let Some(part) = lock_part(&folder, &key).map_err(Problem::disk("opening the partial file"))? else {
+        shown.set_phase(Phase::Elsewhere);
+        if let Some((done, total)) = Journal::peek(&context.own, &key) {
+            shown.set_bytes(done, total);
+        }
+        return Ok(Outcome::Busy);
+    };
+    let total = source.as_ref().and_then(|source| source.total);
+    if present_meanwhile(context, model, shown, total).await? {
+        remove_part(&folder, &context.own, &key);
+        return Ok(Outcome::Present);
+    }
+    shown.set_phase(Phase::Fetching);
+    let mut download = Download { context, model, shown, folder, part: Arc::new(part), key, state: None };
+    let fetched = download.from_any_address(source).await;
+    download.stop_hashing();
+    match fetched {
+        Ok(()) => download.finish().await.map(|()| Outcome::Fetched),
+        Err(problem) => {
+            if download.is_empty() {
+                remove_part(&download.folder, &context.own, &download.key);
+            }
+            Err(problem)
+        }
+    }
+}
+
+/// Opens and locks the partial file; `None` while another process has it.
+fn lock_part(folder: &Dir, key: &str) -> io::Result<Option<std::fs::File>> {
+    loop {
+        let file = journal::open_part(folder, key)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
+            Err(std::fs::TryLockError::Error(error)) => return Err(error),
+        }
+        // Whoever had the lock before may have given the file its final name, or removed it.
+        if Stamp::of(&file)?.is_named(folder, &journal::part_name(key)) {
+            return Ok(Some(file));
+        }
+    }
+}
+
+/// Removes a partial file that this process has locked.
+fn remove_part(folder: &Dir, own: &Dir, key: &str) {
+    Journal::remove(own, key);
+    let _ = folder.remove_file(journal::part_name(key));
+}
+
+struct Download<'a> {
+    context: &'a Arc<Context>,
+    model: &'a Arc<Model>,
+    shown: &'a Shown,
+    folder: Dir,
+    part: Arc<std::fs::File>,
+    key: String,
+    state: Option<State>,
+}
+
+/// What is known of the bytes in the partial file.
+struct State {
+    shared: Arc<Shared>,
+    etag: Option<String>,
+    follower: Option<Follower>,
+    /// Whether all bytes came in one round, so that a wrong hash is the server's.
+    one_round: bool,
+}
+
+impl Download<'_> {
+    /// Tries the addresses in turn.
+    async fn from_any_address(&mut self, mut source: Option<Source>) -> Result<(), Problem> {
+        let model = Arc::clone(self.model);
+        let mut url = &model.url;
+        for mirror in &model.mirrors {
+            match self.from_address(url, source.take()).await {
+                Err(problem) if !matches!(problem, Problem::Disk(..) | Problem::NoRoom { .. }) => {
+                    self.shown.failed_attempt(&host(url), &problem);
+                }
+                done => return done,
+            }
+            url = mirror;
+        }
+        self.from_address(url, source).await
+    }
+
+    /// Rounds until the file is complete and verified, or too many in a row brought nothing.
+    async fn from_address(&mut self, url: &Url, mut source: Option<Source>) -> Result<(), Problem> {
+        let mut failures = 0;
+        loop {
+            let before = self.shown.received();
+            let problem = match self.attempt(url, source.take()).await {
+                Ok(()) => return Ok(()),
+                Err(Attempt::Fatal(problem)) => return Err(problem),
+                Err(Attempt::Failed(problem)) => problem,
+            };
+            let progressed = self.shown.received() - before >= PROGRESS;
+            failures = if progressed { 0 } else { failures + 1 };
+            if failures >= self.context.settings.tries {
+                return Err(problem);
+            }
+            self.shown.failed_attempt(&host(url), &problem);
+            tokio::time::sleep(pause(failures, problem.retry_after())).await;
+        }
+    }
+
+    async fn attempt(&mut self, url: &Url, source: Option<Source>) -> Result<(), Attempt> {
+        let mut source = match source {
+            Some(source) => source,
+            None => self.context.http.resolve(url, self.model.auth).await?,
+        };
+        self.shown.set_source(&source.host());
+        self.model.check_size(source.total)?;
+        self.prepare(&mut source)?;
+        self.round(&source).await?;
+        self.verify().await
+    }
+
+    /// Goes on with what there is, if it can be of the same file; else begins anew.
+    fn prepare(&mut self, source: &mut Source) -> Result<(), Problem> {
+        let Some(total) = source.total.filter(|_| source.ranges) else {
+            // Neither can be resumed.
+            let total = source.total.unwrap_or(u64::MAX);
+            return self.begin(total, &[(0, total)], source.etag.clone(), true);
+        };
+        let same = |etag: &Option<String>| self.model.hash.is_some() || *etag == source.etag;
+        if let Some(state) = self.state.as_mut().filter(|state| state.shared.total() == total && same(&state.etag)) {
+            state.one_round = false;
+            return Ok(());
+        }
+        let journal = match self.state {
+            None => Journal::load(&self.context.own, &self.key, &self.part),
+            Some(_) => None,
+        };
+        match journal.filter(|journal| journal.total == total && same(&journal.etag)) {
+            Some(journal) => self.begin(total, &journal.gaps, source.etag.clone(), false),
+            None => self.begin(total, &[(0, total)], source.etag.clone(), true),
+        }
+    }
+
+    fn begin(&mut self, total: u64, gaps: &[(u64, u64)], etag: Option<String>, fresh: bool) -> Result<(), Problem> {
+        self.stop_hashing();
+        if fresh {
+            Journal::remove(&self.context.own, &self.key);
+            self.part.set_len(0).map_err(Problem::disk("emptying the partial file"))?;
+        }
+        let shared = Arc::new(Shared::new(Segments::new(total, gaps, self.context.settings.connections)));
+        let file = Arc::clone(&self.part);
+        let hash = self.model.hash.clone();
+        let follower = hash.map(|hash| Follower::start(Arc::clone(&shared), file, hash));
+        let missing = shared.segments().missing();
+        self.shown.set_bytes(total.saturating_sub(missing), if total == u64::MAX { 0 } else { total });
+        self.state = Some(State { shared, etag, follower, one_round: fresh });
+        Ok(())
+    }
+
+    /// One round of all connections.
+    async fn round(&self, source: &Source) -> Result<(), Attempt> {
+        let Some(state) = &self.state else { return Ok(()) };
+        let connections = if source.ranges { self.context.settings.connections } else { 1 };
+        let mut workers: FuturesUnordered<_> = (0..connections).map(|_| self.connection(state, source)).collect();
+        let mut tick = tokio::time::interval(JOURNAL_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut saving: Option<JoinHandle<()>> = None;
+        let mut problem = None;
+        let mut stop = self.context.stop.clone();
+        loop {
+            tokio::select! {
+                _ = stop.wait_for(|stopped| *stopped) => {
+                    problem = Some(Problem::Stopped);
+                    break;
+                }
+                result = workers.next() => match result {
+                    None => break,
+                    Some(Ok(())) => {}
+                    Some(Err(fatal @ (Problem::Disk(..) | Problem::NoRoom { .. }))) => return Err(Attempt::Fatal(fatal)),
+                    Some(Err(other)) => problem = Some(other),
+                },
+                _ = tick.tick(), if source.ranges => {
+                    if saving.as_ref().is_none_or(JoinHandle::is_finished) {
+                        saving = Some(self.save(state));
+                    }
+                }
+            }
+        }
+        if source.ranges {
+            if let Some(saving) = saving {
+                let _ = saving.await;
+            }
+            let _ = self.save(state).await;
+        }
+        match state.shared.segments().missing() {
+            0 => Ok(()),
+            _ if matches!(problem, Some(Problem::Stopped)) => Err(Attempt::Fatal(Problem::Stopped)),
+            // What is refused here may be an address that has expired; resolving it again tells.
+            _ => Err(Attempt::Failed(problem.unwrap_or_else(|| Problem::Incomplete(source.host())))),
+        }
+    }
+
+    /// Writes the journal. Without a hash nothing would notice bytes that a power cut took back, so then they are on
+    /// the disk before it says that they are there.
+    fn save(&self, state: &State) -> JoinHandle<()> {
+        let shared = Arc::clone(&state.shared);
+        let (etag, path, key) = (state.etag.clone(), self.model.path.text(), self.key.clone());
+        let (part, context, durable) = (Arc::clone(&self.part), Arc::clone(self.context), self.model.hash.is_none());
+        spawn_blocking(move || {
+            let (total, gaps) = {
+                let segments = shared.segments();
+                (segments.total(), segments.gaps())
+            };
+            let Ok(metadata) = part.metadata() else { return };
+            if durable && part.sync_data().is_err() {
+                return;
+            }
+            // A journal that is missing or old costs bytes, not correctness.
+            let _ = Journal { path, total, etag, inode: metadata.ino(), gaps }.save(&context.own, &key);
+        })
+    }
+
+    /// One connection: segment after segment, until there is none or it makes no progress.
+    async fn connection(&self, state: &State, source: &Source) -> Result<(), Problem> {
+        loop {
+            let Some(claim) = state.shared.segments().claim() else { return Ok(()) };
+            let mut received = 0;
+            let result = self.segment(state, source, claim, &mut received).await;
+            state.shared.segments().release(claim.id);
+            match result {
+                Ok(()) => {}
+                Err(problem) if problem.is_transient() && received >= PROGRESS => {
+                    self.shown.failed_attempt(&source.host(), &problem);
+                }
+                Err(problem) => return Err(problem),
+            }
+        }
+    }
+
+    async fn segment(&self, state: &State, source: &Source, claim: Claim, received: &mut u64) -> Result<(), Problem> {
+        let range = source.ranges.then_some((claim.start, claim.end));
+        let (response, part) = self.context.http.fetch(source, self.model.auth, range).await?;
+        let limit = self.check_part(state, source, claim, &part)?;
+        self.read_body(state, source, claim, response, limit, received).await?;
+        if part.total.is_none() && state.shared.total() == u64::MAX {
+            state.shared.segments().end_here(claim.id);
+            state.shared.notify();
+        }
+        match state.shared.segments().left(claim.id) {
+            0 => Ok(()),
+            _ => Err(Problem::Incomplete(source.host())),
+        }
+    }
+
+    /// Whether the body that follows is that of the claim; gives the most bytes that may be written of it.
+    fn check_part(&self, state: &State, source: &Source, claim: Claim, part: &Part) -> Result<u64, Problem> {
+        if part.start != claim.start {
+            // A whole file where a part was wanted begins at 0.
+            let problem = if part.partial { Problem::Range } else { Problem::NoRanges };
+            return Err(problem(source.host()));
+        }
+        if part.partial && part.total.is_some_and(|total| total != state.shared.total()) {
+            return Err(Problem::Changed(source.host()));
+        }
+        if state.shared.total() != u64::MAX {
+            return Ok(u64::MAX);
+        }
+        // Nobody said where it ends: at what the catalog says, else at what the disk has.
+        let space = space(&self.folder).map_err(Problem::disk("asking for free space"))?;
+        let free = space.free.saturating_sub(self.context.settings.keep_free);
+        Ok(self.model.largest().map_or(free, |largest| largest.min(free)))
+    }
+
+    async fn read_body(
+        &self,
+        state: &State,
+        source: &Source,
+        claim: Claim,
+        mut response: Response,
+        limit: u64,
+        received: &mut u64,
+    ) -> Result<(), Problem> {
+        let settings = &self.context.settings;
+        let mut position = claim.start;
+        let (mut waited, mut in_window) = (Duration::ZERO, 0);
+        loop {
+            let left = state.shared.segments().left(claim.id);
+            if left == 0 {
+                return Ok(());
+            }
+            // Only the network's time counts: a slow disk is not a slow server.
+            let asked = Instant::now();
+            let chunk = tokio::time::timeout(settings.stall, response.chunk()).await;
+            waited += asked.elapsed();
+            let chunk = match chunk {
+                Err(_) => return Err(Problem::Stalled(source.host())),
+                Ok(Err(error)) => {
+                    return Err(Problem::Connection { host: source.host(), source: error.into() });
+                }
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Ok(Some(chunk))) => chunk,
+            };
+            // The end of the segment may have come nearer while this was waiting.
+            let left = state.shared.segments().left(claim.id).min(chunk.len() as u64);
+            let bytes = &chunk[..usize::try_from(left).unwrap_or(chunk.len())];
+            if position + left - claim.start > limit {
+                return Err(Problem::NoRoom { needed: position + left - claim.start, free: limit });
+            }
+            self.part.write_all_at(bytes, position).map_err(Problem::disk("writing the partial file"))?;
+            position += left;
+            *received += left;
+            in_window += left;
+            state.shared.segments().advance(claim.id, left);
+            self.shown.add_received(left);
+            if waited >= settings.stall {
+                let least = settings.min_speed.saturating_mul(waited.as_millis().try_into().unwrap_or(u64::MAX)) / 1000;
+                if in_window < least {
+                    return Err(Problem::Stalled(source.host()));
+                }
+                (waited, in_window) = (Duration::ZERO, 0);
+            }
+        }
+    }
+
+    /// Compares the complete file with the catalog.
+    async fn verify(&mut self) -> Result<(), Attempt> {
+        let Some(state) = &mut self.state else { return Ok(()) };
+        let (total, one_round) = (state.shared.total(), state.one_round);
+        state.shared.notify();
+        self.shown.set_phase(Phase::Checking);
+        let matches = match state.follower.take() {
+            Some(follower) => follower.matches().await.map_err(Problem::disk("reading the partial file"))?,
+            None => true,
+        };
+        self.shown.set_phase(Phase::Fetching);
+        let mut beginning = [0; 512];
+        let count = self.part.read_at(&mut beginning, 0).map_err(Problem::disk("reading the partial file"))?;
+        let problem = if (!matches || self.model.hash.is_none()) && is_html(&beginning[..count]) {
+            Problem::Html(self.shown.source())
+        } else if !matches {
+            Problem::Checksum
+        } else if let Err(problem) = self.model.check_size(Some(total)) {
+            problem
+        } else {
+            return Ok(());
+        };
+        // Nothing of it is kept. What came in several rounds may have been of several files.
+        self.begin(0, &[], None, true)?;
+        Err(if one_round { Attempt::Fatal(problem) } else { Attempt::Failed(problem) })
+    }
+
+    /// Gives the file its name.
+    async fn finish(&self) -> Result<(), Problem> {
+        let part = Arc::clone(&self.part);
+        let folder = self.folder.try_clone().map_err(Problem::disk("opening its folder"))?;
+        let (from, to) = (journal::part_name(&self.key), self.model.path.name().to_owned());
+        let renamed = spawn_blocking(move || {
+            // A name is only given to what is on the disk: after a power cut it is whole or not there.
+            part.sync_all()?;
+            if !Stamp::of(&part)?.is_named(&folder, &from) {
+                return Err(io::Error::other("another program replaced the partial file"));
+            }
+            folder.rename(&from, &folder, &to)?;
+            sync(&folder)?;
+            Stamp::of(&part)
+        });
+        let renamed = renamed.await.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+        let stamp = renamed.map_err(Problem::disk("giving the complete file its name"))?;
+        Journal::remove(&self.context.own, &self.key);
+        // Before the lock goes with the file: a process that waits for it finds the file in the record.
+        remember(self.context, self.model, stamp, true)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.part.metadata().is_ok_and(|metadata| metadata.len() == 0)
+    }
+
+    fn stop_hashing(&mut self) {
+        if let Some(state) = &mut self.state {
+            state.follower = None;
+        }
+    }
+}
+
+/// Why an attempt failed.
+enum Attempt {
+    /// Another one may succeed.
+    Failed(Problem),
+    /// Another one would fail the same way.
+    Fatal(Problem),
+}
+
+impl From<Problem> for Attempt {
+    fn from(problem: Problem) -> Self {
+        if problem.is_transient() { Self::Failed(problem) } else { Self::Fatal(problem) }
+    }
+}
+
+/// Machines that failed together should not come back together.
+fn pause(failures: u32, retry_after: Option<Duration>) -> Duration {
+    let base = match failures {
+        0 => Duration::from_millis(250),
+        failures => Duration::from_secs(1 << failures.min(10)).min(MAX_PAUSE),
+    };
+    base.mul_f64(0.5 + fastrand::f64()).max(retry_after.unwrap_or_default())
+}
+
+fn is_html(beginning: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(beginning).trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
+    text.starts_with("<!doctype html") || text.starts_with("<html")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_a_limit_and_obey_the_server() {
+        for failures in 0..100 {
+            let longest = MAX_PAUSE.mul_f64(1.5);
+            assert!(pause(failures, None) <= longest && pause(failures, None) >= Duration::from_millis(125));
+            assert!(pause(failures, Some(Duration::from_secs(100))) >= Duration::from_secs(100));
+        }
+    }
+
+    #[test]
+    fn web_pages_are_known_by_their_beginning() {
+        for (beginning, expected) in [
+            (&b"<!DOCTYPE html><html>"[..], true),
+            (b"\xef\xbb\xbf\n <HTML lang=en>", true),
+            (b"<?xml version", false),
+            (b"GGUF<html>", false),
+            (b"", false),
+        ] {
+            assert_eq!(is_html(beginning), expected, "{beginning:?}");
+        }
+    }
+}
