@@ -45,7 +45,9 @@ pub fn link(context: &Context, model: &Model) -> io::Result<()> {
     let source = folder(&from, false)?.ok_or_else(no_file)?;
     let target = folder(&model.path, true)?.ok_or_else(no_file)?;
     // Under another name first: there may be another file in its place, which is replaced whole.
-    let temporary = format!("{}.{}", journal::part_name(&model.key()), std::process::id());
+    let temporary = format!("{}.link", journal::part_name(&model.key()));
+    // Of a process that was killed just here.
+    let _ = target.remove_file(&temporary);
     source.hard_link(from.name(), &target, &temporary)?;
     let renamed = target.rename(&temporary, &target, model.path.name());
     if renamed.is_err() {

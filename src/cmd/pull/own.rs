@@ -11,11 +11,12 @@ use serde::de::DeserializeOwned;
 const MAX_DOCUMENT: u64 = 64 * 1024 * 1024;
 
 /// Replaces `name` in `folder`: readers find the old document or the new one. `durable` also survives a power cut.
+/// Only one process may write a name at a time, so that what a killed one leaves is overwritten by the next.
 ///
 /// # Errors
 /// It cannot be written.
 pub fn write_json(folder: &Dir, name: &str, document: &impl Serialize, durable: bool) -> io::Result<()> {
-    let temporary = format!("{name}.{}.tmp", std::process::id());
+    let temporary = format!("{name}.tmp");
     let mut file = folder.create(&temporary)?;
     file.write_all(&serde_json::to_vec(document)?)?;
     if durable {
@@ -48,7 +49,7 @@ pub fn read_json<T: DeserializeOwned>(folder: &Dir, name: &str) -> io::Result<Op
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     // The collector of node_exporter reads every `*.prom`, so the temporary name must end in something else.
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
+    temporary.push(".tmp");
     std::fs::write(&temporary, content)?;
     std::fs::rename(&temporary, path)
 }

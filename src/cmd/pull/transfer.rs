@@ -31,7 +31,7 @@ use super::segments::{Claim, Segments};
 /// An attempt that brings so many bytes is not counted as a failure.
 const PROGRESS: u64 = 1024 * 1024;
 /// Time between two journals: at most so much is fetched again after a kill.
-const JOURNAL_INTERVAL: Duration = Duration::from_millis(500);
+const JOURNAL_INTERVAL: Duration = Duration::from_millis(100);
 /// Longest pause between two rounds, unless the server asks for more.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
@@ -72,7 +72,17 @@ pub async fn run(
         return Ok(Outcome::Present);
     }
     shown.set_phase(Phase::Fetching);
-    let mut download = Download { context, model, shown, folder, part: Arc::new(part), key, state: None };
+    let mut download = Download {
+        context,
+        model,
+        shown,
+        folder,
+        part: Arc::new(part),
+        key,
+        state: None,
+        ranges_refused: false,
+        disputed: None,
+    };
     let fetched = download.from_any_address(source).await;
     download.stop_hashing();
     match fetched {
@@ -116,6 +126,10 @@ struct Download<'a> {
     part: Arc<std::fs::File>,
     key: String,
     state: Option<State>,
+    /// Whether the last round was refused parts of the file.
+    ranges_refused: bool,
+    /// Another size than that of the partial file, if the last response said so.
+    disputed: Option<u64>,
 }
 
 /// What is known of the bytes in the partial file.
@@ -172,30 +186,51 @@ impl Download<'_> {
         self.shown.set_source(&source.host());
         self.model.check_size(source.total)?;
         self.prepare(&mut source)?;
-        self.round(&source).await?;
+        let round = self.round(&source).await;
+        self.ranges_refused = matches!(round, Err(Attempt::Failed(Problem::NoRanges(_))));
+        round?;
         self.verify().await
     }
 
-    /// Goes on with what there is, if it can be of the same file; else begins anew.
+    /// Goes on with what there is, if it can be of the same file; else begins anew. One odd response is not believed
+    /// where that would cost what is there: servers behind one address do not always agree.
     fn prepare(&mut self, source: &mut Source) -> Result<(), Problem> {
-        let Some(total) = source.total.filter(|_| source.ranges) else {
-            // Neither can be resumed.
-            let total = source.total.unwrap_or(u64::MAX);
-            return self.begin(total, &[(0, total)], source.etag.clone(), true);
+        if self.state.is_none()
+            && let Some(journal) = Journal::load(&self.context.own, &self.key, &self.part)
+        {
+            self.begin(journal.total, &journal.gaps, journal.etag, false)?;
+        }
+        let known = self.state.as_ref().map(|state| (state.shared.total(), state.shared.segments().missing()));
+        // An unknown end cannot be gone on from, and at the beginning nothing is lost.
+        let Some((total, _)) = known.filter(|(total, missing)| *total != u64::MAX && missing < total) else {
+            return self.begin_new(source);
         };
-        let same = |etag: &Option<String>| self.model.hash.is_some() || *etag == source.etag;
-        if let Some(state) = self.state.as_mut().filter(|state| state.shared.total() == total && same(&state.etag)) {
+        if let Some(other) = source.total.filter(|other| *other != total) {
+            if self.disputed.replace(other) != Some(other) {
+                return Err(Problem::Changed(source.host()));
+            }
+            return self.begin_new(source);
+        }
+        self.disputed = None;
+        if !source.ranges && self.ranges_refused {
+            return self.begin_new(source);
+        }
+        let same = self.model.hash.is_some() || self.state.as_ref().is_some_and(|state| state.etag == source.etag);
+        if !same {
+            return self.begin_new(source);
+        }
+        source.ranges = true;
+        source.total = Some(total);
+        if let Some(state) = &mut self.state {
             state.one_round = false;
-            return Ok(());
         }
-        let journal = match self.state {
-            None => Journal::load(&self.context.own, &self.key, &self.part),
-            Some(_) => None,
-        };
-        match journal.filter(|journal| journal.total == total && same(&journal.etag)) {
-            Some(journal) => self.begin(total, &journal.gaps, source.etag.clone(), false),
-            None => self.begin(total, &[(0, total)], source.etag.clone(), true),
-        }
+        Ok(())
+    }
+
+    fn begin_new(&mut self, source: &Source) -> Result<(), Problem> {
+        self.disputed = None;
+        let total = source.total.unwrap_or(u64::MAX);
+        self.begin(total, &[(0, total)], source.etag.clone(), true)
     }
 
     fn begin(&mut self, total: u64, gaps: &[(u64, u64)], etag: Option<String>, fresh: bool) -> Result<(), Problem> {

@@ -4,6 +4,7 @@ mod boot;
 mod files;
 mod hostile;
 mod hubs;
+mod kills;
 mod tokens;
 
 use std::path::{Path, PathBuf};
