@@ -1,6 +1,6 @@
 # Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
 .PHONY: run test test-api test-image test-manifests soak deploys slow-clients fuzz coverage supply-chain lint \
-	bench bench-scale bench-fanout bench-micro bench-peers postgres test-tools
+	bench bench-scale bench-fanout bench-micro bench-peers bench-pull pull-kills dist postgres test-tools
 
 # A server of one's own (DATABASE_URL) or a private one with the sample catalog.
 run: postgres
@@ -44,6 +44,10 @@ soak: test-tools
 deploys: export DEPLOY_RESTARTS ?= 50
 deploys: test-tools
 	cargo test --test it rolling:: -- --nocapture
+
+# Two hundred pulls killed at random; `make test` does it with ten. About three minutes.
+pull-kills: test-tools
+	cargo test --release --test it machine::kills::two_hundred -- --ignored --nocapture
 
 # What two thousand slow clients cost the others.
 slow-clients: test-tools
@@ -119,6 +123,16 @@ bench-scale: postgres
 # What two hundred replicas cost one Postgres; the table goes to benches/results/fanout.md. It takes about three minutes.
 bench-fanout: postgres
 	cargo bench --bench fanout
+
+# `pull` beside aria2c, curl and Python's requests; the table goes to benches/results/pull.md. It needs 16 GiB of memory, or
+# a smaller BENCH_PULL_MIB (2048); BENCH_ROUNDS is 3. About ten minutes.
+bench-pull:
+	@deploy/install.sh nginx nginx /usr/sbin/nginx
+	@deploy/install.sh aria2 aria2c
+	@deploy/install.sh curl curl
+	@python3 -c 'import requests' 2>/dev/null || deploy/install.sh python3-requests none
+	cargo build --release
+	PATH="$$PATH:/usr/sbin" python3 benches/pull.py
 
 # The parts alone: look-up, batch, parse, delta, full build.
 bench-micro:

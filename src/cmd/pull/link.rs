@@ -11,21 +11,19 @@ use super::plan::remember;
 use super::record::Record;
 use super::{Context, Wanted};
 
-/// Divides what is wanted into files to download and files to link once those are there.
-pub fn split(context: &Context, wanted: Vec<Wanted>) -> (Vec<Wanted>, Vec<Wanted>) {
+/// Divides what is wanted into the first file of each content, which is to be downloaded, and the others.
+pub fn first_of_each(wanted: Vec<Wanted>) -> (Vec<Wanted>, Vec<Wanted>) {
     let mut known = HashSet::new();
-    let (mut fetch, mut link) = (Vec::new(), Vec::new());
-    for wanted in wanted {
-        let hash = wanted.item.0.hash.clone();
-        let elsewhere = hash.is_some_and(|hash| !known.insert(hash.text()) || find(context, &hash).is_some());
-        if elsewhere { link.push(wanted) } else { fetch.push(wanted) }
-    }
-    (fetch, link)
+    wanted.into_iter().partition(|wanted| wanted.item.0.hash.as_ref().is_none_or(|hash| known.insert(hash.text())))
+}
+
+/// Whether a file with this content is there.
+pub fn is_there(context: &Context, hash: &Hash) -> bool {
+    find(context, &context.record, hash).is_some()
 }
 
 /// A file that was verified to have this hash and has not changed since.
-fn find(context: &Context, hash: &Hash) -> Option<(SavePath, Stamp)> {
-    let record = Record::load(&context.own);
+fn find(context: &Context, record: &Record, hash: &Hash) -> Option<(SavePath, Stamp)> {
     let text = hash.text();
     record.iter().filter(|(_, file)| file.hash.as_ref() == Some(&text)).find_map(|(path, file)| {
         let path = SavePath::parse(path).ok()?;
@@ -40,7 +38,10 @@ fn find(context: &Context, hash: &Hash) -> Option<(SavePath, Stamp)> {
 /// There is none, or the file system cannot link them.
 pub fn link(context: &Context, model: &Model) -> io::Result<()> {
     let no_file = || io::Error::new(io::ErrorKind::NotFound, "no file with the same content is there");
-    let (from, stamp) = model.hash.as_ref().and_then(|hash| find(context, hash)).ok_or_else(no_file)?;
+    // Of now: the file may have come since the beginning.
+    let record = Record::load(&context.own);
+    let found = model.hash.as_ref().and_then(|hash| find(context, &record, hash));
+    let (from, stamp) = found.ok_or_else(no_file)?;
     let folder = |path, create| context.folder.parent(path, create).map_err(|problem| io::Error::other(problem.text()));
     let source = folder(&from, false)?.ok_or_else(no_file)?;
     let target = folder(&model.path, true)?.ok_or_else(no_file)?;
@@ -54,15 +55,13 @@ pub fn link(context: &Context, model: &Model) -> io::Result<()> {
         let _ = target.remove_file(&temporary);
     }
     renamed?;
-    // One more link changes the ctime of both, and nothing else.
+    // One more link changes the ctime of all of them, and nothing else.
     let (_, linked) = context.folder.existing(&model.path).ok_or_else(no_file)?;
     if !stamp.is_same_content(&linked) {
         return Err(io::Error::other("the file changed while it was linked"));
     }
     Record::update(&context.own, |files| {
-        if let Some(file) = files.get_mut(&from.text()) {
-            file.stamp = linked;
-        }
+        files.values_mut().filter(|file| file.stamp.is_same_content(&linked)).for_each(|file| file.stamp = linked);
     })?;
     remember(context, model, linked, true).map_err(|problem| io::Error::other(problem.text()))
 }

@@ -22,7 +22,7 @@ pub mod settings;
 mod tokens;
 mod transfer;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -215,48 +215,65 @@ fn add_models(progress: &mut Progress, listing: Listing) -> Vec<Item> {
 /// A model that is to be downloaded.
 struct Wanted {
     item: Item,
+    /// Where it is to be had, if its server was asked and responded.
     source: Option<Source>,
+    /// Whether its content is there, or comes with a model before it.
+    link: bool,
 }
 
 /// Plans all models; what is there or cannot be had is done with.
 async fn plan_all(context: &Arc<Context>, items: &[Item]) -> Vec<Wanted> {
-    let plans = items.iter().map(|item| async move { (item, plan::plan(context, &item.0, &item.1).await) });
+    let mut known = HashSet::new();
+    let plans = items.iter().map(|item| {
+        let first = item.0.hash.as_ref().is_none_or(|hash| known.insert(hash.text()));
+        async move { (item, plan::plan(context, &item.0, &item.1, first).await) }
+    });
     let mut plans = futures_util::stream::iter(plans).buffered(context.settings.parallel);
     let mut wanted = Vec::new();
     while let Some((item, planned)) = plans.next().await {
         match planned {
             Ok(Planned::Present) => item.1.finish(Outcome::Present),
-            Ok(Planned::Fetch(source)) => wanted.push(Wanted { item: item.clone(), source }),
+            Ok(Planned::Fetch(source)) => wanted.push(Wanted { item: item.clone(), source, link: false }),
+            Ok(Planned::Link) => wanted.push(Wanted { item: item.clone(), source: None, link: true }),
             Err(problem) => item.1.missing(&problem),
         }
     }
     wanted
 }
 
-/// Downloads what is wanted, or links it to what has the same content.
-async fn fetch_all(context: &Arc<Context>, wanted: Vec<Wanted>) {
-    let (fetch, link) = link::split(context, wanted);
-    prune::run(context, &fetch);
+/// Links what is wanted to files with the same content, and downloads the rest, of each content one file first.
+async fn fetch_all(context: &Arc<Context>, mut wanted: Vec<Wanted>) {
+    prune::run(context, &wanted);
     let mut room = Room::default();
-    let fits = |wanted: &Wanted| {
-        let (model, shown) = &wanted.item;
-        let needed = Room::needed(context, model, wanted.source.as_ref());
-        room.take(context, model, needed).map_err(|problem| shown.missing(&problem)).is_ok()
-    };
-    let fetch = fetch.into_iter().filter(fits).collect();
-    download(context, fetch).await;
-    let mut again = Vec::new();
-    for wanted in link {
-        match link::link(context, &wanted.item.0) {
-            Ok(()) => wanted.item.1.finish(Outcome::Linked),
-            // What it should be linked to did not come, or the file system has no links.
-            Err(error) => {
-                info!(model = &*wanted.item.0.id, %error, "not linked, downloading it");
-                again.push(wanted);
-            }
+    loop {
+        wanted.retain(|wanted| !linked(context, wanted));
+        if wanted.is_empty() || *context.stop.borrow() {
+            return;
+        }
+        let (fetch, others) = link::first_of_each(wanted);
+        let fits = |wanted: &Wanted| {
+            let (model, shown) = &wanted.item;
+            let needed = Room::needed(context, model, wanted.source.as_ref());
+            room.take(context, model, needed).map_err(|problem| shown.missing(&problem)).is_ok()
+        };
+        download(context, fetch.into_iter().filter(fits).collect()).await;
+        wanted = others;
+    }
+}
+
+/// Whether a model's file is now a link to one with the same content.
+fn linked(context: &Context, wanted: &Wanted) -> bool {
+    let (model, shown) = &wanted.item;
+    match link::link(context, model) {
+        Ok(()) => shown.finish(Outcome::Linked),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return false,
+        // Not every file system has links.
+        Err(error) => {
+            context.progress.screen.log(|| info!(model = &*model.id, %error, "not linked, downloading it"));
+            return false;
         }
     }
-    download(context, again).await;
+    true
 }
 
 /// Downloads files, some at a time.

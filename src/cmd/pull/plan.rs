@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
-use super::Context;
 use super::catalog::Model;
 use super::error::Problem;
 use super::folder::{Space, Stamp, space};
@@ -14,12 +13,15 @@ use super::journal::Journal;
 use super::progress::{File as Shown, Phase};
 use super::record::{Record, Verified, now};
 use super::settings::Verify;
+use super::{Context, link};
 
 /// What is to be done for a model.
 #[derive(Debug)]
 pub enum Planned {
     /// Its file is there.
     Present,
+    /// Its file is to be linked to another one with the same content.
+    Link,
     /// Its file is to be downloaded; without a source its server did not respond, which may pass.
     Fetch(Option<Source>),
 }
@@ -33,15 +35,19 @@ enum Existing {
     Unhashed(u64),
 }
 
-/// Plans one model.
+/// Plans one model; `first` is the first of its content.
 ///
 /// # Errors
 /// Why it cannot be had.
-pub async fn plan(context: &Arc<Context>, model: &Arc<Model>, shown: &Shown) -> Result<Planned, Problem> {
+pub async fn plan(context: &Arc<Context>, model: &Arc<Model>, shown: &Shown, first: bool) -> Result<Planned, Problem> {
     context.folder.parent(&model.path, !context.settings.dry_run)?;
     let existing = existing(context, model, shown, &context.record).await?;
     if matches!(existing, Existing::Same) {
         return Ok(Planned::Present);
+    }
+    // What will be linked needs no address that works.
+    if !first || model.hash.as_ref().is_some_and(|hash| link::is_there(context, hash)) {
+        return Ok(Planned::Link);
     }
     let resolved = context.http.resolve(&model.url, model.auth).await;
     if let Existing::Unhashed(size) = existing {

@@ -16,7 +16,7 @@ pub fn run(context: &Context, wanted: &[Wanted]) {
         return;
     }
     let mut needed: BTreeMap<u64, u64> = BTreeMap::new();
-    for wanted in wanted {
+    for wanted in wanted.iter().filter(|wanted| !wanted.link) {
         let model = &wanted.item.0;
         if let Ok(space) = Room::space(context, model) {
             let bytes = Room::needed(context, model, wanted.source.as_ref());
@@ -46,7 +46,18 @@ pub fn run(context: &Context, wanted: &[Wanted]) {
             Err(error) => warn!(path = &**path, %error, "a file that is no longer needed cannot be removed"),
         }
     }
-    let updated = Record::update(&context.own, |files| removed.iter().for_each(|path| drop(files.remove(path))));
+    let updated = Record::update(&context.own, |files| {
+        for path in &removed {
+            let Some(removed) = files.remove(path) else { continue };
+            // Other links to the same file have another ctime now, and nothing else.
+            for (path, file) in files.iter_mut().filter(|(_, file)| file.stamp.is_same_content(&removed.stamp)) {
+                let now = SavePath::parse(path).ok().and_then(|path| context.folder.existing(&path));
+                if let Some((_, now)) = now.filter(|(_, now)| now.is_same_content(&file.stamp)) {
+                    file.stamp = now;
+                }
+            }
+        }
+    });
     if let Err(error) = updated {
         warn!(%error, "the record of verified files cannot be written");
     }

@@ -149,9 +149,12 @@ fn bar(name: &str) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix:24!} {bar:30} {bytes:>11}/{total_bytes:<11} {msg}");
     // The template is a constant that a test renders.
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-    // Ids may hold what moves a terminal's cursor.
-    let name: String = name.chars().filter(|c| !c.is_control()).collect();
-    ProgressBar::new(0).with_style(style.progress_chars("=> ")).with_prefix(name)
+    ProgressBar::new(0).with_style(style.progress_chars("=> ")).with_prefix(shown(name))
+}
+
+/// A text without what would move a terminal's cursor.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 fn show(bar: &ProgressBar, done: u64, total: u64, message: String) {
@@ -248,7 +251,7 @@ fn metrics(progress: &Progress) -> Result<Vec<u8>, Box<dyn std::error::Error + S
     let labels = ["model", "outcome", "reason"];
     let outcome = gauge("catalog_pull_model_outcome", "What became of the model; always 1.", &labels)?;
     for file in &progress.files {
-        let (state, model) = (file.state(), &*file.id);
+        let (state, model) = (file.state(), &*shown(&file.id));
         let (elapsed, bytes) = (state.elapsed.as_secs_f64(), file.received() as f64);
         received.with_label_values(&[model, state.source.as_deref().unwrap_or_default()]).set(bytes);
         seconds.with_label_values(&[model]).set(elapsed);
@@ -277,7 +280,6 @@ pub fn dry_run(context: &Context, wanted: &[Wanted]) -> String {
     let mut text = String::new();
     let mut sum = 0u64;
     for file in &context.progress.files {
-        let shown = |text: &str| text.chars().filter(|c| !c.is_control()).collect::<String>();
         let (id, path) = (shown(&file.id), shown(&file.path));
         let wanted = wanted.iter().find(|wanted| Arc::ptr_eq(&wanted.item.1, file));
         let line = match (wanted, file.state().outcome) {
@@ -288,6 +290,7 @@ pub fn dry_run(context: &Context, wanted: &[Wanted]) -> String {
                     let bytes = bytes.map_or_else(|| "?".into(), |bytes| bytes.to_string());
                     format!("fetch\t{bytes}\t{}\t{path}\t{id}", source.host())
                 }
+                None if wanted.link => format!("link\t0\t-\t{path}\t{id}"),
                 None => format!("fetch\t?\t(no response)\t{path}\t{id}"),
             },
             (None, Some(Outcome::Missing { reason, .. })) => format!("missing\t-\t-\t{path}\t{id}\t{reason}"),

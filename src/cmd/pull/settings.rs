@@ -27,7 +27,7 @@ pub struct Pull {
     pub catalog_url: String,
     /// Models folder: save paths are relative to it.
     #[arg(long, env = "MODELS_DIR", value_name = "PATH")]
-    pub dir: Option<PathBuf>,
+    pub dir: Option<OsString>,
     /// Do not start the command while a model is missing; the exit status is then 1.
     #[arg(long, env = "MACHINE_MODELS_STRICT", value_parser = FalseyValueParser::new())]
     pub strict: bool,
@@ -64,10 +64,10 @@ pub struct Pull {
     pub keep_free: String,
     /// File that holds the progress as JSON, replaced atomically every second.
     #[arg(long, env = "MACHINE_MODELS_STATUS_FILE", value_name = "PATH")]
-    pub status_file: Option<PathBuf>,
+    pub status_file: Option<OsString>,
     /// File for the textfile collector of Prometheus' node_exporter, replaced atomically; its name must end in .prom.
     #[arg(long, env = "MACHINE_MODELS_METRICS_FILE", value_name = "PATH")]
-    pub metrics_file: Option<PathBuf>,
+    pub metrics_file: Option<OsString>,
     /// Print what would be downloaded, from which host and how many bytes; write nothing and start no command.
     #[arg(long)]
     pub dry_run: bool,
@@ -154,11 +154,12 @@ impl Pull {
     pub fn check(&self) -> Result<Settings, SettingsError> {
         let catalogs = self.catalog_url.split(',').map(str::trim).filter(|text| !text.is_empty());
         let catalogs = catalogs.map(catalog).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty());
-        let dir = self.dir.clone().filter(|dir| !dir.as_os_str().is_empty());
+        // An empty variable is as good as none.
+        let path = |path: &Option<OsString>| path.clone().filter(|path| !path.is_empty()).map(PathBuf::from);
         Ok(Settings {
             ids: self.ids(),
             catalogs: catalogs.ok_or(SettingsError::Catalog)?,
-            dir: dir.ok_or(SettingsError::Folder)?,
+            dir: path(&self.dir).ok_or(SettingsError::Folder)?,
             wait: Duration::from_secs(number("MACHINE_MODELS_WAIT", &self.wait, 60).into()),
             tries: number("MACHINE_MODELS_TRIES", &self.tries, 3),
             parallel: number("MACHINE_MODELS_PARALLEL", &self.parallel, 4) as usize,
@@ -169,8 +170,8 @@ impl Pull {
             stall: checked("MACHINE_MODELS_STALL", &self.stall, "30s", duration(&self.stall), Duration::from_secs(30)),
             prune: self.prune,
             keep_free: checked("MACHINE_MODELS_KEEP_FREE", &self.keep_free, "0", bytes(&self.keep_free), 0),
-            status_file: self.status_file.clone().filter(|path| !path.as_os_str().is_empty()),
-            metrics_file: self.metrics_file.clone().filter(|path| !path.as_os_str().is_empty()),
+            status_file: path(&self.status_file),
+            metrics_file: path(&self.metrics_file),
             dry_run: self.dry_run,
         })
     }

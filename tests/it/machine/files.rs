@@ -18,6 +18,10 @@ pub enum Way {
     BreaksOff(Vec<u8>),
     /// The same, but of more than a byte only a half comes, and then nothing.
     Stalls(Vec<u8>),
+    /// The same, but of more than a byte 10 bytes come every 10 ms.
+    Trickles(Vec<u8>),
+    /// With these bytes, whatever they are.
+    Raw(Vec<u8>),
     /// The same, but ranges are not known and the length is not told.
     Unsized(Vec<u8>),
     /// With this status and this address.
@@ -132,6 +136,17 @@ impl Shared {
             Some(Way::Status(status)) => head(status, "content-length: 0"),
             Some(Way::Redirect(status, to)) => head(status, &format!("content-length: 0\r\nlocation: {to}")),
             Some(Way::Post(text)) => [head(200, &format!("content-length: {}", text.len())), text.into()].concat(),
+            Some(Way::Raw(bytes)) => bytes,
+            Some(Way::Trickles(file)) => {
+                let answer = part(&file, &mut asked);
+                if asked.sent > 1 {
+                    for part in answer.chunks(10) {
+                        (&stream).write_all(part)?;
+                        std::thread::sleep(std::time::Duration::from_millis(10));
+                    }
+                }
+                answer
+            }
             Some(Way::Unsized(file)) => [head(200, "x: y"), file].concat(),
             Some(Way::File(file)) => part(&file, &mut asked),
             Some(Way::Expires(file)) => match part(&file, &mut asked) {

@@ -1,8 +1,10 @@
 //! A machine's boot: `model-catalog pull` beside the real server, and a hub and a store of the tests' own.
 
 mod boot;
+mod features;
 mod files;
 mod hostile;
+mod hostile_servers;
 mod hubs;
 mod kills;
 mod tokens;
