@@ -1,6 +1,6 @@
 # Everything a newcomer types. `make run` and `make test` install what a bare Debian lacks.
 .PHONY: run test test-api test-image test-manifests soak deploys slow-clients fuzz coverage supply-chain lint \
-	bench bench-scale bench-fanout bench-micro bench-peers bench-pull pull-kills dist postgres test-tools
+	bench bench-scale bench-fanout bench-micro bench-peers bench-pull pull-kills dist test-dist postgres test-tools
 
 # A server of one's own (DATABASE_URL) or a private one with the sample catalog.
 run: postgres
@@ -45,9 +45,9 @@ deploys: export DEPLOY_RESTARTS ?= 50
 deploys: test-tools
 	cargo test --test it rolling:: -- --nocapture
 
-# Two hundred pulls killed at random; `make test` does it with ten. About three minutes.
+# Two hundred pulls killed at random; `make test` does it with ten. About seven minutes.
 pull-kills: test-tools
-	cargo test --release --test it machine::kills::two_hundred -- --ignored --nocapture
+	cargo test --test it machine::kills::two_hundred -- --ignored --nocapture
 
 # What two thousand slow clients cost the others.
 slow-clients: test-tools
@@ -133,6 +133,23 @@ bench-pull:
 	@python3 -c 'import requests' 2>/dev/null || deploy/install.sh python3-requests none
 	cargo build --release
 	PATH="$$PATH:/usr/sbin" python3 benches/pull.py
+
+# The program for machines older than this one: glibc 2.28 and newer (Debian 10, Ubuntu 20.04, RHEL 8), linked by zig, which
+# comes from PyPI as cargo-zigbuild does. It goes to target/dist/model-catalog.
+DIST_TARGET = $(shell rustc -vV | sed -n 's/^host: //p')
+dist:
+	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
+	@mkdir -p target/dist
+	[ -x target/dist/venv/bin/cargo-zigbuild ] || { python3 -m venv target/dist/venv && \
+		target/dist/venv/bin/pip install --quiet cargo-zigbuild==0.24.1 ziglang==0.17.1; }
+	PATH="$(CURDIR)/target/dist/venv/bin:$$PATH" cargo zigbuild --release --locked --target $(DIST_TARGET).2.28
+	cp target/$(DIST_TARGET)/release/model-catalog target/dist/model-catalog
+
+# What `make dist` built, in a bare Debian 11 from Debian's mirror; needs root.
+test-dist: dist
+	@deploy/install.sh debootstrap debootstrap /usr/sbin/debootstrap
+	@deploy/install.sh binutils objdump
+	PATH="$$PATH:/usr/sbin" tests/dist.sh target/dist/model-catalog target/dist/debian11
 
 # The parts alone: look-up, batch, parse, delta, full build.
 bench-micro:

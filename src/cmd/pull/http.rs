@@ -12,6 +12,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+use tracing::warn;
 
 use super::error::Problem;
 use super::tokens::Tokens;
@@ -74,11 +75,11 @@ impl Http {
     /// A client that trusts the certificates of this system.
     ///
     /// # Errors
-    /// The certificates cannot be read.
+    /// The TLS library cannot be set up.
     pub fn new(tokens: Tokens) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-        let config = versions.with_root_certificates(roots()?).with_no_client_auth();
+        let config = versions.with_root_certificates(roots()).with_no_client_auth();
         let client = Client::builder()
             .tls_backend_preconfigured(config)
             .redirect(Policy::none())
@@ -193,19 +194,21 @@ impl Http {
     }
 }
 
-/// The certificates of the system; `CURL_CA_BUNDLE` and `SSL_CERT_FILE` name others, as for curl and OpenSSL.
-fn roots() -> Result<RootCertStore, Box<dyn std::error::Error + Send + Sync>> {
+/// The certificates of the system; `CURL_CA_BUNDLE` and `SSL_CERT_FILE` name others, as for curl and OpenSSL. Without any,
+/// http still works and https fails by name.
+fn roots() -> RootCertStore {
     let mut store = RootCertStore::empty();
-    match std::env::var_os("CURL_CA_BUNDLE").filter(|path| !path.is_empty()) {
-        Some(path) => {
-            for certificate in CertificateDer::pem_file_iter(&path)? {
-                store.add(certificate?)?;
-            }
+    let Some(path) = std::env::var_os("CURL_CA_BUNDLE").filter(|path| !path.is_empty()) else {
+        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        return store;
+    };
+    match CertificateDer::pem_file_iter(&path) {
+        Ok(certificates) => drop(store.add_parsable_certificates(certificates.flatten())),
+        Err(error) => {
+            warn!(path = %path.display(), %error, "the certificates that CURL_CA_BUNDLE names cannot be read: https fails");
         }
-        // What is damaged among them is left out; without any, https fails by name and http still works.
-        None => drop(store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
     }
-    Ok(store)
+    store
 }
 
 fn connection(url: &Url, error: reqwest::Error) -> Problem {

@@ -5,7 +5,6 @@ use std::io;
 
 use super::catalog::Model;
 use super::folder::{SavePath, Stamp};
-use super::hash::Hash;
 use super::journal;
 use super::plan::remember;
 use super::record::Record;
@@ -17,19 +16,21 @@ pub fn first_of_each(wanted: Vec<Wanted>) -> (Vec<Wanted>, Vec<Wanted>) {
     wanted.into_iter().partition(|wanted| wanted.item.0.hash.as_ref().is_none_or(|hash| known.insert(hash.text())))
 }
 
-/// Whether a file with this content is there.
-pub fn is_there(context: &Context, hash: &Hash) -> bool {
-    find(context, &context.record, hash).is_some()
+/// Whether another file with a model's content is there.
+pub fn is_there(context: &Context, model: &Model) -> bool {
+    find(context, &context.record, model).is_some()
 }
 
-/// A file that was verified to have this hash and has not changed since.
-fn find(context: &Context, record: &Record, hash: &Hash) -> Option<(SavePath, Stamp)> {
-    let text = hash.text();
-    record.iter().filter(|(_, file)| file.hash.as_ref() == Some(&text)).find_map(|(path, file)| {
+/// Another file that was verified to have the model's hash and has not changed since.
+fn find(context: &Context, record: &Record, model: &Model) -> Option<(SavePath, Stamp)> {
+    let (hash, own) = (model.hash.as_ref()?.text(), model.path.text());
+    let others = record.iter().filter(|(path, file)| file.hash.as_ref() == Some(&hash) && **path != own);
+    let mut unchanged = others.filter_map(|(path, file)| {
         let path = SavePath::parse(path).ok()?;
         let (_, stamp) = context.folder.existing(&path)?;
         (stamp == file.stamp).then_some((path, stamp))
-    })
+    });
+    unchanged.next()
 }
 
 /// Links a model's file to one with the same content.
@@ -40,8 +41,7 @@ pub fn link(context: &Context, model: &Model) -> io::Result<()> {
     let no_file = || io::Error::new(io::ErrorKind::NotFound, "no file with the same content is there");
     // Of now: the file may have come since the beginning.
     let record = Record::load(&context.own);
-    let found = model.hash.as_ref().and_then(|hash| find(context, &record, hash));
-    let (from, stamp) = found.ok_or_else(no_file)?;
+    let (from, stamp) = find(context, &record, model).ok_or_else(no_file)?;
     let folder = |path, create| context.folder.parent(path, create).map_err(|problem| io::Error::other(problem.text()));
     let source = folder(&from, false)?.ok_or_else(no_file)?;
     let target = folder(&model.path, true)?.ok_or_else(no_file)?;
@@ -51,9 +51,8 @@ pub fn link(context: &Context, model: &Model) -> io::Result<()> {
     let _ = target.remove_file(&temporary);
     source.hard_link(from.name(), &target, &temporary)?;
     let renamed = target.rename(&temporary, &target, model.path.name());
-    if renamed.is_err() {
-        let _ = target.remove_file(&temporary);
-    }
+    // It is still there if the renaming failed, or if both are links to the same file already.
+    let _ = target.remove_file(&temporary);
     renamed?;
     // One more link changes the ctime of all of them, and nothing else.
     let (_, linked) = context.folder.existing(&model.path).ok_or_else(no_file)?;

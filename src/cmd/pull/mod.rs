@@ -17,6 +17,7 @@ mod progress;
 mod prune;
 mod record;
 mod report;
+mod round;
 mod segments;
 pub mod settings;
 mod tokens;
@@ -91,17 +92,19 @@ enum End {
 #[must_use]
 pub fn run(pull: &Pull, bars: bool) -> ExitCode {
     let end = if pull.ids().is_empty() { End::Complete } else { pull_models(pull, bars) };
-    match end {
-        End::Stopped => ExitCode::from(STOPPED),
-        End::Complete | End::Incomplete if pull.dry_run || pull.command.is_empty() => match end {
-            End::Complete => ExitCode::SUCCESS,
-            _ => ExitCode::FAILURE,
-        },
-        End::Incomplete if pull.strict => {
-            error!(command = %pull.command[0].display(), "MACHINE_MODELS_STRICT is set: the command is not started");
+    let complete = match end {
+        End::Stopped => return ExitCode::from(STOPPED),
+        End::Complete => true,
+        End::Incomplete => false,
+    };
+    match pull.command.first() {
+        Some(command) if !complete && pull.strict && !pull.dry_run => {
+            error!(command = %command.display(), "MACHINE_MODELS_STRICT is set: the command is not started");
             ExitCode::FAILURE
         }
-        _ => become_command(pull),
+        Some(_) if !pull.dry_run => become_command(pull),
+        _ if complete => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     }
 }
 
@@ -182,8 +185,9 @@ async fn get_models(settings: Settings, bars: bool, stop: watch::Receiver<bool>)
         let _ = reporter.await;
         report::finish(&context);
     }
-    let missing = context.progress.count("missing");
-    Ok(if missing == 0 { End::Complete } else { End::Incomplete })
+    let complete =
+        if context.settings.dry_run { context.progress.count("missing") == 0 } else { context.progress.is_complete() };
+    Ok(if complete { End::Complete } else { End::Incomplete })
 }
 
 /// A model and what is shown of it.

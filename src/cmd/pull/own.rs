@@ -42,6 +42,16 @@ pub fn read_json<T: DeserializeOwned>(folder: &Dir, name: &str) -> io::Result<Op
     Ok(Some(serde_json::from_str(&text)?))
 }
 
+/// Whether a lock failed because the file system has none, as some network file systems; then processes that share it
+/// may do the same work twice, but each file still gets its name whole.
+#[must_use]
+pub fn has_no_locks(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::NOLCK, Errno::NOSYS, Errno::OPNOTSUPP, Errno::INVAL]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
 /// Replaces a file whose path the user chose.
 ///
 /// # Errors

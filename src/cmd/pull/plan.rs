@@ -46,7 +46,7 @@ pub async fn plan(context: &Arc<Context>, model: &Arc<Model>, shown: &Shown, fir
         return Ok(Planned::Present);
     }
     // What will be linked needs no address that works.
-    if !first || model.hash.as_ref().is_some_and(|hash| link::is_there(context, hash)) {
+    if !first || link::is_there(context, model) {
         return Ok(Planned::Link);
     }
     let resolved = context.http.resolve(&model.url, model.auth).await;

@@ -282,6 +282,13 @@ impl Progress {
         file
     }
 
+    /// Whether every model is there. One that nobody reported on, because its task panicked, is not.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let there = |file: &Arc<File>| !matches!(file.state().outcome, None | Some(Outcome::Missing { .. }));
+        self.files.iter().all(there)
+    }
+
     /// How many models came to the outcome of this name.
     #[must_use]
     pub fn count(&self, outcome: &str) -> usize {

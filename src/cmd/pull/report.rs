@@ -145,10 +145,11 @@ impl Drop for Bars {
     }
 }
 
+const TEMPLATE: &str = "{prefix:24!} {bar:30} {bytes:>11}/{total_bytes:<11} {msg}";
+
 fn bar(name: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:24!} {bar:30} {bytes:>11}/{total_bytes:<11} {msg}");
-    // The template is a constant that a test renders.
-    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    // A test shows that the template is a good one.
+    let style = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(0).with_style(style.progress_chars("=> ")).with_prefix(shown(name))
 }
 
@@ -173,7 +174,7 @@ fn speed(rate: f64, left: u64) -> String {
 pub fn finish(context: &Context) {
     let progress = &context.progress;
     let (missing, fetched) = (progress.count("missing"), progress.count("fetched"));
-    write_files(context, if missing == 0 { "complete" } else { "incomplete" });
+    write_files(context, if progress.is_complete() { "complete" } else { "incomplete" });
     let models = progress.files.iter().filter(|file| !file.path.is_empty()).count();
     let bytes = Totals::of(progress).received;
     let seconds = (progress.started.elapsed().as_secs_f64() * 10.0).round() / 10.0;
@@ -301,4 +302,19 @@ pub fn dry_run(context: &Context, wanted: &[Wanted]) -> String {
     }
     let _ = writeln!(text, "{sum} bytes to fetch");
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_template_of_bars_is_a_good_one() {
+        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
+    }
+
+    #[test]
+    fn names_cannot_move_the_cursor() {
+        assert_eq!(shown("a\u{1b}[2J\r\nb\u{9b}"), "a[2Jb");
+    }
 }

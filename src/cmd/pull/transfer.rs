@@ -1,37 +1,28 @@
 //! Downloads one file: several ranges at a time into a partial file beside its final place, resumed from its journal,
 //! verified, and only then given its name.
-//!
-//! A round is what the connections of one resolved address bring. A connection that made no progress retires for the
-//! rest of its round, so a server that accepts few is used with few; when all have retired the address is resolved
-//! again, because signed ones expire.
 
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cap_std::fs::Dir;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use reqwest::{Response, Url};
-use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, MissedTickBehavior};
+use reqwest::Url;
+use tokio::task::spawn_blocking;
 
 use super::Context;
 use super::catalog::Model;
 use super::error::Problem;
-use super::folder::{Stamp, space, sync};
+use super::folder::{Stamp, sync};
 use super::follower::{Follower, Shared};
-use super::http::{Part, Source, host};
+use super::http::{Source, host};
 use super::journal::{self, Journal};
+use super::own;
 use super::plan::{present_meanwhile, remember};
 use super::progress::{File as Shown, Phase};
-use super::segments::{Claim, Segments};
+use super::round::PROGRESS;
+use super::segments::Segments;
 
-/// An attempt that brings so many bytes is not counted as a failure.
-const PROGRESS: u64 = 1024 * 1024;
-/// Time between two journals: at most so much is fetched again after a kill.
-const JOURNAL_INTERVAL: Duration = Duration::from_millis(100);
 /// Longest pause between two rounds, unless the server asks for more.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
@@ -83,7 +74,7 @@ pub async fn run(
         ranges_refused: false,
         disputed: None,
     };
-    let fetched = download.from_any_address(source).await;
+    let fetched = download.try_addresses(source).await;
     download.stop_hashing();
     match fetched {
         Ok(()) => download.finish().await.map(|()| Outcome::Fetched),
@@ -103,6 +94,7 @@ fn lock_part(folder: &Dir, key: &str) -> io::Result<Option<std::fs::File>> {
         match file.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
+            Err(std::fs::TryLockError::Error(error)) if own::has_no_locks(&error) => {}
             Err(std::fs::TryLockError::Error(error)) => return Err(error),
         }
         // Whoever had the lock before may have given the file its final name, or removed it.
@@ -118,14 +110,15 @@ fn remove_part(folder: &Dir, own: &Dir, key: &str) {
     let _ = folder.remove_file(journal::part_name(key));
 }
 
-struct Download<'a> {
-    context: &'a Arc<Context>,
-    model: &'a Arc<Model>,
-    shown: &'a Shown,
-    folder: Dir,
-    part: Arc<std::fs::File>,
-    key: String,
-    state: Option<State>,
+/// A file being downloaded by this process, which holds the lock on its partial file.
+pub(super) struct Download<'a> {
+    pub(super) context: &'a Arc<Context>,
+    pub(super) model: &'a Arc<Model>,
+    pub(super) shown: &'a Shown,
+    pub(super) folder: Dir,
+    pub(super) part: Arc<std::fs::File>,
+    pub(super) key: String,
+    pub(super) state: Option<State>,
     /// Whether the last round was refused parts of the file.
     ranges_refused: bool,
     /// Another size than that of the partial file, if the last response said so.
@@ -133,9 +126,9 @@ struct Download<'a> {
 }
 
 /// What is known of the bytes in the partial file.
-struct State {
-    shared: Arc<Shared>,
-    etag: Option<String>,
+pub(super) struct State {
+    pub(super) shared: Arc<Shared>,
+    pub(super) etag: Option<String>,
     follower: Option<Follower>,
     /// Whether all bytes came in one round, so that a wrong hash is the server's.
     one_round: bool,
@@ -143,11 +136,11 @@ struct State {
 
 impl Download<'_> {
     /// Tries the addresses in turn.
-    async fn from_any_address(&mut self, mut source: Option<Source>) -> Result<(), Problem> {
+    async fn try_addresses(&mut self, mut source: Option<Source>) -> Result<(), Problem> {
         let model = Arc::clone(self.model);
         let mut url = &model.url;
         for mirror in &model.mirrors {
-            match self.from_address(url, source.take()).await {
+            match self.try_address(url, source.take()).await {
                 Err(problem) if !matches!(problem, Problem::Disk(..) | Problem::NoRoom { .. }) => {
                     self.shown.failed_attempt(&host(url), &problem);
                 }
@@ -155,11 +148,11 @@ impl Download<'_> {
             }
             url = mirror;
         }
-        self.from_address(url, source).await
+        self.try_address(url, source).await
     }
 
     /// Rounds until the file is complete and verified, or too many in a row brought nothing.
-    async fn from_address(&mut self, url: &Url, mut source: Option<Source>) -> Result<(), Problem> {
+    async fn try_address(&mut self, url: &Url, mut source: Option<Source>) -> Result<(), Problem> {
         let mut failures = 0;
         loop {
             let before = self.shown.received();
@@ -249,171 +242,6 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// One round of all connections.
-    async fn round(&self, source: &Source) -> Result<(), Attempt> {
-        let Some(state) = &self.state else { return Ok(()) };
-        let connections = if source.ranges { self.context.settings.connections } else { 1 };
-        let mut workers: FuturesUnordered<_> = (0..connections).map(|_| self.connection(state, source)).collect();
-        let mut tick = tokio::time::interval(JOURNAL_INTERVAL);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut saving: Option<JoinHandle<()>> = None;
-        let mut problem = None;
-        let mut stop = self.context.stop.clone();
-        loop {
-            tokio::select! {
-                _ = stop.wait_for(|stopped| *stopped) => {
-                    problem = Some(Problem::Stopped);
-                    break;
-                }
-                result = workers.next() => match result {
-                    None => break,
-                    Some(Ok(())) => {}
-                    Some(Err(fatal @ (Problem::Disk(..) | Problem::NoRoom { .. }))) => return Err(Attempt::Fatal(fatal)),
-                    Some(Err(other)) => problem = Some(other),
-                },
-                _ = tick.tick(), if source.ranges => {
-                    if saving.as_ref().is_none_or(JoinHandle::is_finished) {
-                        saving = Some(self.save(state));
-                    }
-                }
-            }
-        }
-        if source.ranges {
-            if let Some(saving) = saving {
-                let _ = saving.await;
-            }
-            let _ = self.save(state).await;
-        }
-        match state.shared.segments().missing() {
-            0 => Ok(()),
-            _ if matches!(problem, Some(Problem::Stopped)) => Err(Attempt::Fatal(Problem::Stopped)),
-            // What is refused here may be an address that has expired; resolving it again tells.
-            _ => Err(Attempt::Failed(problem.unwrap_or_else(|| Problem::Incomplete(source.host())))),
-        }
-    }
-
-    /// Writes the journal. Without a hash nothing would notice bytes that a power cut took back, so then they are on
-    /// the disk before it says that they are there.
-    fn save(&self, state: &State) -> JoinHandle<()> {
-        let shared = Arc::clone(&state.shared);
-        let (etag, path, key) = (state.etag.clone(), self.model.path.text(), self.key.clone());
-        let (part, context, durable) = (Arc::clone(&self.part), Arc::clone(self.context), self.model.hash.is_none());
-        spawn_blocking(move || {
-            let (total, gaps) = {
-                let segments = shared.segments();
-                (segments.total(), segments.gaps())
-            };
-            let Ok(metadata) = part.metadata() else { return };
-            if durable && part.sync_data().is_err() {
-                return;
-            }
-            // A journal that is missing or old costs bytes, not correctness.
-            let _ = Journal { path, total, etag, inode: metadata.ino(), gaps }.save(&context.own, &key);
-        })
-    }
-
-    /// One connection: segment after segment, until there is none or it makes no progress.
-    async fn connection(&self, state: &State, source: &Source) -> Result<(), Problem> {
-        loop {
-            let Some(claim) = state.shared.segments().claim() else { return Ok(()) };
-            let mut received = 0;
-            let result = self.segment(state, source, claim, &mut received).await;
-            state.shared.segments().release(claim.id);
-            match result {
-                Ok(()) => {}
-                Err(problem) if problem.is_transient() && received >= PROGRESS => {
-                    self.shown.failed_attempt(&source.host(), &problem);
-                }
-                Err(problem) => return Err(problem),
-            }
-        }
-    }
-
-    async fn segment(&self, state: &State, source: &Source, claim: Claim, received: &mut u64) -> Result<(), Problem> {
-        let range = source.ranges.then_some((claim.start, claim.end));
-        let (response, part) = self.context.http.fetch(source, self.model.auth, range).await?;
-        let limit = self.check_part(state, source, claim, &part)?;
-        self.read_body(state, source, claim, response, limit, received).await?;
-        if part.total.is_none() && state.shared.total() == u64::MAX {
-            state.shared.segments().end_here(claim.id);
-            state.shared.notify();
-        }
-        match state.shared.segments().left(claim.id) {
-            0 => Ok(()),
-            _ => Err(Problem::Incomplete(source.host())),
-        }
-    }
-
-    /// Whether the body that follows is that of the claim; gives the most bytes that may be written of it.
-    fn check_part(&self, state: &State, source: &Source, claim: Claim, part: &Part) -> Result<u64, Problem> {
-        if part.start != claim.start {
-            // A whole file where a part was wanted begins at 0.
-            let problem = if part.partial { Problem::Range } else { Problem::NoRanges };
-            return Err(problem(source.host()));
-        }
-        if part.partial && part.total.is_some_and(|total| total != state.shared.total()) {
-            return Err(Problem::Changed(source.host()));
-        }
-        if state.shared.total() != u64::MAX {
-            return Ok(u64::MAX);
-        }
-        // Nobody said where it ends: at what the catalog says, else at what the disk has.
-        let space = space(&self.folder).map_err(Problem::disk("asking for free space"))?;
-        let free = space.free.saturating_sub(self.context.settings.keep_free);
-        Ok(self.model.largest().map_or(free, |largest| largest.min(free)))
-    }
-
-    async fn read_body(
-        &self,
-        state: &State,
-        source: &Source,
-        claim: Claim,
-        mut response: Response,
-        limit: u64,
-        received: &mut u64,
-    ) -> Result<(), Problem> {
-        let settings = &self.context.settings;
-        let mut position = claim.start;
-        let (mut waited, mut in_window) = (Duration::ZERO, 0);
-        loop {
-            let left = state.shared.segments().left(claim.id);
-            if left == 0 {
-                return Ok(());
-            }
-            // Only the network's time counts: a slow disk is not a slow server.
-            let asked = Instant::now();
-            let chunk = tokio::time::timeout(settings.stall, response.chunk()).await;
-            waited += asked.elapsed();
-            let chunk = match chunk {
-                Err(_) => return Err(Problem::Stalled(source.host())),
-                Ok(Err(error)) => {
-                    return Err(Problem::Connection { host: source.host(), source: error.into() });
-                }
-                Ok(Ok(None)) => return Ok(()),
-                Ok(Ok(Some(chunk))) => chunk,
-            };
-            // The end of the segment may have come nearer while this was waiting.
-            let left = state.shared.segments().left(claim.id).min(chunk.len() as u64);
-            let bytes = &chunk[..usize::try_from(left).unwrap_or(chunk.len())];
-            if position + left - claim.start > limit {
-                return Err(Problem::NoRoom { needed: position + left - claim.start, free: limit });
-            }
-            self.part.write_all_at(bytes, position).map_err(Problem::disk("writing the partial file"))?;
-            position += left;
-            *received += left;
-            in_window += left;
-            state.shared.segments().advance(claim.id, left);
-            self.shown.add_received(left);
-            if waited >= settings.stall {
-                let least = settings.min_speed.saturating_mul(waited.as_millis().try_into().unwrap_or(u64::MAX)) / 1000;
-                if in_window < least {
-                    return Err(Problem::Stalled(source.host()));
-                }
-                (waited, in_window) = (Duration::ZERO, 0);
-            }
-        }
-    }
-
     /// Compares the complete file with the catalog.
     async fn verify(&mut self) -> Result<(), Attempt> {
         let Some(state) = &mut self.state else { return Ok(()) };
@@ -453,7 +281,8 @@ impl Download<'_> {
                 return Err(io::Error::other("another program replaced the partial file"));
             }
             folder.rename(&from, &folder, &to)?;
-            sync(&folder)?;
+            // Not every file system can do this, and the name is there in any case.
+            let _ = sync(&folder);
             Stamp::of(&part)
         });
         let renamed = renamed.await.unwrap_or_else(|panic| Err(io::Error::other(panic)));
@@ -475,7 +304,7 @@ impl Download<'_> {
 }
 
 /// Why an attempt failed.
-enum Attempt {
+pub(super) enum Attempt {
     /// Another one may succeed.
     Failed(Problem),
     /// Another one would fail the same way.

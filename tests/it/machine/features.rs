@@ -248,3 +248,37 @@ async fn a_connection_that_only_trickles_is_given_up() {
     let boot = machine.boot(&[]);
     assert!(boot.log.contains(r#"model="m0" reason="127.0.0.1 stalled""#), "{}", boot.log);
 }
+
+#[test]
+fn a_failing_address_is_left_for_the_next_one() {
+    let mut machine = Machine::new("mirrors", "all");
+    let file = content(1, SIZE);
+    let [gone, wrong, half, good] = [
+        machine.store.put("/gone", Way::Status(404)),
+        machine.store.put("/wrong", Way::File(content(2, SIZE))),
+        machine.store.put("/half", Way::Stalls(file.clone())),
+        machine.store.put("/good", Way::File(file.clone())),
+    ];
+    let model = |id: &str, addresses: &[&String], seed: u64| {
+        let hash = sum("sha256sum", &content(seed, SIZE));
+        json!({"id": id, "download_url": addresses[0], "mirrors": addresses[1..], "file_size_gb": null, "hash": hash,
+               "auth_required": false, "save_path": id})
+    };
+    let models = [model("a", &[&gone, &wrong, &half, &good], 1), model("b", &[&gone, &good], 3)];
+    let catalog = json!({"models": models, "not_found": [], "missing_dependencies": []}).to_string();
+    machine.store.put("/api/models/batch", Way::Post(catalog));
+    machine.set("CATALOG_URL", &format!("http://{}", machine.store.address));
+    machine.set("MACHINE_MODELS_TRIES", "1");
+    machine.set("MACHINE_MODELS_STALL", "500ms");
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("fetched=1 present=0 linked=0 missing=1"), "{}", boot.log);
+    assert!(
+        boot.log.contains(r#"missing model="b" reason="its checksum is not the one in the catalog""#),
+        "{}",
+        boot.log
+    );
+    assert!(machine.read("a") == Some(file));
+    // What the third brought is not fetched again from the fourth.
+    let sent: usize = machine.store.asked().iter().filter(|asked| asked.path == "/good").map(|asked| asked.sent).sum();
+    assert_eq!(sent, SIZE / 2 + 1 + SIZE + 1, "{}", boot.log);
+}
