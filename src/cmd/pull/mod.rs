@@ -39,7 +39,7 @@ use tracing::{error, info, warn};
 
 use catalog::{Listing, Model};
 use error::Problem;
-use folder::Folder;
+use folder::{Folder, Stamp};
 use http::{Http, Source};
 use plan::{Planned, Room};
 use progress::{File, Outcome, Progress, Screen};
@@ -219,6 +219,8 @@ fn add_models(progress: &mut Progress, listing: Listing) -> Vec<Item> {
 /// A model that is to be downloaded.
 struct Wanted {
     item: Item,
+    /// The file at its save path when it was planned.
+    before: Option<Stamp>,
     /// Where it is to be had, if its server was asked and responded.
     source: Option<Source>,
     /// Whether its content is there, or comes with a model before it.
@@ -230,15 +232,18 @@ async fn plan_all(context: &Arc<Context>, items: &[Item]) -> Vec<Wanted> {
     let mut known = HashSet::new();
     let plans = items.iter().map(|item| {
         let first = item.0.hash.as_ref().is_none_or(|hash| known.insert(hash.text()));
-        async move { (item, plan::plan(context, &item.0, &item.1, first).await) }
+        async move {
+            let before = context.folder.existing(&item.0.path).map(|(_, stamp)| stamp);
+            (item, before, plan::plan(context, &item.0, &item.1, first).await)
+        }
     });
     let mut plans = futures_util::stream::iter(plans).buffered(context.settings.parallel);
     let mut wanted = Vec::new();
-    while let Some((item, planned)) = plans.next().await {
+    while let Some((item, before, planned)) = plans.next().await {
         match planned {
             Ok(Planned::Present) => item.1.finish(Outcome::Present),
-            Ok(Planned::Fetch(source)) => wanted.push(Wanted { item: item.clone(), source, link: false }),
-            Ok(Planned::Link) => wanted.push(Wanted { item: item.clone(), source: None, link: true }),
+            Ok(Planned::Fetch(source)) => wanted.push(Wanted { item: item.clone(), before, source, link: false }),
+            Ok(Planned::Link) => wanted.push(Wanted { item: item.clone(), before, source: None, link: true }),
             Err(problem) => item.1.missing(&problem),
         }
     }
@@ -299,8 +304,8 @@ async fn work(context: Arc<Context>, queue: Arc<Mutex<VecDeque<Wanted>>>) {
             return;
         }
         let Some(wanted) = lock().pop_front() else { return };
-        let (model, shown) = &wanted.item;
-        match transfer::run(&context, model, shown, wanted.source.clone()).await {
+        let shown = &wanted.item.1;
+        match transfer::run(&context, &wanted).await {
             Ok(transfer::Outcome::Fetched) => shown.finish(Outcome::Fetched),
             Ok(transfer::Outcome::Present) => shown.finish(Outcome::Present),
             Ok(transfer::Outcome::Busy) => {

@@ -13,7 +13,7 @@ use super::journal::Journal;
 use super::progress::{File as Shown, Phase};
 use super::record::{Record, Verified, now};
 use super::settings::Verify;
-use super::{Context, link};
+use super::{Context, Wanted, link};
 
 /// What is to be done for a model.
 #[derive(Debug)]
@@ -75,26 +75,23 @@ pub async fn plan(context: &Arc<Context>, model: &Arc<Model>, shown: &Shown, fir
     }
 }
 
-/// Whether another process put the file there since it was planned.
+/// Whether another process put the file there since it was planned, when it was as `before` says.
 ///
 /// # Errors
 /// The file cannot be read.
-pub async fn present_meanwhile(
-    context: &Arc<Context>,
-    model: &Arc<Model>,
-    shown: &Shown,
-    total: Option<u64>,
-) -> Result<bool, Problem> {
-    // Only the record can tell at once; that of the plan is older.
-    let record = Record::load(&context.own);
-    let path = model.path.text();
-    let changed = record.get(&path) != context.record.get(&path);
-    Ok(changed
-        && match existing(context, model, shown, &record).await? {
-            Existing::Same => true,
-            Existing::Unhashed(size) => total.map_or_else(|| model.is_plausible(size), |total| total == size),
-            Existing::Absent | Existing::Other => false,
-        })
+pub async fn present_meanwhile(context: &Arc<Context>, wanted: &Wanted) -> Result<bool, Problem> {
+    let (model, shown) = &wanted.item;
+    let now = context.folder.existing(&model.path).map(|(_, stamp)| stamp);
+    if now.is_none() || now == wanted.before {
+        return Ok(false);
+    }
+    // The other process may not have come to its record yet; then the file is hashed.
+    let total = wanted.source.as_ref().and_then(|source| source.total);
+    Ok(match existing(context, model, shown, &Record::load(&context.own)).await? {
+        Existing::Same => true,
+        Existing::Unhashed(size) => total.map_or_else(|| model.is_plausible(size), |total| total == size),
+        Existing::Absent | Existing::Other => false,
+    })
 }
 
 async fn existing(
@@ -127,15 +124,14 @@ async fn existing(
     shown.set_phase(Phase::Waiting);
     match same.map_err(Problem::disk("reading the file that is there"))? {
         true => {
-            let fetched = known.is_some_and(|known| known.fetched && known.stamp == stamp);
-            remember(context, model, stamp, fetched)?;
+            remember(context, model, stamp, false)?;
             Ok(Existing::Same)
         }
         false => Ok(Existing::Other),
     }
 }
 
-/// Records a verified file.
+/// Records a verified file, and whether a pull put it there: this one if `fetched`, else whatever is recorded.
 ///
 /// # Errors
 /// The record cannot be written.
@@ -144,8 +140,12 @@ pub fn remember(context: &Context, model: &Model, stamp: Stamp, fetched: bool) -
         return Ok(());
     }
     let hash = model.hash.as_ref().map(super::hash::Hash::text);
-    let verified = Verified { model: model.id.clone(), hash, stamp, fetched, needed_at: now() };
-    let updated = Record::update(&context.own, |files| drop(files.insert(model.path.text(), verified)));
+    let mut verified = Verified { model: model.id.clone(), hash, stamp, fetched, needed_at: now() };
+    let updated = Record::update(&context.own, |files| {
+        let path = model.path.text();
+        verified.fetched |= files.get(&path).is_some_and(|known| known.fetched && known.stamp == stamp);
+        files.insert(path, verified);
+    });
     updated.map_err(Problem::disk("writing the record of verified files"))
 }
 

@@ -10,7 +10,6 @@ use cap_std::fs::Dir;
 use reqwest::Url;
 use tokio::task::spawn_blocking;
 
-use super::Context;
 use super::catalog::Model;
 use super::error::Problem;
 use super::folder::{Stamp, sync};
@@ -22,6 +21,7 @@ use super::plan::{present_meanwhile, remember};
 use super::progress::{File as Shown, Phase};
 use super::round::PROGRESS;
 use super::segments::Segments;
+use super::{Context, Wanted};
 
 /// Longest pause between two rounds, unless the server asks for more.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -37,16 +37,12 @@ pub enum Outcome {
     Busy,
 }
 
-/// Downloads `model` unless another process does. `source` is its address if it was resolved just before.
+/// Downloads a model unless another process does.
 ///
 /// # Errors
 /// Why it is not there; a part of it may stay for the next run.
-pub async fn run(
-    context: &Arc<Context>,
-    model: &Arc<Model>,
-    shown: &Shown,
-    source: Option<Source>,
-) -> Result<Outcome, Problem> {
+pub async fn run(context: &Arc<Context>, wanted: &Wanted) -> Result<Outcome, Problem> {
+    let (model, shown) = &wanted.item;
     let not_made = || Problem::Folder(io::ErrorKind::NotFound.into());
     let folder = context.folder.parent(&model.path, true)?.ok_or_else(not_made)?;
     let key = model.key();
@@ -57,8 +53,7 @@ pub async fn run(
         }
         return Ok(Outcome::Busy);
     };
-    let total = source.as_ref().and_then(|source| source.total);
-    if present_meanwhile(context, model, shown, total).await? {
+    if present_meanwhile(context, wanted).await? {
         remove_part(&folder, &context.own, &key);
         return Ok(Outcome::Present);
     }
@@ -74,7 +69,7 @@ pub async fn run(
         ranges_refused: false,
         disputed: None,
     };
-    let fetched = download.try_addresses(source).await;
+    let fetched = download.try_addresses(wanted.source.clone()).await;
     download.stop_hashing();
     match fetched {
         Ok(()) => download.finish().await.map(|()| Outcome::Fetched),
