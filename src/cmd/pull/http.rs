@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use reqwest::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap,
-    HeaderName, LOCATION, RANGE, RETRY_AFTER,
+    HeaderName, LAST_MODIFIED, LOCATION, RANGE, RETRY_AFTER,
 };
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
@@ -31,8 +31,8 @@ pub struct Source {
     pub url: Url,
     /// Bytes of the file, if its server says so.
     pub total: Option<u64>,
-    /// A strong entity tag.
-    pub etag: Option<String>,
+    /// What tells this version of the file from others.
+    pub validator: Option<String>,
     /// Whether the server sends parts of the file.
     pub ranges: bool,
 }
@@ -69,6 +69,8 @@ pub struct Part {
     pub total: Option<u64>,
     /// Whether this is the answer to a request for a range.
     pub partial: bool,
+    /// What tells this version of the file from others.
+    pub validator: Option<String>,
 }
 
 impl Http {
@@ -105,12 +107,12 @@ impl Http {
         let (response, url) = match self.get(url, auth, Some((0, 1))).await {
             // An empty file has no first byte.
             Err((Problem::Status { status: 416, .. }, Some((headers, url)))) if unsatisfied(&headers) == Some(0) => {
-                return Ok(Source { url, total: Some(0), etag: etag(&headers), ranges: false });
+                return Ok(Source { url, total: Some(0), validator: validator(&headers), ranges: false });
             }
             got => got.map_err(|(problem, _)| problem)?,
         };
         let part = part(&response, &url)?;
-        let source = Source { total: part.total, etag: etag(response.headers()), ranges: part.partial, url };
+        let source = Source { total: part.total, validator: validator(response.headers()), ranges: part.partial, url };
         if part.partial {
             // Read to its end, so that the connection can be used again.
             let _ = tokio::time::timeout(CONNECT_TIMEOUT, drain(response)).await;
@@ -230,9 +232,9 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
-/// Entity tags that promise equal bytes.
-fn etag(headers: &HeaderMap) -> Option<String> {
-    text(headers, ETAG).filter(|tag| tag.starts_with('"'))
+/// What is equal for equal bytes: a strong entity tag, else the date of the last change.
+fn validator(headers: &HeaderMap) -> Option<String> {
+    text(headers, ETAG).filter(|tag| tag.starts_with('"')).or_else(|| text(headers, LAST_MODIFIED))
 }
 
 /// The size in the `bytes */SIZE` of a range that cannot be had.
@@ -251,10 +253,11 @@ fn part(response: &Response, url: &Url) -> Result<Part, Problem> {
     }
     if response.status() == StatusCode::PARTIAL_CONTENT {
         let range = text(headers, CONTENT_RANGE).and_then(|text| content_range(&text));
-        return range.ok_or_else(|| Problem::Range(host(url)));
+        let part = range.map(|part| Part { validator: validator(headers), ..part });
+        return part.ok_or_else(|| Problem::Range(host(url)));
     }
     let length = text(headers, CONTENT_LENGTH).and_then(|text| text.trim().parse().ok());
-    Ok(Part { start: 0, end: length, total: length, partial: false })
+    Ok(Part { start: 0, end: length, total: length, partial: false, validator: validator(headers) })
 }
 
 /// `bytes START-END/TOTAL`, or `*` for the total.
@@ -272,6 +275,7 @@ fn content_range(text: &str) -> Option<Part> {
         end: Some(end),
         total,
         partial: true,
+        validator: None,
     })
 }
 
@@ -288,7 +292,7 @@ mod tests {
 
     #[test]
     fn content_ranges_that_make_no_sense_are_refused() {
-        let part = |start, end, total| Some(Part { start, end: Some(end), total, partial: true });
+        let part = |start, end, total| Some(Part { start, end: Some(end), total, partial: true, validator: None });
         for (text, expected) in [
             ("bytes 0-0/1", part(0, 1, Some(1))),
             ("bytes 5-9/10", part(5, 10, Some(10))),

@@ -21,8 +21,8 @@ pub struct Journal {
     pub path: String,
     /// Bytes of the whole file.
     pub total: u64,
-    /// Strong entity tag under which it was fetched.
-    pub etag: Option<String>,
+    /// What told the version that was fetched from others.
+    pub validator: Option<String>,
     /// Inode of the partial file.
     pub inode: u64,
     /// Missing ranges: first byte, byte after the last.

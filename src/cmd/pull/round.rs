@@ -78,7 +78,7 @@ impl Download<'_> {
     /// the disk before it says that they are there.
     fn save(&self, state: &State) -> JoinHandle<()> {
         let shared = Arc::clone(&state.shared);
-        let (etag, path, key) = (state.etag.clone(), self.model.path.text(), self.key.clone());
+        let (validator, path, key) = (state.validator.clone(), self.model.path.text(), self.key.clone());
         let (part, context, durable) = (Arc::clone(&self.part), Arc::clone(self.context), self.model.hash.is_none());
         spawn_blocking(move || {
             let (total, gaps) = {
@@ -90,7 +90,7 @@ impl Download<'_> {
                 return;
             }
             // A journal that is missing or old costs bytes, not correctness.
-            let _ = Journal { path, total, etag, inode: metadata.ino(), gaps }.save(&context.own, &key);
+            let _ = Journal { path, total, validator, inode: metadata.ino(), gaps }.save(&context.own, &key);
         })
     }
 
@@ -132,6 +132,11 @@ impl Download<'_> {
             // A whole file where a part was wanted begins at 0.
             let problem = if part.partial { Problem::Range } else { Problem::NoRanges };
             return Err(problem(source.host()));
+        }
+        // With a hash the bytes decide: servers behind one address may disagree on tags and dates.
+        let other = part.validator.is_some() && part.validator != state.validator;
+        if other && self.model.hash.is_none() {
+            return Err(Problem::Changed(source.host()));
         }
         if part.partial && part.total.is_some_and(|total| total != state.shared.total()) {
             return Err(Problem::Changed(source.host()));

@@ -123,7 +123,7 @@ pub(super) struct Download<'a> {
 /// What is known of the bytes in the partial file.
 pub(super) struct State {
     pub(super) shared: Arc<Shared>,
-    pub(super) etag: Option<String>,
+    pub(super) validator: Option<String>,
     follower: Option<Follower>,
     /// Whether all bytes came in one round, so that a wrong hash is the server's.
     one_round: bool,
@@ -186,7 +186,7 @@ impl Download<'_> {
         if self.state.is_none()
             && let Some(journal) = Journal::load(&self.context.own, &self.key, &self.part)
         {
-            self.begin(journal.total, &journal.gaps, journal.etag, false)?;
+            self.begin(journal.total, &journal.gaps, journal.validator, false)?;
         }
         let known = self.state.as_ref().map(|state| (state.shared.total(), state.shared.segments().missing()));
         // An unknown end cannot be gone on from, and at the beginning nothing is lost.
@@ -203,7 +203,8 @@ impl Download<'_> {
         if !source.ranges && self.ranges_refused {
             return self.begin_new(source);
         }
-        let same = self.model.hash.is_some() || self.state.as_ref().is_some_and(|state| state.etag == source.etag);
+        let same =
+            self.model.hash.is_some() || self.state.as_ref().is_some_and(|state| state.validator == source.validator);
         if !same {
             return self.begin_new(source);
         }
@@ -218,10 +219,16 @@ impl Download<'_> {
     fn begin_new(&mut self, source: &Source) -> Result<(), Problem> {
         self.disputed = None;
         let total = source.total.unwrap_or(u64::MAX);
-        self.begin(total, &[(0, total)], source.etag.clone(), true)
+        self.begin(total, &[(0, total)], source.validator.clone(), true)
     }
 
-    fn begin(&mut self, total: u64, gaps: &[(u64, u64)], etag: Option<String>, fresh: bool) -> Result<(), Problem> {
+    fn begin(
+        &mut self,
+        total: u64,
+        gaps: &[(u64, u64)],
+        validator: Option<String>,
+        fresh: bool,
+    ) -> Result<(), Problem> {
         self.stop_hashing();
         if fresh {
             Journal::remove(&self.context.own, &self.key);
@@ -233,7 +240,7 @@ impl Download<'_> {
         let follower = hash.map(|hash| Follower::start(Arc::clone(&shared), file, hash));
         let missing = shared.segments().missing();
         self.shown.set_bytes(total.saturating_sub(missing), if total == u64::MAX { 0 } else { total });
-        self.state = Some(State { shared, etag, follower, one_round: fresh });
+        self.state = Some(State { shared, validator, follower, one_round: fresh });
         Ok(())
     }
 

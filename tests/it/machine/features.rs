@@ -282,3 +282,56 @@ fn a_failing_address_is_left_for_the_next_one() {
     let sent: usize = machine.store.asked().iter().filter(|asked| asked.path == "/good").map(|asked| asked.sent).sum();
     assert_eq!(sent, SIZE / 2 + 1 + SIZE + 1, "{}", boot.log);
 }
+
+/// A pull that was killed when half of its one file had come.
+async fn killed_half_way(machine: &Machine) {
+    let mut pull = machine.spawn(&[]);
+    until("half of it is in the journal", || async {
+        let own = std::fs::read_dir(machine.models().join(".model-catalog")).into_iter().flatten().flatten();
+        let texts = own.filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
+        texts.filter(|text| text.contains(&format!("\"gaps\":[[{},{SIZE}]]", SIZE / 2))).count() > 0
+    })
+    .await;
+    pull.kill().unwrap();
+    pull.wait().unwrap();
+}
+
+#[tokio::test]
+async fn parts_of_two_versions_of_a_file_are_not_mixed() {
+    let (machine, db, server) = machine("versions", 1).await;
+    // Without a hash only the entity tag tells.
+    db.sql("UPDATE models SET hash = NULL").await;
+    server.until("it has no hash", |s| async move { s.field("m0", "hash").await.is_null() }).await;
+    for (first, second, resumes) in [("\"a\"", "\"a\"", true), ("\"a\"", "\"b\"", false), ("W/\"a\"", "\"a\"", false)] {
+        machine.store.put("/0", Way::Stalls(content(0, SIZE)));
+        machine.store.tag("/0", first);
+        killed_half_way(&machine).await;
+        machine.store.put("/0", Way::File(content(if resumes { 0 } else { 1 }, SIZE)));
+        machine.store.tag("/0", second);
+        machine.store.asked();
+        let boot = machine.boot(&[]);
+        assert_eq!(boot.status, 0, "{}", boot.log);
+        assert!(machine.read("f/0") == Some(content(if resumes { 0 } else { 1 }, SIZE)), "{first} {second}: a mixture");
+        let sent: usize = machine.store.asked().iter().map(|asked| asked.sent).sum();
+        assert_eq!(sent, if resumes { SIZE / 2 + 1 } else { SIZE + 1 }, "{first} {second}: {}", boot.log);
+        std::fs::remove_file(machine.models().join("f/0")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_partial_file_that_nobody_goes_on_with_is_removed_after_a_week() {
+    let (mut machine, _db, _server) = machine("old", 2).await;
+    machine.set("MACHINE_MODELS_NEEDED", "m0");
+    machine.store.put("/0", Way::Stalls(content(0, SIZE)));
+    killed_half_way(&machine).await;
+    machine.set("MACHINE_MODELS_NEEDED", "m1");
+    assert_eq!(machine.boot(&[]).status, 0);
+    let left = machine.files();
+    assert_eq!(left.len(), 3, "journal, part and m1: {left:?}");
+    let journal = machine.models().join(left.iter().find(|name| name.ends_with(".json")).unwrap());
+    let week = Duration::from_secs(7 * 24 * 60 * 60 + 60);
+    let file = std::fs::File::options().write(true).open(journal).unwrap();
+    file.set_modified(std::time::SystemTime::now() - week).unwrap();
+    assert_eq!(machine.boot(&[]).status, 0);
+    assert_eq!(machine.files(), ["f/1"]);
+}

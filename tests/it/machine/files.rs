@@ -51,6 +51,8 @@ pub struct Files {
 struct Shared {
     /// With whether it takes a token.
     ways: Mutex<HashMap<String, (bool, Way)>>,
+    /// Entity tags by path.
+    tags: Mutex<HashMap<String, String>>,
     asked: Mutex<Vec<Asked>>,
     /// Processes that showed the secret.
     leaks: Mutex<Vec<String>>,
@@ -64,6 +66,7 @@ impl Files {
         let address = listener.local_addr().unwrap().to_string();
         let shared = Arc::new(Shared {
             ways: Mutex::default(),
+            tags: Mutex::default(),
             asked: Mutex::default(),
             leaks: Mutex::default(),
             secret: secret.to_owned(),
@@ -89,6 +92,11 @@ impl Files {
     pub fn put_for_token(&self, path: &str, way: Way) -> String {
         self.shared.ways.lock().unwrap().insert(path.to_owned(), (true, way));
         format!("http://{}{path}", self.address)
+    }
+
+    /// Gives `path` an entity tag.
+    pub fn tag(&self, path: &str, tag: &str) {
+        self.shared.tags.lock().unwrap().insert(path.to_owned(), tag.to_owned());
     }
 
     /// What was asked so far, and forgets it.
@@ -130,7 +138,8 @@ impl Shared {
         let refused = for_token && token.as_deref() != Some(&format!("Bearer {}", self.secret));
         let stalls = matches!(way, Some(Way::Stalls(_)));
         let mut asked = Asked { path: path.clone(), token, range, sent: 0 };
-        let answer = match way {
+        let tag = self.tags.lock().unwrap().get(&known).map(|tag| format!("\r\netag: {tag}\r\n").into_bytes());
+        let mut answer = match way {
             _ if refused => head(401, "content-length: 0"),
             None => head(404, "content-length: 0"),
             Some(Way::Status(status)) => head(status, "content-length: 0"),
@@ -169,6 +178,11 @@ impl Shared {
                 answer
             }
         };
+        if let Some(tag) = tag {
+            // After the status line, in the place of its end.
+            let end = answer.windows(2).position(|two| two == b"\r\n").unwrap();
+            answer.splice(end..end + 2, tag);
+        }
         self.asked.lock().unwrap().push(asked);
         (&stream).write_all(&answer)?;
         if !stalls {
