@@ -94,6 +94,7 @@ async fn an_input_file_for_aria2_has_all_that_a_download_needs() {
 
 # id: "c"
 # size: 23.8 GB
+# bytes: 23800000000
 # auth_required: true
 # auth_provider: "hug \"f\""
 https://example.org/%C3%A4%20b

@@ -303,22 +303,6 @@ fn the_number_of_dependencies_is_right() {
 }
 
 #[test]
-fn every_setting_of_a_machine_is_documented() {
-    let script = include_str!("../../../deploy/machine/boot-models.sh");
-    let words = |text: &'static str| {
-        let words = text.split(|c: char| !(c.is_ascii_uppercase() || c == '_'));
-        let all = words
-            .filter(|word| word.starts_with("MACHINE_MODELS_") || word.starts_with("HF_") || word.ends_with("_TOKEN"));
-        all.chain(["CATALOG_URL", "MODELS_DIR"]).collect::<BTreeSet<_>>()
-    };
-    let (documented, read) = (words(GPU_MACHINES), words(script));
-    assert_eq!(documented, read);
-    for word in read {
-        assert!(GPU_MACHINES.contains(&format!("`{word}`")), "docs/gpu-machines.md does not explain {word}");
-    }
-}
-
-#[test]
 fn every_test_and_fuzz_target_that_the_threat_model_names_exists() {
     let all = texts(&root().join("src")) + &texts(&root().join("tests/it"));
     let model = include_str!("../../../SECURITY.md");
