@@ -197,7 +197,7 @@ async fn postgres() -> EphemeralPostgres {
 }
 
 #[tokio::test]
-async fn the_unit_starts_serves_drains_and_is_started_again() {
+async fn systemd_unit_starts_serves_drains_and_restarts() {
     let machine = match Machine::boot().await {
         Ok(machine) => machine,
         Err(reason) => return eprintln!("not shown: {reason}"),

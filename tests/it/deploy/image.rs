@@ -118,7 +118,7 @@ impl Drop for Running {
 }
 
 #[tokio::test]
-async fn the_program_runs_in_a_bare_read_only_root_as_the_images_user() {
+async fn image_settings_run_in_a_read_only_root_as_the_image_user() {
     let mut root = Root::new();
     let version = root.run(&["--version"]);
     let said = String::from_utf8_lossy(&version.stderr).into_owned();

@@ -30,7 +30,7 @@ fn service(name: &str) -> Value {
 }
 
 #[test]
-fn compose_services_wait_for_and_mount_what_there_is() {
+fn compose_dependencies_and_mounts_exist() {
     let declared = yaml(COMPOSE)["volumes"].as_object().unwrap().clone();
     let mut used = BTreeSet::new();
     for (name, service) in services() {
@@ -71,7 +71,7 @@ fn compose_services_wait_for_and_mount_what_there_is() {
 }
 
 #[test]
-fn the_parts_of_compose_know_each_other() {
+fn compose_addresses_match_between_services() {
     let replicas: Vec<_> = services().into_iter().filter(|(name, _)| name.starts_with("catalog-")).collect();
     assert_eq!(replicas.len(), 2);
     let balancer = service("balancer")["environment"].clone();
@@ -108,7 +108,7 @@ fn the_parts_of_compose_know_each_other() {
 }
 
 #[tokio::test]
-async fn the_role_of_compose_may_serve_and_no_more() {
+async fn compose_role_can_serve_and_nothing_else() {
     let roles = text("deploy/compose/roles.sql");
     let replica = service("catalog-a");
     let password = word(&replica, "/environment/PGPASSWORD").to_owned();
@@ -161,7 +161,7 @@ fn kustomization_lists_every_manifest() {
 }
 
 #[test]
-fn selectors_ports_and_volumes_of_the_manifests_meet() {
+fn manifest_selectors_ports_and_volumes_match() {
     let deployment = manifest("Deployment");
     let labels = &deployment["spec"]["template"]["metadata"]["labels"];
     for (selector, labels) in [
@@ -214,7 +214,7 @@ fn selectors_ports_and_volumes_of_the_manifests_meet() {
 }
 
 #[test]
-fn every_pod_is_restricted_and_takes_its_database_from_a_secret() {
+fn pods_are_restricted_and_read_the_database_url_from_a_secret() {
     for workload in [manifest("Deployment"), yaml("deploy/kubernetes/migrate.yaml")] {
         let pod = &workload["spec"]["template"]["spec"];
         let container = &pod["containers"][0];

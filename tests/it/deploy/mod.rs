@@ -74,7 +74,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_setting_that_deploy_names_is_one_of_the_program() {
+fn settings_named_in_deploy_exist() {
     let help = ["serve", "migrate", "health"].map(help).concat();
     let mut named = BTreeSet::new();
     // A machine's script has settings of its own, and tests of its own.

@@ -111,7 +111,7 @@ fn metrics_of(expression: &str) -> impl Iterator<Item = &str> {
 }
 
 #[test]
-fn promtool_runs_the_tests_of_the_rules() {
+fn promtool_accepts_rules_and_runs_their_tests() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
     for arguments in [
         ["check", "rules", "alerts.yaml"].as_slice(),
@@ -131,7 +131,7 @@ fn promtool_runs_the_tests_of_the_rules() {
 }
 
 #[test]
-fn the_dashboard_is_one_that_grafana_can_read() {
+fn dashboard_has_valid_panels_and_variables() {
     let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
     assert!(dashboard["uid"].is_string() && dashboard["title"].is_string() && dashboard["schemaVersion"].is_u64());
     let all = dashboard["panels"].as_array().unwrap();
@@ -166,7 +166,7 @@ fn the_dashboard_is_one_that_grafana_can_read() {
 }
 
 #[tokio::test]
-async fn a_real_prometheus_finds_all_that_rules_and_dashboard_ask() {
+async fn prometheus_has_data_for_every_rule_and_panel() {
     let db = Db::new().await;
     db.add("a").await;
     let file = std::env::temp_dir().join(format!("scraped-{:x}", fastrand::u64(..)));

@@ -155,7 +155,7 @@ async fn until_it_has_its_share(replica: &Server) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_are_restarted_in_turn_without_a_failed_request() {
+async fn rolling_restart_fails_no_request() {
     let restarts = std::env::var("DEPLOY_RESTARTS").map_or(10, |text| text.parse().expect("a number of restarts"));
     let db = Db::new().await;
     for id in ["a", "b"] {
@@ -191,7 +191,7 @@ async fn replicas_are_restarted_in_turn_without_a_failed_request() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_replica_costs_no_request() {
+async fn killed_replica_fails_no_request() {
     let db = Db::new().await;
     for id in ["a", "b"] {
         db.add(id).await;

@@ -14,7 +14,7 @@ fn analyze(arguments: &[&str]) -> (bool, String) {
 }
 
 #[test]
-fn systemd_takes_the_unit_without_a_complaint() {
+fn systemd_verifies_the_unit_without_warnings() {
     // It looks whether the program is there, so it is shown ours; a directory, because the unit's name is its file's.
     let directory = std::env::temp_dir().join(format!("unit-{:x}", fastrand::u64(..)));
     std::fs::create_dir(&directory).unwrap();
@@ -29,7 +29,7 @@ fn systemd_takes_the_unit_without_a_complaint() {
 }
 
 #[test]
-fn the_sandbox_scores_as_documented() {
+fn sandbox_score_matches_the_document() {
     let unit = place(UNIT);
     let (_, said) = analyze(&["security", "--offline=true", "--no-pager", unit.to_str().unwrap()]);
     let score = said.split("model-catalog.service: ").nth(1).unwrap_or_else(|| panic!("{said}"));
@@ -40,7 +40,7 @@ fn the_sandbox_scores_as_documented() {
 }
 
 #[test]
-fn a_stop_is_given_the_time_it_takes() {
+fn stop_timeout_covers_the_drain() {
     let unit = text(UNIT);
     let setting =
         |name: &str| unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned);

@@ -17,13 +17,13 @@ const LIST: &str = include_str!("../cli/model-list.json");
 
 /// Commands in `sh` blocks by their beginning, and the test that runs them.
 const RUN: [(&str, &str); 7] = [
-    ("install ", "the_unit_starts_serves_drains_and_is_started_again"),
-    ("systemctl daemon-reload", "the_unit_starts_serves_drains_and_is_started_again"),
+    ("install ", "systemd_unit_starts_serves_drains_and_restarts"),
+    ("systemctl daemon-reload", "systemd_unit_starts_serves_drains_and_restarts"),
     ("export CATALOG_URL=", "documented_commands_download_the_models"),
     ("MACHINE_MODELS_NEEDED=", "documented_commands_download_the_models"),
     ("curl -d ", "documented_commands_download_the_models"),
     ("model-catalog export ", "export_writes_the_documented_file"),
-    ("(printf ", "the_documented_prometheus_rule_is_one"),
+    ("(printf ", "documented_prometheus_rule_is_valid"),
 ];
 
 /// Commands in `sh` blocks by their beginning, and why no test runs them.
@@ -46,7 +46,7 @@ fn commands(block: &Block) -> Vec<String> {
 }
 
 #[test]
-fn every_command_is_run_or_has_a_reason_not_to_be() {
+fn every_command_is_run_or_listed_with_a_reason() {
     let tests = texts(&root().join("tests/it"));
     for (command, test) in RUN {
         assert!(tests.contains(&format!("fn {test}(")), "`{command}…` is said to be run by {test}: no such test");
@@ -58,7 +58,7 @@ fn every_command_is_run_or_has_a_reason_not_to_be() {
         for command in commands(&block) {
             let begins = |(beginning, _): &(&str, &str)| command.starts_with(beginning);
             let fine = match block.language {
-                // All of these are run by `console_examples_print_what_they_show`.
+                // All of these are run by `console_examples_match_the_real_output`.
                 "console" => ["curl ", "psql ", "model-catalog "].iter().any(|program| command.starts_with(program)),
                 "sh" | "bash" => RUN.iter().any(begins) || NOT_RUN.iter().any(begins),
                 _ => continue,
@@ -71,7 +71,7 @@ fn every_command_is_run_or_has_a_reason_not_to_be() {
 }
 
 #[test]
-fn make_targets_are_documented_and_those_that_documents_name_exist() {
+fn make_targets_match_the_documents() {
     let makefile = include_str!("../../../Makefile");
     let phony = makefile.split_once(".PHONY:").unwrap().1.replace("\\\n", " ");
     let targets: Vec<_> = phony.lines().next().unwrap().split_whitespace().collect();
@@ -222,7 +222,7 @@ fn matches_with_head(documented: &str, actual: &str) -> bool {
 }
 
 #[test]
-fn an_ellipsis_stands_for_any_text() {
+fn ellipsis_matches_any_text() {
     for (documented, actual, expected) in [
         ("{a}", "{a}", true),
         ("{a}", "{ab}", false),
@@ -237,7 +237,7 @@ fn an_ellipsis_stands_for_any_text() {
 }
 
 #[tokio::test]
-async fn console_examples_print_what_they_show() {
+async fn console_examples_match_the_real_output() {
     let mut count = 0;
     for block in blocks().iter().filter(|block| block.language == "console") {
         let console = Console::new(block).await;
@@ -274,7 +274,7 @@ async fn export_writes_the_documented_file() {
 }
 
 #[test]
-fn the_documented_prometheus_rule_is_one() {
+fn documented_prometheus_rule_is_valid() {
     let command = block(&["sh"], "kind: PrometheusRule");
     let (before, kubectl) = command.split_once(" | kubectl").unwrap();
     assert_eq!(kubectl, " apply -f -\n");

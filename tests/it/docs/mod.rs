@@ -96,7 +96,7 @@ fn every_sql_block_is_run() {
 }
 
 #[tokio::test]
-async fn an_existing_table_is_served_by_roles_with_the_least_rights() {
+async fn existing_table_is_served_with_the_documented_rights() {
     let db = Db::new().await;
     for text in [WEIGHTS, VIEW, SERVER_ROLE, WRITER_ROLE, PROBLEMS] {
         db.sql(&sql_block(text)).await;
@@ -171,7 +171,7 @@ fn names(folder: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_readme_is_short_and_every_document_is_tested() {
+fn readme_is_short_and_links_every_document() {
     let lines = README.lines().count();
     assert!(lines <= README_LINES, "README.md has {lines} lines; move what is new into docs/");
     for name in names("docs") {
@@ -182,7 +182,7 @@ fn the_readme_is_short_and_every_document_is_tested() {
 }
 
 #[test]
-fn packages_that_tests_install_are_named() {
+fn packages_installed_by_make_are_named() {
     let makefile = include_str!("../../../Makefile");
     let mut count = 0;
     for target in ["\npostgres:", "\ntest-tools:", "\nlint:"] {
@@ -237,7 +237,7 @@ fn links_between_documents_resolve() {
 const FOLDERS: [&str; 7] = [".ci/", "benches/", "deploy/", "fuzz/", "migrations/", "sql/", "tests/"];
 
 #[test]
-fn files_that_documents_name_exist() {
+fn files_named_in_documents_exist() {
     for (document, text) in ALL {
         for name in text.split('`').filter(|name| FOLDERS.iter().any(|folder| name.starts_with(folder))) {
             let path = name.split(' ').next().unwrap();
@@ -253,7 +253,7 @@ fn texts(folder: &Path) -> String {
 }
 
 #[test]
-fn documents_that_the_program_and_its_manifests_point_to_exist() {
+fn documents_named_in_src_and_deploy_exist() {
     let all = texts(&root().join("src")) + &texts(&root().join("deploy"));
     let named: BTreeSet<_> = all.split("docs/").skip(1).filter_map(|rest| rest.split_once(".md")).collect();
     let named = named.into_iter().filter(|(name, _)| name.chars().all(|c| c.is_ascii_lowercase() || c == '-'));
@@ -295,7 +295,7 @@ fn every_dependency_has_a_reason() {
 }
 
 #[test]
-fn the_number_of_dependencies_is_right() {
+fn dependency_count_is_correct() {
     let manifest = include_str!("../../../Cargo.toml");
     let table = manifest.split_once("[dependencies]\n").unwrap().1.split("\n\n").next().unwrap();
     let text = format!("{} direct dependencies", table.lines().count());
@@ -303,7 +303,7 @@ fn the_number_of_dependencies_is_right() {
 }
 
 #[test]
-fn every_setting_of_a_machine_is_documented() {
+fn every_machine_setting_is_documented() {
     let script = include_str!("../../../deploy/machine/boot-models.sh");
     let words = |text: &'static str| {
         let words = text.split(|c: char| !(c.is_ascii_uppercase() || c == '_'));
@@ -319,7 +319,7 @@ fn every_setting_of_a_machine_is_documented() {
 }
 
 #[test]
-fn every_test_and_fuzz_target_that_the_threat_model_names_exists() {
+fn tests_and_fuzz_targets_named_in_security_md_exist() {
     let all = texts(&root().join("src")) + &texts(&root().join("tests/it"));
     let model = include_str!("../../../SECURITY.md");
     let (mut tests, mut targets) = (0, 0);

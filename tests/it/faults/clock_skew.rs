@@ -13,7 +13,7 @@ pub fn library() -> PathBuf {
 }
 
 #[tokio::test]
-async fn an_hour_between_the_clocks_does_not_count() {
+async fn clock_skew_does_not_enter_propagation_time() {
     for (offset, hours) in [("+1h", 1.0), ("-1h", -1.0)] {
         let db = Db::new().await;
         witness::add_pairs(&db.client, 1).await;

@@ -56,7 +56,7 @@ async fn arrives(server: &Server, client: &Client, limit: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn postgres_stops_and_comes_back_on_the_same_port() {
+async fn postgres_restart_is_caught_up_with_by_a_delta() {
     let tmpfs = std::path::PathBuf::from("/dev/shm");
     let parent = tmpfs.is_dir().then_some(tmpfs);
     let settings = vec![("fsync".to_owned(), "off".to_owned())];
@@ -87,7 +87,7 @@ async fn postgres_stops_and_comes_back_on_the_same_port() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_are_cut_or_refused() {
+async fn closed_or_refused_connections_are_reopened() {
     let scene = Scene::new().await;
     for _ in 0..3 {
         scene.proxy.cut();
@@ -109,7 +109,7 @@ async fn rewrite_all(client: &Client) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_breaks_off_in_its_middle() {
+async fn truncated_database_responses_are_discarded_and_retried() {
     let scene = Scene::new().await;
     let many = "INSERT INTO models (id, name, download_url, save_path, description) \
                 SELECT 'm' || n, repeat('x', 100), 'https://example.org/' || n, 'a/' || n, '0' \
@@ -140,7 +140,7 @@ async fn an_answer_breaks_off_in_its_middle() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_first_load_that_breaks_off_serves_nothing_of_it() {
+async fn truncated_first_load_serves_nothing() {
     let postgres = support::private(&[]);
     let client = migrated(&postgres.url("postgres")).await;
     witness::add_pairs(&client, 3_000).await;
@@ -160,7 +160,7 @@ async fn a_first_load_that_breaks_off_serves_nothing_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_network_goes_silent_without_an_end() {
+async fn silent_connection_times_out_and_is_reopened() {
     let scene = Scene::new().await;
     scene.proxy.set(Mode::Swallow).await;
     sql(&scene.client, &bump(1)).await;
@@ -177,7 +177,7 @@ async fn the_network_goes_silent_without_an_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_listening_backend_is_terminated() {
+async fn terminated_backend_is_replaced() {
     let scene = Scene::new().await;
     let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
                      WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
@@ -191,7 +191,7 @@ async fn the_listening_backend_is_terminated() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lock_on_the_table_outlasts_every_patience() {
+async fn table_lock_times_out_and_is_retried() {
     for timeout in ["1s", "10s"] {
         let db = Db::new().await;
         witness::add_pairs(&db.client, PAIRS).await;
@@ -214,7 +214,7 @@ const VIEW: &str = "CREATE VIEW model_catalog.entries AS SELECT id, name, downlo
                     auth_required, auth_provider, save_path, dependencies, description FROM models";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_view_is_broken_and_mended() {
+async fn dropped_or_invalid_view_is_retried_until_restored() {
     let db = Db::new().await;
     witness::add_pairs(&db.client, PAIRS).await;
     let server = Server::start_with(&db.url, &SETTINGS).await;
@@ -261,7 +261,7 @@ async fn the_view_is_broken_and_mended() {
 }
 
 #[tokio::test]
-async fn a_reload_reads_everything_again() {
+async fn reload_triggers_a_full_load() {
     let db = Db::new().await;
     witness::add_pairs(&db.client, PAIRS).await;
     let server = Server::start_with(&db.url, &SETTINGS).await;
@@ -290,7 +290,7 @@ fn dump_and_restore(from: (&EphemeralPostgres, &str), to: (&EphemeralPostgres, &
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn a_dump_is_restored_elsewhere() {
+async fn restored_dump_is_treated_as_another_history() {
     let scene = Scene::new().await;
     // Transaction ids of the old server that the new one has not reached: they lie in the dumped log.
     for pair in 0..PAIRS {

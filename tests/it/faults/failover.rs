@@ -37,7 +37,7 @@ async fn promote(standby: &Client) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn a_failover_is_followed_though_its_transaction_ids_repeat() {
+async fn failover_with_reused_transaction_ids_is_followed() {
     let (mut primary, client, standby, standby_client) = primary_and_standby().await;
     let hosts = [primary.socket_directory(), standby.socket_directory()].map(|path| path.display().to_string());
     let url =
@@ -86,7 +86,7 @@ async fn a_failover_is_followed_though_its_transaction_ids_repeat() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn a_standby_is_followed_by_timer_until_it_is_promoted() {
+async fn standby_is_polled_until_it_is_promoted() {
     let (primary, client, standby, standby_client) = primary_and_standby().await;
     let server = Server::start_with(&standby.url("postgres"), &SETTINGS).await;
     let witness = Witness::start(&server, PAIRS, false);
@@ -118,7 +118,7 @@ async fn a_standby_is_followed_by_timer_until_it_is_promoted() {
 /// A crash forgets the ids of transactions that were rolled back a moment before it: nothing had made their records
 /// durable. Postgres gives the same ids out again, on the same timeline.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn transaction_ids_that_a_crash_took_back_are_not_missed() {
+async fn changes_under_transaction_ids_reused_after_a_crash_are_served() {
     let mut postgres = support::private(&[("wal_writer_delay", "10s"), ("bgwriter_delay", "10s")]);
     let client = migrated(&postgres.url("postgres")).await;
     witness::add_pairs(&client, PAIRS).await;
@@ -168,7 +168,7 @@ fn kill(signal: &str, pid: &str) {
 
 /// A commit that does not wait for its record to be durable can be read, served and then taken back by a crash.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_change_is_served_that_a_crash_takes_back() {
+async fn change_lost_in_a_crash_is_never_served() {
     let mut postgres = support::private(&[("wal_writer_delay", "10s")]);
     let client = migrated(&postgres.url("postgres")).await;
     witness::add_pairs(&client, PAIRS).await;

@@ -14,7 +14,7 @@ const ADD: &str = "INSERT INTO models (id, name, download_url, save_path) \
                    VALUES ('a', 'first', 'https://example.org/a', 'checkpoints/a')";
 
 #[tokio::test]
-async fn a_change_right_after_the_listener_was_ended_arrives() {
+async fn change_after_listener_termination_is_served() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
@@ -30,7 +30,7 @@ async fn a_change_right_after_the_listener_was_ended_arrives() {
 }
 
 #[tokio::test]
-async fn a_change_while_the_listener_is_away_arrives_with_it() {
+async fn change_while_disconnected_is_served_on_reconnect() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
@@ -53,7 +53,7 @@ async fn a_change_while_the_listener_is_away_arrives_with_it() {
 }
 
 #[tokio::test]
-async fn the_heartbeat_heals_a_lost_bell() {
+async fn poll_picks_up_a_change_without_notification() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::start_with(&db.url, &[("CATALOG_POLL_INTERVAL", "100ms")]).await;
@@ -70,7 +70,7 @@ async fn the_heartbeat_heals_a_lost_bell() {
 }
 
 #[tokio::test]
-async fn a_start_without_postgres_waits_for_it() {
+async fn start_without_postgres_returns_503_until_it_is_up() {
     let mut cluster = private(&[]);
     let url = cluster.url("postgres");
     sql(&migrated(&url).await, ADD).await;
@@ -106,7 +106,7 @@ fn hammer(server: &Arc<Server>, stop: &Arc<AtomicBool>, answers: &Arc<AtomicU32>
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_postgres_is_not_noticed_by_clients() {
+async fn stopped_postgres_does_not_affect_clients() {
     let mut cluster = private(&[]);
     let url = cluster.url("postgres");
     sql(&migrated(&url).await, ADD).await;

@@ -20,7 +20,7 @@ fn conversation(address: &str, request: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_panic_costs_one_connection_and_neither_the_process_nor_the_others() {
+async fn panic_closes_one_connection_and_no_others() {
     let db = Db::new().await;
     db.add("a").await;
     let clock = std::env::temp_dir().join(format!("clock-{:x}", fastrand::u64(..)));
@@ -62,6 +62,6 @@ async fn a_panic_costs_one_connection_and_neither_the_process_nor_the_others() {
 }
 
 #[test]
-fn what_is_shipped_unwinds_too() {
+fn release_profile_unwinds_on_panic() {
     assert!(!include_str!("../../../Cargo.toml").contains("panic ="), "an abort would end all connections");
 }

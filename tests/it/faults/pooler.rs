@@ -47,7 +47,7 @@ impl Drop for Bouncer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transaction_pooler_is_followed_by_polling() {
+async fn transaction_pooler_is_polled() {
     let postgres = support::private(&[]);
     let client = migrated(&postgres.url("postgres")).await;
     witness::add_pairs(&client, PAIRS).await;

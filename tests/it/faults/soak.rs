@@ -225,7 +225,7 @@ async fn alone_again(server: &Server, at_start: &Usage) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn random_changes_under_random_faults() {
+async fn random_changes_under_random_faults_stay_consistent() {
     let postgres = support::private(&[("wal_level", "replica"), ("wal_keep_size", "64MB")]);
     let client: Client = migrated(&postgres.url("postgres")).await;
     witness::add_pairs(&client, PAIRS).await;

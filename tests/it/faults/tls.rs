@@ -101,7 +101,7 @@ async fn encrypted(url: &str, environment: &Environment) -> Result<bool, String>
 }
 
 #[tokio::test]
-async fn every_mode_demands_what_it_demands_of_libpq() {
+async fn sslmode_verifies_as_libpq_does() {
     let either = Secured::new("DNS:localhost,IP:127.0.0.1", "host all all 127.0.0.1/32 trust").await;
     let (ca, other) = (either.root("ca.pem"), either.root("other.pem"));
     for (rest, expected) in [
@@ -155,7 +155,7 @@ async fn every_mode_demands_what_it_demands_of_libpq() {
 }
 
 #[tokio::test]
-async fn prefer_does_without_where_the_rules_refuse_it() {
+async fn sslmode_prefer_falls_back_when_pg_hba_rejects_tls() {
     let without = Secured::new("DNS:localhost", "hostnossl all all 127.0.0.1/32 trust").await;
     assert_eq!(without.encrypted("localhost", "sslmode=prefer").await, Ok(false));
     let refused = without.encrypted("localhost", "sslmode=require").await;
@@ -163,7 +163,7 @@ async fn prefer_does_without_where_the_rules_refuse_it() {
 }
 
 #[tokio::test]
-async fn a_name_that_is_not_the_certificates_stops_verify_full_alone() {
+async fn host_name_mismatch_fails_verify_full_only() {
     let only = Secured::new("DNS:db.example", "hostssl all all 127.0.0.1/32 trust").await;
     let ca = only.root("ca.pem");
     assert_eq!(only.encrypted("localhost", &format!("sslmode=verify-ca&sslrootcert={ca}")).await, Ok(true));
@@ -218,7 +218,7 @@ async fn a_name_that_is_not_the_certificates_stops_verify_full_alone() {
 }
 
 #[tokio::test]
-async fn passwords_come_in_every_way_and_never_show() {
+async fn passwords_from_every_source_work_and_are_never_shown() {
     let secured = Secured::new("DNS:localhost,IP:127.0.0.1", "hostssl all all 127.0.0.1/32 scram-sha-256").await;
     witness::add_pairs(&secured.client, 1).await;
     let port = secured.postgres.port();

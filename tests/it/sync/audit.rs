@@ -24,7 +24,7 @@ async fn audited(server: &Server, times: f64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn busy_writers_are_no_mismatch() {
+async fn concurrent_writes_are_not_counted_as_mismatches() {
     let (db, server) = start().await;
     let witness = Witness::start(&server, PAIRS, false);
     let stop = Arc::new(AtomicBool::new(false));
@@ -58,7 +58,7 @@ async fn busy_writers_are_no_mismatch() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_history_is_no_mismatch() {
+async fn history_change_is_not_counted_as_mismatch() {
     let db = Db::new().await;
     witness::add_pairs(&db.client, PAIRS).await;
     // Always an audit, so it is one that finds the other history.
@@ -75,7 +75,7 @@ async fn another_history_is_no_mismatch() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_went_past_the_triggers_is_found_and_mended() {
+async fn changes_that_bypass_triggers_are_counted_and_corrected() {
     let (db, server) = start().await;
     db.sql("SET session_replication_role = replica").await;
     db.sql("BEGIN; UPDATE models SET name = 'past' WHERE id = 'pair-0-a'; DELETE FROM models WHERE id = 'pair-1-a'; \

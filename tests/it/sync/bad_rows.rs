@@ -12,7 +12,7 @@ async fn rejected(server: &Server, number: u64) {
 }
 
 #[tokio::test]
-async fn a_bad_row_is_rejected_alone_and_its_last_good_version_stays() {
+async fn bad_row_is_rejected_alone_and_its_last_good_version_stays_served() {
     let db = Db::new().await;
     for id in ["a", "b", "c"] {
         db.add(id).await;
@@ -53,7 +53,7 @@ async fn a_bad_row_is_rejected_alone_and_its_last_good_version_stays() {
 }
 
 #[tokio::test]
-async fn a_row_that_never_was_good_is_not_served() {
+async fn row_without_a_good_version_is_not_served() {
     let db = Db::new().await;
     db.add("good").await;
     db.add("a").await;
@@ -86,7 +86,7 @@ const WITHOUT_A_KEY: &str = "
     SELECT model_catalog.watch('loose', 'id')";
 
 #[tokio::test]
-async fn of_two_rows_with_one_id_the_same_one_is_served_by_every_replica() {
+async fn duplicate_ids_are_resolved_alike_on_every_replica() {
     let db = Db::new().await;
     db.sql(WITHOUT_A_KEY).await;
     // By the first load, and (the second) by a delta; the rows lie in the table in both orders.

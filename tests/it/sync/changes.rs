@@ -6,7 +6,7 @@ use crate::support::live::{bells, unheard};
 use crate::support::{Db, ONLY_THE_BELL, Server};
 
 #[tokio::test]
-async fn every_kind_of_statement_becomes_visible() {
+async fn insert_update_delete_and_truncate_are_served() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
@@ -44,7 +44,7 @@ async fn every_kind_of_statement_becomes_visible() {
 }
 
 #[tokio::test]
-async fn statements_that_change_nothing_are_not_heard() {
+async fn statements_without_effect_send_no_notification() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
@@ -74,7 +74,7 @@ async fn statements_that_change_nothing_are_not_heard() {
 }
 
 #[tokio::test]
-async fn one_transaction_rings_once() {
+async fn transaction_sends_one_notification() {
     let db = Db::new().await;
     let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
     let before = bells(&db, &server).await;
@@ -89,7 +89,7 @@ async fn one_transaction_rings_once() {
 }
 
 #[tokio::test]
-async fn another_spelling_of_a_number_is_no_new_revision() {
+async fn numeric_scale_does_not_change_the_revision() {
     let db = Db::new().await;
     // A numeric without a scale keeps 23.80 apart from 23.8: the row changes, its answer does not.
     db.sql(

@@ -72,7 +72,7 @@ async fn run_ten_times(client: &Client, writer: &Client) -> String {
 }
 
 #[tokio::test]
-async fn the_delta_never_reads_a_table_whole() {
+async fn delta_uses_indexes_whatever_the_statistics() {
     // The forgotten transaction below would hold back every other test's rows, and theirs would enter its snapshots.
     let cluster = private(&[("autovacuum", "off")]);
     let url = cluster.url("postgres");

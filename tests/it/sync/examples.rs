@@ -55,7 +55,7 @@ impl Example {
 }
 
 #[tokio::test]
-async fn sizes_in_bytes() {
+async fn example_with_sizes_in_bytes_is_served() {
     let example = Example::of(include_str!("../../../sql/examples/1_sizes_in_bytes.sql")).await;
     let insert = "INSERT INTO registry.weights VALUES ('flux-dev', 'flux1-dev.safetensors', 'https://example.org/f',
                   23802932552, 'abc', true, 'checkpoints', 'a note')";
@@ -77,7 +77,7 @@ async fn sizes_in_bytes() {
 }
 
 #[tokio::test]
-async fn dependencies_in_a_join_table() {
+async fn example_with_dependencies_in_a_join_table_is_served() {
     let example = Example::of(include_str!("../../../sql/examples/2_dependencies_in_a_join_table.sql")).await;
     let insert = "INSERT INTO assets.asset SELECT n, 'asset ' || n, 'https://example.org/' || n, 0.335, NULL, NULL, \
                   'vae/' || n, NULL FROM generate_series(1, 12) n";
@@ -102,7 +102,7 @@ async fn dependencies_in_a_join_table() {
 }
 
 #[tokio::test]
-async fn camel_case_and_sizes_as_text() {
+async fn example_with_camel_case_and_sizes_as_text_is_served() {
     let example = Example::of(include_str!("../../../sql/examples/3_camel_case_and_sizes_as_text.sql")).await;
     let insert =
         "INSERT INTO studio.\"ModelFile\" VALUES ('flux-dev', 'flux1-dev.safetensors', 'https://example.org/f',

@@ -80,7 +80,7 @@ async fn wait(client: &Client, xid: &str, timeout: &str) -> Result<i64, DbError>
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frozen_replica_is_named_and_waited_for() {
+async fn wait_for_fleet_names_and_awaits_a_stopped_replica() {
     let scene = Scene::with(&["one", "two", "three"]).await;
     assert_eq!(scene.fleet().await, "one t, three t, two t");
     let xid = scene.rename("a", "second").await;
@@ -121,7 +121,7 @@ async fn a_frozen_replica_is_named_and_waited_for() {
 }
 
 #[tokio::test]
-async fn a_forgotten_transaction_holds_nobody_up_and_is_not_taken_for_served() {
+async fn idle_transaction_neither_blocks_wait_for_fleet_nor_counts_as_served() {
     let scene = Scene::with(&["one"]).await;
     let server = &scene.replicas[0];
     let (slow, forgotten) = (scene.another().await, scene.another().await);
@@ -150,7 +150,7 @@ async fn a_forgotten_transaction_holds_nobody_up_and_is_not_taken_for_served() {
 }
 
 #[tokio::test]
-async fn more_writers_at_once_than_have_room_in_the_name() {
+async fn wait_for_fleet_is_exact_beyond_the_xids_that_fit_in_application_name() {
     let scene = Scene::with(&["sixteen-letters-"]).await;
     let server = &scene.replicas[0];
     let mut writers = Vec::new();
@@ -183,7 +183,7 @@ async fn more_writers_at_once_than_have_room_in_the_name() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_waited_for_is_said_at_once() {
+async fn wait_for_fleet_rejects_transactions_that_cannot_be_awaited() {
     let mut scene = Scene::with(&[]).await;
     let committed = scene.rename("a", "committed").await;
     // Nobody is there.
@@ -223,7 +223,7 @@ async fn what_can_not_be_waited_for_is_said_at_once() {
 }
 
 #[tokio::test]
-async fn a_reload_is_waited_for_and_a_heartbeat_moves_the_mark() {
+async fn wait_for_fleet_covers_reloads_and_changes_without_notification() {
     let mut scene = Scene::with(&["listens"]).await;
     let reloaded = "BEGIN; SELECT model_catalog.reload(); SELECT pg_current_xact_id()";
     let xid = sql(&scene.client, reloaded).await.unwrap();
@@ -249,7 +249,7 @@ async fn a_reload_is_waited_for_and_a_heartbeat_moves_the_mark() {
 }
 
 #[tokio::test]
-async fn names_are_the_setting_or_the_addresses_or_the_hosts() {
+async fn replica_name_comes_from_setting_url_or_address() {
     let mut scene = Scene::with(&["it's-\\me"]).await;
     scene.add(ONLY_THE_BELL).await;
     let url = format!("{} application_name='night shift'", scene.postgres.url("postgres"));

@@ -66,7 +66,7 @@ async fn database_and_file() -> (Db, Folder) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_start_needs_no_database_and_catches_up_with_one_delta() {
+async fn start_without_database_serves_the_file_then_catches_up_with_a_delta() {
     let postgres = support::private(&[]);
     let client = migrated(&postgres.url("postgres")).await;
     witness::add_pairs(&client, PAIRS).await;
@@ -102,7 +102,7 @@ async fn a_start_needs_no_database_and_catches_up_with_one_delta() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_of_another_history_serves_until_postgres_answers() {
+async fn file_of_another_history_is_served_until_postgres_responds() {
     let (_, folder) = database_and_file().await;
     let postgres = support::private(&[]);
     let client = migrated(&postgres.url("postgres")).await;
@@ -122,7 +122,7 @@ async fn a_file_of_another_history_serves_until_postgres_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn other_rules_read_everything_again() {
+async fn changed_rules_force_a_full_load() {
     let (db, folder) = database_and_file().await;
     db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('s3', 's3', 's3://a/b', 'a/b')").await;
     let server = start(&db.url, &folder.file()).await;
@@ -136,7 +136,7 @@ async fn other_rules_read_everything_again() {
 }
 
 #[tokio::test]
-async fn an_id_that_json_escapes_outlives_a_restart() {
+async fn id_with_json_escapes_survives_a_restart() {
     let (db, folder) = (Db::new().await, Folder::new());
     db.add("a\"b").await;
     let server = start(&db.url, &folder.file()).await;
@@ -155,7 +155,7 @@ fn summed_anew(text: &str) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_cannot_be_used_is_set_aside() {
+async fn unusable_file_is_quarantined() {
     let (db, folder) = database_and_file().await;
     let good = std::fs::read(folder.file()).unwrap();
     let mut cases = vec![("empty", Vec::new()), ("garbage", vec![0xa5; 5_000]), ("text", b"hello\n".repeat(9))];
@@ -241,7 +241,7 @@ impl Drop for SmallDisk {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_stops_the_file_and_nothing_else() {
+async fn full_disk_stops_only_the_snapshot_file() {
     let Some(disk) = SmallDisk::mount("64k") else {
         return eprintln!("not run: a small tmpfs can't be mounted here");
     };
@@ -287,7 +287,7 @@ fn state(folder: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn death_at_any_moment_leaves_a_whole_file() {
+async fn kill_at_any_moment_leaves_a_valid_file() {
     let (db, folder) = (Db::new().await, Folder::new());
     witness::add_pairs(&db.client, 4_000).await;
     for round in 0..20_u64 {
@@ -320,7 +320,7 @@ async fn death_at_any_moment_leaves_a_whole_file() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_processes_on_one_file_keep_it_whole() {
+async fn processes_sharing_a_file_keep_it_valid() {
     let (db, folder) = database_and_file().await;
     let path = PathBuf::from(folder.file());
     let (one, two) = (start(&db.url, &folder.file()).await, start(&db.url, &folder.file()).await);
@@ -358,7 +358,7 @@ async fn two_processes_on_one_file_keep_it_whole() {
 }
 
 #[tokio::test]
-async fn a_pipe_or_a_device_is_never_replaced_by_a_file() {
+async fn pipe_or_device_is_never_replaced_by_a_file() {
     let (db, folder) = (Db::new().await, Folder::new());
     let pipe = folder.file();
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());

@@ -14,7 +14,7 @@ fn view(from: &str) -> String {
 const BARE: &str = "'[]'::jsonb AS dependencies, NULL::text AS description FROM";
 
 #[tokio::test]
-async fn copy_merge_upsert_and_a_writable_cte() {
+async fn copy_merge_upsert_and_writable_cte_are_served() {
     let db = Db::new().await;
     let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
     let columns = "(id, name, download_url, save_path)";
@@ -59,7 +59,7 @@ async fn copy_merge_upsert_and_a_writable_cte() {
 }
 
 #[tokio::test]
-async fn a_partitioned_table() {
+async fn writes_to_partitioned_tables_are_served() {
     let db = Db::new().await;
     let make = "CREATE TABLE parts (id text, name text, kind text, PRIMARY KEY (id, kind)) PARTITION BY LIST (kind);
         CREATE TABLE parts_a PARTITION OF parts FOR VALUES IN ('a');
@@ -97,7 +97,7 @@ async fn a_partitioned_table() {
 }
 
 #[tokio::test]
-async fn cascades_and_a_join_table() {
+async fn cascades_and_join_table_changes_are_served() {
     let db = Db::new().await;
     let make = "CREATE TABLE families (name text PRIMARY KEY);
         CREATE TABLE members (id text PRIMARY KEY, name text,

@@ -13,7 +13,7 @@ use crate::support::{Db, ONLY_THE_BELL, PATIENCE, Server, sql};
 const STATES: usize = 300;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transaction_is_seen_whole_or_not_at_all() {
+async fn transactions_are_served_atomically() {
     let db = Db::new().await;
     for id in ["left", "right", "heads"] {
         db.add(id).await;
@@ -58,7 +58,7 @@ async fn a_transaction_is_seen_whole_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn what_is_rolled_back_leaves_no_trace() {
+async fn rolled_back_changes_leave_no_trace() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
@@ -88,7 +88,7 @@ async fn what_is_rolled_back_leaves_no_trace() {
 }
 
 #[tokio::test]
-async fn a_transaction_is_served_when_it_commits_however_long_it_was_open() {
+async fn long_transaction_is_served_when_it_commits() {
     let db = Db::new().await;
     for id in ["slow", "quick"] {
         db.add(id).await;
@@ -110,7 +110,7 @@ async fn a_transaction_is_served_when_it_commits_however_long_it_was_open() {
 }
 
 #[tokio::test]
-async fn a_change_while_the_first_load_runs_is_served_after_it() {
+async fn change_during_the_first_load_is_served_by_a_delta() {
     let db = Db::new().await;
     for id in ["a", "b", "c"] {
         db.add(id).await;
