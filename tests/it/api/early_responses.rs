@@ -121,7 +121,7 @@ async fn clients_behind_haproxy_see_413() {
     db.add("b").await;
     let two = Server::start(&db).await;
     let replicas = [one, two];
-    let balancer = Balancer::before(&replicas, &[]).await;
+    let balancer = Balancer::start(&replicas, &[]).await;
     every_client_sees(&balancer.address, "/api/models/batch", "the limit of 1048576 bytes").await;
 }
 

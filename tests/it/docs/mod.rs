@@ -35,10 +35,10 @@ pub const ALL: [(&str, &str); 16] = [
     ("docs/metrics.md", METRICS),
     ("docs/postgres.md", POSTGRES),
 ];
-/// Lines that README.md may have: it is for somebody who decides within five minutes.
-const README_LINES: usize = 150;
+/// Maximum number of lines of README.md, which is for readers who decide within five minutes.
+const MAX_README_LINES: usize = 150;
 
-/// SQL that the tests below run, by a text that only this block contains.
+/// SQL blocks that the tests below run, each identified by a text that occurs in no other block.
 const WEIGHTS: &str = "CREATE TABLE registry.weights";
 const VIEW: &str = "VIEW model_catalog.entries";
 const SERVER_ROLE: &str = "ROLE catalog_server";
@@ -102,7 +102,7 @@ async fn existing_table_is_served_with_the_documented_rights() {
         db.sql(&sql_block(text)).await;
     }
     let as_role = |role: &str| db.url.replace("user=postgres", &format!("user={role}"));
-    // Only a notification can bring a change in time.
+    // With this poll interval only a notification delivers a change in time.
     let settings = [("CATALOG_POLL_INTERVAL", "1h")];
     let server = Server::start_with(&as_role("catalog_server"), &settings).await;
     let writer = crate::support::connect(&as_role("model_writer")).await;
@@ -110,27 +110,29 @@ async fn existing_table_is_served_with_the_documented_rights() {
     let weights = "INSERT INTO registry.weights VALUES ('flux-dev', 'flux1-dev.safetensors', 'https://example.org/f',
                    23802932552, NULL, true, 'checkpoints', NULL)";
     sql(&writer, weights).await;
-    server.until("it is served", |s| async move { s.get("/api/models/flux-dev").await.status == 200 }).await;
+    server.until("the model is served", |s| async move { s.get("/api/models/flux-dev").await.status == 200 }).await;
     let model = r#"{"id":"flux-dev","name":"flux1-dev.safetensors","download_url":"https://example.org/f","file_size_gb":23.8,"hash":null,"auth_required":true,"auth_provider":"huggingface","save_path":"checkpoints/flux1-dev.safetensors","dependencies":[],"description":null}"#;
     assert_eq!(server.get("/api/models/flux-dev").await.text(), model);
 
     sql(&writer, "INSERT INTO registry.needs VALUES ('flux-dev', 'flux-vae'), ('flux-dev', 'clip-l')").await;
     let needs = serde_json::json!(["clip-l", "flux-vae"]);
     server
-        .until("the other table is followed too", |s| async {
+        .until("changes of the other table are served", |s| async {
             s.get("/api/models/flux-dev").await.json()["dependencies"] == needs
         })
         .await;
     sql(&writer, "TRUNCATE registry.weights").await;
-    server.until("it is gone", |s| async move { s.get("/api/models/flux-dev").await.status == 404 }).await;
+    server
+        .until("the truncated table is served", |s| async move { s.get("/api/models/flux-dev").await.status == 404 })
+        .await;
 
     for (role, forbidden) in [
         ("catalog_server", "SELECT FROM registry.weights"),
         ("catalog_server", "SELECT model_catalog.reload()"),
         ("model_writer", "SELECT FROM model_catalog.changes"),
     ] {
-        let refused = crate::support::connect(&as_role(role)).await.simple_query(forbidden).await.unwrap_err();
-        assert_eq!(refused.code().map(|code| code.code()), Some("42501"), "{role}: {forbidden}");
+        let error = crate::support::connect(&as_role(role)).await.simple_query(forbidden).await.unwrap_err();
+        assert_eq!(error.code().map(|code| code.code()), Some("42501"), "{role}: {forbidden}");
     }
 }
 
@@ -173,7 +175,7 @@ fn names(folder: &str) -> Vec<String> {
 #[test]
 fn readme_is_short_and_links_every_document() {
     let lines = README.lines().count();
-    assert!(lines <= README_LINES, "README.md has {lines} lines; move what is new into docs/");
+    assert!(lines <= MAX_README_LINES, "README.md has {lines} lines; move the new text into docs/");
     for name in names("docs") {
         let path = format!("docs/{name}");
         assert!(ALL.iter().any(|(document, _)| *document == path), "add {path} to ALL");
@@ -195,13 +197,13 @@ fn packages_installed_by_make_are_named() {
     assert!(count > 10, "the Makefile could not be read: {count}");
 }
 
-/// The anchor that a heading gets.
+/// The anchor of a heading, as GitHub makes it.
 fn anchor(heading: &str) -> String {
     let kept = heading.to_lowercase().replace(' ', "-");
     kept.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()
 }
 
-/// Headings of a document, as anchors; a `#` in a block is none.
+/// Anchors of a document's headings, without lines of code blocks that start with `#`.
 fn anchors(text: &str) -> BTreeSet<String> {
     let outside = text.split("\n```").step_by(2).flat_map(str::lines);
     outside

@@ -1,4 +1,4 @@
-//! Histories that fork: a real failover, a standby as the source, a crash that takes back transaction ids.
+//! Diverging histories: a failover, a standby as the source, a crash after which transaction ids are reused.
 
 use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use model_catalog::postgres::session;
@@ -15,7 +15,7 @@ async fn connect(server: &EphemeralPostgres) -> Client {
     session::connect(&database(&server.url("postgres"))).await.unwrap()
 }
 
-/// A primary with pairs and a standby that has all of it.
+/// A primary with pairs of models, and a standby that has replayed them.
 async fn primary_and_standby() -> (EphemeralPostgres, Client, EphemeralPostgres, Client) {
     let primary = support::private(&[("wal_level", "replica"), ("wal_keep_size", "64MB")]);
     let client = migrated(&primary.url("postgres")).await;
@@ -26,10 +26,10 @@ async fn primary_and_standby() -> (EphemeralPostgres, Client, EphemeralPostgres,
     (primary, client, standby, standby_client)
 }
 
-async fn replayed(primary: &Client, standby: &Client) {
+async fn wait_for_replay(primary: &Client, standby: &Client) {
     let sent = sql(primary, "SELECT pg_current_wal_lsn()").await.unwrap();
-    let there = format!("SELECT pg_last_wal_replay_lsn() >= '{sent}'");
-    until("the standby has it", || async { sql(standby, &there).await.as_deref() == Some("t") }).await;
+    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{sent}'");
+    until("the standby has replayed it", || async { sql(standby, &replayed).await.as_deref() == Some("t") }).await;
 }
 
 async fn promote(standby: &Client) {
@@ -43,18 +43,18 @@ async fn failover_with_reused_transaction_ids_is_followed() {
     let url =
         format!("host={} port=5432 user=postgres dbname=postgres target_session_attrs=read-write", hosts.join(","));
     let server = Server::start_with(&url, &SETTINGS).await;
-    // What never reached the standby was served, and is gone: the counters do go back, once.
+    // Changes that never reach the standby are served and then lost, so the counters may go back.
     let witness = Witness::start(&server, PAIRS, true);
     sql(&client, &bump(0)).await;
-    replayed(&client, &standby_client).await;
+    wait_for_replay(&client, &standby_client).await;
 
-    // The standby gets nothing more; what the primary commits from here on is lost, and was served.
-    let reload = "ALTER SYSTEM SET primary_conninfo = ''; SELECT pg_reload_conf()";
-    for statement in reload.split("; ") {
+    // The standby stops receiving; whatever the primary commits from here on is served and then lost.
+    let disconnect = "ALTER SYSTEM SET primary_conninfo = ''; SELECT pg_reload_conf()";
+    for statement in disconnect.split("; ") {
         sql(&standby_client, statement).await;
     }
-    let alone = "SELECT count(*) FROM pg_stat_replication";
-    until("the standby is alone", || async { sql(&client, alone).await.as_deref() == Some("0") }).await;
+    let connected = "SELECT count(*) FROM pg_stat_replication";
+    until("the standby is disconnected", || async { sql(&client, connected).await.as_deref() == Some("0") }).await;
     let id = "SELECT pg_current_xact_id()";
     let lost: u64 = sql(&client, &format!("{id}; UPDATE models SET name = 'lost' WHERE id = 'pair-0-a'; {id}"))
         .await
@@ -69,13 +69,13 @@ async fn failover_with_reused_transaction_ids_is_followed() {
     primary.stop("KILL").unwrap();
 
     promote(&standby_client).await;
-    // The new primary gives out the same ids, to other changes, and goes past what the server has seen.
-    let mut repeated = Vec::new();
+    // The new primary assigns the same ids to other changes, and passes the ids that the server has seen.
+    let mut reused = Vec::new();
     for round in 0..8 {
         let change = format!("{id}; UPDATE models SET name = 'new {round}' WHERE id = 'pair-1-a'; {id}");
-        repeated.push(sql(&standby_client, &change).await.unwrap().parse::<u64>().unwrap());
+        reused.push(sql(&standby_client, &change).await.unwrap().parse::<u64>().unwrap());
     }
-    assert!(repeated.contains(&lost), "{lost} is not among {repeated:?}");
+    assert!(reused.contains(&lost), "{lost} is not among {reused:?}");
     in_step(&server, &standby_client).await;
     assert_ne!(server.get("/api/models/pair-0-a").await.json()["name"], "lost");
     sql(&standby_client, &bump(2)).await;
@@ -94,29 +94,29 @@ async fn standby_is_polled_until_it_is_promoted() {
         sql(&client, &bump(pair)).await;
         in_step(&server, &client).await;
     }
-    let said = "this is a hot standby";
+    let message = "this is a hot standby";
     let ready = server.get("/readyz").await.json();
     assert_eq!((&ready["follow"], &ready["source"]), (&"standby".into(), &"postgres".into()));
-    server.until_logged(said, 1).await;
+    server.until_logged(message, 1).await;
     assert_eq!(server.metric("catalog_listener_connected").await, 0.0);
     assert_eq!(server.metric("catalog_refreshes_total{kind=\"delta\",outcome=\"ok\"}").await, 0.0);
 
-    replayed(&client, &standby_client).await;
+    wait_for_replay(&client, &standby_client).await;
     drop(client);
     drop(primary);
     promote(&standby_client).await;
-    server.until("it is live", |s| async { s.get("/readyz").await.json()["follow"] == "live" }).await;
-    server.until("it listens", |s| async { s.metric("catalog_listener_connected").await == 1.0 }).await;
-    let rings = server.metric("catalog_notifications_total").await;
+    server.until("the sync mode is live", |s| async { s.get("/readyz").await.json()["follow"] == "live" }).await;
+    server.until("the server listens", |s| async { s.metric("catalog_listener_connected").await == 1.0 }).await;
+    let before = server.metric("catalog_notifications_total").await;
     sql(&standby_client, &bump(0)).await;
     in_step(&server, &standby_client).await;
-    assert!(server.metric("catalog_notifications_total").await > rings);
-    server.until_logged(said, 1).await;
+    assert!(server.metric("catalog_notifications_total").await > before);
+    server.until_logged(message, 1).await;
     witness.finish().await;
 }
 
-/// A crash forgets the ids of transactions that were rolled back a moment before it: nothing had made their records
-/// durable. Postgres gives the same ids out again, on the same timeline.
+/// A crash loses the ids of transactions that were rolled back shortly before it, because nothing had flushed their WAL
+/// records. Postgres assigns the same ids again, on the same timeline.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_under_transaction_ids_reused_after_a_crash_are_served() {
     let mut postgres = support::private(&[("wal_writer_delay", "10s"), ("bgwriter_delay", "10s")]);
@@ -127,15 +127,15 @@ async fn changes_under_transaction_ids_reused_after_a_crash_are_served() {
     sql(&client, &bump(0)).await;
     in_step(&server, &client).await;
 
-    let mut forgotten = 0_u64;
+    let mut lost = 0_u64;
     for _ in 0..4 {
         let id = sql(&client, "BEGIN; SELECT pg_current_xact_id()").await.unwrap();
-        forgotten = id.parse().unwrap();
+        lost = id.parse().unwrap();
         sql(&client, "ROLLBACK").await;
     }
     let synced = server.metric("catalog_last_sync_timestamp_seconds").await;
     server
-        .until("a heartbeat has seen them", |s| async move {
+        .until("a poll has read beyond them", |s| async move {
             s.metric("catalog_last_sync_timestamp_seconds").await > synced + 0.3
         })
         .await;
@@ -145,20 +145,24 @@ async fn changes_under_transaction_ids_reused_after_a_crash_are_served() {
     proxy.cut();
 
     let client = connect(&postgres).await;
-    let mut repeated = Vec::new();
+    let mut reused = Vec::new();
     for pair in [0, 1, 2, 0, 0, 0] {
         sql(&client, "BEGIN").await;
         sql(&client, &bump(pair)).await;
-        repeated.push(sql(&client, "SELECT pg_current_xact_id()").await.unwrap().parse::<u64>().unwrap());
+        reused.push(sql(&client, "SELECT pg_current_xact_id()").await.unwrap().parse::<u64>().unwrap());
         sql(&client, "COMMIT").await;
     }
-    assert!(repeated.contains(&forgotten) && repeated.last() > Some(&forgotten), "{forgotten} in {repeated:?}");
+    assert!(reused.contains(&lost) && reused.last() > Some(&lost), "{lost} in {reused:?}");
     proxy.set(Mode::Pass).await;
-    let since = server.metric("catalog_last_sync_timestamp_seconds").await;
-    server.until("it is back", |s| async move { s.metric("catalog_last_sync_timestamp_seconds").await > since }).await;
+    let before = server.metric("catalog_last_sync_timestamp_seconds").await;
+    server
+        .until("the server is in sync again", |s| async move {
+            s.metric("catalog_last_sync_timestamp_seconds").await > before
+        })
+        .await;
     tokio::time::timeout(support::PATIENCE, in_step(&server, &client))
         .await
-        .unwrap_or_else(|_| panic!("a change is missed for ever"));
+        .unwrap_or_else(|_| panic!("a change is never served"));
     assert_eq!(difference(&server, &client).await, None);
 }
 
@@ -166,14 +170,15 @@ fn kill(signal: &str, pid: &str) {
     assert!(std::process::Command::new("kill").args([signal, pid]).status().unwrap().success());
 }
 
-/// A commit that does not wait for its record to be durable can be read, served and then taken back by a crash.
+/// With `synchronous_commit = off`, a commit is visible before it is durable, so it could be served and then lost in a
+/// crash.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn change_lost_in_a_crash_is_never_served() {
     let mut postgres = support::private(&[("wal_writer_delay", "10s")]);
     let client = migrated(&postgres.url("postgres")).await;
     witness::add_pairs(&client, PAIRS).await;
     let server = Server::start_with(&postgres.url("postgres"), &SETTINGS).await;
-    // The one process that would make them durable by itself.
+    // The process that would flush them on its own.
     let writer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'";
     let writer = sql(&client, writer).await.unwrap();
     sql(&client, "CHECKPOINT").await;
@@ -184,9 +189,9 @@ async fn change_lost_in_a_crash_is_never_served() {
     }
     in_step(&server, &client).await;
     assert_eq!(server.get("/api/models/pair-0-a").await.json()["description"], "5");
-    // It has to die after the server, and before the server counts as stopped.
-    let server_pid = postgres.pid().unwrap();
-    let after = format!("while kill -0 {server_pid} 2>/dev/null; do sleep 0.01; done; kill -KILL {writer}");
+    // The WAL writer must die after the postmaster, and before `stop` returns.
+    let postmaster = postgres.pid().unwrap();
+    let after = format!("while kill -0 {postmaster} 2>/dev/null; do sleep 0.01; done; kill -KILL {writer}");
     let mut killer = std::process::Command::new("/bin/sh").args(["-c", &after]).spawn().unwrap();
     postgres.stop("KILL").unwrap();
     assert!(killer.wait().unwrap().success());
@@ -195,5 +200,5 @@ async fn change_lost_in_a_crash_is_never_served() {
     sql(&client, &bump(1)).await;
     tokio::time::timeout(support::PATIENCE, in_step(&server, &client))
         .await
-        .unwrap_or_else(|_| panic!("served is what the table never had"));
+        .unwrap_or_else(|_| panic!("a change that the crash lost is served"));
 }
