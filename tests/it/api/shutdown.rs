@@ -140,14 +140,18 @@ async fn a_fault_of_ours_is_500_and_the_next_request_is_answered() {
     let api = Api::new(store, Arc::clone(&metrics), limits, MemoryBudget::new(1000));
     let handler = Arc::new(Handler::new(Arc::new(api), Routes::All));
 
-    let answer = handler.handle(Request::post("/api/models/batch").body(Faulty).unwrap(), None).await.response;
+    let answer =
+        handler.handle(Request::post("/api/models/batch").body(Faulty).unwrap(), None, Instant::now()).await.response;
     assert_eq!(answer.status(), 500);
     assert_eq!(answer.headers()["content-type"], "application/json");
     assert_eq!(answer.headers()["catalog-revision"], hex(snapshot.revision()));
     let body = answer.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, r#"{"error":"Internal server error"}"#);
 
-    let next = handler.handle(Request::post("/api/models/batch").body(Full::from(BATCH)).unwrap(), None).await.response;
+    let next = handler
+        .handle(Request::post("/api/models/batch").body(Full::from(BATCH)).unwrap(), None, Instant::now())
+        .await
+        .response;
     assert_eq!(next.status(), 200);
     let counted = r#"catalog_http_requests_total{route="/api/models/batch",status="500"} 1"#;
     assert!(metrics.render().unwrap().contains(counted));

@@ -1,6 +1,6 @@
 //! `model-catalog health`, as a container's health check runs it: alone, with the server's own variables.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -68,6 +68,8 @@ fn nobody_nothing_and_nonsense_are_status_1_in_time() {
     let endless_at = endless.local_addr().unwrap().to_string();
     let without_end = std::thread::spawn(move || {
         let (mut stream, _) = endless.accept().unwrap();
+        assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
         while stream.write_all(&[b'x'; 4096]).is_ok() {}
     });
     for (address, why) in [

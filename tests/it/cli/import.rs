@@ -73,7 +73,7 @@ async fn a_list_of_comfyui_manager_becomes_models_that_are_served() {
     let db = Db::new().await;
     let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
     // The program itself reads a file by its name, too.
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/lists/model-list.json");
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/cli/model-list.json");
     let output = run(&["import", file.to_str().unwrap(), "--dry-run"], &db.url, "");
     assert_eq!(String::from_utf8_lossy(&output.stdout), LIST_DRY);
     assert_eq!((output.status.code(), table(&db.client).await.as_str()), (Some(3), "[]"));
@@ -351,7 +351,7 @@ async fn another_writer_is_waited_for_and_not_for_ever() {
 async fn a_bar_is_shown_on_a_terminal_after_a_second_and_nowhere_else() {
     let db = Db::new().await;
     let mut writer = db.connect().await;
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/lists/model-list.json");
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/cli/model-list.json");
     let command = format!("{} import {} 2>&1", env!("CARGO_BIN_EXE_model-catalog"), file.display());
     // `script` gives what it runs a terminal.
     for (program, arguments, terminal) in
