@@ -101,9 +101,15 @@ supply-chain:
 		else echo "advisories: skipped, the database on github.com cannot be reached"; fi
 	cargo machete
 
+# The spell checker is a binary from PyPI: building it with cargo takes minutes. typos.toml lists correct words.
+TYPOS = 1.52.0
 lint:
 	@deploy/install.sh shellcheck shellcheck
+	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
 	shellcheck deploy/*.sh deploy/machine/*.sh tests/*.sh
+	[ "$$(target/typos/bin/typos --version 2>/dev/null)" = "typos-cli $(TYPOS)" ] || { python3 -m venv target/typos && \
+		target/typos/bin/pip install --quiet typos==$(TYPOS); }
+	target/typos/bin/typos
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items

@@ -1,6 +1,7 @@
 //! The documents: their commands and SQL are run, their lists are complete, their links resolve.
 
 mod commands;
+mod language;
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -236,7 +237,7 @@ fn links_between_documents_resolve() {
 }
 
 /// Folders whose files the documents may name.
-const FOLDERS: [&str; 7] = [".ci/", "benches/", "deploy/", "fuzz/", "migrations/", "sql/", "tests/"];
+const FOLDERS: [&str; 8] = [".ci/", "benches/", "deploy/", "fuzz/", "migrations/", "sql/", "src/", "tests/"];
 
 #[test]
 fn files_named_in_documents_exist() {
@@ -244,6 +245,59 @@ fn files_named_in_documents_exist() {
         for name in text.split('`').filter(|name| FOLDERS.iter().any(|folder| name.starts_with(folder))) {
             let path = name.split(' ').next().unwrap();
             assert!(root().join(path).exists(), "{document} names {path}, which does not exist");
+        }
+    }
+}
+
+/// Rows of the table under a heading of CONTRIBUTING.md, without the header.
+fn contributing_rows(heading: &str) -> Vec<&'static str> {
+    let section = CONTRIBUTING.split_once(&format!("\n## {heading}\n")).unwrap().1;
+    let section = section.split("\n## ").next().unwrap();
+    section.lines().filter(|line| line.starts_with("| ")).skip(1).collect()
+}
+
+/// Texts between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn places_named_in_contributing_define_what_they_should() {
+    let mut names = 0;
+    for row in contributing_rows("Where to find things") {
+        let mut text = String::new();
+        for name in quoted(row) {
+            if name.contains('/') {
+                text = std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+                continue;
+            }
+            let mut definitions = ["fn", "struct"].iter().flat_map(|kind| {
+                text.match_indices(&format!("{kind} {name}")).map(|(at, found)| at + found.len()).collect::<Vec<_>>()
+            });
+            let defined = definitions.any(|end| text[end..].starts_with(['(', '<', ' ', '{']));
+            assert!(defined, "{name} is not defined where this row says: {row}");
+            names += 1;
+        }
+    }
+    assert!(names > 8, "the table could not be read: {names}");
+}
+
+#[test]
+fn source_map_lists_every_module() {
+    let rows = contributing_rows("Source map");
+    for folder in rows.iter().filter_map(|row| quoted(row).next().filter(|name| name.starts_with("src/"))) {
+        let row = rows.iter().find(|row| row.starts_with(&format!("| `{folder}`"))).unwrap();
+        for file in std::fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path()) {
+            let name = file.file_stem().unwrap().to_str().unwrap();
+            let is_listed = quoted(row).any(|word| word.trim_end_matches('/') == name);
+            let is_folder = rows.iter().any(|row| row.contains(&format!("`{folder}{name}/`")));
+            let is_module = file.is_dir() || file.extension().is_some_and(|extension| extension == "rs");
+            assert!(!is_module || name == "mod" || is_listed || is_folder, "the row of {folder} lacks {name}");
+        }
+        for name in quoted(row).skip(1).filter(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')) {
+            let path = root().join(folder).join(name);
+            let exists = path.with_extension("rs").exists() || path.is_dir();
+            assert!(exists || ["fleet"].contains(&name), "the row of {folder} lists {name}, which does not exist");
         }
     }
 }
@@ -293,6 +347,11 @@ fn every_dependency_has_a_reason() {
             let mut named = rows.flat_map(|(names, _)| names.split(", "));
             assert!(named.any(|other| other == name), "CONTRIBUTING.md gives no reason for {name}");
         }
+    }
+    for name in
+        contributing_rows("Dependencies").iter().flat_map(|row| row[2..].split(" | ").next().unwrap().split(", "))
+    {
+        assert!(manifest.contains(&format!("\n{name} = ")), "CONTRIBUTING.md lists {name}, which is not a dependency");
     }
 }
 
