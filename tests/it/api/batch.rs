@@ -38,7 +38,7 @@ fn padded(bytes: usize) -> String {
 }
 
 #[tokio::test]
-async fn models_come_in_the_order_asked_each_once() {
+async fn models_keep_request_order_without_duplicates() {
     let (_db, server) = with_models(&["a", "b", "c"], &[]).await;
     for (body, expected) in [
         (r#"{"model_ids":["a","b"]}"#, answer(&["a", "b"], "")),
@@ -56,7 +56,7 @@ async fn models_come_in_the_order_asked_each_once() {
 }
 
 #[tokio::test]
-async fn a_large_batch_keeps_order_and_drops_repeats_like_a_small_one() {
+async fn large_batch_keeps_order_and_drops_duplicates() {
     let (db, server) = with_models(&[], &[]).await;
     db.sql(
         "INSERT INTO models (id, name, download_url, save_path)
@@ -78,7 +78,7 @@ async fn a_large_batch_keeps_order_and_drops_repeats_like_a_small_one() {
 }
 
 #[tokio::test]
-async fn any_content_type_and_unknown_keys_are_taken() {
+async fn any_content_type_and_unknown_keys_are_accepted() {
     let (_db, server) = with_models(&["a"], &[]).await;
     let body = r#"{"comment":{"model_ids":["x"]},"model_ids":["a"],"n":[1.5,null,true]}"#;
     for content_type in ["application/json", "text/plain", "application/x-www-form-urlencoded", "nonsense", ""] {
@@ -90,7 +90,7 @@ async fn any_content_type_and_unknown_keys_are_taken() {
 }
 
 #[tokio::test]
-async fn what_is_no_json_is_400_and_says_where() {
+async fn invalid_json_returns_400_with_the_position() {
     let (_db, server) = with_models(&["a"], &[]).await;
     for (body, message) in [
         ("", "invalid JSON: EOF while parsing a value at line 1 column 0"),
@@ -105,7 +105,7 @@ async fn what_is_no_json_is_400_and_says_where() {
 }
 
 #[tokio::test]
-async fn what_is_no_array_of_strings_is_400() {
+async fn model_ids_other_than_a_string_array_return_400() {
     let (_db, server) = with_models(&["a"], &[]).await;
     for body in [
         "{}",
@@ -127,7 +127,7 @@ async fn what_is_no_array_of_strings_is_400() {
 }
 
 #[tokio::test]
-async fn more_ids_than_the_limit_are_400() {
+async fn too_many_ids_return_400() {
     let (db, server) = with_models(&["m0"], &[]).await;
     let reply = server.batch(&many(1000)).await;
     assert_eq!((reply.status, reply.json()["not_found"].as_array().unwrap().len()), (200, 999));
@@ -143,7 +143,7 @@ async fn more_ids_than_the_limit_are_400() {
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_413_and_is_not_waited_for() {
+async fn oversized_body_returns_413_before_it_is_received() {
     let (_db, server) = with_models(&["a"], &[]).await;
     let fits = server.batch(&padded(ONE_MIB)).await;
     assert_eq!((fits.status, fits.text()), (200, answer(&["a"], "")));
@@ -157,7 +157,7 @@ async fn a_body_over_the_limit_is_413_and_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn chunks_are_read_up_to_the_limit_and_no_further() {
+async fn chunked_body_over_the_limit_returns_413() {
     let (_db, server) = with_models(&["a"], &[("CATALOG_MAX_BODY_BYTES", "100")]).await;
     let head = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
     let body = padded(100);
@@ -177,7 +177,7 @@ async fn chunks_are_read_up_to_the_limit_and_no_further() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_harms_nobody() {
+async fn truncated_body_does_not_affect_other_requests() {
     let (_db, server) = with_models(&["a"], &[]).await;
     let mut raw = Raw::open(&server.address);
     raw.send("POST /api/models/batch HTTP/1.1\r\nhost: x\r\ncontent-length: 19\r\n\r\n{\"model_ids\"");

@@ -23,7 +23,7 @@ async fn add(db: &Db, good: usize, bad: usize) {
 }
 
 #[tokio::test]
-async fn it_says_what_is_served_and_which_rows_are_not_and_why() {
+async fn catalog_reports_counts_and_rejected_rows_with_reasons() {
     let db = Db::new().await;
     add(&db, 3, 2).await;
     let server = Server::start(&db).await;
@@ -52,7 +52,7 @@ async fn it_says_what_is_served_and_which_rows_are_not_and_why() {
 }
 
 #[tokio::test]
-async fn it_is_asked_like_every_other_answer() {
+async fn catalog_follows_the_common_rules_for_methods_and_paths() {
     let db = Db::new().await;
     add(&db, 1, 0).await;
     let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
@@ -87,7 +87,7 @@ async fn it_is_asked_like_every_other_answer() {
 }
 
 #[tokio::test]
-async fn before_anything_is_loaded_it_is_503_like_the_rest() {
+async fn catalog_returns_503_before_the_first_load() {
     let server = Server::spawn("host=/nonexistent user=nobody dbname=none", &[]).await;
     let reply = server.get("/api/catalog").await;
     assert_eq!((reply.status, reply.text()), (503, r#"{"error":"Catalog not loaded yet"}"#.into()));
@@ -95,7 +95,7 @@ async fn before_anything_is_loaded_it_is_503_like_the_rest() {
 }
 
 #[tokio::test]
-async fn ids_that_do_not_exist_are_counted_whichever_way_they_are_asked() {
+async fn unknown_ids_are_counted_on_every_route() {
     let db = Db::new().await;
     add(&db, 1, 0).await;
     let server = Server::start(&db).await;
@@ -130,7 +130,7 @@ async fn ids_that_do_not_exist_are_counted_whichever_way_they_are_asked() {
 }
 
 #[tokio::test]
-async fn the_lists_are_bounded_and_hostile_ids_are_escaped_and_cut() {
+async fn lists_are_bounded_and_hostile_ids_escaped_and_truncated() {
     let db = Db::new().await;
     add(&db, 0, 130).await;
     db.sql("INSERT INTO models SELECT repeat('é', 5000), 'x', 'x', 1, NULL, true, NULL, 'x'").await;
@@ -159,7 +159,7 @@ async fn the_lists_are_bounded_and_hostile_ids_are_escaped_and_cut() {
 }
 
 #[tokio::test]
-async fn a_flood_of_random_ids_pushes_no_favourite_out() {
+async fn random_ids_do_not_displace_frequent_ones() {
     let db = Db::new().await;
     // Both threads' lists are read as one.
     let server = Server::start_with(&db.url, &[("CATALOG_THREADS", "2")]).await;

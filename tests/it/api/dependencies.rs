@@ -25,7 +25,7 @@ fn ids(reply: &Reply) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn dependencies_come_first_and_what_is_missing_is_said() {
+async fn dependencies_come_first_and_missing_ones_are_reported() {
     let (_db, server) = diamond(&[]).await;
     let reply = server.batch(r#"{"model_ids":["e","a","y","b"],"resolve_dependencies":true}"#).await;
     assert_eq!((reply.status, reply.header("content-type")), (200, "application/json"));
@@ -39,7 +39,7 @@ async fn dependencies_come_first_and_what_is_missing_is_said() {
 }
 
 #[tokio::test]
-async fn without_the_key_nothing_changes() {
+async fn dependencies_are_resolved_only_on_request() {
     let (_db, server) = diamond(&[]).await;
     let expected = format!(r#"{{"models":[{}],"not_found":["y"]}}"#, plain("e"));
     for body in [r#"{"model_ids":["e","y"]}"#, r#"{"model_ids":["e","y"],"resolve_dependencies":false}"#] {
@@ -53,7 +53,7 @@ async fn without_the_key_nothing_changes() {
 }
 
 #[tokio::test]
-async fn the_limit_holds_for_what_is_answered() {
+async fn batch_limit_includes_resolved_dependencies() {
     let (_db, server) = diamond(&[("CATALOG_MAX_BATCH_IDS", "4")]).await;
     let reply = server.batch(r#"{"model_ids":["a"],"resolve_dependencies":true}"#).await;
     assert_eq!((reply.status, ids(&reply).len()), (200, 4));
@@ -67,7 +67,7 @@ async fn the_limit_holds_for_what_is_answered() {
 }
 
 #[tokio::test]
-async fn an_input_file_for_aria2_has_all_that_a_download_needs() {
+async fn aria2_input_file_has_every_download_option() {
     let (db, server) = diamond(&[]).await;
     let hash = "0123456789ABCDEF".repeat(4);
     db.sql(&format!(
@@ -113,7 +113,7 @@ https://example.org/%C3%A4%20b
 }
 
 #[tokio::test]
-async fn a_format_that_there_is_not_is_400() {
+async fn unknown_format_returns_400() {
     let (_db, server) = diamond(&[]).await;
     let body = r#"{"model_ids":["e"]}"#;
     for query in ["?format=xml", "?format=", "?format=ARIA2", "?format=aria2&format=x"] {

@@ -138,7 +138,7 @@ fn send_without_end(server: &Server) -> usize {
 }
 
 #[tokio::test]
-async fn a_lingering_close_is_bounded_in_bytes_and_time() {
+async fn lingering_close_is_bounded_in_bytes_and_time() {
     let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "1h"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
     let sent = send_without_end(&server);
     // What the kernel buffers on both sides comes on top of the 8 MiB that are discarded.

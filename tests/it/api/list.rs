@@ -14,7 +14,7 @@ fn ids(reply: &Reply) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn pages_put_together_are_the_whole_catalog_in_order() {
+async fn pages_cover_the_whole_catalog_in_order() {
     let db = Db::new().await;
     for id in ["b", "a", "black-forest-labs/FLUX & co+", "ä", "Z"] {
         db.add(id).await;
@@ -54,7 +54,7 @@ async fn pages_put_together_are_the_whole_catalog_in_order() {
 }
 
 #[tokio::test]
-async fn it_is_asked_like_every_other_answer() {
+async fn list_follows_the_common_rules_for_methods_and_paths() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
@@ -89,7 +89,7 @@ async fn it_is_asked_like_every_other_answer() {
 }
 
 #[tokio::test]
-async fn an_entity_tag_spares_the_look_until_something_changes() {
+async fn matching_etag_returns_304_until_a_change() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
@@ -107,7 +107,7 @@ async fn an_entity_tag_spares_the_look_until_something_changes() {
 }
 
 #[tokio::test]
-async fn before_anything_is_loaded_it_is_503_like_the_rest() {
+async fn list_returns_503_before_the_first_load() {
     let server = Server::spawn("host=/nonexistent user=nobody dbname=none", &[]).await;
     let reply = server.get("/api/models?q=%zz").await;
     assert_eq!((reply.status, reply.text()), (503, r#"{"error":"Catalog not loaded yet"}"#.into()));
@@ -117,7 +117,7 @@ async fn before_anything_is_loaded_it_is_503_like_the_rest() {
 }
 
 #[tokio::test]
-async fn a_crowd_is_told_to_come_back_and_look_ups_go_on() {
+async fn concurrent_scans_are_limited_and_lookups_continue() {
     let db = Db::new().await;
     db.add("a").await;
     db.sql(

@@ -18,7 +18,7 @@ fn keys(reply: &Reply) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn before_anything_is_loaded_the_api_is_503_and_the_process_alive() {
+async fn api_returns_503_and_livez_200_before_the_first_load() {
     let server = Server::spawn(NOWHERE, &[]).await;
     for request in [
         server.request("GET", "/api/models/a", ""),
@@ -38,7 +38,7 @@ async fn before_anything_is_loaded_the_api_is_503_and_the_process_alive() {
 }
 
 #[tokio::test]
-async fn ready_says_what_is_served() {
+async fn readyz_describes_the_catalog() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
@@ -60,7 +60,7 @@ async fn ready_says_what_is_served() {
 }
 
 #[tokio::test]
-async fn operations_move_to_a_port_of_their_own() {
+async fn ops_routes_move_to_the_admin_port() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
@@ -89,7 +89,7 @@ async fn operations_move_to_a_port_of_their_own() {
 }
 
 #[tokio::test]
-async fn requests_are_counted_by_template_and_status() {
+async fn requests_are_counted_by_route_template_and_status() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::start(&db).await;
@@ -144,7 +144,7 @@ async fn requests_are_counted_by_template_and_status() {
 }
 
 #[tokio::test]
-async fn the_catalog_and_its_refreshes_are_measured() {
+async fn metrics_describe_the_catalog_and_its_refreshes() {
     let db = Db::new().await;
     for id in ["a", "b", "bad"] {
         db.add(id).await;
@@ -191,7 +191,7 @@ async fn the_catalog_and_its_refreshes_are_measured() {
 }
 
 #[tokio::test]
-async fn what_alerts_count_is_there_before_it_happens() {
+async fn alert_metrics_exist_before_the_first_event() {
     let settings = [("CATALOG_MAX_CONNECTIONS", "123")];
     let text = Server::spawn(NOWHERE, &settings).await.get("/metrics").await.text();
     let mut expected = vec!["catalog_ready 0".to_owned(), "catalog_http_connections_limit 123".into()];

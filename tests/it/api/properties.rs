@@ -124,7 +124,7 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn any_sequence_of_deltas_equals_a_rebuild_from_scratch(deltas in prop::collection::vec(delta(), 1..30)) {
+    fn any_sequence_of_deltas_equals_a_full_load(deltas in prop::collection::vec(delta(), 1..30)) {
         let rules = Rules::default();
         let mut snapshot = Snapshot::default();
         // The table; of it what was good when it was last good; and the ids whose row is bad now.
@@ -166,7 +166,7 @@ proptest! {
     }
 
     #[test]
-    fn any_ids_in_any_order_get_the_contracts_answer(
+    fn any_batch_matches_the_reference_model(
         served in subsequence(&IDS[..], 0..=IDS.len()),
         some in prop::collection::vec(prop_oneof![9 => select(&IDS[..]).prop_map(String::from), 1 => any::<String>()], 0..150),
         space in select(&["", " ", "\n\t "][..]),
@@ -190,7 +190,7 @@ proptest! {
     }
 
     #[test]
-    fn any_id_in_a_path_gets_the_contracts_answer(
+    fn any_id_in_a_path_matches_the_reference_model(
         served in subsequence(&IDS[..], 0..=IDS.len()),
         id in prop_oneof![select(&IDS[..]).prop_map(String::from), "\\PC{1,9}", any::<String>()],
     ) {
@@ -205,7 +205,7 @@ proptest! {
     }
 
     #[test]
-    fn any_json_is_read_as_a_batch_like_a_tree_of_it(body in body(), limit in 0..6_usize) {
+    fn batch_parser_agrees_with_serde_json(body in body(), limit in 0..6_usize) {
         let mut parser = BatchParser::default();
         let read = parser.parse(body.as_bytes(), limit).map_err(|error| error.to_string());
         let read = read.map(|asked| {

@@ -138,7 +138,7 @@ async fn pipelined_requests_are_answered_in_order() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_stops_being_read() {
+async fn server_stops_reading_from_a_client_that_does_not_read() {
     let server = server().await;
     let mut stream = TcpStream::connect(&server.address).unwrap();
     stream.set_write_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
@@ -154,7 +154,7 @@ async fn a_client_that_does_not_read_stops_being_read() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_silent_at_first_is_accepted() {
+async fn initially_silent_client_is_accepted() {
     let server = server().await;
     let connections = async || server.metric("catalog_http_connections").await;
     let before = connections().await;

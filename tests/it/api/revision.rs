@@ -8,7 +8,7 @@ async fn until_revision(server: &Server, what: &str, wanted: impl Fn(&str) -> bo
 }
 
 #[tokio::test]
-async fn every_answer_carries_it_errors_too() {
+async fn every_response_carries_the_revision() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::start(&db).await;
@@ -48,7 +48,7 @@ async fn every_answer_carries_it_errors_too() {
 }
 
 #[tokio::test]
-async fn it_is_the_same_on_every_replica_and_after_a_restart() {
+async fn revision_is_equal_on_replicas_and_after_a_restart() {
     let db = Db::new().await;
     for id in ["c", "a", "b"] {
         db.add(id).await;
@@ -82,7 +82,7 @@ async fn server_follows(server: &Server) {
 }
 
 #[tokio::test]
-async fn a_change_and_its_reverse_lead_back_to_it() {
+async fn reverted_change_restores_the_revision() {
     let db = Db::new().await;
     for id in ["a", "b"] {
         db.add(id).await;
@@ -105,7 +105,7 @@ async fn a_change_and_its_reverse_lead_back_to_it() {
 }
 
 #[tokio::test]
-async fn it_stands_still_when_nothing_changed() {
+async fn revision_is_stable_without_changes() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::start_with(&db.url, &[("CATALOG_POLL_INTERVAL", "20ms")]).await;

@@ -46,7 +46,7 @@ async fn until_ended(server: &Server) {
 }
 
 #[tokio::test]
-async fn through_the_grace_period_it_answers_and_is_not_ready() {
+async fn grace_period_serves_requests_and_is_not_ready() {
     let (_db, server) = with_a(&[("CATALOG_DRAIN_GRACE", "2s")]).await;
     assert_eq!(server.get("/api/models/a").await.header("connection"), "");
     let begun = Instant::now();
@@ -67,7 +67,7 @@ async fn through_the_grace_period_it_answers_and_is_not_ready() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn second_signal_exits_at_once() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM")] {
         let (_db, server) = with_a(&[("CATALOG_DRAIN_GRACE", "1h"), ("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
         let _in_flight = half_sent(&server);
@@ -79,7 +79,7 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn what_is_in_flight_is_finished() {
+async fn requests_in_flight_are_completed() {
     let (_db, server) = with_a(&[("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
     let mut idle = Raw::open(&server.address);
     assert_eq!(idle.get("/api/models/a").status, 200);
@@ -98,7 +98,7 @@ async fn what_is_in_flight_is_finished() {
 }
 
 #[tokio::test]
-async fn what_never_finishes_is_not_waited_for_without_end() {
+async fn drain_timeout_ends_stalled_requests() {
     let (_db, server) = with_a(&[("CATALOG_DRAIN_TIMEOUT", "100ms")]).await;
     let _never_finished = half_sent(&server);
     server.signal("TERM");
@@ -119,7 +119,7 @@ impl Body for Faulty {
 }
 
 #[tokio::test]
-async fn a_fault_of_ours_is_500_and_the_next_request_is_answered() {
+async fn handler_panic_returns_500_and_keeps_serving() {
     let store = Arc::new(Store::default());
     let (nothing, rules) = (Snapshot::default(), Rules::default());
     let mut refresh = Refresh::full(&nothing, &rules);

@@ -23,7 +23,7 @@ fn json_of(reply: &Reply) -> (u16, &str, String) {
 }
 
 #[tokio::test]
-async fn a_model_is_answered_with_its_ten_fields_in_order() {
+async fn single_model_has_ten_fields_in_order() {
     let (_db, server) = with_flux().await;
     let reply = server.get("/api/models/flux-dev").await;
     assert_eq!(json_of(&reply), (200, "application/json", FLUX.into()));
@@ -34,7 +34,7 @@ async fn a_model_is_answered_with_its_ten_fields_in_order() {
 }
 
 #[tokio::test]
-async fn what_is_null_is_null_and_dependencies_are_always_an_array() {
+async fn null_fields_are_null_and_dependencies_are_always_an_array() {
     let db = Db::new().await;
     db.sql("ALTER TABLE models ALTER dependencies DROP NOT NULL").await;
     db.add("bare").await;
@@ -54,7 +54,7 @@ async fn what_is_null_is_null_and_dependencies_are_always_an_array() {
 }
 
 #[tokio::test]
-async fn head_is_get_without_the_body() {
+async fn head_matches_get_without_a_body() {
     let (_db, server) = with_flux().await;
     let mut raw = Raw::open(&server.address);
     let get = raw.get("/api/models/flux-dev");
@@ -73,7 +73,7 @@ async fn head_is_get_without_the_body() {
 }
 
 #[tokio::test]
-async fn the_entity_tag_follows_the_content_and_saves_the_body() {
+async fn etag_follows_the_content_and_a_match_returns_304() {
     let (db, server) = with_flux().await;
     let etag = server.get("/api/models/flux-dev").await.header("etag").to_owned();
     assert!(etag.len() == 18 && etag.starts_with('"') && etag.ends_with('"'), "not a strong tag: {etag}");
@@ -108,7 +108,7 @@ async fn the_entity_tag_follows_the_content_and_saves_the_body() {
 }
 
 #[tokio::test]
-async fn an_id_is_one_percent_encoded_segment() {
+async fn id_is_one_percent_encoded_segment() {
     let db = Db::new().await;
     for id in ["black-forest-labs/FLUX.1-dev", "größer 模型", "a+b", "100%", "batch"] {
         db.add(id).await;
@@ -128,7 +128,7 @@ async fn an_id_is_one_percent_encoded_segment() {
 }
 
 #[tokio::test]
-async fn an_unknown_id_is_404_and_named() {
+async fn unknown_id_returns_404_with_the_id() {
     let (_db, server) = with_flux().await;
     for (path, id) in [
         ("nope", "nope"),
@@ -144,7 +144,7 @@ async fn an_unknown_id_is_404_and_named() {
 }
 
 #[tokio::test]
-async fn broken_encodings_are_400() {
+async fn invalid_encodings_return_400() {
     let (_db, server) = with_flux().await;
     let encoding = r#"{"error":"the model id is not valid percent-encoding: `%` needs two hexadecimal digits"}"#;
     let utf8 = r#"{"error":"the model id is not valid UTF-8"}"#;
@@ -158,7 +158,7 @@ async fn broken_encodings_are_400() {
 }
 
 #[tokio::test]
-async fn other_paths_are_404() {
+async fn unknown_paths_return_404() {
     let (_db, server) = with_flux().await;
     let paths = ["/api", "/api/models/", "/api/models/a/b", "/api/models/batch/", "/API/models/a", "/x"];
     for path in paths {
@@ -171,7 +171,7 @@ async fn other_paths_are_404() {
 }
 
 #[tokio::test]
-async fn other_methods_are_405_and_the_right_ones_named() {
+async fn unsupported_methods_return_405_with_allow() {
     let (_db, server) = with_flux().await;
     let mut table = Vec::new();
     for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"] {
@@ -190,7 +190,7 @@ async fn other_methods_are_405_and_the_right_ones_named() {
 }
 
 #[tokio::test]
-async fn get_batch_is_the_model_with_the_id_batch() {
+async fn get_on_the_batch_path_returns_the_model_named_batch() {
     let (db, server) = with_flux().await;
     let missing = server.get("/api/models/batch").await;
     let body = r#"{"error":"Model not found","model_id":"batch"}"#;
@@ -205,7 +205,7 @@ async fn get_batch_is_the_model_with_the_id_batch() {
 }
 
 #[tokio::test]
-async fn requests_sent_at_once_are_answered_in_order() {
+async fn pipelined_200_and_404_keep_request_order() {
     let (_db, server) = with_flux().await;
     let mut raw = Raw::open(&server.address);
     let get = |id: &str| format!("GET /api/models/{id} HTTP/1.1\r\nhost: x\r\n\r\n");

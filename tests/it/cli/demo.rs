@@ -83,7 +83,7 @@ fn shell(line: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_three_lines_do_what_they_say_and_ctrl_c_ends_all_of_it() {
+async fn printed_commands_work_and_ctrl_c_stops_everything() {
     let mut demo = Demo::start("lines");
     let [single, batch, change] = demo.lines_to_try();
     assert!(single.starts_with("curl ") && batch.starts_with("curl ") && change.starts_with("psql "));
@@ -118,7 +118,7 @@ async fn the_three_lines_do_what_they_say_and_ctrl_c_ends_all_of_it() {
 }
 
 #[tokio::test]
-async fn a_kill_leaves_no_postgres_behind() {
+async fn sigkill_leaves_no_postgres_behind() {
     let mut demo = Demo::start("kill");
     demo.lines_to_try();
     assert!(!demo.nothing_is_left());
@@ -138,7 +138,7 @@ fn refusal(variables: &[(&str, &Path)]) -> String {
 }
 
 #[test]
-fn what_keeps_a_private_postgres_from_starting_is_said() {
+fn postgres_start_failures_are_reported() {
     let folder = std::env::temp_dir().join(format!("programs-{:x}", fastrand::u64(..)));
     let long = folder.join("x".repeat(120));
     std::fs::create_dir_all(&long).unwrap();

@@ -69,7 +69,7 @@ rejected .models[12] Unsure \\u{1b}[31mof its size: size \"about 2 GB\" can't be
 ";
 
 #[tokio::test]
-async fn a_list_of_comfyui_manager_becomes_models_that_are_served() {
+async fn comfyui_manager_list_is_imported_and_served() {
     let db = Db::new().await;
     let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
     // The program itself reads a file by its name, too.
@@ -97,7 +97,7 @@ async fn a_list_of_comfyui_manager_becomes_models_that_are_served() {
 }
 
 #[tokio::test]
-async fn the_same_list_again_changes_nothing_whatever_its_order() {
+async fn repeated_import_changes_nothing_in_any_order() {
     let db = Db::new().await;
     import(&db.url, &[], LIST);
     // What the list does not know is the DBA's to say.
@@ -163,7 +163,7 @@ impl Bell {
 }
 
 #[tokio::test]
-async fn answers_of_the_api_are_taken_in_every_form() {
+async fn api_responses_are_imported_in_every_form() {
     let db = Db::new().await;
     for id in ["a", "b", "c"] {
         db.add(id).await;
@@ -197,7 +197,7 @@ async fn answers_of_the_api_are_taken_in_every_form() {
 }
 
 #[tokio::test]
-async fn a_bad_entry_is_listed_with_its_place_and_stops_only_a_strict_import() {
+async fn bad_entries_are_listed_and_abort_only_strict_imports() {
     let db = Db::new().await;
     let long = "i".repeat(2001);
     let with = |id: &str, field: &str, value: Value| {
@@ -263,7 +263,7 @@ async fn a_bad_entry_is_listed_with_its_place_and_stops_only_a_strict_import() {
 }
 
 #[tokio::test]
-async fn it_needs_no_right_but_to_read_and_write_the_table() {
+async fn import_needs_only_select_insert_and_update() {
     let db = Db::new().await;
     let role = format!("importer_{}", db.name);
     db.sql(&format!("CREATE ROLE {role} LOGIN; GRANT SELECT, INSERT, UPDATE ON public.models TO {role}")).await;
@@ -278,7 +278,7 @@ async fn it_needs_no_right_but_to_read_and_write_the_table() {
 }
 
 #[tokio::test]
-async fn more_than_fits_into_one_message_arrives_whole() {
+async fn import_larger_than_one_copy_message_is_complete() {
     let db = Db::new().await;
     let models: Vec<_> = (0..2_000)
         .map(|number| {
@@ -292,7 +292,7 @@ async fn more_than_fits_into_one_message_arrives_whole() {
 }
 
 #[tokio::test]
-async fn a_filename_that_is_a_path_is_no_name_of_a_file() {
+async fn filename_that_is_a_path_is_rejected() {
     let db = Db::new().await;
     for filename in ["a/b.pth", "..", "c:x"] {
         let mut list: Value = serde_json::from_str(LIST).unwrap();
@@ -305,7 +305,7 @@ async fn a_filename_that_is_a_path_is_no_name_of_a_file() {
 }
 
 #[tokio::test]
-async fn what_would_not_be_served_is_not_written() {
+async fn models_that_would_not_be_served_are_not_written() {
     let db = Db::empty().await;
     let (status, printed) = import(&db.url, &[], LIST);
     assert!(status == 1 && printed.contains("run `model-catalog migrate` first"), "{printed}");
@@ -331,7 +331,7 @@ async fn what_would_not_be_served_is_not_written() {
 }
 
 #[tokio::test]
-async fn another_writer_is_waited_for_and_not_for_ever() {
+async fn import_waits_for_other_writers_up_to_the_timeout() {
     let db = Db::new().await;
     db.add("a").await;
     let mut writer = db.connect().await;
@@ -348,7 +348,7 @@ async fn another_writer_is_waited_for_and_not_for_ever() {
 }
 
 #[tokio::test]
-async fn a_bar_is_shown_on_a_terminal_after_a_second_and_nowhere_else() {
+async fn progress_bar_is_shown_on_terminals_only() {
     let db = Db::new().await;
     let mut writer = db.connect().await;
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/lists/model-list.json");

@@ -58,7 +58,7 @@ async fn all_it_says(server: &Server, client: &tokio_postgres::Client) -> Vec<(&
 }
 
 #[tokio::test]
-async fn a_server_that_logs_everything_says_no_secret() {
+async fn server_exposes_no_secret_at_trace_level() {
     let (postgres, client) = guarded().await;
     sql(
         &client,

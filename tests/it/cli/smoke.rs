@@ -3,7 +3,7 @@
 use crate::support::{Db, Server};
 
 #[tokio::test]
-async fn a_row_is_served_and_a_change_follows() {
+async fn row_and_its_change_are_served() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::start(&db).await;

@@ -30,7 +30,7 @@ fn until_refused(mut ask: impl FnMut() -> Reply) -> (usize, Reply) {
 }
 
 #[tokio::test]
-async fn who_asks_too_often_is_told_when_to_come_back() {
+async fn excess_requests_return_429_with_retry_after() {
     for (path, headers) in [
         ("/api/models/a", ""),
         ("/api/models/a", "te: trailers\r\n"),
@@ -55,7 +55,7 @@ async fn who_asks_too_often_is_told_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_batch_counts_as_one_request_and_answers_stay_what_they_are() {
+async fn batch_counts_as_one_request() {
     let (_db, server) = with_a(&RATE).await;
     let mut raw = Raw::open(&server.address);
     let (answered, _) = until_refused(|| {
@@ -68,7 +68,7 @@ async fn a_batch_counts_as_one_request_and_answers_stay_what_they_are() {
 }
 
 #[tokio::test]
-async fn behind_a_load_balancer_the_client_is_whom_it_names() {
+async fn trusted_proxy_header_sets_the_client_address() {
     let trusting = [RATE[0], RATE[1], ("CATALOG_TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.0/8")];
     let (_db, server) = with_a(&trusting).await;
     for headers in ["", "te: trailers\r\n"] {
@@ -90,7 +90,7 @@ async fn behind_a_load_balancer_the_client_is_whom_it_names() {
 }
 
 #[tokio::test]
-async fn who_is_not_trusted_is_not_believed() {
+async fn forwarded_header_of_an_untrusted_peer_is_ignored() {
     let (_db, server) = with_a(&[RATE[0], RATE[1], ("CATALOG_TRUSTED_PROXIES", "10.0.0.0/8")]).await;
     let mut raw = Raw::open(&server.address);
     let (answered, _) = until_refused(|| {
@@ -101,7 +101,7 @@ async fn who_is_not_trusted_is_not_believed() {
 }
 
 #[tokio::test]
-async fn without_the_setting_no_page_of_another_origin_may_read() {
+async fn cors_is_disabled_by_default() {
     let (_db, server) = with_a(&[]).await;
     let mut raw = Raw::open(&server.address);
     let reply = ask(&mut raw, "GET", "/api/models/a", "origin: https://example.org\r\n");
@@ -111,7 +111,7 @@ async fn without_the_setting_no_page_of_another_origin_may_read() {
 }
 
 #[tokio::test]
-async fn pages_of_the_origins_that_are_set_may_read() {
+async fn only_configured_origins_are_allowed() {
     let allowed = [("CATALOG_CORS_ALLOW_ORIGIN", "https://example.org, http://localhost:8080")];
     let (_db, server) = with_a(&allowed).await;
     let mut raw = Raw::open(&server.address);
@@ -154,7 +154,7 @@ async fn pages_of_the_origins_that_are_set_may_read() {
 }
 
 #[tokio::test]
-async fn every_origin_may_read_where_that_is_set() {
+async fn wildcard_allows_every_origin() {
     let (_db, server) = with_a(&[("CATALOG_CORS_ALLOW_ORIGIN", "*")]).await;
     let mut raw = Raw::open(&server.address);
     assert_eq!(ask(&mut raw, "GET", "/api/models/a", "").header("access-control-allow-origin"), "");

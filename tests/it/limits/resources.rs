@@ -47,7 +47,7 @@ fn is_answered(address: &str, patience: Duration) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn filled_under_a_small_limit_of_descriptors_it_serves_on_and_recovers() {
+async fn exhausted_connection_limit_keeps_serving_and_recovers() {
     let (db, server) = with_a(&["/usr/bin/prlimit", "--nofile=128:128"], &SETTINGS).await;
     server.until_logged("serving fewer connections than configured", 1).await;
     let mut kept: Vec<_> = (0..4).map(|_| Raw::open(&server.address)).collect();
@@ -76,7 +76,7 @@ async fn filled_under_a_small_limit_of_descriptors_it_serves_on_and_recovers() {
 }
 
 #[tokio::test]
-async fn too_few_descriptors_to_serve_anybody_end_the_start_with_a_message() {
+async fn too_low_descriptor_limit_fails_at_startup() {
     let mut command = Command::new("/usr/bin/timeout");
     command
         .args(["30", "/usr/bin/prlimit", "--nofile=48:48", env!("CARGO_BIN_EXE_model-catalog"), "serve"])
@@ -89,7 +89,7 @@ async fn too_few_descriptors_to_serve_anybody_end_the_start_with_a_message() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_single_descriptor_left_it_serves_on_and_recovers() {
+async fn exhausted_descriptors_keep_serving_and_recover() {
     // One thread, so that it is the one that has none.
     let [_, poll, admin] = SETTINGS;
     let (db, server) = with_a(&[], &[("CATALOG_THREADS", "1"), poll, admin]).await;
@@ -117,7 +117,7 @@ async fn without_a_single_descriptor_left_it_serves_on_and_recovers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flood_of_large_bodies_takes_no_more_memory_than_is_set() {
+async fn large_bodies_stay_within_the_memory_budget() {
     const MIB: usize = 1 << 20;
     const FLOOD: usize = 200;
     let (_db, server) = with_a(&[], &[("CATALOG_MAX_BUFFER_BYTES", "8388608")]).await;
@@ -154,7 +154,7 @@ async fn a_flood_of_large_bodies_takes_no_more_memory_than_is_set() {
 }
 
 #[tokio::test]
-async fn large_answers_are_refused_where_there_is_no_memory_for_them_and_small_ones_are_not() {
+async fn responses_over_the_memory_budget_return_503() {
     let (db, server) = with_a(&[], &[("CATALOG_MAX_BUFFER_BYTES", "20000"), ("CATALOG_THREADS", "1")]).await;
     db.add("small").await;
     db.sql("UPDATE models SET description = repeat('x', 30000) WHERE id = 'a'").await;
@@ -214,7 +214,7 @@ const SMALL: [(&str, &str); 5] = [
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_a_hard_limit_of_memory_greedy_clients_get_nobody_killed() {
+async fn greedy_clients_do_not_trigger_the_oom_killer() {
     const LIMIT: usize = 256 << 20;
     let Some(cgroup) = Cgroup::limiting(LIMIT) else { return };
     raise_descriptors();

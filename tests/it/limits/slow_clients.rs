@@ -47,7 +47,7 @@ pub fn statuses(answers: &str) -> Vec<u16> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_slow_is_cut_whatever_was_begun_and_who_gets_on_is_not() {
+async fn slow_clients_are_disconnected() {
     let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "600ms"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
     let (mut normal, begun) = (Raw::open(&server.address), Instant::now());
     let slow: Vec<_> = [NOTHING, HALF_A_HEAD, HALF_OF_ANOTHER, HALF_A_BODY, HALF_A_CHUNK]
@@ -92,7 +92,7 @@ async fn who_is_slow_is_cut_whatever_was_begun_and_who_gets_on_is_not() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_ended_after_the_idle_timeout() {
+async fn idle_connections_are_closed_after_the_idle_timeout() {
     let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "100ms"), ("CATALOG_IDLE_TIMEOUT", "1s")]).await;
     // `absent` is answered by the library, `a` is not.
     for path in ["/api/models/a", "/api/models/absent"] {
@@ -105,7 +105,7 @@ async fn an_idle_connection_is_ended_after_the_idle_timeout() {
 }
 
 #[tokio::test]
-async fn one_address_has_so_many_connections_and_no_more() {
+async fn connections_per_address_are_limited() {
     let (_db, server) = with_a(&[("CATALOG_MAX_CONNECTIONS_PER_ADDR", "5")]).await;
     let request = b"GET /api/models/a HTTP/1.1\r\nhost: x\r\n\r\n";
     let mut open = Vec::new();
@@ -140,7 +140,7 @@ async fn one_address_has_so_many_connections_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_load_balancers_connections_are_not_counted() {
+async fn connections_of_trusted_proxies_are_not_limited() {
     let settings = [("CATALOG_MAX_CONNECTIONS_PER_ADDR", "2"), ("CATALOG_TRUSTED_PROXIES", "10.0.0.0/8,127.0.0.1")];
     let (_db, server) = with_a(&settings).await;
     let mut open: Vec<_> = (0..10).map(|_| Raw::open(&server.address)).collect();
@@ -150,7 +150,7 @@ async fn a_load_balancers_connections_are_not_counted() {
 }
 
 #[tokio::test]
-async fn who_does_not_read_takes_little_memory_and_not_for_long() {
+async fn client_that_does_not_read_is_disconnected_with_bounded_memory() {
     let settings = [("CATALOG_REQUEST_TIMEOUT", "1s"), ("CATALOG_IDLE_TIMEOUT", "1s")];
     let (db, server) = with_a(&settings).await;
     db.sql("UPDATE models SET description = repeat('x', 20000)").await;
@@ -178,7 +178,7 @@ async fn who_does_not_read_takes_little_memory_and_not_for_long() {
 }
 
 #[tokio::test]
-async fn a_body_without_end_is_cut_at_the_limit() {
+async fn endless_chunked_body_returns_413() {
     let (_db, server) = with_a(&[("CATALOG_MAX_BODY_BYTES", "10000")]).await;
     let mut stream = connect(&server.address);
     stream.write_all(b"POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
@@ -197,7 +197,7 @@ async fn a_body_without_end_is_cut_at_the_limit() {
 }
 
 #[tokio::test]
-async fn a_flood_of_headers_is_431() {
+async fn oversized_headers_return_431() {
     let (_db, server) = with_a(&[]).await;
     let long = "x".repeat(40_000);
     let many: String = (0..101).map(|number| format!("x-{number}: 1\r\n")).collect();
@@ -237,7 +237,7 @@ fn hold(server: &Server, count: usize) -> Vec<TcpStream> {
 const SLOW_CLIENTS: usize = 2_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_thousand_slow_clients_keep_nobody_from_an_answer() {
+async fn two_thousand_slow_clients_do_not_block_others() {
     raise_descriptors();
     let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "15s"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
     let slow = hold(&server, SLOW_CLIENTS);
@@ -272,7 +272,7 @@ fn p99(server: &Server, requests: usize) -> u128 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures: make slow-clients"]
-async fn figures_beside_two_thousand_slow_clients() {
+async fn measure_two_thousand_slow_clients() {
     raise_descriptors();
     let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "1h")]).await;
     let memory = async || server.metric("process_resident_memory_bytes").await;

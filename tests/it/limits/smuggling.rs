@@ -68,7 +68,7 @@ fn shapes() -> Vec<(String, u16)> {
 }
 
 #[tokio::test]
-async fn nothing_is_smuggled_behind_a_request_that_can_be_read_in_two_ways() {
+async fn ambiguous_requests_smuggle_nothing() {
     let (_db, server) = with_a(&[]).await;
     for (shape, status) in shapes() {
         let mut stream = connect(&server.address);
@@ -85,7 +85,7 @@ async fn nothing_is_smuggled_behind_a_request_that_can_be_read_in_two_ways() {
 }
 
 #[tokio::test]
-async fn two_hosts_are_refused_and_a_bare_line_feed_ends_a_line() {
+async fn two_host_headers_return_400_and_bare_line_feeds_are_accepted() {
     let (_db, server) = with_a(&[]).await;
     for (request, status) in [
         ("GET /api/models/a HTTP/1.1\r\nhost: x\r\nhost: x\r\n\r\n", 400),
@@ -102,7 +102,7 @@ async fn two_hosts_are_refused_and_a_bare_line_feed_ends_a_line() {
 }
 
 #[tokio::test]
-async fn what_is_answered_without_its_body_is_the_last_on_its_connection() {
+async fn unread_request_body_closes_the_connection() {
     let (_db, server) = with_a(&[]).await;
     for (head, status) in [
         ("POST /api/models/a HTTP/1.1\r\nhost: x", 405),

@@ -56,7 +56,7 @@ async fn epoch(db: &Db) -> String {
 }
 
 #[tokio::test]
-async fn an_empty_database_gets_all_it_needs_and_a_second_run_changes_nothing() {
+async fn migrate_prepares_an_empty_database_and_is_idempotent() {
     let db = Db::empty().await;
     run(&db.url, &[]);
     db.add("a").await;
@@ -72,7 +72,7 @@ async fn an_empty_database_gets_all_it_needs_and_a_second_run_changes_nothing() 
 }
 
 #[tokio::test]
-async fn five_at_once_do_it_once() {
+async fn concurrent_migrations_run_once() {
     let db = Db::empty().await;
     let running: Vec<_> = (0..5).map(|_| start(&db.url, &[])).collect();
     for child in running {
@@ -87,7 +87,7 @@ async fn five_at_once_do_it_once() {
 }
 
 #[tokio::test]
-async fn a_table_with_other_columns_is_left_alone_and_said() {
+async fn table_with_other_columns_is_reported_and_unchanged() {
     let db = Db::empty().await;
     db.sql("CREATE TABLE models (uid int PRIMARY KEY, title text); INSERT INTO models VALUES (1, 'x')").await;
     let table = "SELECT concat_ws(' ', c.oid, c.xmin, relfilenode, m.xmin, m, \
@@ -121,7 +121,7 @@ async fn a_table_with_other_columns_is_left_alone_and_said() {
 }
 
 #[tokio::test]
-async fn what_is_called_models_and_can_not_be_used_is_left_alone_and_said() {
+async fn unusable_models_relation_is_reported_and_unchanged() {
     let rest = "name text, download_url text, hash text, auth_provider text, save_path text, description text";
     let fits = format!("id text, {rest}, file_size_gb numeric, auth_required boolean, dependencies jsonb");
     for (make, expected) in [
@@ -171,7 +171,7 @@ async fn what_is_called_models_and_can_not_be_used_is_left_alone_and_said() {
 }
 
 #[tokio::test]
-async fn a_partitioned_table_of_odd_types_is_followed_as_it_is() {
+async fn partitioned_table_of_unusual_types_is_served_unchanged() {
     let db = Db::empty().await;
     db.sql(
         "CREATE DOMAIN size AS numeric(6, 2) CHECK (value > 0); CREATE DOMAIN needs AS json;
@@ -208,7 +208,7 @@ async fn a_partitioned_table_of_odd_types_is_followed_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_table_that_fits_is_served_and_gets_triggers_only() {
+async fn suitable_table_is_served_and_gets_only_triggers() {
     let db = Db::empty().await;
     db.sql(
         "CREATE TABLE models (extra int, id varchar(40) UNIQUE, name varchar, download_url text, file_size_gb float8, \
@@ -241,7 +241,7 @@ async fn a_table_that_fits_is_served_and_gets_triggers_only() {
 }
 
 #[tokio::test]
-async fn a_channel_of_any_name_works_from_end_to_end() {
+async fn channel_names_are_quoted() {
     let names =
         ["Upper Case", "a\"b", "quote'; DROP TABLE public.models; --", "\"; SELECT pg_sleep(9); --", "größe", "$1"];
     let db = Db::empty().await;

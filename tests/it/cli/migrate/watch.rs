@@ -46,14 +46,14 @@ async fn follows(table: &str, column: &str, id_type: &str, ids: [&str; 2]) {
 }
 
 #[tokio::test]
-async fn tables_and_columns_of_any_name() {
+async fn table_and_column_names_are_quoted() {
     follows("\"Modèles; DROP TABLE models --\"", "\"Model \"\"Id\"\"\"", "text PRIMARY KEY", ["a", "b"]).await;
     follows("\"Odd Schema; \"\"x\"\"\".\"select\"", "\"user's id\"", "varchar(9)", ["a", "b/c"]).await;
     follows("\"new_rows\"", "\"%I %s\"", "text", ["a%b", "b\"c"]).await;
 }
 
 #[tokio::test]
-async fn ids_of_other_types() {
+async fn ids_of_any_type_are_followed() {
     follows("numbered", "id", "bigint PRIMARY KEY", ["1", "-20"]).await;
     let ids = ["7f3c0a52-9d1e-4a7b-8f0e-2f6d5b1c9a01", "00000000-0000-4000-8000-000000000000"];
     follows("identified", "uid", "uuid PRIMARY KEY", ids).await;
@@ -67,7 +67,7 @@ async fn ids_of_other_types() {
 }
 
 #[tokio::test]
-async fn ids_in_which_case_does_not_count() {
+async fn case_insensitive_ids_are_compared_by_their_text() {
     let db = Db::new().await;
     let there = db.sql("SELECT name FROM pg_available_extensions WHERE name = 'citext'").await;
     assert!(there.is_some(), "this Postgres lacks its contrib extensions");
@@ -86,7 +86,7 @@ async fn ids_in_which_case_does_not_count() {
 }
 
 #[tokio::test]
-async fn a_second_call_is_harmless() {
+async fn watch_is_idempotent() {
     let db = Db::new().await;
     db.add("a").await;
     let before = fingerprint(&db).await;
@@ -137,7 +137,7 @@ async fn watch_sends_no_notices() {
 }
 
 #[tokio::test]
-async fn a_column_that_is_not_there_is_said() {
+async fn watch_rejects_missing_columns() {
     let db = Db::new().await;
     db.sql("CREATE TABLE other (id text, gone text); ALTER TABLE other DROP COLUMN gone").await;
     let before = fingerprint(&db).await;
@@ -151,7 +151,7 @@ async fn a_column_that_is_not_there_is_said() {
 }
 
 #[tokio::test]
-async fn the_fleet_sees_a_changed_view_after_reload() {
+async fn reload_applies_a_changed_view_on_every_replica() {
     let db = Db::new().await;
     db.add("a").await;
     let fleet = [Server::start_with(&db.url, ONLY_THE_BELL).await, Server::start_with(&db.url, ONLY_THE_BELL).await];
@@ -173,7 +173,7 @@ async fn the_fleet_sees_a_changed_view_after_reload() {
     }
 }
 #[tokio::test]
-async fn a_view_of_the_wrong_types_does_not_empty_what_is_served() {
+async fn view_of_the_wrong_types_keeps_the_last_catalog() {
     let db = Db::new().await;
     db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('1', 'good', 'https://example.org/x', 'x')")
         .await;
