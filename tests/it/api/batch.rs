@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::raw::Raw;
-use crate::support::{Db, Reply, Server, plain};
+use crate::support::{Db, Response, Server, model_json};
 
 const ONE_MIB: usize = 1 << 20;
 
@@ -16,14 +16,14 @@ async fn with_models(ids: &[&str], settings: &[(&str, &str)]) -> (Db, Server) {
     (db, server)
 }
 
-fn answer(models: &[&str], not_found: &str) -> String {
-    let models: Vec<_> = models.iter().map(|id| plain(id)).collect();
+fn batch_json(models: &[&str], not_found: &str) -> String {
+    let models: Vec<_> = models.iter().map(|id| model_json(id)).collect();
     format!(r#"{{"models":[{}],"not_found":[{not_found}]}}"#, models.join(","))
 }
 
-fn assert_error(reply: &Reply, status: u16, message: &str) {
+fn assert_error(response: &Response, status: u16, message: &str) {
     let body = json!({ "error": message }).to_string();
-    assert_eq!((reply.status, reply.header("content-type"), reply.text()), (status, "application/json", body));
+    assert_eq!((response.status, response.header("content-type"), response.text()), (status, "application/json", body));
 }
 
 /// A batch body with this many different ids.
@@ -41,17 +41,17 @@ fn padded(bytes: usize) -> String {
 async fn models_keep_request_order_without_duplicates() {
     let (_db, server) = with_models(&["a", "b", "c"], &[]).await;
     for (body, expected) in [
-        (r#"{"model_ids":["a","b"]}"#, answer(&["a", "b"], "")),
-        (r#"{"model_ids":["c","a","b"]}"#, answer(&["c", "a", "b"], "")),
-        (r#"{"model_ids":["b","a","b","b","a"]}"#, answer(&["b", "a"], "")),
-        (r#"{"model_ids":["x","c","y","a","x","c","x"]}"#, answer(&["c", "a"], r#""x","y","x","x""#)),
-        (r#"{"model_ids":["x\"\\\u0001ß","é/😀"]}"#, answer(&[], r#""x\"\\\u0001ß","é/😀""#)),
-        (r#"{"model_ids":["\u0061"]}"#, answer(&["a"], "")),
-        (r#"{"model_ids":[]}"#, answer(&[], "")),
+        (r#"{"model_ids":["a","b"]}"#, batch_json(&["a", "b"], "")),
+        (r#"{"model_ids":["c","a","b"]}"#, batch_json(&["c", "a", "b"], "")),
+        (r#"{"model_ids":["b","a","b","b","a"]}"#, batch_json(&["b", "a"], "")),
+        (r#"{"model_ids":["x","c","y","a","x","c","x"]}"#, batch_json(&["c", "a"], r#""x","y","x","x""#)),
+        (r#"{"model_ids":["x\"\\\u0001ß","é/😀"]}"#, batch_json(&[], r#""x\"\\\u0001ß","é/😀""#)),
+        (r#"{"model_ids":["\u0061"]}"#, batch_json(&["a"], "")),
+        (r#"{"model_ids":[]}"#, batch_json(&[], "")),
     ] {
-        let reply = server.batch(body).await;
-        assert_eq!((reply.status, reply.text()), (200, expected), "{body}");
-        assert_eq!(reply.header("content-type"), "application/json");
+        let response = server.batch(body).await;
+        assert_eq!((response.status, response.text()), (200, expected), "{body}");
+        assert_eq!(response.header("content-type"), "application/json");
     }
 }
 
@@ -71,10 +71,10 @@ async fn large_batch_keeps_order_and_drops_duplicates() {
     let twice = [&ids[..], &ids[..]].concat();
     let found: Vec<_> = (0..300).rev().map(|number| format!("m{number}")).collect();
     let missing: Vec<_> = (300..400).rev().map(|number| format!("\"m{number}\"")).collect();
-    let reply = server.batch(&json!({ "model_ids": twice }).to_string()).await;
+    let response = server.batch(&json!({ "model_ids": twice }).to_string()).await;
     let found: Vec<_> = found.iter().map(String::as_str).collect();
     let missing = missing.join(",");
-    assert_eq!(reply.text(), answer(&found, &format!("{missing},{missing}")));
+    assert_eq!(response.text(), batch_json(&found, &format!("{missing},{missing}")));
 }
 
 #[tokio::test]
@@ -84,9 +84,9 @@ async fn any_content_type_and_unknown_keys_are_accepted() {
     for content_type in ["application/json", "text/plain", "application/x-www-form-urlencoded", "nonsense", ""] {
         let mut request = server.request("POST", "/api/models/batch", body);
         request.headers_mut().insert("content-type", content_type.parse().unwrap());
-        assert_eq!(server.send(request).await.text(), answer(&["a"], ""), "{content_type}");
+        assert_eq!(server.send(request).await.text(), batch_json(&["a"], ""), "{content_type}");
     }
-    assert_eq!(server.batch(body).await.text(), answer(&["a"], ""), "no content type");
+    assert_eq!(server.batch(body).await.text(), batch_json(&["a"], ""), "no content type");
 }
 
 #[tokio::test]
@@ -129,8 +129,8 @@ async fn model_ids_other_than_a_string_array_return_400() {
 #[tokio::test]
 async fn too_many_ids_return_400() {
     let (db, server) = with_models(&["m0"], &[]).await;
-    let reply = server.batch(&many(1000)).await;
-    assert_eq!((reply.status, reply.json()["not_found"].as_array().unwrap().len()), (200, 999));
+    let response = server.batch(&many(1000)).await;
+    assert_eq!((response.status, response.json()["not_found"].as_array().unwrap().len()), (200, 999));
     let too_many = "model_ids has 1001 ids, the limit is 1000: ask in several batches";
     assert_error(&server.batch(&many(1001)).await, 400, too_many);
 
@@ -146,14 +146,14 @@ async fn too_many_ids_return_400() {
 async fn oversized_body_returns_413_before_it_is_received() {
     let (_db, server) = with_models(&["a"], &[]).await;
     let fits = server.batch(&padded(ONE_MIB)).await;
-    assert_eq!((fits.status, fits.text()), (200, answer(&["a"], "")));
+    assert_eq!((fits.status, fits.text()), (200, batch_json(&["a"], "")));
 
     // Only the head is sent: an answer means that nobody waited for the rest.
     let mut raw = Raw::open(&server.address);
     raw.send(&format!("POST /api/models/batch HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", ONE_MIB + 1));
     let message = "the body is larger than the limit of 1048576 bytes: ask in several batches";
-    assert_error(&raw.answer(), 413, message);
-    raw.ends();
+    assert_error(&raw.response(), 413, message);
+    raw.expect_close();
 }
 
 #[tokio::test]
@@ -164,16 +164,16 @@ async fn chunked_body_over_the_limit_returns_413() {
 
     let mut raw = Raw::open(&server.address);
     raw.send(&format!("{head}3c\r\n{}\r\n28\r\n{}\r\n0\r\nx-sum: 1\r\n\r\n", &body[..60], &body[60..]));
-    assert_eq!(raw.answer().text(), answer(&["a"], ""), "exactly the limit, and a trailer");
+    assert_eq!(raw.response().text(), batch_json(&["a"], ""), "exactly the limit, and a trailer");
 
     // After a chunked body the connection ends: it may have had another length, which nobody has seen.
-    raw.ends();
+    raw.expect_close();
 
     let mut raw = Raw::open(&server.address);
     // The last chunk, which would end the body, is never sent.
     raw.send(&format!("{head}3c\r\n{}\r\n29\r\n{} \r\n", &body[..60], &body[60..]));
-    assert_error(&raw.answer(), 413, "the body is larger than the limit of 100 bytes: ask in several batches");
-    raw.ends();
+    assert_error(&raw.response(), 413, "the body is larger than the limit of 100 bytes: ask in several batches");
+    raw.expect_close();
 }
 
 #[tokio::test]
@@ -182,5 +182,5 @@ async fn truncated_body_does_not_affect_other_requests() {
     let mut raw = Raw::open(&server.address);
     raw.send("POST /api/models/batch HTTP/1.1\r\nhost: x\r\ncontent-length: 19\r\n\r\n{\"model_ids\"");
     drop(raw);
-    assert_eq!(server.batch(r#"{"model_ids":["a"]}"#).await.text(), answer(&["a"], ""));
+    assert_eq!(server.batch(r#"{"model_ids":["a"]}"#).await.text(), batch_json(&["a"], ""));
 }

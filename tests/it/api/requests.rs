@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 
 use crate::support::raw::Raw;
-use crate::support::{Db, PATIENCE, Server, until};
+use crate::support::{Db, Server, WAIT_LIMIT, until};
 
 async fn server() -> Server {
     let db = Db::new().await;
@@ -65,7 +65,7 @@ fn requests() -> Vec<String> {
 fn exchange(address: &str, parts: &[&[u8]]) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
     for part in parts {
         // A server that has refused the beginning closes the connection in the end.
         if stream.write_all(part).is_err() {
@@ -131,8 +131,8 @@ async fn pipelined_requests_are_answered_in_order() {
     let mut raw = Raw::open(&server.address);
     raw.send(&all);
     for number in 0..many {
-        let reply = raw.answer();
-        let (status, id) = (reply.status, reply.json()["id"].as_str().unwrap_or("absent").to_owned());
+        let response = raw.response();
+        let (status, id) = (response.status, response.json()["id"].as_str().unwrap_or("absent").to_owned());
         assert_eq!((status == 200, id.as_str()), (path(number) != "absent", path(number)), "answer {number}");
     }
 }

@@ -31,20 +31,20 @@ async fn every_response_carries_the_revision() {
         ("POST", batch, r#"{"model_ids":[0]}"#, 400),
         ("POST", batch, &" ".repeat((1 << 20) + 1), 413),
     ] {
-        let reply = if status == 413 {
+        let response = if status == 413 {
             // The whole of it can't be sent: the server stops reading.
             let mut raw = Raw::open(&server.address);
             raw.send(&format!("POST {batch} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len()));
-            raw.answer()
+            raw.response()
         } else {
             server.send(server.request(method, path, body)).await
         };
-        assert_eq!((reply.status, reply.revision()), (status, revision.clone()), "{method} {path} {body}");
+        assert_eq!((response.status, response.revision()), (status, revision.clone()), "{method} {path} {body}");
     }
     let mut request = server.request("GET", "/api/models/a", "");
     request.headers_mut().insert("if-none-match", etag.parse().unwrap());
-    let reply = server.send(request).await;
-    assert_eq!((reply.status, reply.revision()), (304, revision));
+    let response = server.send(request).await;
+    assert_eq!((response.status, response.revision()), (304, revision));
 }
 
 #[tokio::test]

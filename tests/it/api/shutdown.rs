@@ -18,7 +18,7 @@ use model_catalog::http::{Api, Handler, Limits, Routes};
 use model_catalog::metrics::Metrics;
 
 use crate::support::raw::Raw;
-use crate::support::{Server, plain, with_a};
+use crate::support::{Server, model_json, start_with_model_a};
 
 const BATCH: &str = r#"{"model_ids":["a"]}"#;
 
@@ -47,7 +47,7 @@ async fn until_ended(server: &Server) {
 
 #[tokio::test]
 async fn grace_period_serves_requests_and_is_not_ready() {
-    let (_db, server) = with_a(&[("CATALOG_DRAIN_GRACE", "2s")]).await;
+    let (_db, server) = start_with_model_a(&[("CATALOG_DRAIN_GRACE", "2s")]).await;
     assert_eq!(server.get("/api/models/a").await.header("connection"), "");
     let begun = Instant::now();
     server.signal("TERM");
@@ -55,12 +55,12 @@ async fn grace_period_serves_requests_and_is_not_ready() {
     assert_eq!(server.get("/readyz").await.json()["status"], "draining");
     assert_eq!(server.metric("catalog_ready").await, 0.0);
     for request in [server.request("GET", "/api/models/a", ""), server.request("POST", "/api/models/batch", BATCH)] {
-        let reply = server.send(request).await;
-        assert_eq!((reply.status, reply.header("connection")), (200, "close"));
+        let response = server.send(request).await;
+        assert_eq!((response.status, response.header("connection")), (200, "close"));
     }
     let mut raw = Raw::open(&server.address);
     assert_eq!(raw.get("/api/models/a").status, 200);
-    raw.ends();
+    raw.expect_close();
     assert_eq!(server.get("/livez").await.status, 200);
     until_ended(&server).await;
     assert!(begun.elapsed() >= Duration::from_secs(2), "the grace period was cut short: {:?}", begun.elapsed());
@@ -69,7 +69,7 @@ async fn grace_period_serves_requests_and_is_not_ready() {
 #[tokio::test]
 async fn second_signal_exits_at_once() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM")] {
-        let (_db, server) = with_a(&[("CATALOG_DRAIN_GRACE", "1h"), ("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
+        let (_db, server) = start_with_model_a(&[("CATALOG_DRAIN_GRACE", "1h"), ("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
         let _in_flight = half_sent(&server);
         server.signal(first);
         server.until("it is not ready", |s| async move { s.get("/readyz").await.status == 503 }).await;
@@ -80,26 +80,26 @@ async fn second_signal_exits_at_once() {
 
 #[tokio::test]
 async fn requests_in_flight_are_completed() {
-    let (_db, server) = with_a(&[("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
+    let (_db, server) = start_with_model_a(&[("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
     let mut idle = Raw::open(&server.address);
     assert_eq!(idle.get("/api/models/a").status, 200);
     let mut in_flight = half_sent(&server);
 
     server.signal("TERM");
     until_no_new_connections(&server).await;
-    idle.ends();
+    idle.expect_close();
     assert!(server.exited().is_none(), "it ended with a request in flight");
     in_flight.send(&BATCH[7..]);
-    let reply = in_flight.answer();
-    let body = format!(r#"{{"models":[{}],"not_found":[]}}"#, plain("a"));
-    assert_eq!((reply.status, reply.header("connection"), reply.text()), (200, "close", body));
-    in_flight.ends();
+    let response = in_flight.response();
+    let body = format!(r#"{{"models":[{}],"not_found":[]}}"#, model_json("a"));
+    assert_eq!((response.status, response.header("connection"), response.text()), (200, "close", body));
+    in_flight.expect_close();
     until_ended(&server).await;
 }
 
 #[tokio::test]
 async fn drain_timeout_ends_stalled_requests() {
-    let (_db, server) = with_a(&[("CATALOG_DRAIN_TIMEOUT", "100ms")]).await;
+    let (_db, server) = start_with_model_a(&[("CATALOG_DRAIN_TIMEOUT", "100ms")]).await;
     let _never_finished = half_sent(&server);
     server.signal("TERM");
     until_ended(&server).await;
@@ -140,11 +140,11 @@ async fn handler_panic_returns_500_and_keeps_serving() {
     let api = Api::new(store, Arc::clone(&metrics), limits, MemoryBudget::new(1000));
     let handler = Arc::new(Handler::new(Arc::new(api), Routes::All));
 
-    let answer = handler.handle(Request::post("/api/models/batch").body(Faulty).unwrap(), None).await.response;
-    assert_eq!(answer.status(), 500);
-    assert_eq!(answer.headers()["content-type"], "application/json");
-    assert_eq!(answer.headers()["catalog-revision"], hex(snapshot.revision()));
-    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    let response = handler.handle(Request::post("/api/models/batch").body(Faulty).unwrap(), None).await.response;
+    assert_eq!(response.status(), 500);
+    assert_eq!(response.headers()["content-type"], "application/json");
+    assert_eq!(response.headers()["catalog-revision"], hex(snapshot.revision()));
+    let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, r#"{"error":"Internal server error"}"#);
 
     let next = handler.handle(Request::post("/api/models/batch").body(Full::from(BATCH)).unwrap(), None).await.response;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
-use crate::support::{PATIENCE, until};
+use crate::support::{WAIT_LIMIT, until};
 
 /// The program with its private Postgres, in a temporary directory and a process group of its own.
 struct Demo {
@@ -37,7 +37,7 @@ impl Demo {
     /// The lines to try, as soon as they are printed.
     fn lines_to_try(&self) -> [String; 3] {
         let line = || loop {
-            let line = self.lines.recv_timeout(PATIENCE).expect("the demo printed no three lines to try");
+            let line = self.lines.recv_timeout(WAIT_LIMIT).expect("the demo printed no three lines to try");
             if let Some(command) = line.strip_prefix("  ") {
                 return command.to_owned();
             }

@@ -156,7 +156,7 @@ async fn export_needs_only_the_rights_of_the_server() {
     );
     db.sql(&grants).await;
     let url = db.url.replace("user=postgres", &format!("user={role}"));
-    assert_eq!(export(&url), (format!("[\n{}\n]\n", crate::support::plain("a")), Some(0)));
+    assert_eq!(export(&url), (format!("[\n{}\n]\n", crate::support::model_json("a")), Some(0)));
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::{Db, PATIENCE, Server};
+use crate::support::{Db, Server, WAIT_LIMIT};
 
 const NOWHERE: &str = "host=/nonexistent user=nobody dbname=none";
 
@@ -81,7 +81,7 @@ fn unusable_servers_exit_1_within_the_timeout() {
         let (status, said) = health(&[], &[("CATALOG_ADDR", address)]);
         assert_eq!(status, 1, "{address}: {said}");
         assert!(said.contains(why), "{address}: no `{why}` in {said}");
-        assert!(begun.elapsed() < PATIENCE / 2, "{address}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < WAIT_LIMIT / 2, "{address}: {:?}", begun.elapsed());
     }
     talker.join().unwrap();
     without_end.join().unwrap();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 use tokio_postgres::{AsyncMessage, Client};
 
-use crate::support::{Db, ONLY_THE_BELL, Server, plain, sql, until};
+use crate::support::{Db, NOTIFY_ONLY, Server, model_json, sql, until};
 
 const LIST: &str = include_str!("model-list.json");
 
@@ -71,9 +71,9 @@ rejected .models[12] Unsure \\u{1b}[31mof its size: size \"about 2 GB\" can't be
 #[tokio::test]
 async fn comfyui_manager_list_is_imported_and_served() {
     let db = Db::new().await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     // The program itself reads a file by its name, too.
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/lists/model-list.json");
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/cli/model-list.json");
     let output = run(&["import", file.to_str().unwrap(), "--dry-run"], &db.url, "");
     assert_eq!(String::from_utf8_lossy(&output.stdout), LIST_DRY);
     assert_eq!((output.status.code(), table(&db.client).await.as_str()), (Some(3), "[]"));
@@ -201,7 +201,7 @@ async fn bad_entries_are_listed_and_abort_only_strict_imports() {
     let db = Db::new().await;
     let long = "i".repeat(2001);
     let with = |id: &str, field: &str, value: Value| {
-        let mut model: Value = serde_json::from_str(&plain(id)).unwrap();
+        let mut model: Value = serde_json::from_str(&model_json(id)).unwrap();
         model[field] = value;
         model
     };
@@ -267,13 +267,13 @@ async fn import_needs_only_select_insert_and_update() {
     let db = Db::new().await;
     let role = format!("importer_{}", db.name);
     db.sql(&format!("CREATE ROLE {role} LOGIN; GRANT SELECT, INSERT, UPDATE ON public.models TO {role}")).await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let url = db.url.replace("user=postgres", &format!("user={role}"));
     assert_eq!(summary(&import(&url, &[], LIST)).0, 3);
     server.until("it is served", |s| async move { s.get("/api/models/etc~tokens.bin").await.status == 200 }).await;
     // A name of the role's own can't stand in for the table or for a function.
     db.sql(&format!("REVOKE INSERT ON public.models FROM {role}")).await;
-    let (status, printed) = import(&url, &[], &format!("[{}]", plain("new")));
+    let (status, printed) = import(&url, &[], &format!("[{}]", model_json("new")));
     assert!(status == 1 && printed.contains("permission denied for table models"), "{printed}");
 }
 
@@ -282,7 +282,7 @@ async fn import_larger_than_one_copy_message_is_complete() {
     let db = Db::new().await;
     let models: Vec<_> = (0..2_000)
         .map(|number| {
-            plain(&format!("m{number}"))
+            model_json(&format!("m{number}"))
                 .replace("\"description\":null", &format!("\"description\":\"{}\"", "x".repeat(200)))
         })
         .collect();
@@ -324,7 +324,7 @@ async fn models_that_would_not_be_served_are_not_written() {
     db.sql(&format!("CREATE TABLE elsewhere AS TABLE models; {}", view("elsewhere"))).await;
     let before = table(&db.client).await;
     for options in [&[][..], &["--dry-run"]] {
-        let (status, printed) = import(&db.url, options, &format!("[{}]", plain("new")));
+        let (status, printed) = import(&db.url, options, &format!("[{}]", model_json("new")));
         assert!(status == 1 && printed.contains("does not read public.models"), "{printed}");
     }
     assert_eq!(table(&db.client).await, before);
@@ -338,20 +338,23 @@ async fn import_waits_for_other_writers_up_to_the_timeout() {
     let other = writer.transaction().await.unwrap();
     other.batch_execute("UPDATE models SET hash = 'theirs'").await.unwrap();
     let arguments = ["import", "-", "--database-timeout", "300ms"];
-    let output = run(&arguments, &db.url, &format!("[{}]", plain("a")));
+    let output = run(&arguments, &db.url, &format!("[{}]", model_json("a")));
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && errors.contains("cannot lock public.models"), "{errors}");
     // A dry run waits for nobody.
-    assert_eq!(summary(&import(&db.url, &["--dry-run"], &format!("[{}]", plain("a")))).0, 0);
+    assert_eq!(summary(&import(&db.url, &["--dry-run"], &format!("[{}]", model_json("a")))).0, 0);
     other.commit().await.unwrap();
-    assert_eq!(import(&db.url, &[], &format!("[{}]", plain("a"))).1, "0 added, 1 changed, 0 unchanged, 0 rejected\n");
+    assert_eq!(
+        import(&db.url, &[], &format!("[{}]", model_json("a"))).1,
+        "0 added, 1 changed, 0 unchanged, 0 rejected\n"
+    );
 }
 
 #[tokio::test]
 async fn progress_bar_is_shown_on_terminals_only() {
     let db = Db::new().await;
     let mut writer = db.connect().await;
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/lists/model-list.json");
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/cli/model-list.json");
     let command = format!("{} import {} 2>&1", env!("CARGO_BIN_EXE_model-catalog"), file.display());
     // `script` gives what it runs a terminal.
     for (program, arguments, terminal) in

@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 use crate::docs::{self, CONFIGURATION, METRICS};
-use crate::support::{Db, PATIENCE, Server};
+use crate::support::{Db, Server, WAIT_LIMIT};
 
 const COMMANDS: [&str; 6] = ["serve", "demo", "migrate", "check", "import", "export"];
 /// Refused at once by the system, so that a setting that is taken by mistake does no harm.
@@ -16,7 +16,7 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
     command.args(arguments).env_clear().envs(variables.iter().copied());
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_LIMIT;
     while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
         std::thread::sleep(std::time::Duration::from_millis(3));
     }

@@ -11,7 +11,7 @@ use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use super::{free_port, place, text};
 use crate::docs::block;
 use crate::support::raw::Raw;
-use crate::support::{migrated, plain, until};
+use crate::support::{migrated, model_json, until};
 
 /// Where cgroups can be mounted: two hierarchies side by side, or the one of today.
 const HIERARCHIES: [&str; 3] = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
@@ -221,7 +221,7 @@ async fn the_unit_starts_serves_drains_and_is_started_again() {
     let serves = async || {
         until("it is ready", status).await;
         let reply = Raw::open(&api).get("/api/models/a");
-        assert_eq!((reply.status, reply.text()), (200, plain("a")));
+        assert_eq!((reply.status, reply.text()), (200, model_json("a")));
     };
 
     machine.sh(&installation(&format!("127.0.0.1:{}", postgres.port()), "not-in-environ", &settings));

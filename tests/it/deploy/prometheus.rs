@@ -11,7 +11,7 @@ use hyper::Request;
 use serde_json::Value;
 
 use crate::docs::METRICS;
-use crate::support::{Db, PATIENCE, Server};
+use crate::support::{Db, Server, WAIT_LIMIT};
 
 const RULES: &str = include_str!("../../../deploy/prometheus/alerts.yaml");
 const RULE_TESTS: &str = include_str!("../../../deploy/prometheus/alerts.test.yaml");
@@ -178,7 +178,7 @@ async fn a_real_prometheus_finds_all_that_rules_and_dashboard_ask() {
     // A little traffic at each look: found and unknown, one and many, and a change.
     let mut missing = expressions();
     missing.extend(RULES.lines().flat_map(metrics_of).map(str::to_owned).chain(known));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_LIMIT;
     while !missing.is_empty() {
         assert!(Instant::now() < deadline, "Prometheus has no data for {missing:#?}");
         db.sql("UPDATE models SET hash = md5(random()::text) WHERE id = 'a'").await;

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::support::raw::Raw;
-use crate::support::{Db, PATIENCE, Server, plain, until};
+use crate::support::{Db, Server, WAIT_LIMIT, model_json, until};
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/haproxy.cfg");
 /// Addresses that nobody else uses, so that a port stays free while its replica is away.
@@ -70,7 +70,7 @@ impl Client {
             Some(stream) => stream,
             None => {
                 let stream = TcpStream::connect(&self.address).map_err(fault)?;
-                stream.set_read_timeout(Some(PATIENCE)).map_err(fault)?;
+                stream.set_read_timeout(Some(WAIT_LIMIT)).map_err(fault)?;
                 stream.set_nodelay(true).map_err(fault)?;
                 BufReader::new(stream)
             }
@@ -98,7 +98,7 @@ impl Client {
         }
         let mut body = vec![0; length];
         stream.read_exact(&mut body).map_err(fault)?;
-        let expected = format!(r#"{{"models":[{},{}],"not_found":[]}}"#, plain("a"), plain("b"));
+        let expected = format!(r#"{{"models":[{},{}],"not_found":[]}}"#, model_json("a"), model_json("b"));
         if !head.starts_with("HTTP/1.1 200 ") || body != expected.as_bytes() {
             return Err(format!("{head}{}", String::from_utf8_lossy(&body)));
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{ALL, Block, SERVER_ROLE, VIEW, WEIGHTS, block, blocks, root, sql_block, texts};
-use crate::support::{Db, PATIENCE, Server};
+use crate::support::{Db, Server, WAIT_LIMIT};
 
 /// The address in the documents.
 const DOCUMENTED: &str = "http://127.0.0.1:3000";
@@ -244,7 +244,7 @@ async fn console_examples_print_what_they_show() {
         for (command, documented) in examples(block) {
             let matches = if command.contains(" -i ") { matches_with_head } else { matches };
             // A change arrives a little after its commit, so reading it is repeated; nothing else is.
-            let deadline = Instant::now() + if command.starts_with("curl ") { PATIENCE } else { Duration::ZERO };
+            let deadline = Instant::now() + if command.starts_with("curl ") { WAIT_LIMIT } else { Duration::ZERO };
             let mut actual = console.print(&command);
             while !matches(&documented, &actual) && Instant::now() < deadline {
                 tokio::time::sleep(Duration::from_millis(20)).await;

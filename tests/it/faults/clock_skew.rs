@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::support::witness::{self, bump, in_step};
+use crate::support::consistency::{self, bump, in_sync};
 use crate::support::{Db, Server};
 
 /// Debian's faketime, which `make test` installs.
@@ -16,7 +16,7 @@ pub fn library() -> PathBuf {
 async fn an_hour_between_the_clocks_does_not_count() {
     for (offset, hours) in [("+1h", 1.0), ("-1h", -1.0)] {
         let db = Db::new().await;
-        witness::add_pairs(&db.client, 1).await;
+        consistency::add_pairs(&db.client, 1).await;
         let library = library().display().to_string();
         let settings = [("LD_PRELOAD", &*library), ("FAKETIME", offset), ("DONT_FAKE_MONOTONIC", "1")];
         let server = Server::start_with(&db.url, &settings).await;
@@ -26,7 +26,7 @@ async fn an_hour_between_the_clocks_does_not_count() {
 
         for _ in 0..5 {
             db.sql(&bump(0)).await;
-            in_step(&server, &db.client).await;
+            in_sync(&server, &db.client).await;
         }
         // What is served is measured after it is served.
         let count = "catalog_propagation_seconds_count";

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use tokio_postgres::Client;
 
+use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_loads, in_sync};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::witness::{self, Witness, bump, difference, fulls, in_step};
 use crate::support::{self, Db, Server, database, migrated, sql, until};
 
 const PAIRS: usize = 5;
@@ -24,17 +24,17 @@ struct Scene {
     proxy: Proxy,
     client: Client,
     server: Server,
-    witness: Witness,
+    witness: ConsistencyReaders,
 }
 
 impl Scene {
     async fn new() -> Self {
-        let postgres = support::private(&[]);
+        let postgres = support::start_postgres(&[]);
         let client = migrated(&postgres.url("postgres")).await;
-        witness::add_pairs(&client, PAIRS).await;
+        consistency::add_pairs(&client, PAIRS).await;
         let proxy = Proxy::before(&postgres).await;
         let server = Server::start_with(&proxy.url("postgres"), &SETTINGS).await;
-        let witness = Witness::start(&server, PAIRS, false);
+        let witness = ConsistencyReaders::start(&server, PAIRS, false);
         Self { postgres, proxy, client, server, witness }
     }
 
@@ -51,7 +51,7 @@ impl Scene {
 
 async fn arrives(server: &Server, client: &Client, limit: Duration) {
     let returned = Instant::now();
-    in_step(server, client).await;
+    in_sync(server, client).await;
     assert!(returned.elapsed() < limit, "in step after {:?}, the limit is {limit:?}", returned.elapsed());
 }
 
@@ -63,17 +63,17 @@ async fn postgres_stops_and_comes_back_on_the_same_port() {
     let mut postgres = EphemeralPostgres::start(EphemeralOptions { parent, loopback: true, settings }).unwrap();
     let url = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", postgres.port());
     let mut client = migrated(&url).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     let server = Server::start_with(&url, &SETTINGS).await;
-    let witness = Witness::start(&server, PAIRS, false);
+    let witness = ConsistencyReaders::start(&server, PAIRS, false);
     for (times, signal) in ["QUIT", "KILL", "INT"].into_iter().enumerate() {
         sql(&client, &bump(1)).await;
         postgres.stop(signal).unwrap();
         let away = "the database is unavailable";
         server.until("it is noticed", |s| async move { s.logged(away) > times }).await;
         // A few attempts that fail, and the catalog stays ready.
-        let watched = witness.answers();
-        until("readers go on", || async { witness.answers() > watched + 100 }).await;
+        let watched = witness.responses();
+        until("readers go on", || async { witness.responses() > watched + 100 }).await;
         assert_eq!(server.get("/readyz").await.status, 200);
         assert_eq!(server.metric("catalog_listener_connected").await, 0.0);
         postgres.resume().unwrap();
@@ -82,7 +82,7 @@ async fn postgres_stops_and_comes_back_on_the_same_port() {
         arrives(&server, &client, HEARTBEAT + SLACK).await;
         server.until("it listens again", |s| async { s.metric("catalog_listener_connected").await == 1.0 }).await;
     }
-    assert_eq!(fulls(&server, 1.0).await, 1.0, "a restart is caught up with by a delta");
+    assert_eq!(full_loads(&server, 1.0).await, 1.0, "a restart is caught up with by a delta");
     witness.finish().await;
 }
 
@@ -99,7 +99,7 @@ async fn connections_are_cut_or_refused() {
     scene.server.until("it tries in vain", |s| async move { s.logged("the database is unavailable") > 0 }).await;
     scene.proxy.set(Mode::Pass).await;
     scene.recovers(HEARTBEAT + SLACK).await;
-    assert_eq!(fulls(&scene.server, 1.0).await, 1.0);
+    assert_eq!(full_loads(&scene.server, 1.0).await, 1.0);
     scene.finish().await;
 }
 
@@ -115,7 +115,7 @@ async fn an_answer_breaks_off_in_its_middle() {
                 SELECT 'm' || n, repeat('x', 100), 'https://example.org/' || n, 'a/' || n, '0' \
                 FROM generate_series(1, 1500) n";
     sql(&scene.client, many).await;
-    in_step(&scene.server, &scene.client).await;
+    in_sync(&scene.server, &scene.client).await;
     // From the first row of a delta of 1,510 rows (about 400 kB) to its last few.
     for bytes in [1, 300, 20_000, 150_000, 300_000] {
         scene.proxy.cut_after(bytes);
@@ -141,9 +141,9 @@ async fn an_answer_breaks_off_in_its_middle() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_first_load_that_breaks_off_serves_nothing_of_it() {
-    let postgres = support::private(&[]);
+    let postgres = support::start_postgres(&[]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, 3_000).await;
+    consistency::add_pairs(&client, 3_000).await;
     let proxy = Proxy::before(&postgres).await;
     proxy.cut_after(300_000);
     let server = Server::spawn(&proxy.url("postgres"), &SETTINGS).await;
@@ -186,7 +186,7 @@ async fn the_listening_backend_is_terminated() {
         scene.recovers(HEARTBEAT + SLACK).await;
         scene.server.until("it is back", |s| async move { s.logged("in sync again") == times }).await;
     }
-    assert_eq!(fulls(&scene.server, 1.0).await, 1.0);
+    assert_eq!(full_loads(&scene.server, 1.0).await, 1.0);
     scene.finish().await;
 }
 
@@ -194,10 +194,10 @@ async fn the_listening_backend_is_terminated() {
 async fn a_lock_on_the_table_outlasts_every_patience() {
     for timeout in ["1s", "10s"] {
         let db = Db::new().await;
-        witness::add_pairs(&db.client, PAIRS).await;
+        consistency::add_pairs(&db.client, PAIRS).await;
         let settings = [("CATALOG_POLL_INTERVAL", "500ms"), ("CATALOG_DATABASE_TIMEOUT", timeout)];
         let server = Server::start_with(&db.url, &settings).await;
-        let witness = Witness::start(&server, PAIRS, false);
+        let witness = ConsistencyReaders::start(&server, PAIRS, false);
         db.sql("BEGIN; LOCK models IN ACCESS EXCLUSIVE MODE").await;
         db.sql(&bump(0)).await;
         // The session's own lock_timeout is 5 s; a shorter limit of ours comes first.
@@ -216,9 +216,9 @@ const VIEW: &str = "CREATE VIEW model_catalog.entries AS SELECT id, name, downlo
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_view_is_broken_and_mended() {
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let server = Server::start_with(&db.url, &SETTINGS).await;
-    let witness = Witness::start(&server, PAIRS, false);
+    let witness = ConsistencyReaders::start(&server, PAIRS, false);
 
     // The view is away for a while: the changes of that time are in the log.
     db.sql("DROP VIEW model_catalog.entries").await;
@@ -232,7 +232,7 @@ async fn the_view_is_broken_and_mended() {
     .await;
     db.sql(VIEW).await;
     arrives(&server, &db.client, HEARTBEAT + SLACK).await;
-    assert_eq!(fulls(&server, 1.0).await, 1.0, "a delta is enough");
+    assert_eq!(full_loads(&server, 1.0).await, 1.0, "a delta is enough");
 
     // A column goes and takes the view along; it comes back with other content, which is what reload() is for.
     let unreadable = "the catalog can't be read";
@@ -263,7 +263,7 @@ async fn the_view_is_broken_and_mended() {
 #[tokio::test]
 async fn a_reload_reads_everything_again() {
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let server = Server::start_with(&db.url, &SETTINGS).await;
     // No trigger sees this change of the view.
     db.sql("CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, upper(name) AS name, download_url, \
@@ -272,7 +272,7 @@ async fn a_reload_reads_everything_again() {
     assert!(difference(&server, &db.client).await.is_some());
     db.sql("SELECT model_catalog.reload()").await;
     arrives(&server, &db.client, HEARTBEAT + SLACK).await;
-    assert_eq!(fulls(&server, 2.0).await, 2.0);
+    assert_eq!(full_loads(&server, 2.0).await, 2.0);
     server.until_logged("the database has another history", 1).await;
 }
 
@@ -296,12 +296,12 @@ async fn a_dump_is_restored_elsewhere() {
     for pair in 0..PAIRS {
         sql(&scene.client, &bump(pair)).await;
     }
-    in_step(&scene.server, &scene.client).await;
+    in_sync(&scene.server, &scene.client).await;
 
     // A new database in the same server, then a new server altogether, in the place of the old.
     sql(&scene.client, "CREATE DATABASE second").await;
     dump_and_restore((&scene.postgres, "postgres"), (&scene.postgres, "second"));
-    let other = support::private(&[]);
+    let other = support::start_postgres(&[]);
     dump_and_restore((&scene.postgres, "second"), (&other, "postgres"));
     let client = session(&other).await;
     sql(
@@ -310,17 +310,17 @@ async fn a_dump_is_restored_elsewhere() {
                   description) VALUES ('pair-0-a', 'new', 'https://example.org/new', 'a/b', '1')",
     )
     .await;
-    assert_eq!(fulls(&scene.server, 1.0).await, 1.0);
+    assert_eq!(full_loads(&scene.server, 1.0).await, 1.0);
     scene.proxy.point_to(&other);
     scene.proxy.cut();
     arrives(&scene.server, &client, HEARTBEAT + SLACK).await;
-    assert_eq!(fulls(&scene.server, 2.0).await, 2.0, "another history is read as a whole");
+    assert_eq!(full_loads(&scene.server, 2.0).await, 2.0, "another history is read as a whole");
     // The log that came along holds this server's future; changes arrive all the same, as deltas.
     for pair in 0..PAIRS {
         sql(&client, &bump(pair)).await;
         arrives(&scene.server, &client, HEARTBEAT + SLACK).await;
     }
-    assert_eq!(fulls(&scene.server, 2.0).await, 2.0);
+    assert_eq!(full_loads(&scene.server, 2.0).await, 2.0);
     scene.finish().await;
 }
 

@@ -4,8 +4,8 @@ use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use model_catalog::postgres::session;
 use tokio_postgres::Client;
 
+use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_loads, in_sync};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::witness::{self, Witness, bump, difference, fulls, in_step};
 use crate::support::{self, Server, database, migrated, sql, until};
 
 const PAIRS: usize = 3;
@@ -17,9 +17,9 @@ async fn connect(server: &EphemeralPostgres) -> Client {
 
 /// A primary with pairs and a standby that has all of it.
 async fn primary_and_standby() -> (EphemeralPostgres, Client, EphemeralPostgres, Client) {
-    let primary = support::private(&[("wal_level", "replica"), ("wal_keep_size", "64MB")]);
+    let primary = support::start_postgres(&[("wal_level", "replica"), ("wal_keep_size", "64MB")]);
     let client = migrated(&primary.url("postgres")).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     let standby = EphemeralPostgres::standby_of(&primary).unwrap();
     let standby_client = connect(&standby).await;
     assert_eq!(sql(&standby_client, "SELECT pg_is_in_recovery()").await.as_deref(), Some("t"));
@@ -44,7 +44,7 @@ async fn a_failover_is_followed_though_its_transaction_ids_repeat() {
         format!("host={} port=5432 user=postgres dbname=postgres target_session_attrs=read-write", hosts.join(","));
     let server = Server::start_with(&url, &SETTINGS).await;
     // What never reached the standby was served, and is gone: the counters do go back, once.
-    let witness = Witness::start(&server, PAIRS, true);
+    let witness = ConsistencyReaders::start(&server, PAIRS, true);
     sql(&client, &bump(0)).await;
     replayed(&client, &standby_client).await;
 
@@ -63,7 +63,7 @@ async fn a_failover_is_followed_though_its_transaction_ids_repeat() {
         .unwrap();
     sql(&client, &bump(1)).await;
     sql(&client, "DELETE FROM models WHERE id = 'pair-2-x'").await;
-    in_step(&server, &client).await;
+    in_sync(&server, &client).await;
     assert_eq!(server.get("/api/models/pair-0-a").await.json()["name"], "lost");
     drop(client);
     primary.stop("KILL").unwrap();
@@ -76,11 +76,11 @@ async fn a_failover_is_followed_though_its_transaction_ids_repeat() {
         repeated.push(sql(&standby_client, &change).await.unwrap().parse::<u64>().unwrap());
     }
     assert!(repeated.contains(&lost), "{lost} is not among {repeated:?}");
-    in_step(&server, &standby_client).await;
+    in_sync(&server, &standby_client).await;
     assert_ne!(server.get("/api/models/pair-0-a").await.json()["name"], "lost");
     sql(&standby_client, &bump(2)).await;
-    in_step(&server, &standby_client).await;
-    assert_eq!(fulls(&server, 2.0).await, 2.0);
+    in_sync(&server, &standby_client).await;
+    assert_eq!(full_loads(&server, 2.0).await, 2.0);
     server.until_logged("the database has another history", 1).await;
     witness.finish().await;
 }
@@ -89,10 +89,10 @@ async fn a_failover_is_followed_though_its_transaction_ids_repeat() {
 async fn a_standby_is_followed_by_timer_until_it_is_promoted() {
     let (primary, client, standby, standby_client) = primary_and_standby().await;
     let server = Server::start_with(&standby.url("postgres"), &SETTINGS).await;
-    let witness = Witness::start(&server, PAIRS, false);
+    let witness = ConsistencyReaders::start(&server, PAIRS, false);
     for pair in 0..PAIRS {
         sql(&client, &bump(pair)).await;
-        in_step(&server, &client).await;
+        in_sync(&server, &client).await;
     }
     let said = "this is a hot standby";
     let ready = server.get("/readyz").await.json();
@@ -109,7 +109,7 @@ async fn a_standby_is_followed_by_timer_until_it_is_promoted() {
     server.until("it listens", |s| async { s.metric("catalog_listener_connected").await == 1.0 }).await;
     let rings = server.metric("catalog_notifications_total").await;
     sql(&standby_client, &bump(0)).await;
-    in_step(&server, &standby_client).await;
+    in_sync(&server, &standby_client).await;
     assert!(server.metric("catalog_notifications_total").await > rings);
     server.until_logged(said, 1).await;
     witness.finish().await;
@@ -119,13 +119,13 @@ async fn a_standby_is_followed_by_timer_until_it_is_promoted() {
 /// durable. Postgres gives the same ids out again, on the same timeline.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transaction_ids_that_a_crash_took_back_are_not_missed() {
-    let mut postgres = support::private(&[("wal_writer_delay", "10s"), ("bgwriter_delay", "10s")]);
+    let mut postgres = support::start_postgres(&[("wal_writer_delay", "10s"), ("bgwriter_delay", "10s")]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     let proxy = Proxy::before(&postgres).await;
     let server = Server::start_with(&proxy.url("postgres"), &SETTINGS).await;
     sql(&client, &bump(0)).await;
-    in_step(&server, &client).await;
+    in_sync(&server, &client).await;
 
     let mut forgotten = 0_u64;
     for _ in 0..4 {
@@ -156,7 +156,7 @@ async fn transaction_ids_that_a_crash_took_back_are_not_missed() {
     proxy.set(Mode::Pass).await;
     let since = server.metric("catalog_last_sync_timestamp_seconds").await;
     server.until("it is back", |s| async move { s.metric("catalog_last_sync_timestamp_seconds").await > since }).await;
-    tokio::time::timeout(support::PATIENCE, in_step(&server, &client))
+    tokio::time::timeout(support::WAIT_LIMIT, in_sync(&server, &client))
         .await
         .unwrap_or_else(|_| panic!("a change is missed for ever"));
     assert_eq!(difference(&server, &client).await, None);
@@ -169,9 +169,9 @@ fn kill(signal: &str, pid: &str) {
 /// A commit that does not wait for its record to be durable can be read, served and then taken back by a crash.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_change_is_served_that_a_crash_takes_back() {
-    let mut postgres = support::private(&[("wal_writer_delay", "10s")]);
+    let mut postgres = support::start_postgres(&[("wal_writer_delay", "10s")]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     let server = Server::start_with(&postgres.url("postgres"), &SETTINGS).await;
     // The one process that would make them durable by itself.
     let writer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'";
@@ -182,7 +182,7 @@ async fn no_change_is_served_that_a_crash_takes_back() {
     for _ in 0..5 {
         sql(&client, &bump(0)).await;
     }
-    in_step(&server, &client).await;
+    in_sync(&server, &client).await;
     assert_eq!(server.get("/api/models/pair-0-a").await.json()["description"], "5");
     // It has to die after the server, and before the server counts as stopped.
     let server_pid = postgres.pid().unwrap();
@@ -193,7 +193,7 @@ async fn no_change_is_served_that_a_crash_takes_back() {
     postgres.resume().unwrap();
     let client = connect(&postgres).await;
     sql(&client, &bump(1)).await;
-    tokio::time::timeout(support::PATIENCE, in_step(&server, &client))
+    tokio::time::timeout(support::WAIT_LIMIT, in_sync(&server, &client))
         .await
         .unwrap_or_else(|_| panic!("served is what the table never had"));
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use model_catalog::postgres::session;
 use tokio::task::JoinHandle;
 
-use crate::support::{Db, ONLY_THE_BELL, Server, database, migrated, private, sql};
+use crate::support::{Db, NOTIFY_ONLY, Server, database, migrated, sql, start_postgres};
 
 const END_THE_LISTENER: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                                 WHERE datname = current_database() AND application_name LIKE 'model-catalog%' AND pid <> pg_backend_pid()";
@@ -17,7 +17,7 @@ const ADD: &str = "INSERT INTO models (id, name, download_url, save_path) \
 async fn a_change_right_after_the_listener_was_ended_arrives() {
     let db = Db::new().await;
     db.add("a").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     for number in 0..5 {
         assert!(db.sql(END_THE_LISTENER).await.is_some(), "there was a listener");
         db.sql(&format!("UPDATE models SET name = '{number}' WHERE id = 'a'")).await;
@@ -34,7 +34,7 @@ async fn a_change_while_the_listener_is_away_arrives_with_it() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let admin = session::connect(&database(&db.url.replace(&db.name, "postgres"))).await.unwrap();
     sql(&admin, &format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", db.name)).await;
     db.sql(END_THE_LISTENER).await;
@@ -71,12 +71,12 @@ async fn the_heartbeat_heals_a_lost_bell() {
 
 #[tokio::test]
 async fn a_start_without_postgres_waits_for_it() {
-    let mut cluster = private(&[]);
+    let mut cluster = start_postgres(&[]);
     let url = cluster.url("postgres");
     sql(&migrated(&url).await, ADD).await;
     cluster.stop("INT").unwrap();
 
-    let server = Server::spawn(&url, ONLY_THE_BELL).await;
+    let server = Server::spawn(&url, NOTIFY_ONLY).await;
     server.until("it has tried", |s| async move { s.logged("the database is unavailable") > 0 }).await;
     for path in ["/api/models/a", "/readyz"] {
         assert_eq!(server.get(path).await.status, 503, "{path}");
@@ -107,10 +107,10 @@ fn hammer(server: &Arc<Server>, stop: &Arc<AtomicBool>, answers: &Arc<AtomicU32>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_postgres_is_not_noticed_by_clients() {
-    let mut cluster = private(&[]);
+    let mut cluster = start_postgres(&[]);
     let url = cluster.url("postgres");
     sql(&migrated(&url).await, ADD).await;
-    let server = Arc::new(Server::start_with(&url, ONLY_THE_BELL).await);
+    let server = Arc::new(Server::start_with(&url, NOTIFY_ONLY).await);
     let (stop, answers) = (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default());
     let clients: Vec<_> = (0..2).map(|_| hammer(&server, &stop, &answers)).collect();
 

@@ -6,12 +6,12 @@ use std::net::TcpStream;
 
 use crate::faults::clock_skew::library;
 use crate::support::raw::Raw;
-use crate::support::{Db, PATIENCE, Server};
+use crate::support::{Db, Server, WAIT_LIMIT};
 
 /// What comes back before the connection ends.
 fn conversation(address: &str, request: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     // It may be reset.

@@ -6,7 +6,7 @@ use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use model_catalog::postgres::session;
 
 use crate::cli::check::check_with;
-use crate::support::witness::{self, Witness, bump, in_step};
+use crate::support::consistency::{self, ConsistencyReaders, bump, in_sync};
 use crate::support::{self, Server, database, migrated, sql, until};
 
 const PAIRS: usize = 3;
@@ -48,20 +48,20 @@ impl Drop for Bouncer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_pooler_is_followed_by_polling() {
-    let postgres = support::private(&[]);
+    let postgres = support::start_postgres(&[]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     // What we set on a session of our own must not be what tells such a session apart.
     sql(&client, "ALTER ROLE postgres SET plan_cache_mode = force_custom_plan").await;
     for settings in ["", "ignore_startup_parameters = options"] {
         let bouncer = Bouncer::before(&postgres, settings).await;
         let server = Server::start_with(&bouncer.url, &[("CATALOG_POLL_INTERVAL", "200ms")]).await;
-        let witness = Witness::start(&server, PAIRS, false);
+        let witness = ConsistencyReaders::start(&server, PAIRS, false);
         let said = "connected through a transaction pooler";
         assert_eq!(server.get("/readyz").await.json()["follow"], "polling");
         for pair in 0..PAIRS {
             sql(&client, &bump(pair)).await;
-            in_step(&server, &client).await;
+            in_sync(&server, &client).await;
         }
         check_with(&bouncer.url, &[]).only("warning", "server", "behind a pooler");
         sql(&client, "SELECT model_catalog.reload()").await;
@@ -78,7 +78,7 @@ async fn a_transaction_pooler_is_followed_by_polling() {
         )
         .await;
         sql(&client, &bump(0)).await;
-        in_step(&server, &client).await;
+        in_sync(&server, &client).await;
         server.until_logged(said, 1).await;
         assert_eq!(server.metric("catalog_listener_connected").await, 0.0);
 

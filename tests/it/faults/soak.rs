@@ -13,9 +13,9 @@ use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use model_catalog::postgres::session;
 use tokio_postgres::Client;
 
-use crate::support::hostile_clients::Hostile;
+use crate::support::consistency::{self, ConsistencyReaders, bump, in_sync};
+use crate::support::hostile_clients::HostileClients;
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::witness::{self, Witness, bump, in_step};
 use crate::support::{self, Server, database, migrated, sql, until};
 use crate::sync::snapshot_file::SmallDisk;
 
@@ -226,9 +226,9 @@ async fn alone_again(server: &Server, at_start: &Usage) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn random_changes_under_random_faults() {
-    let postgres = support::private(&[("wal_level", "replica"), ("wal_keep_size", "64MB")]);
+    let postgres = support::start_postgres(&[("wal_level", "replica"), ("wal_keep_size", "64MB")]);
     let client: Client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     drop(client);
     let (proxy, writers) = (Proxy::before(&postgres).await, Proxy::before(&postgres).await);
     let mut world = World { postgres, proxy, writers, disk: SmallDisk::mount("4m") };
@@ -241,7 +241,7 @@ async fn random_changes_under_random_faults() {
         ("CATALOG_SNAPSHOT_FILE", &file),
     ];
     let server = Server::start_with(&world.proxy.url("postgres"), &settings).await;
-    let witness = Witness::start(&server, PAIRS, false);
+    let witness = ConsistencyReaders::start(&server, PAIRS, false);
     let at_start = Usage::typical(&server).await;
     let (stop, changes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let writers: Vec<_> = (0..3)
@@ -252,7 +252,7 @@ async fn random_changes_under_random_faults() {
     let mut faults = std::collections::BTreeMap::<_, u32>::new();
     let (mut deeds, mut thirds) = (std::collections::BTreeMap::<_, u32>::new(), Vec::new());
     for third in 1..=3 {
-        let hostile = Hostile::start(&server.address, 4);
+        let hostile = HostileClients::start(&server.address, 4);
         loop {
             *faults.entry(world.fault().await).or_default() += 1;
             // Longer than a heartbeat now and then, so that it gets into step in between.
@@ -285,7 +285,7 @@ async fn random_changes_under_random_faults() {
         sql(&client, others).await.as_deref() == Some("0")
     })
     .await;
-    in_step(&server, &client).await;
+    in_sync(&server, &client).await;
     let audits = server.metric("catalog_refreshes_total{kind=\"audit\",outcome=\"ok\"}").await;
     server
         .until("a last audit", |s| async move {
@@ -293,7 +293,7 @@ async fn random_changes_under_random_faults() {
         })
         .await;
     assert_eq!(server.metric("catalog_audit_mismatches_total").await, 0.0);
-    eprintln!("{} changes, {} answers, {} audits; {faults:?}", changes.load(SeqCst), witness.answers(), audits + 1.0);
+    eprintln!("{} changes, {} answers, {} audits; {faults:?}", changes.load(SeqCst), witness.responses(), audits + 1.0);
     witness.finish().await;
     eprintln!("hostile clients: {deeds:?}");
     drop(server);

@@ -10,7 +10,7 @@ use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use model_catalog::postgres::session;
 
 use crate::cli::check::check_with;
-use crate::support::witness::{self, in_step};
+use crate::support::consistency::{self, in_sync};
 use crate::support::{Server, migrated, sql};
 
 const PASSWORD: &str = "s3cret-hunter2";
@@ -220,7 +220,7 @@ async fn a_name_that_is_not_the_certificates_stops_verify_full_alone() {
 #[tokio::test]
 async fn passwords_come_in_every_way_and_never_show() {
     let secured = Secured::new("DNS:localhost,IP:127.0.0.1", "hostssl all all 127.0.0.1/32 scram-sha-256").await;
-    witness::add_pairs(&secured.client, 1).await;
+    consistency::add_pairs(&secured.client, 1).await;
     let port = secured.postgres.port();
     let (bare, own) = (secured.url("localhost", ""), format!("postgres://reader:{PASSWORD}@localhost:{port}/postgres"));
     let passfile = secured.folder().join("passfile");
@@ -231,7 +231,7 @@ async fn passwords_come_in_every_way_and_never_show() {
         [(&own, vec![]), (&bare, vec![("PGPASSWORD", PASSWORD)]), (&bare, vec![("PGPASSFILE", &*passfile)])]
     {
         let server = Server::start_with(url, &settings).await;
-        in_step(&server, &secured.client).await;
+        in_sync(&server, &secured.client).await;
         shows_nothing(&server).await;
     }
 

@@ -1,15 +1,15 @@
 //! Clients that ask too often, whoever brings their requests; and pages of other origins. Both off unless set.
 
 use crate::support::raw::Raw;
-use crate::support::{Reply, plain, with_a};
+use crate::support::{Response, model_json, start_with_model_a};
 
 /// Sends a request with further header lines.
-fn ask(raw: &mut Raw, method: &str, path: &str, headers: &str) -> Reply {
+fn ask(raw: &mut Raw, method: &str, path: &str, headers: &str) -> Response {
     raw.send(&format!("{method} {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n"));
-    raw.answer()
+    raw.response()
 }
 
-fn batch(raw: &mut Raw, headers: &str) -> Reply {
+fn batch(raw: &mut Raw, headers: &str) -> Response {
     let body = r#"{"model_ids":["a"]}"#;
     ask(raw, "POST", "/api/models/batch", &format!("{headers}content-length: {}\r\n\r\n{body}", body.len()))
 }
@@ -19,11 +19,11 @@ const BURST: usize = 10;
 const RATE: [(&str, &str); 2] = [("CATALOG_RATE_LIMIT", "1"), ("CATALOG_RATE_BURST", "10")];
 
 /// Asks until it is refused; gives the number of answers and the refusal.
-fn until_refused(mut ask: impl FnMut() -> Reply) -> (usize, Reply) {
+fn until_refused(mut ask: impl FnMut() -> Response) -> (usize, Response) {
     for answered in 0..BURST * 10 {
-        let reply = ask();
-        if reply.status == 429 {
-            return (answered, reply);
+        let response = ask();
+        if response.status == 429 {
+            return (answered, response);
         }
     }
     panic!("never refused");
@@ -38,7 +38,7 @@ async fn excess_requests_return_429_with_retry_after() {
         ("/api/models", ""),
         ("/api/catalog", ""),
     ] {
-        let (_db, server) = with_a(&RATE).await;
+        let (_db, server) = start_with_model_a(&RATE).await;
         let mut raw = Raw::open(&server.address);
         let (answered, refusal) = until_refused(|| ask(&mut raw, "GET", path, headers));
         assert!((BURST..BURST + 5).contains(&answered), "{path}: {answered}");
@@ -56,13 +56,13 @@ async fn excess_requests_return_429_with_retry_after() {
 
 #[tokio::test]
 async fn batch_counts_as_one_request() {
-    let (_db, server) = with_a(&RATE).await;
+    let (_db, server) = start_with_model_a(&RATE).await;
     let mut raw = Raw::open(&server.address);
     let (answered, _) = until_refused(|| {
-        let reply = batch(&mut raw, "");
-        let body = format!(r#"{{"models":[{}],"not_found":[]}}"#, plain("a"));
-        assert!(reply.status == 429 || reply.text() == body, "{reply:?}");
-        reply
+        let response = batch(&mut raw, "");
+        let body = format!(r#"{{"models":[{}],"not_found":[]}}"#, model_json("a"));
+        assert!(response.status == 429 || response.text() == body, "{response:?}");
+        response
     });
     assert!((BURST..BURST + 5).contains(&answered), "{answered}");
 }
@@ -70,7 +70,7 @@ async fn batch_counts_as_one_request() {
 #[tokio::test]
 async fn trusted_proxy_header_sets_the_client_address() {
     let trusting = [RATE[0], RATE[1], ("CATALOG_TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.0/8")];
-    let (_db, server) = with_a(&trusting).await;
+    let (_db, server) = start_with_model_a(&trusting).await;
     for headers in ["", "te: trailers\r\n"] {
         let mut raw = Raw::open(&server.address);
         // Each of many clients asks once; what they write in front of their own address makes no difference.
@@ -91,7 +91,7 @@ async fn trusted_proxy_header_sets_the_client_address() {
 
 #[tokio::test]
 async fn forwarded_header_of_an_untrusted_peer_is_ignored() {
-    let (_db, server) = with_a(&[RATE[0], RATE[1], ("CATALOG_TRUSTED_PROXIES", "10.0.0.0/8")]).await;
+    let (_db, server) = start_with_model_a(&[RATE[0], RATE[1], ("CATALOG_TRUSTED_PROXIES", "10.0.0.0/8")]).await;
     let mut raw = Raw::open(&server.address);
     let (answered, _) = until_refused(|| {
         let named = format!("x-forwarded-for: 192.0.2.{}\r\n", fastrand::u8(..));
@@ -102,10 +102,13 @@ async fn forwarded_header_of_an_untrusted_peer_is_ignored() {
 
 #[tokio::test]
 async fn cors_is_disabled_by_default() {
-    let (_db, server) = with_a(&[]).await;
+    let (_db, server) = start_with_model_a(&[]).await;
     let mut raw = Raw::open(&server.address);
-    let reply = ask(&mut raw, "GET", "/api/models/a", "origin: https://example.org\r\n");
-    assert_eq!((reply.status, reply.header("access-control-allow-origin"), reply.header("vary")), (200, "", ""));
+    let response = ask(&mut raw, "GET", "/api/models/a", "origin: https://example.org\r\n");
+    assert_eq!(
+        (response.status, response.header("access-control-allow-origin"), response.header("vary")),
+        (200, "", "")
+    );
     let preflight = "origin: https://example.org\r\naccess-control-request-method: GET\r\n";
     assert_eq!(ask(&mut raw, "OPTIONS", "/api/models/a", preflight).status, 405);
 }
@@ -113,7 +116,7 @@ async fn cors_is_disabled_by_default() {
 #[tokio::test]
 async fn only_configured_origins_are_allowed() {
     let allowed = [("CATALOG_CORS_ALLOW_ORIGIN", "https://example.org, http://localhost:8080")];
-    let (_db, server) = with_a(&allowed).await;
+    let (_db, server) = start_with_model_a(&allowed).await;
     let mut raw = Raw::open(&server.address);
     for (origin, may) in [
         ("https://example.org", true),
@@ -124,18 +127,18 @@ async fn only_configured_origins_are_allowed() {
         ("*", false),
     ] {
         let header = format!("Origin: {origin}\r\n");
-        let replies = [
+        let responses = [
             ask(&mut raw, "GET", "/api/models/a", &header),
             ask(&mut raw, "GET", "/api/models/absent", &header),
             ask(&mut raw, "GET", "/api/catalog", &header),
             ask(&mut raw, "GET", "/api/models", &header),
             batch(&mut raw, &header),
         ];
-        for reply in replies {
+        for response in responses {
             let (origin, exposed) = if may { (origin, "etag, catalog-revision") } else { ("", "") };
-            assert_eq!(reply.header("access-control-allow-origin"), origin, "{reply:?}");
-            assert_eq!(reply.header("access-control-expose-headers"), exposed, "{reply:?}");
-            assert_eq!(reply.header("vary"), "Origin", "{reply:?}");
+            assert_eq!(response.header("access-control-allow-origin"), origin, "{response:?}");
+            assert_eq!(response.header("access-control-expose-headers"), exposed, "{response:?}");
+            assert_eq!(response.header("vary"), "Origin", "{response:?}");
         }
         let asks = format!("{header}access-control-request-method: POST\r\n");
         raw.send(&format!("OPTIONS /api/models/batch HTTP/1.1\r\nhost: x\r\n{asks}\r\n"));
@@ -147,19 +150,22 @@ async fn only_configured_origins_are_allowed() {
     }
     // A cache keeps apart what is answered without an origin, too: plainly and by the library alike.
     for headers in ["", "te: trailers\r\n"] {
-        let reply = ask(&mut Raw::open(&server.address), "GET", "/api/models/a", headers);
-        assert_eq!((reply.header("vary"), reply.text()), ("Origin", plain("a")));
-        assert_eq!(reply.header("access-control-allow-origin"), "");
+        let response = ask(&mut Raw::open(&server.address), "GET", "/api/models/a", headers);
+        assert_eq!((response.header("vary"), response.text()), ("Origin", model_json("a")));
+        assert_eq!(response.header("access-control-allow-origin"), "");
     }
 }
 
 #[tokio::test]
 async fn wildcard_allows_every_origin() {
-    let (_db, server) = with_a(&[("CATALOG_CORS_ALLOW_ORIGIN", "*")]).await;
+    let (_db, server) = start_with_model_a(&[("CATALOG_CORS_ALLOW_ORIGIN", "*")]).await;
     let mut raw = Raw::open(&server.address);
     assert_eq!(ask(&mut raw, "GET", "/api/models/a", "").header("access-control-allow-origin"), "");
-    let reply = ask(&mut raw, "GET", "/api/models/a", "origin: https://example.org\r\n");
-    assert_eq!((reply.status, reply.header("access-control-allow-origin"), reply.header("vary")), (200, "*", ""));
+    let response = ask(&mut raw, "GET", "/api/models/a", "origin: https://example.org\r\n");
+    assert_eq!(
+        (response.status, response.header("access-control-allow-origin"), response.header("vary")),
+        (200, "*", "")
+    );
     let operations = ask(&mut raw, "GET", "/metrics", "origin: https://example.org\r\n");
     assert_eq!(operations.header("access-control-allow-origin"), "");
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 
 use crate::support::raw::Raw;
-use crate::support::{PATIENCE, Server, plain, raise_descriptors, until, with_a};
+use crate::support::{Server, WAIT_LIMIT, model_json, raise_fd_limit, start_with_model_a, until};
 
 const HALF_A_HEAD: &str = "GET /api/models/a HTTP/1.1\r\nx: ";
 /// A shape that only the library reads.
@@ -18,7 +18,7 @@ const NOTHING: &str = "";
 
 pub fn connect(address: &str) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
     stream
 }
 
@@ -27,7 +27,7 @@ fn connect_from(source: Ipv4Addr, address: &str) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
     socket.connect(&address.parse::<SocketAddr>().unwrap().into()).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
     socket.into()
 }
 
@@ -48,7 +48,8 @@ pub fn statuses(answers: &str) -> Vec<u16> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_clients_are_disconnected() {
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "600ms"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
+    let (_db, server) =
+        start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "600ms"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
     let (mut normal, begun) = (Raw::open(&server.address), Instant::now());
     let slow: Vec<_> = [NOTHING, HALF_A_HEAD, HALF_OF_ANOTHER, HALF_A_BODY, HALF_A_CHUNK]
         .into_iter()
@@ -65,7 +66,7 @@ async fn slow_clients_are_disconnected() {
                 }
                 stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
                 let _ = stream.write_all(beginning.as_bytes());
-                let deadline = Instant::now() + PATIENCE;
+                let deadline = Instant::now() + WAIT_LIMIT;
                 while Instant::now() < deadline {
                     match stream.read(&mut [0; 4096]) {
                         Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -77,7 +78,7 @@ async fn slow_clients_are_disconnected() {
                         let _ = stream.write_all(b"1");
                     }
                 }
-                panic!("not cut in {PATIENCE:?}: {beginning:?}, answered before: {before:?}");
+                panic!("not cut in {WAIT_LIMIT:?}: {beginning:?}, answered before: {before:?}");
             })
         })
         .collect();
@@ -93,20 +94,21 @@ async fn slow_clients_are_disconnected() {
 
 #[tokio::test]
 async fn idle_connections_are_closed_after_the_idle_timeout() {
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "100ms"), ("CATALOG_IDLE_TIMEOUT", "1s")]).await;
+    let (_db, server) =
+        start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "100ms"), ("CATALOG_IDLE_TIMEOUT", "1s")]).await;
     // `absent` is answered by the library, `a` is not.
     for path in ["/api/models/a", "/api/models/absent"] {
         let mut idle = Raw::open(&server.address);
         idle.get(path);
         let answered = Instant::now();
-        idle.ends();
+        idle.expect_close();
         assert!(answered.elapsed() >= Duration::from_millis(900), "{path}: cut after {:?}", answered.elapsed());
     }
 }
 
 #[tokio::test]
 async fn connections_per_address_are_limited() {
-    let (_db, server) = with_a(&[("CATALOG_MAX_CONNECTIONS_PER_ADDR", "5")]).await;
+    let (_db, server) = start_with_model_a(&[("CATALOG_MAX_CONNECTIONS_PER_ADDR", "5")]).await;
     let request = b"GET /api/models/a HTTP/1.1\r\nhost: x\r\n\r\n";
     let mut open = Vec::new();
     let refusal = loop {
@@ -142,7 +144,7 @@ async fn connections_per_address_are_limited() {
 #[tokio::test]
 async fn connections_of_trusted_proxies_are_not_limited() {
     let settings = [("CATALOG_MAX_CONNECTIONS_PER_ADDR", "2"), ("CATALOG_TRUSTED_PROXIES", "10.0.0.0/8,127.0.0.1")];
-    let (_db, server) = with_a(&settings).await;
+    let (_db, server) = start_with_model_a(&settings).await;
     let mut open: Vec<_> = (0..10).map(|_| Raw::open(&server.address)).collect();
     for connection in &mut open {
         assert_eq!(connection.get("/api/models/a").status, 200);
@@ -152,7 +154,7 @@ async fn connections_of_trusted_proxies_are_not_limited() {
 #[tokio::test]
 async fn client_that_does_not_read_is_disconnected_with_bounded_memory() {
     let settings = [("CATALOG_REQUEST_TIMEOUT", "1s"), ("CATALOG_IDLE_TIMEOUT", "1s")];
-    let (db, server) = with_a(&settings).await;
+    let (db, server) = start_with_model_a(&settings).await;
     db.sql("UPDATE models SET description = repeat('x', 20000)").await;
     // On connections of their own: a pooled one may be ended just when it is used.
     let get = |path: &str| Raw::open(&server.address).get(path);
@@ -179,7 +181,7 @@ async fn client_that_does_not_read_is_disconnected_with_bounded_memory() {
 
 #[tokio::test]
 async fn endless_chunked_body_returns_413() {
-    let (_db, server) = with_a(&[("CATALOG_MAX_BODY_BYTES", "10000")]).await;
+    let (_db, server) = start_with_model_a(&[("CATALOG_MAX_BODY_BYTES", "10000")]).await;
     let mut stream = connect(&server.address);
     stream.write_all(b"POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
     let chunk = format!("3e8\r\n{}\r\n", "1".repeat(1000));
@@ -198,7 +200,7 @@ async fn endless_chunked_body_returns_413() {
 
 #[tokio::test]
 async fn oversized_headers_return_431() {
-    let (_db, server) = with_a(&[]).await;
+    let (_db, server) = start_with_model_a(&[]).await;
     let long = "x".repeat(40_000);
     let many: String = (0..101).map(|number| format!("x-{number}: 1\r\n")).collect();
     for flood in [
@@ -238,14 +240,14 @@ const SLOW_CLIENTS: usize = 2_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_thousand_slow_clients_do_not_block_others() {
-    raise_descriptors();
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "15s"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
+    raise_fd_limit();
+    let (_db, server) = start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "15s"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
     let slow = hold(&server, SLOW_CLIENTS);
     let open = async || server.metric("catalog_http_connections").await;
     until("all slow clients are held", async || open().await >= SLOW_CLIENTS as f64).await;
     let mut kept = Raw::open(&server.address);
     for _ in 0..200 {
-        assert_eq!(kept.get("/api/models/a").text(), plain("a"));
+        assert_eq!(kept.get("/api/models/a").text(), model_json("a"));
         assert_eq!(Raw::open(&server.address).get("/api/models/a").status, 200);
     }
     assert!(open().await >= SLOW_CLIENTS as f64, "they were cut too early for this test");
@@ -273,8 +275,8 @@ fn p99(server: &Server, requests: usize) -> u128 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures: make slow-clients"]
 async fn measure_two_thousand_slow_clients() {
-    raise_descriptors();
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "1h")]).await;
+    raise_fd_limit();
+    let (_db, server) = start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "1h")]).await;
     let memory = async || server.metric("process_resident_memory_bytes").await;
     p99(&server, 5_000);
     let (idle, before) = (p99(&server, 20_000), memory().await);

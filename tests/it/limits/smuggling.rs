@@ -5,7 +5,7 @@ use std::net::Shutdown;
 
 use crate::limits::slow_clients::{connect, rest, statuses};
 use crate::support::raw::Raw;
-use crate::support::with_a;
+use crate::support::start_with_model_a;
 
 const BATCH: &str = "POST /api/models/batch HTTP/1.1\r\n";
 const SMUGGLED: &str = "GET /api/models/smuggled HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -69,7 +69,7 @@ fn shapes() -> Vec<(String, u16)> {
 
 #[tokio::test]
 async fn ambiguous_requests_smuggle_nothing() {
-    let (_db, server) = with_a(&[]).await;
+    let (_db, server) = start_with_model_a(&[]).await;
     for (shape, status) in shapes() {
         let mut stream = connect(&server.address);
         stream.write_all((shape.clone() + SMUGGLED).as_bytes()).unwrap();
@@ -86,7 +86,7 @@ async fn ambiguous_requests_smuggle_nothing() {
 
 #[tokio::test]
 async fn two_host_headers_return_400_and_bare_line_feeds_are_accepted() {
-    let (_db, server) = with_a(&[]).await;
+    let (_db, server) = start_with_model_a(&[]).await;
     for (request, status) in [
         ("GET /api/models/a HTTP/1.1\r\nhost: x\r\nhost: x\r\n\r\n", 400),
         ("GET /api/models/a HTTP/1.1\r\nhost: x\r\nHost: y\r\nte: x\r\n\r\n", 400),
@@ -97,13 +97,13 @@ async fn two_host_headers_return_400_and_bare_line_feeds_are_accepted() {
     ] {
         let mut raw = Raw::open(&server.address);
         raw.send(request);
-        assert_eq!(raw.answer().status, status, "{request:?}");
+        assert_eq!(raw.response().status, status, "{request:?}");
     }
 }
 
 #[tokio::test]
 async fn unread_request_body_closes_the_connection() {
-    let (_db, server) = with_a(&[]).await;
+    let (_db, server) = start_with_model_a(&[]).await;
     for (head, status) in [
         ("POST /api/models/a HTTP/1.1\r\nhost: x", 405),
         ("POST /absent HTTP/1.1\r\nhost: x", 404),

@@ -1,4 +1,4 @@
-//! A connection on which a test writes its own bytes: heads without bodies, chunks, several requests at once.
+//! Raw connections, for requests that an HTTP client would not send: incomplete, chunked, pipelined, malformed.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -6,32 +6,32 @@ use std::net::TcpStream;
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
 
-use crate::support::{PATIENCE, Reply};
+use crate::support::{Response, WAIT_LIMIT};
 
 /// One TCP connection to a server.
 pub struct Raw(BufReader<TcpStream>);
 
 impl Raw {
-    /// Connects.
+    /// Opens a connection.
     pub fn open(address: &str) -> Self {
         let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
         Self(BufReader::new(stream))
     }
 
-    /// Sends these bytes as they are.
+    /// Sends these bytes unchanged.
     pub fn send(&mut self, bytes: &str) {
         self.0.get_mut().write_all(bytes.as_bytes()).unwrap();
     }
 
-    /// Sends a GET and reads its answer.
-    pub fn get(&mut self, path: &str) -> Reply {
+    /// Sends a GET request and reads its response.
+    pub fn get(&mut self, path: &str) -> Response {
         self.send(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n"));
-        self.answer()
+        self.response()
     }
 
-    /// The next head, and nothing after it.
-    pub fn head(&mut self) -> Reply {
+    /// Reads the next response head, and nothing after it.
+    pub fn head(&mut self) -> Response {
         let mut lines = Vec::new();
         loop {
             let mut line = String::new();
@@ -39,7 +39,7 @@ impl Raw {
             match line.strip_suffix("\r\n") {
                 Some("") => break,
                 Some(line) => lines.push(line.to_owned()),
-                None => panic!("the connection ended within a head: {lines:?}{line:?}"),
+                None => panic!("the connection was closed within a head: {lines:?}{line:?}"),
             }
         }
         let status = lines[0].strip_prefix("HTTP/1.1 ").unwrap_or_else(|| panic!("no status line: {lines:?}"));
@@ -48,20 +48,20 @@ impl Raw {
             let (name, value) = line.split_once(": ").unwrap();
             (HeaderName::try_from(name).unwrap(), HeaderValue::try_from(value).unwrap())
         };
-        Reply { status, headers: HeaderMap::from_iter(lines[1..].iter().map(header)), body: Default::default() }
+        Response { status, headers: HeaderMap::from_iter(lines[1..].iter().map(header)), body: Default::default() }
     }
 
-    /// The next answer with the body that its head announces.
-    pub fn answer(&mut self) -> Reply {
-        let mut reply = self.head();
-        let mut body = vec![0; reply.header("content-length").parse().unwrap()];
+    /// Reads the next response; its body must have a `content-length`.
+    pub fn response(&mut self) -> Response {
+        let mut response = self.head();
+        let mut body = vec![0; response.header("content-length").parse().unwrap()];
         self.0.read_exact(&mut body).unwrap();
-        reply.body = body.into();
-        reply
+        response.body = body.into();
+        response
     }
 
-    /// Waits for the other side to end the connection, which it must do without a further byte.
-    pub fn ends(&mut self) {
+    /// Waits for the server to close the connection, which it must do without sending another byte.
+    pub fn expect_close(&mut self) {
         let mut rest = String::new();
         self.0.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use crate::support::witness::{self, Witness, bump, difference, in_step};
+use crate::support::consistency::{self, ConsistencyReaders, bump, difference, in_sync};
 use crate::support::{Db, Server, sql};
 
 const PAIRS: usize = 10;
@@ -12,7 +12,7 @@ const MISMATCHES: &str = "catalog_audit_mismatches_total";
 
 async fn start() -> (Db, Server) {
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let settings = [("CATALOG_AUDIT_INTERVAL", "200ms"), ("CATALOG_POLL_INTERVAL", "100ms")];
     let server = Server::start_with(&db.url, &settings).await;
     (db, server)
@@ -26,7 +26,7 @@ async fn audited(server: &Server, times: f64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn busy_writers_are_no_mismatch() {
     let (db, server) = start().await;
-    let witness = Witness::start(&server, PAIRS, false);
+    let witness = ConsistencyReaders::start(&server, PAIRS, false);
     let stop = Arc::new(AtomicBool::new(false));
     let mut writers = Vec::new();
     for writer in 0..3 {
@@ -51,7 +51,7 @@ async fn busy_writers_are_no_mismatch() {
     for writer in writers {
         writer.await.unwrap();
     }
-    in_step(&server, &db.client).await;
+    in_sync(&server, &db.client).await;
     audited(&server, 1.0).await;
     assert_eq!(server.metric(MISMATCHES).await, 0.0);
     witness.finish().await;
@@ -60,7 +60,7 @@ async fn busy_writers_are_no_mismatch() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_history_is_no_mismatch() {
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     // Always an audit, so it is one that finds the other history.
     let settings = [("CATALOG_AUDIT_INTERVAL", "1ms"), ("CATALOG_POLL_INTERVAL", "50ms")];
     let server = Server::start_with(&db.url, &settings).await;
@@ -69,7 +69,7 @@ async fn another_history_is_no_mismatch() {
             file_size_gb::numeric, hash, auth_required, auth_provider, save_path, dependencies, description FROM models; \
             SELECT model_catalog.reload()")
         .await;
-    in_step(&server, &db.client).await;
+    in_sync(&server, &db.client).await;
     audited(&server, 2.0).await;
     assert_eq!(server.metric(MISMATCHES).await, 0.0);
 }
@@ -81,7 +81,7 @@ async fn what_went_past_the_triggers_is_found_and_mended() {
     db.sql("BEGIN; UPDATE models SET name = 'past' WHERE id = 'pair-0-a'; DELETE FROM models WHERE id = 'pair-1-a'; \
             INSERT INTO models (id, name, download_url, save_path) VALUES ('past', 'x', 'https://example.org', 'a'); COMMIT")
         .await;
-    in_step(&server, &db.client).await;
+    in_sync(&server, &db.client).await;
     server.until("it is counted", |s| async { s.metric(MISMATCHES).await > 0.0 }).await;
     assert_eq!(server.metric(MISMATCHES).await, 3.0);
     server.until_logged("the audit found models that differ", 1).await;

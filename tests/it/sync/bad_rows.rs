@@ -1,6 +1,6 @@
 //! A row that could hurt a machine is rejected alone, and said once.
 
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
 const CLIMBING: &str = "UPDATE models SET save_path = '../../etc/passwd', name = 'evil' WHERE id = 'a'";
 
@@ -17,7 +17,7 @@ async fn a_bad_row_is_rejected_alone_and_its_last_good_version_stays() {
     for id in ["a", "b", "c"] {
         db.add(id).await;
     }
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let good = server.get("/api/models/a").await;
 
     db.sql(&format!("BEGIN; {CLIMBING}; UPDATE models SET name = 'fine' WHERE id IN ('b', 'c'); COMMIT")).await;
@@ -58,7 +58,7 @@ async fn a_row_that_never_was_good_is_not_served() {
     db.add("good").await;
     db.add("a").await;
     db.sql(CLIMBING).await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     rejected(&server, 1).await;
     assert_eq!(server.get("/api/models/a").await.status, 404, "by the first load");
 
@@ -94,11 +94,11 @@ async fn of_two_rows_with_one_id_the_same_one_is_served_by_every_replica() {
         "INSERT INTO loose VALUES ('twice', 'x1'), ('twice', 'x2'), ('other', 'x'), ('twice2', 'x2'), ('twice2', 'x1')",
     )
     .await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     rejected(&server, 2).await;
     db.sql("INSERT INTO loose VALUES ('later', 'x2'), ('later', 'x1'), ('later2', 'x1'), ('later2', 'x2')").await;
     rejected(&server, 4).await;
-    let second = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let second = Server::start_with(&db.url, NOTIFY_ONLY).await;
     for server in [&server, &second] {
         for id in ["twice", "twice2", "later", "later2"] {
             assert_eq!(server.field(id, "name").await, "x1", "{id}");

@@ -2,15 +2,15 @@
 
 use serde_json::json;
 
-use crate::support::live::{bells, unheard};
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use crate::support::change_log::{assert_unnoticed, notifications};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
 #[tokio::test]
 async fn every_kind_of_statement_becomes_visible() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let empty = {
         let nothing = Db::new().await;
         Server::start(&nothing).await.get("/api/models/x").await.revision()
@@ -48,7 +48,7 @@ async fn statements_that_change_nothing_are_not_heard() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let upsert = "INSERT INTO models SELECT * FROM models ON CONFLICT (id) DO UPDATE SET name = excluded.name, \
                   download_url = excluded.download_url, dependencies = excluded.dependencies";
     let quiet = [
@@ -63,10 +63,10 @@ async fn statements_that_change_nothing_are_not_heard() {
          WHEN MATCHED THEN UPDATE SET name = s.name WHEN NOT MATCHED THEN DO NOTHING",
         "BEGIN; UPDATE models SET name = name; COMMIT",
     ];
-    unheard(&db, &server, &quiet).await;
+    assert_unnoticed(&db, &server, &quiet).await;
 
     // A statement that leaves most rows as they were logs only the others.
-    db.sql("UPDATE models SET description = CASE id WHEN 'b' THEN 'other' END WHERE id <> 'heard'").await;
+    db.sql("UPDATE models SET description = CASE id WHEN 'b' THEN 'other' END WHERE id <> 'marker'").await;
     server.until("b changed", |s| async move { s.field("b", "description").await == "other" }).await;
     let here = "SELECT string_agg(model_id, ' ' ORDER BY model_id) FROM model_catalog.changes \
                 WHERE xid = (SELECT max(xid) FROM model_catalog.changes)";
@@ -76,16 +76,16 @@ async fn statements_that_change_nothing_are_not_heard() {
 #[tokio::test]
 async fn one_transaction_rings_once() {
     let db = Db::new().await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
-    let before = bells(&db, &server).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
+    let before = notifications(&db, &server).await;
     db.sql(
         "BEGIN; INSERT INTO models (id, name, download_url, save_path) \
          SELECT n::text, 'x', 'https://example.org/x', 'x' FROM generate_series(1, 500) n; \
-         UPDATE models SET name = 'y' WHERE id <> 'heard'; DELETE FROM models WHERE id = '500'; COMMIT",
+         UPDATE models SET name = 'y' WHERE id <> 'marker'; DELETE FROM models WHERE id = '500'; COMMIT",
     )
     .await;
     server.until_named("499", "y").await;
-    assert_eq!(bells(&db, &server).await, before + 2.0, "the transaction's one and our own");
+    assert_eq!(notifications(&db, &server).await, before + 2.0, "the transaction's one and our own");
 }
 
 #[tokio::test]
@@ -100,7 +100,7 @@ async fn another_spelling_of_a_number_is_no_new_revision() {
          SELECT model_catalog.watch('sizes', 'id')",
     )
     .await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let before = server.get("/api/models/a").await;
     let refreshes = server.refreshes("delta").await;
     db.sql("UPDATE sizes SET gb = 23.80 WHERE id = 'a'").await;

@@ -17,7 +17,7 @@ use model_catalog::postgres::session::{self, Session};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use crate::support::{ONLY_THE_BELL, Server, database, migrated, private, sql};
+use crate::support::{NOTIFY_ONLY, Server, database, migrated, sql, start_postgres};
 
 const WRITERS: usize = 8;
 /// So few that writers meet all the time.
@@ -186,10 +186,10 @@ async fn deltas_equal_the_table_at_every_step() {
     let seed = Seed(from_environment("CATALOG_TEST_SEED").unwrap_or_else(|| fastrand::u64(..)));
     let length = Duration::from_secs(from_environment("CATALOG_TEST_SECONDS").unwrap_or(5));
     // All databases of a cluster share transaction ids, so this one is the test's own.
-    let cluster = private(&[("deadlock_timeout", "20ms")]);
+    let cluster = start_postgres(&[("deadlock_timeout", "20ms")]);
     let url = cluster.url("postgres");
     let client = migrated(&url).await;
-    let server = Server::start_with(&url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&url, NOTIFY_ONLY).await;
     let session = Session::open(&database(&url), || {}).await.unwrap();
     let mut position = session.begin().await.unwrap();
     session.commit().await.unwrap();

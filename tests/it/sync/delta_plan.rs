@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use crate::support::{migrated, private, sql};
+use crate::support::{migrated, sql, start_postgres};
 
 const ROWS: u32 = 100_000;
 const FILL: &str = "INSERT INTO models SELECT 'model-' || n, 'name', 'https://example.org/' || n, 1.5, NULL, false, NULL, \
@@ -74,7 +74,7 @@ async fn run_ten_times(client: &Client, writer: &Client) -> String {
 #[tokio::test]
 async fn the_delta_never_reads_a_table_whole() {
     // The forgotten transaction below would hold back every other test's rows, and theirs would enter its snapshots.
-    let cluster = private(&[("autovacuum", "off")]);
+    let cluster = start_postgres(&[("autovacuum", "off")]);
     let url = cluster.url("postgres");
     let writer = migrated(&url).await;
     sql(&writer, FILL).await;

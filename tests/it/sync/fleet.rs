@@ -5,7 +5,7 @@ use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use tokio_postgres::Client;
 use tokio_postgres::error::DbError;
 
-use crate::support::{self, ONLY_THE_BELL, PATIENCE, Server, migrated, private, sql};
+use crate::support::{self, NOTIFY_ONLY, Server, WAIT_LIMIT, migrated, sql, start_postgres};
 
 /// A cluster with three models, and replicas that hear nothing but the bell.
 struct Scene {
@@ -16,14 +16,14 @@ struct Scene {
 
 impl Scene {
     async fn with(names: &[&str]) -> Self {
-        let postgres = private(&[]);
+        let postgres = start_postgres(&[]);
         let client = migrated(&postgres.url("postgres")).await;
         let insert = "INSERT INTO models (id, name, download_url, save_path) \
                       SELECT id, 'first', 'https://example.org/x', 'x' FROM unnest('{a,b,c}'::text[]) id";
         sql(&client, insert).await;
         let mut scene = Self { postgres, client, replicas: Vec::new() };
         for name in names {
-            scene.add(&[("CATALOG_REPLICA_NAME", name), ONLY_THE_BELL[0]]).await;
+            scene.add(&[("CATALOG_REPLICA_NAME", name), NOTIFY_ONLY[0]]).await;
         }
         scene.all_in_step().await;
         scene
@@ -37,9 +37,9 @@ impl Scene {
         support::connect(&self.postgres.url("postgres")).await
     }
 
-    /// `name in_step`, in the order of names.
+    /// `name in_sync`, in the order of names.
     async fn fleet(&self) -> String {
-        let all = "SELECT string_agg(concat(name, ' ', in_step), ', ' ORDER BY name) FROM model_catalog.fleet";
+        let all = "SELECT string_agg(concat(name, ' ', in_sync), ', ' ORDER BY name) FROM model_catalog.fleet";
         sql(&self.client, all).await.unwrap_or_default()
     }
 
@@ -48,7 +48,7 @@ impl Scene {
     }
 
     async fn all_in_step(&self) {
-        let behind = "SELECT string_agg(name, ' ') FROM model_catalog.fleet WHERE in_step IS NOT TRUE";
+        let behind = "SELECT string_agg(name, ' ') FROM model_catalog.fleet WHERE in_sync IS NOT TRUE";
         support::until("all are in step", || async { sql(&self.client, behind).await.is_none() }).await;
     }
 
@@ -75,7 +75,7 @@ async fn open(client: &Client) -> String {
 
 async fn wait(client: &Client, xid: &str, timeout: &str) -> Result<i64, DbError> {
     let wait = format!("SELECT model_catalog.wait_for_fleet('{xid}', '{timeout}')");
-    let done = tokio::time::timeout(PATIENCE, client.query_one(&wait, &[])).await.expect("it waits on");
+    let done = tokio::time::timeout(WAIT_LIMIT, client.query_one(&wait, &[])).await.expect("it waits on");
     done.map(|row| row.get(0)).map_err(|error| error.as_db_error().unwrap().clone())
 }
 
@@ -87,7 +87,7 @@ async fn a_frozen_replica_is_named_and_waited_for() {
     assert_eq!(scene.wait(&xid, "30s").await.unwrap(), 3);
     for server in &scene.replicas {
         assert_eq!(server.field("a", "name").await, "second", "it was said to be served");
-        let shown = "SELECT count(*) FROM model_catalog.fleet WHERE in_step AND revision = ";
+        let shown = "SELECT count(*) FROM model_catalog.fleet WHERE in_sync AND revision = ";
         let revision = server.get("/api/models/a").await.revision();
         assert_eq!(sql(&scene.client, &format!("{shown}'{revision}'")).await.as_deref(), Some("3"));
     }
@@ -131,14 +131,14 @@ async fn a_forgotten_transaction_holds_nobody_up_and_is_not_taken_for_served() {
     let quick = scene.rename("b", "quick").await;
     assert_eq!(scene.wait(&quick, "30s").await.unwrap(), 1);
     assert_eq!(server.field("b", "name").await, "quick");
-    assert_eq!(scene.one("in_step").await, "t");
+    assert_eq!(scene.one("in_sync").await, "t");
     assert_eq!(scene.one("running_xids").await, format!("{{{slow_xid},{forgotten_xid}}}"));
 
     // A transaction that the server has read past, and that commits when it can't read: it is not served, although
     // its id is lower than ids that are.
     server.signal("STOP");
     sql(&slow, "COMMIT").await;
-    assert_eq!(scene.one("in_step").await, "f");
+    assert_eq!(scene.one("in_sync").await, "f");
     assert!(scene.wait(&quick, "30s").await.is_ok());
     let late = scene.wait(&slow_xid, "300ms").await.unwrap_err();
     assert!(late.detail().unwrap().starts_with("Behind: one (pid "), "{late:?}");
@@ -174,11 +174,11 @@ async fn more_writers_at_once_than_have_room_in_the_name() {
         server.signal("STOP");
         sql(client, "COMMIT").await;
         assert!(scene.wait(xid, "200ms").await.is_err(), "{id}");
-        assert_eq!(scene.one("in_step").await, "f");
+        assert_eq!(scene.one("in_sync").await, "f");
         server.signal("CONT");
         assert_eq!(scene.wait(xid, "30s").await.unwrap(), 1);
         assert_eq!(server.field(id, "name").await, "by one of many");
-        assert_eq!(scene.one("in_step").await, "t");
+        assert_eq!(scene.one("in_sync").await, "t");
     }
 }
 
@@ -189,7 +189,7 @@ async fn what_can_not_be_waited_for_is_said_at_once() {
     // Nobody is there.
     assert_eq!(scene.wait(&committed, "30s").await.unwrap(), 0);
 
-    scene.add(ONLY_THE_BELL).await;
+    scene.add(NOTIFY_ONLY).await;
     let other = scene.another().await;
     let own = open(&other).await;
     rename(&other, "b", "own").await;
@@ -251,9 +251,9 @@ async fn a_reload_is_waited_for_and_a_heartbeat_moves_the_mark() {
 #[tokio::test]
 async fn names_are_the_setting_or_the_addresses_or_the_hosts() {
     let mut scene = Scene::with(&["it's-\\me"]).await;
-    scene.add(ONLY_THE_BELL).await;
+    scene.add(NOTIFY_ONLY).await;
     let url = format!("{} application_name='night shift'", scene.postgres.url("postgres"));
-    scene.replicas.push(Server::start_with(&url, ONLY_THE_BELL).await);
+    scene.replicas.push(Server::start_with(&url, NOTIFY_ONLY).await);
     scene.all_in_step().await;
     let port = scene.replicas[1].address.rsplit_once(':').unwrap().1.to_owned();
     let names = scene.fleet().await;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use model_catalog::loader::snapshot_file as file;
 
+use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_loads, in_sync};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::witness::{self, Witness, bump, difference, fulls, in_step};
 use crate::support::{self, Db, Server, migrated, sql};
 
 const PAIRS: usize = 20;
@@ -58,7 +58,7 @@ async fn ended(server: &Server) {
 /// A database with pairs and a file of what it held.
 async fn database_and_file() -> (Db, Folder) {
     let (db, folder) = (Db::new().await, Folder::new());
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let server = start(&db.url, &folder.file()).await;
     saved(&server).await;
     ended(&server).await;
@@ -67,9 +67,9 @@ async fn database_and_file() -> (Db, Folder) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_needs_no_database_and_catches_up_with_one_delta() {
-    let postgres = support::private(&[]);
+    let postgres = support::start_postgres(&[]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     let proxy = Proxy::before(&postgres).await;
     let folder = Folder::new();
     let url = proxy.url("postgres");
@@ -77,7 +77,7 @@ async fn a_start_needs_no_database_and_catches_up_with_one_delta() {
     // SIGTERM writes the last state, without the pause between two writes.
     saved(&server).await;
     sql(&client, &bump(0)).await;
-    in_step(&server, &client).await;
+    in_sync(&server, &client).await;
     let revision = server.get("/api/models/pair-0-a").await.revision();
     ended(&server).await;
 
@@ -90,13 +90,13 @@ async fn a_start_needs_no_database_and_catches_up_with_one_delta() {
     assert_eq!((reply.revision(), reply.json()["description"].as_str()), (revision, Some("1")));
 
     // What happened while it was down and while Postgres was away.
-    let witness = Witness::start(&server, PAIRS - 1, false);
+    let witness = ConsistencyReaders::start(&server, PAIRS - 1, false);
     sql(&client, &bump(1)).await;
     let last = PAIRS - 1;
     sql(&client, &format!("DELETE FROM models WHERE id LIKE 'pair-{last}-_'")).await;
     proxy.set(Mode::Pass).await;
-    in_step(&server, &client).await;
-    assert_eq!(fulls(&server, 0.0).await, 0.0);
+    in_sync(&server, &client).await;
+    assert_eq!(full_loads(&server, 0.0).await, 0.0);
     server.until("it follows", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
     witness.finish().await;
 }
@@ -104,16 +104,16 @@ async fn a_start_needs_no_database_and_catches_up_with_one_delta() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_another_history_serves_until_postgres_answers() {
     let (_, folder) = database_and_file().await;
-    let postgres = support::private(&[]);
+    let postgres = support::start_postgres(&[]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, 2).await;
+    consistency::add_pairs(&client, 2).await;
     let proxy = Proxy::before(&postgres).await;
     proxy.set(Mode::Refuse).await;
     let server = start(&proxy.url("postgres"), &folder.file()).await;
     assert_eq!(server.get("/readyz").await.json()["models"], 2 * PAIRS);
     proxy.set(Mode::Pass).await;
-    in_step(&server, &client).await;
-    assert_eq!(fulls(&server, 1.0).await, 1.0);
+    in_sync(&server, &client).await;
+    assert_eq!(full_loads(&server, 1.0).await, 1.0);
     server.until_logged("the database has another history", 1).await;
     // The file follows.
     saved(&server).await;
@@ -127,12 +127,12 @@ async fn other_rules_read_everything_again() {
     db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('s3', 's3', 's3://a/b', 'a/b')").await;
     let server = start(&db.url, &folder.file()).await;
     server.until("it follows", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
-    assert_eq!((fulls(&server, 0.0).await, server.get("/api/models/s3").await.status), (0.0, 404));
+    assert_eq!((full_loads(&server, 0.0).await, server.get("/api/models/s3").await.status), (0.0, 404));
     ended(&server).await;
     let settings = [("CATALOG_SNAPSHOT_FILE", &*folder.file()), ("CATALOG_URL_SCHEMES", "https,s3")];
     let server = Server::start_with(&db.url, &settings).await;
-    in_step(&server, &db.client).await;
-    assert_eq!((fulls(&server, 1.0).await, server.get("/api/models/s3").await.status), (1.0, 200));
+    in_sync(&server, &db.client).await;
+    assert_eq!((full_loads(&server, 1.0).await, server.get("/api/models/s3").await.status), (1.0, 200));
 }
 
 #[tokio::test]
@@ -246,25 +246,25 @@ async fn a_full_disk_stops_the_file_and_nothing_else() {
         return eprintln!("not run: a small tmpfs can't be mounted here");
     };
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let server = start(&db.url, &disk.file()).await;
     saved(&server).await;
     let before = std::fs::read(disk.file()).unwrap();
-    let witness = Witness::start(&server, PAIRS, false);
+    let witness = ConsistencyReaders::start(&server, PAIRS, false);
     db.sql(
         "INSERT INTO models (id, name, download_url, save_path) \
             SELECT 'big' || n, repeat('x', 1000), 'https://example.org/', 'a/b' FROM generate_series(1, 100) n",
     )
     .await;
     server.until("a write failed", |s| async { operations(s, "write", "error").await > 0.0 }).await;
-    in_step(&server, &db.client).await;
+    in_sync(&server, &db.client).await;
     assert_eq!(std::fs::read(disk.file()).unwrap(), before, "the old file stays");
     server.until_logged("the snapshot file can't be written", 1).await;
     assert!(server.logged("No space left") >= 1, "{:#?}", server.log());
     db.sql("DELETE FROM models WHERE id LIKE 'big%'").await;
     db.sql(&bump(0)).await;
     server.until("there is room again", |s| async { s.logged("can be written again") == 1 }).await;
-    in_step(&server, &db.client).await;
+    in_sync(&server, &db.client).await;
     ended_with(server, witness).await;
     let kept = file::read(Path::new(&disk.file())).unwrap();
     assert_eq!(kept.snapshot.len(), 2 * PAIRS);
@@ -272,7 +272,7 @@ async fn a_full_disk_stops_the_file_and_nothing_else() {
     assert!(String::from_utf8(json).unwrap().contains("\"description\":\"1\""));
 }
 
-async fn ended_with(server: Server, witness: Witness) {
+async fn ended_with(server: Server, witness: ConsistencyReaders) {
     witness.finish().await;
     ended(&server).await;
 }
@@ -289,14 +289,14 @@ fn state(folder: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn death_at_any_moment_leaves_a_whole_file() {
     let (db, folder) = (Db::new().await, Folder::new());
-    witness::add_pairs(&db.client, 4_000).await;
+    consistency::add_pairs(&db.client, 4_000).await;
     for round in 0..20_u64 {
         db.sql(&bump(0)).await;
         let server = start(&db.url, &folder.file()).await;
         let (before, there_was) = (state(&folder.0), Path::new(&folder.file()).exists());
         // A write of a few megabytes takes some milliseconds; it is killed from its first byte to after its end.
         db.sql("UPDATE models SET hash = coalesce(hash, '') || 'x'").await;
-        let deadline = Instant::now() + support::PATIENCE;
+        let deadline = Instant::now() + support::WAIT_LIMIT;
         while state(&folder.0) == before {
             assert!(Instant::now() < deadline, "nothing is written");
             std::thread::sleep(Duration::from_micros(100));
@@ -315,7 +315,7 @@ async fn death_at_any_moment_leaves_a_whole_file() {
         }
     }
     let server = start(&db.url, &folder.file()).await;
-    in_step(&server, &db.client).await;
+    in_sync(&server, &db.client).await;
     assert_eq!(operations(&server, "read", "error").await, 0.0);
 }
 
@@ -326,7 +326,7 @@ async fn two_processes_on_one_file_keep_it_whole() {
     let (one, two) = (start(&db.url, &folder.file()).await, start(&db.url, &folder.file()).await);
     db.sql(&bump(0)).await;
     for server in [&one, &two] {
-        in_step(server, &db.client).await;
+        in_sync(server, &db.client).await;
         ended(server).await;
     }
     assert!(file::read(&path).unwrap().snapshot.len() == 2 * PAIRS);

@@ -1,6 +1,6 @@
 //! Every way a row can come into a table, or leave it, without a plain statement on that table.
 
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
 /// `SELECT` for the view, over a relation with columns `id` and `name`.
 fn view(from: &str) -> String {
@@ -16,7 +16,7 @@ const BARE: &str = "'[]'::jsonb AS dependencies, NULL::text AS description FROM"
 #[tokio::test]
 async fn copy_merge_upsert_and_a_writable_cte() {
     let db = Db::new().await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let columns = "(id, name, download_url, save_path)";
     db.sql(&format!(
         "COPY models {columns} FROM PROGRAM $$printf '%s,x,https://example.org/x,x\\n' one two$$ (FORMAT csv)"
@@ -66,7 +66,7 @@ async fn a_partitioned_table() {
         CREATE TABLE parts_b PARTITION OF parts FOR VALUES IN ('b') PARTITION BY RANGE (id);
         CREATE TABLE parts_b_all PARTITION OF parts_b DEFAULT;";
     db.sql(&format!("{make} {} SELECT model_catalog.watch('parts', 'id')", view(&format!("{BARE} parts m")))).await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let fulls = server.refreshes("full").await;
 
     db.sql("INSERT INTO parts VALUES ('1', 'one', 'a'), ('2', 'two', 'b')").await;
@@ -114,7 +114,7 @@ async fn cascades_and_a_join_table() {
         "{make} {from} SELECT model_catalog.watch('members', 'id'); SELECT model_catalog.watch('needs', 'model')"
     ))
     .await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     assert_eq!(server.field("f1", "dependencies").await, serde_json::json!(["vae"]));
 
     db.sql("INSERT INTO needs VALUES ('f1', 't5'), ('s1', 'vae')").await;

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use tokio::task::JoinHandle;
 
-use crate::support::live::{bells, logged, unheard};
-use crate::support::{Db, ONLY_THE_BELL, PATIENCE, Server, sql};
+use crate::support::change_log::{assert_unnoticed, change_log, notifications};
+use crate::support::{Db, NOTIFY_ONLY, Server, WAIT_LIMIT, sql};
 
 /// Distinct states that must have been seen before the test has shown anything.
 const STATES: usize = 300;
@@ -19,7 +19,7 @@ async fn a_transaction_is_seen_whole_or_not_at_all() {
         db.add(id).await;
     }
     db.sql("UPDATE models SET name = '0'").await;
-    let server = Arc::new(Server::start_with(&db.url, ONLY_THE_BELL).await);
+    let server = Arc::new(Server::start_with(&db.url, NOTIFY_ONLY).await);
     let seen = Arc::<Mutex<HashSet<String>>>::default();
 
     let reader = |server: Arc<Server>, seen: Arc<Mutex<HashSet<String>>>| async move {
@@ -38,7 +38,7 @@ async fn a_transaction_is_seen_whole_or_not_at_all() {
     let (began, mut number) = (Instant::now(), 0);
     while seen.lock().unwrap().len() < STATES {
         let torn = readers.iter().any(JoinHandle::is_finished);
-        assert!(!torn && began.elapsed() < PATIENCE, "{} states seen", seen.lock().unwrap().len());
+        assert!(!torn && began.elapsed() < WAIT_LIMIT, "{} states seen", seen.lock().unwrap().len());
         number += 1;
         let (old, new) = if number % 2 == 1 { ("heads", "tails") } else { ("tails", "heads") };
         db.sql(&format!(
@@ -62,16 +62,16 @@ async fn what_is_rolled_back_leaves_no_trace() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let rolled_back = [
         "BEGIN; UPDATE models SET name = 'never' WHERE id = 'a'; DELETE FROM models WHERE id = 'b'; ROLLBACK",
         "BEGIN; SAVEPOINT s; UPDATE models SET name = 'never'; ROLLBACK TO s; COMMIT",
         "BEGIN; TRUNCATE models; ROLLBACK",
         "BEGIN; SELECT model_catalog.reload(); ROLLBACK",
     ];
-    unheard(&db, &server, &rolled_back).await;
+    assert_unnoticed(&db, &server, &rolled_back).await;
 
-    let before = bells(&db, &server).await;
+    let before = notifications(&db, &server).await;
     let b_was = db.sql("SELECT xid FROM model_catalog.changes WHERE model_id = 'b'").await;
     db.sql(
         "BEGIN; UPDATE models SET name = 'kept' WHERE id = 'a'; \
@@ -84,7 +84,7 @@ async fn what_is_rolled_back_leaves_no_trace() {
     assert_eq!(server.field("b", "name").await, "b.safetensors");
     assert_eq!(server.field("c", "name").await, "b.safetensors", "a released savepoint counts");
     assert_eq!(db.sql("SELECT xid FROM model_catalog.changes WHERE model_id = 'b'").await, b_was);
-    assert_eq!(bells(&db, &server).await, before + 2.0, "the transaction's one and our own");
+    assert_eq!(notifications(&db, &server).await, before + 2.0, "the transaction's one and our own");
 }
 
 #[tokio::test]
@@ -93,7 +93,7 @@ async fn a_transaction_is_served_when_it_commits_however_long_it_was_open() {
     for id in ["slow", "quick"] {
         db.add(id).await;
     }
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let slow = db.connect().await;
     sql(&slow, "BEGIN; UPDATE models SET name = 'slow 1' WHERE id = 'slow'").await;
     // Later transactions come and go, and are served, while an older one is open.
@@ -106,7 +106,7 @@ async fn a_transaction_is_served_when_it_commits_however_long_it_was_open() {
     server.until_named("slow", "slow 1").await;
     assert_eq!(server.field("quick", "name").await, "quick 4");
     assert_eq!(server.refreshes("full").await, 1.0);
-    assert!(!logged(&db).await.is_empty());
+    assert!(!change_log(&db).await.is_empty());
 }
 
 #[tokio::test]
@@ -125,7 +125,7 @@ async fn a_change_while_the_first_load_runs_is_served_after_it() {
     .await;
     let gate = db.connect().await;
     sql(&gate, "SELECT pg_advisory_lock(7)").await;
-    let server = Server::spawn(&db.url, ONLY_THE_BELL).await;
+    let server = Server::spawn(&db.url, NOTIFY_ONLY).await;
     let inside = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                   AND application_name LIKE 'model-catalog%' AND wait_event = 'advisory'";
     crate::support::until("the load is inside the view", || async { db.sql(inside).await.as_deref() == Some("1") })

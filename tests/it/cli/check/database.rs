@@ -4,7 +4,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use super::{breaks, check, check_with, fix, mended, run};
-use crate::support::{Db, migrated, private, sql};
+use crate::support::{Db, migrated, sql, start_postgres};
 
 #[tokio::test]
 async fn healthy_database_has_nothing_to_fix() {
@@ -156,7 +156,7 @@ async fn lost_notifications_are_reported() {
 
 #[tokio::test]
 async fn hot_standby_is_reported() {
-    let primary = private(&[]);
+    let primary = start_postgres(&[]);
     let client = migrated(&primary.url("postgres")).await;
     let standby = model_catalog::postgres::ephemeral::EphemeralPostgres::standby_of(&primary).unwrap();
     let here = sql(&client, "SELECT pg_current_wal_lsn()").await.unwrap();

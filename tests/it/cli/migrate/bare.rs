@@ -1,7 +1,7 @@
 //! `migrate --bare`: all but the default table, and a server that waits for a view.
 
 use super::{fingerprint, said, start_with};
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
 fn run_bare(db: &Db) -> String {
     let output = start_with(&["--bare"], &db.url, &[]).wait_with_output().unwrap();
@@ -42,7 +42,7 @@ async fn bare_migration_creates_no_table_and_the_server_waits_for_a_view() {
     db.sql(VIEW).await;
     db.sql("SELECT model_catalog.watch('own', 'key'); SELECT model_catalog.reload()").await;
     server.until_named("a", "there before").await;
-    let listening = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let listening = Server::start_with(&db.url, NOTIFY_ONLY).await;
     db.sql("UPDATE own SET title = 'live'").await;
     for server in [&server, &listening] {
         server.until_named("a", "live").await;

@@ -6,7 +6,7 @@ mod watch;
 
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
 /// What a table that can't be used is answered with.
 const HINT: &str = "Run `model-catalog migrate --bare`, define the view model_catalog.entries yourself";
@@ -66,7 +66,7 @@ async fn migrate_prepares_an_empty_database_and_is_idempotent() {
     run(&db.url, &[]);
     assert_eq!(fingerprint(&db).await, before);
 
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     db.sql("UPDATE models SET name = 'new'").await;
     server.until_named("a", "new").await;
 }
@@ -115,7 +115,7 @@ async fn table_with_other_columns_is_reported_and_unchanged() {
     let output = start_with(&["--bare"], &db.url, &[]).wait_with_output().unwrap();
     assert!(output.status.success() && !said(&output).contains("WARN"), "{}", said(&output));
     run(&db.url, &[]);
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     db.sql("UPDATE models SET title = 'y'").await;
     server.until_named("1", "y").await;
 }
@@ -193,7 +193,7 @@ async fn partitioned_table_of_unusual_types_is_served_unchanged() {
     let triggers = "SELECT string_agg(DISTINCT tgrelid::regclass::text, ' ') FROM pg_trigger WHERE NOT tgisinternal";
     assert_eq!(db.sql(triggers).await.as_deref(), Some("models models_high models_low"));
 
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let expected = serde_json::json!({
         "id": "7", "name": "<b>x</b>", "download_url": "https://example.org/x", "file_size_gb": 3.1,
         "hash": "7f3c0a52-9d1e-4a7b-8f0e-2f6d5b1c9a01", "auth_required": true, "auth_provider": "hf",
@@ -226,7 +226,7 @@ async fn suitable_table_is_served_and_gets_only_triggers() {
     let ours = "model_catalog_delete model_catalog_insert model_catalog_truncate model_catalog_update";
     assert_eq!(db.sql(triggers).await.as_deref(), Some(ours));
 
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let served = server.get("/api/models/a").await.json();
     let expected = serde_json::json!({
         "id": "a", "name": "mine", "download_url": "https://example.org/a", "file_size_gb": 0.1, "hash": "abcd",
@@ -246,7 +246,7 @@ async fn channel_names_are_quoted() {
         ["Upper Case", "a\"b", "quote'; DROP TABLE public.models; --", "\"; SELECT pg_sleep(9); --", "größe", "$1"];
     let db = Db::empty().await;
     for (number, name) in names.into_iter().enumerate() {
-        let settings = [("CATALOG_CHANNEL", name), ONLY_THE_BELL[0]];
+        let settings = [("CATALOG_CHANNEL", name), NOTIFY_ONLY[0]];
         run(&db.url, &settings[..1]);
         assert_eq!(db.sql("SELECT channel FROM model_catalog.state").await.as_deref(), Some(name));
         if number == 0 {

@@ -3,7 +3,7 @@
 use model_catalog::postgres::error::describe;
 
 use super::{epoch, fingerprint};
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
 /// A view over one table, of which only id and name matter.
 fn view(id: &str, name: &str, from: &str) -> String {
@@ -29,7 +29,7 @@ async fn follows(table: &str, column: &str, id_type: &str, ids: [&str; 2]) {
     let make = format!("CREATE TABLE {table} ({column} {id_type}, n text, o text, u text, t text, id2 text);");
     db.sql(&format!("CREATE SCHEMA \"Odd Schema; \"\"x\"\"\"; {TYPES} {make}")).await;
     db.sql(&format!("{} SELECT model_catalog.watch('{quoted}', '{argument}')", view(column, "id2", table))).await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
 
     db.sql(&format!("INSERT INTO {table} ({column}, id2) VALUES ('{first}', 'inserted')")).await;
     server.until_named(first, "inserted").await;
@@ -73,7 +73,7 @@ async fn case_insensitive_ids_are_compared_by_their_text() {
     assert!(there.is_some(), "this Postgres lacks its contrib extensions");
     db.sql("CREATE EXTENSION citext; CREATE TABLE loose (id citext PRIMARY KEY, name citext)").await;
     db.sql(&format!("{} SELECT model_catalog.watch('loose', 'id')", view("id", "name", "loose"))).await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     db.sql("INSERT INTO loose VALUES ('Flux', 'first')").await;
     server.until_named("Flux", "first").await;
     // Equal to the type, and another id and another name all the same.
@@ -154,7 +154,7 @@ async fn watch_rejects_missing_columns() {
 async fn reload_applies_a_changed_view_on_every_replica() {
     let db = Db::new().await;
     db.add("a").await;
-    let fleet = [Server::start_with(&db.url, ONLY_THE_BELL).await, Server::start_with(&db.url, ONLY_THE_BELL).await];
+    let fleet = [Server::start_with(&db.url, NOTIFY_ONLY).await, Server::start_with(&db.url, NOTIFY_ONLY).await];
     db.sql(&view("id", "upper(name)", "models WHERE id <> 'hidden'")).await;
     db.add("hidden").await;
     for server in &fleet {
@@ -172,6 +172,7 @@ async fn reload_applies_a_changed_view_on_every_replica() {
         assert_eq!(server.refreshes("full").await, 2.0, "one reload, one full load");
     }
 }
+
 #[tokio::test]
 async fn view_of_the_wrong_types_keeps_the_last_catalog() {
     let db = Db::new().await;
