@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::{Command, Output};
 
 use crate::deploy::rolling::Balancer;
-use crate::limits::slow_clients::{connect, rest, statuses};
+use crate::support::raw::{connect, read_to_close, statuses};
 use crate::support::{Server, start_with_model_a, until};
 
 /// Debian's, which has the requests module.
@@ -147,6 +147,6 @@ async fn lingering_close_is_bounded_in_bytes_and_time() {
     // A client that is silent after the refusal: no other timeout would end its connection.
     let mut stream = connect(&server.address);
     stream.write_all(b"POST /absent HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n").unwrap();
-    assert_eq!(statuses(&rest(&mut stream)), [404]);
+    assert_eq!(statuses(&read_to_close(&mut stream)), [404]);
     until("the connection has ended", async || server.metric("catalog_http_connections").await <= 1.0).await;
 }

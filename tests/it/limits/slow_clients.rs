@@ -1,12 +1,10 @@
 //! Clients that are slow, greedy or mean: each is ended or refused, and the others are answered all the while.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Socket, Type};
-
-use crate::support::raw::Raw;
+use crate::support::raw::{Raw, connect, read_to_close};
 use crate::support::{Server, WAIT_LIMIT, model_json, raise_fd_limit, start_with_model_a, until};
 
 const HALF_A_HEAD: &str = "GET /api/models/a HTTP/1.1\r\nx: ";
@@ -15,36 +13,6 @@ const HALF_OF_ANOTHER: &str = "DELETE /api/models/a HTTP/1.1\r\nx: ";
 const HALF_A_BODY: &str = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\n{";
 const HALF_A_CHUNK: &str = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2328\r\n";
 const NOTHING: &str = "";
-
-pub fn connect(address: &str) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
-    stream
-}
-
-/// Connects from another address of this machine.
-fn connect_from(source: Ipv4Addr, address: &str) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
-    socket.connect(&address.parse::<SocketAddr>().unwrap().into()).unwrap();
-    socket.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
-    socket.into()
-}
-
-/// All that comes until the other side ends the connection, which it must.
-pub fn rest(stream: &mut TcpStream) -> String {
-    let mut all = Vec::new();
-    match stream.read_to_end(&mut all) {
-        Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("the connection was not ended"),
-        // A reset is an end, too.
-        _ => String::from_utf8_lossy(&all).into_owned(),
-    }
-}
-
-pub fn statuses(answers: &str) -> Vec<u16> {
-    let lines = answers.lines().filter_map(|line| line.split("HTTP/1.1 ").nth(1));
-    lines.filter_map(|line| line.get(..3)?.parse().ok()).collect()
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_clients_are_disconnected() {
@@ -107,51 +75,6 @@ async fn idle_connections_are_closed_after_the_idle_timeout() {
 }
 
 #[tokio::test]
-async fn connections_per_address_are_limited() {
-    let (_db, server) = start_with_model_a(&[("CATALOG_MAX_CONNECTIONS_PER_ADDR", "5")]).await;
-    let request = b"GET /api/models/a HTTP/1.1\r\nhost: x\r\n\r\n";
-    let mut open = Vec::new();
-    let refusal = loop {
-        let mut stream = connect(&server.address);
-        stream.write_all(request).unwrap();
-        let mut answer = vec![0; 4096];
-        let length = stream.read(&mut answer).unwrap();
-        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
-        if !answer.starts_with("HTTP/1.1 200 ") {
-            break answer + &rest(&mut stream);
-        }
-        open.push(stream);
-        assert!(open.len() <= 5, "more than the limit");
-    };
-    // The test's own client may have one.
-    assert!(open.len() >= 4, "{}", open.len());
-    assert!(refusal.starts_with("HTTP/1.1 429 ") && refusal.contains("\r\nretry-after: 1\r\n"), "{refusal}");
-    assert!(refusal.ends_with(r#"{"error":"your address has too many connections open"}"#), "{refusal}");
-
-    let mut other = connect_from(Ipv4Addr::new(127, 77, 1, 1), &server.address);
-    other.write_all(b"GET /api/models/a HTTP/1.1\r\nconnection: close\r\n\r\n").unwrap();
-    assert_eq!(statuses(&rest(&mut other)), [200]);
-
-    drop(open);
-    until("there is room again", async || {
-        let mut stream = connect(&server.address);
-        stream.write_all(b"GET /api/models/a HTTP/1.1\r\nconnection: close\r\n\r\n").unwrap();
-        statuses(&rest(&mut stream)) == [200]
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn connections_of_trusted_proxies_are_not_limited() {
-    let settings = [("CATALOG_MAX_CONNECTIONS_PER_ADDR", "2"), ("CATALOG_TRUSTED_PROXIES", "10.0.0.0/8,127.0.0.1")];
-    let (_db, server) = start_with_model_a(&settings).await;
-    let mut open: Vec<_> = (0..10).map(|_| Raw::open(&server.address)).collect();
-    for connection in &mut open {
-        assert_eq!(connection.get("/api/models/a").status, 200);
-    }
-}
-
-#[tokio::test]
 async fn client_that_does_not_read_is_disconnected_with_bounded_memory() {
     let settings = [("CATALOG_REQUEST_TIMEOUT", "1s"), ("CATALOG_IDLE_TIMEOUT", "1s")];
     let (db, server) = start_with_model_a(&settings).await;
@@ -174,55 +97,9 @@ async fn client_that_does_not_read_is_disconnected_with_bounded_memory() {
         let grown = memory() - before;
         assert!(grown < 16e6, "{grown} bytes for one client that does not read");
         // It is cut with answers unsent: what is left ends in the middle, or in a reset.
-        rest(&mut stream);
+        read_to_close(&mut stream);
     }
     assert_eq!(get("/api/models/a").status, 200);
-}
-
-#[tokio::test]
-async fn endless_chunked_body_returns_413() {
-    let (_db, server) = start_with_model_a(&[("CATALOG_MAX_BODY_BYTES", "10000")]).await;
-    let mut stream = connect(&server.address);
-    stream.write_all(b"POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
-    let chunk = format!("3e8\r\n{}\r\n", "1".repeat(1000));
-    // Until it is refused; the kernel's buffers take some more.
-    let sent = (0..1_000_000).take_while(|_| stream.write_all(chunk.as_bytes()).is_ok()).count();
-    assert!(sent < 1_000_000, "the server takes chunks without end");
-    assert_eq!(server.get("/api/models/a").await.status, 200);
-
-    // Within what the kernel takes at once, the answer arrives.
-    let mut stream = connect(&server.address);
-    let body = format!("3e8\r\n{}\r\n", "1".repeat(1000)).repeat(11);
-    let head = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
-    stream.write_all((head.to_owned() + &body).as_bytes()).unwrap();
-    assert_eq!(statuses(&rest(&mut stream)), [413]);
-}
-
-#[tokio::test]
-async fn oversized_headers_return_431() {
-    let (_db, server) = start_with_model_a(&[]).await;
-    let long = "x".repeat(40_000);
-    let many: String = (0..101).map(|number| format!("x-{number}: 1\r\n")).collect();
-    for flood in [
-        format!("GET /api/models/a HTTP/1.1\r\n{many}\r\n"),
-        format!("GET /api/models/a HTTP/1.1\r\nx: {long}\r\n\r\n"),
-        format!("GET /api/models/a HTTP/1.1\r\nx: {long}"),
-        format!("GET /api/models/a HTTP/1.1\r\n{long}: x"),
-        format!("GET /{long} HTTP/1.1\r\n\r\n"),
-        format!("POST /api/models/batch HTTP/1.1\r\ncontent-length: 2\r\nx: {long}\r\n\r\n{{}}"),
-        format!("DELETE /api/models/a HTTP/1.1\r\n{}", "x: y\r\n".repeat(6_000)),
-    ] {
-        let mut stream = connect(&server.address);
-        let _ = stream.write_all(flood.as_bytes());
-        let answer = rest(&mut stream);
-        // What is left unread makes the end a reset, which may overtake the answer.
-        assert!(statuses(&answer) == [431] || answer.is_empty(), "{answer:?} to {}", &flood[..60]);
-    }
-    // Whose head ends where it is too long is told.
-    let mut stream = connect(&server.address);
-    stream.write_all(format!("GET /api/models/a HTTP/1.1\r\n{many}\r\n").as_bytes()).unwrap();
-    assert_eq!(statuses(&rest(&mut stream)), [431]);
-    assert_eq!(server.get("/api/models/a").await.status, 200);
 }
 
 /// Connections that each have sent the beginning of a request.

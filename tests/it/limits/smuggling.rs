@@ -3,8 +3,7 @@
 use std::io::Write;
 use std::net::Shutdown;
 
-use crate::limits::slow_clients::{connect, rest, statuses};
-use crate::support::raw::Raw;
+use crate::support::raw::{Raw, connect, read_to_close, statuses};
 use crate::support::start_with_model_a;
 
 const BATCH: &str = "POST /api/models/batch HTTP/1.1\r\n";
@@ -74,7 +73,7 @@ async fn ambiguous_requests_smuggle_nothing() {
         let mut stream = connect(&server.address);
         stream.write_all((shape.clone() + SMUGGLED).as_bytes()).unwrap();
         let _ = stream.shutdown(Shutdown::Write);
-        let answers = rest(&mut stream);
+        let answers = read_to_close(&mut stream);
         // A refusal ends the connection with bytes unread: its reset may overtake the answer.
         let refused = status == 400 && answers.is_empty();
         assert!(refused || statuses(&answers) == [status], "not {status} alone: {answers:?} to {shape:?}");
@@ -114,7 +113,7 @@ async fn unread_request_body_closes_the_connection() {
             for next in ["\0", SMUGGLED] {
                 let mut stream = connect(&server.address);
                 stream.write_all(format!("{head}\r\n{expect}content-length: 3\r\n\r\nabc{next}").as_bytes()).unwrap();
-                let answers = rest(&mut stream);
+                let answers = read_to_close(&mut stream);
                 assert_eq!(statuses(&answers), [status], "{answers:?} to {head:?}, {expect:?}, {next:?}");
                 assert!(answers.contains("connection: close\r\n"), "{answers:?}");
             }

@@ -1,6 +1,6 @@
 //! Raw connections, for requests that an HTTP client would not send: incomplete, chunked, pipelined, malformed.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 
 use hyper::HeaderMap;
@@ -14,9 +14,7 @@ pub struct Raw(BufReader<TcpStream>);
 impl Raw {
     /// Opens a connection.
     pub fn open(address: &str) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
-        Self(BufReader::new(stream))
+        Self(BufReader::new(connect(address)))
     }
 
     /// Sends these bytes unchanged.
@@ -28,6 +26,19 @@ impl Raw {
     pub fn get(&mut self, path: &str) -> Response {
         self.send(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n"));
         self.response()
+    }
+
+    /// Sends a request with further header lines and reads its response.
+    pub fn request(&mut self, method: &str, path: &str, headers: &str) -> Response {
+        self.send(&format!("{method} {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n"));
+        self.response()
+    }
+
+    /// Sends a batch request for `a` with further header lines and reads its response.
+    pub fn batch(&mut self, headers: &str) -> Response {
+        let body = r#"{"model_ids":["a"]}"#;
+        let headers = format!("{headers}content-length: {}\r\n\r\n{body}", body.len());
+        self.request("POST", "/api/models/batch", &headers)
     }
 
     /// Reads the next response head, and nothing after it.
@@ -66,4 +77,27 @@ impl Raw {
         self.0.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "");
     }
+}
+
+/// Opens a connection for reading and writing bytes.
+pub fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
+    stream
+}
+
+/// Reads until the server closes the connection, and fails if it does not.
+pub fn read_to_close(stream: &mut TcpStream) -> String {
+    let mut all = Vec::new();
+    match stream.read_to_end(&mut all) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("the connection was not closed"),
+        // A reset closes it, too.
+        _ => String::from_utf8_lossy(&all).into_owned(),
+    }
+}
+
+/// The status codes of consecutive responses.
+pub fn statuses(responses: &str) -> Vec<u16> {
+    let lines = responses.lines().filter_map(|line| line.split("HTTP/1.1 ").nth(1));
+    lines.filter_map(|line| line.get(..3)?.parse().ok()).collect()
 }
