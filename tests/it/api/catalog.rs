@@ -23,23 +23,23 @@ async fn add(db: &Db, good: usize, bad: usize) {
 }
 
 #[tokio::test]
-async fn it_says_what_is_served_and_which_rows_are_not_and_why() {
+async fn catalog_reports_counts_and_rejected_rows_with_reasons() {
     let db = Db::new().await;
     add(&db, 3, 2).await;
     let server = Server::start(&db).await;
-    let reply = server.get("/api/catalog").await;
-    assert_eq!((reply.status, reply.header("content-type")), (200, "application/json"));
-    assert_eq!(reply.header("cache-control"), "no-store");
-    assert_eq!(reply.revision(), server.get("/api/models/good-001").await.revision());
-    let age = reply.json()["synced_seconds_ago"].as_f64().unwrap();
+    let response = server.get("/api/catalog").await;
+    assert_eq!((response.status, response.header("content-type")), (200, "application/json"));
+    assert_eq!(response.header("cache-control"), "no-store");
+    assert_eq!(response.revision(), server.get("/api/models/good-001").await.revision());
+    let age = response.json()["synced_seconds_ago"].as_f64().unwrap();
     assert!((0.0..30.0).contains(&age), "{age}");
     let reason = "save_path escapes the models folder: it must be relative to the models folder, without `..` \
                   and without backslashes";
     let whole = format!(
         r#"{{"revision":"{}","models":3,"rejected":2,"source":"postgres","synced_seconds_ago":{age:?},"follow":"live","rejected_rows":[{{"id":"bad-001","reason":"{reason}"}},{{"id":"bad-002","reason":"{reason}"}}],"not_found":0,"not_found_ids":[]}}"#,
-        reply.revision()
+        response.revision()
     );
-    assert_eq!(reply.text(), whole);
+    assert_eq!(response.text(), whole);
 
     // The list follows the table.
     db.sql("UPDATE models SET save_path = 'x' WHERE id = 'bad-001'; DELETE FROM models WHERE id = 'bad-002'").await;
@@ -52,7 +52,7 @@ async fn it_says_what_is_served_and_which_rows_are_not_and_why() {
 }
 
 #[tokio::test]
-async fn it_is_asked_like_every_other_answer() {
+async fn catalog_follows_the_common_rules_for_methods_and_paths() {
     let db = Db::new().await;
     add(&db, 1, 0).await;
     let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
@@ -63,9 +63,12 @@ async fn it_is_asked_like_every_other_answer() {
     assert_eq!((head.status, head.body.len(), head.revision()), (200, 0, revision.clone()));
     assert!(head.header("content-length").parse::<usize>().unwrap() > 100, "{head:?}");
     for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
-        let reply = server.send(server.request(method, "/api/catalog", "")).await;
-        assert_eq!((reply.status, reply.header("allow")), (405, "GET, HEAD"), "{method}");
-        assert_eq!((reply.text(), reply.revision()), (r#"{"error":"Method not allowed"}"#.into(), revision.clone()));
+        let response = server.send(server.request(method, "/api/catalog", "")).await;
+        assert_eq!((response.status, response.header("allow")), (405, "GET, HEAD"), "{method}");
+        assert_eq!(
+            (response.text(), response.revision()),
+            (r#"{"error":"Method not allowed"}"#.into(), revision.clone())
+        );
     }
     for path in ["/api/catalog/", "/api/catalog/x", "/api/catalogs", "/catalog"] {
         assert_eq!(server.get(path).await.status, 404, "{path}");
@@ -87,15 +90,15 @@ async fn it_is_asked_like_every_other_answer() {
 }
 
 #[tokio::test]
-async fn before_anything_is_loaded_it_is_503_like_the_rest() {
+async fn catalog_returns_503_before_the_first_load() {
     let server = Server::spawn("host=/nonexistent user=nobody dbname=none", &[]).await;
-    let reply = server.get("/api/catalog").await;
-    assert_eq!((reply.status, reply.text()), (503, r#"{"error":"Catalog not loaded yet"}"#.into()));
-    assert_eq!((reply.header("retry-after"), reply.revision()), ("1", String::new()));
+    let response = server.get("/api/catalog").await;
+    assert_eq!((response.status, response.text()), (503, r#"{"error":"Catalog not loaded yet"}"#.into()));
+    assert_eq!((response.header("retry-after"), response.revision()), ("1", String::new()));
 }
 
 #[tokio::test]
-async fn ids_that_do_not_exist_are_counted_whichever_way_they_are_asked() {
+async fn unknown_ids_are_counted_on_every_route() {
     let db = Db::new().await;
     add(&db, 1, 0).await;
     let server = Server::start(&db).await;
@@ -108,7 +111,7 @@ async fn ids_that_do_not_exist_are_counted_whichever_way_they_are_asked() {
     let mut raw = Raw::open(&server.address);
     for header in ["", "te: trailers\r\n"] {
         raw.send(&post(header));
-        assert_eq!(raw.answer().status, 200);
+        assert_eq!(raw.response().status, 200);
     }
     assert_eq!(server.get("/api/models/nope").await.status, 404);
     assert_eq!(server.get("/api/models/%6eope").await.status, 404);
@@ -130,7 +133,7 @@ async fn ids_that_do_not_exist_are_counted_whichever_way_they_are_asked() {
 }
 
 #[tokio::test]
-async fn the_lists_are_bounded_and_hostile_ids_are_escaped_and_cut() {
+async fn lists_are_bounded_and_hostile_ids_escaped_and_truncated() {
     let db = Db::new().await;
     add(&db, 0, 130).await;
     db.sql("INSERT INTO models SELECT repeat('é', 5000), 'x', 'x', 1, NULL, true, NULL, 'x'").await;
@@ -143,14 +146,14 @@ async fn the_lists_are_bounded_and_hostile_ids_are_escaped_and_cut() {
     server.batch(&json!({ "model_ids": ids }).to_string()).await;
     server.batch(&json!({ "model_ids": [hostile, hostile, hostile, long, long] }).to_string()).await;
 
-    let reply = server.get("/api/catalog").await;
-    let now = reply.json();
+    let response = server.get("/api/catalog").await;
+    let now = response.json();
     assert_eq!((&now["rejected"], &now["not_found"]), (&json!(131), &json!(155)));
     assert_eq!(now["rejected_rows"].as_array().unwrap().len(), 100);
     assert_eq!(now["not_found_ids"].as_array().unwrap().len(), 100);
     assert_eq!(now["not_found_ids"][0], json!({"id": hostile, "asked": 3}));
     assert_eq!(now["not_found_ids"][1], json!({"id": format!("{}…", "ü".repeat(100)), "asked": 2}));
-    let text = reply.text();
+    let text = response.text();
     assert!(text.contains(r#""id":"</script>\"\\\u001b[2J\u0000"#), "{text}");
     assert!(!text.chars().any(char::is_control), "{text}");
     assert!(text.len() < 40_000, "{} bytes", text.len());
@@ -159,7 +162,7 @@ async fn the_lists_are_bounded_and_hostile_ids_are_escaped_and_cut() {
 }
 
 #[tokio::test]
-async fn a_flood_of_random_ids_pushes_no_favourite_out() {
+async fn random_ids_do_not_displace_frequent_ones() {
     let db = Db::new().await;
     // Both threads' lists are read as one.
     let server = Server::start_with(&db.url, &[("CATALOG_THREADS", "2")]).await;
@@ -170,8 +173,8 @@ async fn a_flood_of_random_ids_pushes_no_favourite_out() {
         let favourite = format!("/api/models/{}", "the-favourite");
         (0..5).for_each(|_| assert_eq!(Raw::open(&server.address).get(&favourite).status, 404));
     }
-    let reply = server.get("/api/catalog").await;
-    let now = reply.json();
+    let response = server.get("/api/catalog").await;
+    let now = response.json();
     assert_eq!(now["not_found"], 100_500);
     let listed = now["not_found_ids"].as_array().unwrap();
     assert_eq!((listed.len(), &listed[0]["id"]), (100, &json!("the-favourite")), "{:?}", &listed[..3]);

@@ -5,8 +5,8 @@ use std::io::Write;
 use std::process::{Command, Output};
 
 use crate::deploy::rolling::Balancer;
-use crate::limits::slow_clients::{connect, rest, statuses};
-use crate::support::{Server, until, with_a};
+use crate::support::raw::{connect, read_to_close, statuses};
+use crate::support::{Server, start_with_model_a, until};
 
 /// Debian's, which has the requests module.
 const PYTHON: &str = "/usr/bin/python3";
@@ -104,20 +104,20 @@ async fn every_client_sees(address: &str, path: &str, expected: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_send_before_they_read_see_413() {
-    let (_db, server) = with_a(&[]).await;
+    let (_db, server) = start_with_model_a(&[]).await;
     every_client_sees(&server.address, "/api/models/batch", "the limit of 1048576 bytes").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_send_before_they_read_see_404_and_405() {
-    let (_db, server) = with_a(&[]).await;
+    let (_db, server) = start_with_model_a(&[]).await;
     every_client_sees(&server.address, "/absent", r#"{"error":"Not found"}"#).await;
     every_client_sees(&server.address, "/api/models/a", r#"{"error":"Method not allowed"}"#).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_behind_haproxy_see_413() {
-    let (db, one) = with_a(&[]).await;
+    let (db, one) = start_with_model_a(&[]).await;
     db.add("b").await;
     let two = Server::start(&db).await;
     let replicas = [one, two];
@@ -138,8 +138,8 @@ fn send_without_end(server: &Server) -> usize {
 }
 
 #[tokio::test]
-async fn a_lingering_close_is_bounded_in_bytes_and_time() {
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "1h"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
+async fn lingering_close_is_bounded_in_bytes_and_time() {
+    let (_db, server) = start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "1h"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
     let sent = send_without_end(&server);
     // What the kernel buffers on both sides comes on top of the 8 MiB that are discarded.
     assert!((8 << 20..64 << 20).contains(&sent), "{sent} bytes were taken");
@@ -147,6 +147,6 @@ async fn a_lingering_close_is_bounded_in_bytes_and_time() {
     // A client that is silent after the refusal: no other timeout would end its connection.
     let mut stream = connect(&server.address);
     stream.write_all(b"POST /absent HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n").unwrap();
-    assert_eq!(statuses(&rest(&mut stream)), [404]);
+    assert_eq!(statuses(&read_to_close(&mut stream)), [404]);
     until("the connection has ended", async || server.metric("catalog_http_connections").await <= 1.0).await;
 }

@@ -5,26 +5,26 @@ use std::time::Duration;
 use hyper::Request;
 use serde_json::{Value, json};
 
-use crate::support::{Db, ONLY_THE_BELL, Reply, Server, plain};
+use crate::support::{Db, NOTIFY_ONLY, Response, Server, model_json};
 
-fn ids(reply: &Reply) -> Vec<String> {
-    assert_eq!(reply.status, 200, "{reply:?}");
-    let models = reply.json()["models"].as_array().unwrap().clone();
+fn ids(response: &Response) -> Vec<String> {
+    assert_eq!(response.status, 200, "{response:?}");
+    let models = response.json()["models"].as_array().unwrap().clone();
     models.iter().map(|model| model["id"].as_str().unwrap().to_owned()).collect()
 }
 
 #[tokio::test]
-async fn pages_put_together_are_the_whole_catalog_in_order() {
+async fn pages_cover_the_whole_catalog_in_order() {
     let db = Db::new().await;
     for id in ["b", "a", "black-forest-labs/FLUX & co+", "ä", "Z"] {
         db.add(id).await;
     }
     let server = Server::start(&db).await;
-    let reply = server.get("/api/models").await;
-    assert_eq!((reply.header("content-type"), reply.header("cache-control")), ("application/json", "no-cache"));
+    let response = server.get("/api/models").await;
+    assert_eq!((response.header("content-type"), response.header("cache-control")), ("application/json", "no-cache"));
     let order = ["Z", "a", "b", "black-forest-labs/FLUX & co+", "ä"];
-    let whole = format!(r#"{{"models":[{}],"next":null}}"#, order.map(plain).join(","));
-    assert_eq!((reply.text(), reply.revision()), (whole, server.get("/api/models/a").await.revision()));
+    let whole = format!(r#"{{"models":[{}],"next":null}}"#, order.map(model_json).join(","));
+    assert_eq!((response.text(), response.revision()), (whole, server.get("/api/models/a").await.revision()));
 
     let (mut all, mut path) = (Vec::new(), "/api/models?limit=2".to_owned());
     loop {
@@ -54,15 +54,15 @@ async fn pages_put_together_are_the_whole_catalog_in_order() {
 }
 
 #[tokio::test]
-async fn it_is_asked_like_every_other_answer() {
+async fn list_follows_the_common_rules_for_methods_and_paths() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
     server.until("it serves", |s| async move { s.get("/api/models").await.status == 200 }).await;
-    let reply = server.get("/api/models").await;
+    let response = server.get("/api/models").await;
     let head = server.send(server.request("HEAD", "/api/models", "")).await;
-    assert_eq!((head.status, head.body.len(), head.revision()), (200, 0, reply.revision()));
-    assert_eq!(head.header("content-length"), reply.body.len().to_string());
+    assert_eq!((head.status, head.body.len(), head.revision()), (200, 0, response.revision()));
+    assert_eq!(head.header("content-length"), response.body.len().to_string());
     for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
         let refused = server.send(server.request(method, "/api/models?q=a", "")).await;
         assert_eq!((refused.status, refused.header("allow")), (405, "GET, HEAD"), "{method}");
@@ -76,7 +76,7 @@ async fn it_is_asked_like_every_other_answer() {
     ] {
         let refused = server.get(&format!("/api/models?{query}")).await;
         assert_eq!((refused.status, refused.json()), (400, json!({ "error": error })), "{query}");
-        assert_eq!(refused.revision(), reply.revision());
+        assert_eq!(refused.revision(), response.revision());
     }
     let line = server.log().into_iter().find(|line| line.contains("serving the admin routes")).unwrap();
     let admin = serde_json::from_str::<Value>(&line).unwrap()["address"].as_str().unwrap().to_owned();
@@ -89,10 +89,10 @@ async fn it_is_asked_like_every_other_answer() {
 }
 
 #[tokio::test]
-async fn an_entity_tag_spares_the_look_until_something_changes() {
+async fn matching_etag_returns_304_until_a_change() {
     let db = Db::new().await;
     db.add("a").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let etag = server.get("/api/models").await.header("etag").to_owned();
     let again = || {
         let mut request = server.request("GET", "/api/models", "");
@@ -107,17 +107,17 @@ async fn an_entity_tag_spares_the_look_until_something_changes() {
 }
 
 #[tokio::test]
-async fn before_anything_is_loaded_it_is_503_like_the_rest() {
+async fn list_returns_503_before_the_first_load() {
     let server = Server::spawn("host=/nonexistent user=nobody dbname=none", &[]).await;
-    let reply = server.get("/api/models?q=%zz").await;
-    assert_eq!((reply.status, reply.text()), (503, r#"{"error":"Catalog not loaded yet"}"#.into()));
-    assert_eq!(reply.header("retry-after"), "1");
+    let response = server.get("/api/models?q=%zz").await;
+    assert_eq!((response.status, response.text()), (503, r#"{"error":"Catalog not loaded yet"}"#.into()));
+    assert_eq!(response.header("retry-after"), "1");
     // The page stands all the same.
     assert_eq!(server.get("/").await.status, 200);
 }
 
 #[tokio::test]
-async fn a_crowd_is_told_to_come_back_and_look_ups_go_on() {
+async fn concurrent_scans_are_limited_and_lookups_continue() {
     let db = Db::new().await;
     db.add("a").await;
     db.sql(
@@ -127,14 +127,14 @@ async fn a_crowd_is_told_to_come_back_and_look_ups_go_on() {
     .await;
     let server = Server::start_with(&db.url, &[("CATALOG_THREADS", "1")]).await;
     let crowd = (0..40).map(|_| server.get("/api/models?q=nothing+has+this"));
-    let (replies, look_up) = tokio::join!(futures_util::future::join_all(crowd), server.get("/api/models/a"));
+    let (responses, look_up) = tokio::join!(futures_util::future::join_all(crowd), server.get("/api/models/a"));
     assert_eq!(look_up.status, 200);
-    let refused: Vec<_> = replies.iter().filter(|reply| reply.status == 429).collect();
+    let refused: Vec<_> = responses.iter().filter(|response| response.status == 429).collect();
     assert!(!refused.is_empty() && refused.len() <= 32, "{} of 40 refused", refused.len());
-    for reply in refused {
-        assert_eq!((reply.header("retry-after"), reply.revision().len()), ("1", 16));
+    for response in refused {
+        assert_eq!((response.header("retry-after"), response.revision().len()), ("1", 16));
     }
-    assert!(replies.iter().all(|reply| matches!(reply.status, 200 | 429)), "{replies:?}");
+    assert!(responses.iter().all(|response| matches!(response.status, 200 | 429)), "{responses:?}");
     // Places are given back.
     tokio::time::timeout(Duration::from_secs(30), async {
         assert_eq!(server.get("/api/models?limit=1").await.status, 200);

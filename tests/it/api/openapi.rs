@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::support::{Db, Reply, Server};
+use crate::support::{Db, Response, Server};
 
 const SAMPLE: &str = include_str!("../../../sql/sample_models.sql");
 
@@ -35,9 +35,10 @@ async fn description_has_the_routes_and_methods_of_the_server() {
             // GET of the batch path is the model with the id `batch`.
             let model = path == "/api/models/batch" && method == "get";
             let documented = model || !document["paths"][path][method].is_null();
-            let reply = server.send(server.request(&method.to_uppercase(), &path.replace("{id}", "clip-l"), "")).await;
-            assert_eq!(reply.status != 405, documented, "{method} {path}: {reply:?}");
-            assert_ne!(reply.text(), r#"{"error":"Not found"}"#, "{method} {path}");
+            let response =
+                server.send(server.request(&method.to_uppercase(), &path.replace("{id}", "clip-l"), "")).await;
+            assert_eq!(response.status != 405, documented, "{method} {path}: {response:?}");
+            assert_ne!(response.text(), r#"{"error":"Not found"}"#, "{method} {path}");
         }
     }
 }
@@ -48,8 +49,8 @@ async fn examples_are_real_responses() {
     let single = &document["paths"]["/api/models/{id}"];
     let mut compared = 0;
     for (name, id) in object(&single["parameters"][0]["examples"]) {
-        let reply = server.get(&format!("/api/models/{}", id["value"].as_str().unwrap())).await;
-        compared += equals_example(&single["get"], name, &reply);
+        let response = server.get(&format!("/api/models/{}", id["value"].as_str().unwrap())).await;
+        compared += equals_example(&single["get"], name, &response);
     }
     let batch = &document["paths"]["/api/models/batch"]["post"];
     for (name, body) in object(&batch["requestBody"]["content"]["application/json"]["examples"]) {
@@ -69,12 +70,12 @@ async fn examples_are_real_responses() {
 }
 
 /// Fails unless the response to the request of an example has its status and body.
-fn equals_example(operation: &Value, name: &str, reply: &Reply) -> usize {
-    let response = &operation["responses"][reply.status.to_string()];
-    let example = &response["content"]["application/json"]["examples"][name]["value"];
-    assert_eq!(*example, reply.json(), "the example `{name}`; the response was {}", reply.text());
-    for (header, _) in object(&response["headers"]) {
-        assert_ne!(reply.header(header), "", "{name} has no {header}");
+fn equals_example(operation: &Value, name: &str, response: &Response) -> usize {
+    let documented = &operation["responses"][response.status.to_string()];
+    let example = &documented["content"]["application/json"]["examples"][name]["value"];
+    assert_eq!(*example, response.json(), "the example `{name}`; the response was {}", response.text());
+    for (header, _) in object(&documented["headers"]) {
+        assert_ne!(response.header(header), "", "{name} has no {header}");
     }
     1
 }
@@ -129,9 +130,9 @@ async fn limits_of_requests_are_those_of_the_server() {
     let mut limits = Limits(BTreeMap::new());
     collect_limits(&document["paths"], "/paths", &mut limits.0);
     let expect = async |path: &str, status: u16| {
-        let reply = server.get(path).await;
-        assert_eq!(reply.status, status, "{path}: {}", reply.text());
-        reply
+        let response = server.get(path).await;
+        assert_eq!(response.status, status, "{path}: {}", response.text());
+        response
     };
 
     let q = limits.take(&format!("{LIST}/parameters/0/schema/maxLength"));
@@ -142,7 +143,7 @@ async fn limits_of_requests_are_those_of_the_server() {
     assert!(described.contains(&format!("at most {q} bytes")), "{described}");
 
     let limit = &document.pointer(&format!("{LIST}/parameters/2")).unwrap()["schema"];
-    let page = |reply: Reply| reply.json()["models"].as_array().unwrap().len();
+    let page = |response: Response| response.json()["models"].as_array().unwrap().len();
     assert_eq!(json!(page(expect("/api/models", 200).await)), limit["default"]);
     let (minimum, maximum) = (
         limits.take(&format!("{LIST}/parameters/2/schema/minimum")),
@@ -169,8 +170,8 @@ async fn limits_of_requests_are_those_of_the_server() {
     assert_eq!(server.batch(&body(bytes)).await.status, 200);
     assert_eq!(server.batch(&body(bytes + 1)).await.status, 413);
 
-    let responses = format!("{LIST}/responses/");
-    limits.0.retain(|pointer, _| !pointer.starts_with(&responses));
+    let documented = format!("{LIST}/responses/");
+    limits.0.retain(|pointer, _| !pointer.starts_with(&documented));
     assert!(limits.0.is_empty(), "not tested: {:#?}", limits.0);
 }
 

@@ -94,8 +94,8 @@ impl Row {
         refresh.row(id, Ok(raw));
     }
 
-    /// The answer by the contract, written by hand.
-    fn answer(&self, id: &str) -> String {
+    /// The response by the contract, written by hand.
+    fn expected_json(&self, id: &str) -> String {
         let size = self.size.map_or("null".into(), |hundredths| (f64::from(hundredths) / 100.0).to_string());
         format!(
             r#"{{"id":{},"name":{},"download_url":"https://example.org/x","file_size_gb":{size},"hash":null,"auth_required":{},"auth_provider":null,"save_path":"a/b","dependencies":{},"description":{}}}"#,
@@ -124,7 +124,7 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn any_sequence_of_deltas_equals_a_rebuild_from_scratch(deltas in prop::collection::vec(delta(), 1..30)) {
+    fn any_sequence_of_deltas_equals_a_full_load(deltas in prop::collection::vec(delta(), 1..30)) {
         let rules = Rules::default();
         let mut snapshot = Snapshot::default();
         // The table; of it what was good when it was last good; and the ids whose row is bad now.
@@ -152,7 +152,7 @@ proptest! {
             snapshot = refreshed.snapshot;
 
             let scratch = full(&Snapshot::default(), &good).snapshot;
-            let wanted = good.iter().map(|(id, row)| ((*id).to_owned(), row.answer(id))).collect();
+            let wanted = good.iter().map(|(id, row)| ((*id).to_owned(), row.expected_json(id))).collect();
             prop_assert_eq!(&content(&snapshot), &wanted);
             prop_assert_eq!(content(&scratch), wanted);
             prop_assert_eq!(snapshot.revision(), scratch.revision());
@@ -166,7 +166,7 @@ proptest! {
     }
 
     #[test]
-    fn any_ids_in_any_order_get_the_contracts_answer(
+    fn any_batch_matches_the_reference_model(
         served in subsequence(&IDS[..], 0..=IDS.len()),
         some in prop::collection::vec(prop_oneof![9 => select(&IDS[..]).prop_map(String::from), 1 => any::<String>()], 0..150),
         space in select(&["", " ", "\n\t "][..]),
@@ -174,8 +174,8 @@ proptest! {
         let catalog = Catalog::of(&served);
         let (mut models, mut not_found) = (Vec::new(), Vec::new());
         for id in &some {
-            let answer = catalog.rows.get(id.as_str()).map(|row| row.answer(id));
-            match answer {
+            let response = catalog.rows.get(id.as_str()).map(|row| row.expected_json(id));
+            match response {
                 None => not_found.push(json!(id).to_string()),
                 Some(model) if !models.contains(&model) => models.push(model),
                 Some(_) => {}
@@ -185,12 +185,12 @@ proptest! {
         let quoted: Vec<String> = some.iter().map(|id| json!(id).to_string()).collect();
         let comma = format!("{space},{space}");
         let body = format!(r#"{{{space}"model_ids"{space}:[{space}{}{space}]}}"#, quoted.join(&comma));
-        let answer = catalog.ask("POST", "/api/models/batch", &body);
-        prop_assert_eq!(answer, (200, wanted));
+        let response = catalog.request("POST", "/api/models/batch", &body);
+        prop_assert_eq!(response, (200, wanted));
     }
 
     #[test]
-    fn any_id_in_a_path_gets_the_contracts_answer(
+    fn any_id_in_a_path_matches_the_reference_model(
         served in subsequence(&IDS[..], 0..=IDS.len()),
         id in prop_oneof![select(&IDS[..]).prop_map(String::from), "\\PC{1,9}", any::<String>()],
     ) {
@@ -198,14 +198,14 @@ proptest! {
         let segment: String = id.bytes().map(|byte| format!("%{byte:02X}")).collect();
         let wanted = match catalog.rows.get(id.as_str()) {
             _ if id.is_empty() => (404, json!({"error": "Not found"}).to_string()),
-            Some(row) => (200, row.answer(&id)),
+            Some(row) => (200, row.expected_json(&id)),
             None => (404, format!(r#"{{"error":"Model not found","model_id":{}}}"#, json!(id))),
         };
-        prop_assert_eq!(catalog.ask("GET", &format!("/api/models/{segment}"), ""), wanted);
+        prop_assert_eq!(catalog.request("GET", &format!("/api/models/{segment}"), ""), wanted);
     }
 
     #[test]
-    fn any_json_is_read_as_a_batch_like_a_tree_of_it(body in body(), limit in 0..6_usize) {
+    fn batch_parser_agrees_with_serde_json(body in body(), limit in 0..6_usize) {
         let mut parser = BatchParser::default();
         let read = parser.parse(body.as_bytes(), limit).map_err(|error| error.to_string());
         let read = read.map(|asked| {
@@ -308,7 +308,7 @@ impl Catalog {
     }
 
     /// Status and body.
-    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+    fn request(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| tokio::runtime::Runtime::new().unwrap());
         RUNTIME.block_on(async {
             let request = Request::builder().method(method).uri(path).body(Full::from(body.to_owned())).unwrap();

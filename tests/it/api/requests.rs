@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 
 use crate::support::raw::Raw;
-use crate::support::{Db, PATIENCE, Server, until};
+use crate::support::{Db, Server, WAIT_LIMIT, until};
 
 async fn server() -> Server {
     let db = Db::new().await;
@@ -65,7 +65,7 @@ fn requests() -> Vec<String> {
 fn exchange(address: &str, parts: &[&[u8]]) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
     for part in parts {
         // A server that has refused the beginning closes the connection in the end.
         if stream.write_all(part).is_err() {
@@ -131,14 +131,14 @@ async fn pipelined_requests_are_answered_in_order() {
     let mut raw = Raw::open(&server.address);
     raw.send(&all);
     for number in 0..many {
-        let reply = raw.answer();
-        let (status, id) = (reply.status, reply.json()["id"].as_str().unwrap_or("absent").to_owned());
+        let response = raw.response();
+        let (status, id) = (response.status, response.json()["id"].as_str().unwrap_or("absent").to_owned());
         assert_eq!((status == 200, id.as_str()), (path(number) != "absent", path(number)), "answer {number}");
     }
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_stops_being_read() {
+async fn server_stops_reading_from_a_client_that_does_not_read() {
     let server = server().await;
     let mut stream = TcpStream::connect(&server.address).unwrap();
     stream.set_write_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
@@ -154,7 +154,7 @@ async fn a_client_that_does_not_read_stops_being_read() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_silent_at_first_is_accepted() {
+async fn initially_silent_client_is_accepted() {
     let server = server().await;
     let connections = async || server.metric("catalog_http_connections").await;
     let before = connections().await;

@@ -8,7 +8,7 @@ async fn until_revision(server: &Server, what: &str, wanted: impl Fn(&str) -> bo
 }
 
 #[tokio::test]
-async fn every_answer_carries_it_errors_too() {
+async fn every_response_carries_the_revision() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::start(&db).await;
@@ -31,24 +31,24 @@ async fn every_answer_carries_it_errors_too() {
         ("POST", batch, r#"{"model_ids":[0]}"#, 400),
         ("POST", batch, &" ".repeat((1 << 20) + 1), 413),
     ] {
-        let reply = if status == 413 {
+        let response = if status == 413 {
             // The whole of it can't be sent: the server stops reading.
             let mut raw = Raw::open(&server.address);
             raw.send(&format!("POST {batch} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len()));
-            raw.answer()
+            raw.response()
         } else {
             server.send(server.request(method, path, body)).await
         };
-        assert_eq!((reply.status, reply.revision()), (status, revision.clone()), "{method} {path} {body}");
+        assert_eq!((response.status, response.revision()), (status, revision.clone()), "{method} {path} {body}");
     }
     let mut request = server.request("GET", "/api/models/a", "");
     request.headers_mut().insert("if-none-match", etag.parse().unwrap());
-    let reply = server.send(request).await;
-    assert_eq!((reply.status, reply.revision()), (304, revision));
+    let response = server.send(request).await;
+    assert_eq!((response.status, response.revision()), (304, revision));
 }
 
 #[tokio::test]
-async fn it_is_the_same_on_every_replica_and_after_a_restart() {
+async fn revision_is_equal_on_replicas_and_after_a_restart() {
     let db = Db::new().await;
     for id in ["c", "a", "b"] {
         db.add(id).await;
@@ -82,7 +82,7 @@ async fn server_follows(server: &Server) {
 }
 
 #[tokio::test]
-async fn a_change_and_its_reverse_lead_back_to_it() {
+async fn reverted_change_restores_the_revision() {
     let db = Db::new().await;
     for id in ["a", "b"] {
         db.add(id).await;
@@ -105,7 +105,7 @@ async fn a_change_and_its_reverse_lead_back_to_it() {
 }
 
 #[tokio::test]
-async fn it_stands_still_when_nothing_changed() {
+async fn revision_is_stable_without_changes() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::start_with(&db.url, &[("CATALOG_POLL_INTERVAL", "20ms")]).await;

@@ -18,7 +18,7 @@ use model_catalog::http::{Api, Handler, Limits, Routes};
 use model_catalog::metrics::Metrics;
 
 use crate::support::raw::Raw;
-use crate::support::{Server, plain, with_a};
+use crate::support::{Server, model_json, start_with_model_a};
 
 const BATCH: &str = r#"{"model_ids":["a"]}"#;
 
@@ -46,8 +46,8 @@ async fn until_ended(server: &Server) {
 }
 
 #[tokio::test]
-async fn through_the_grace_period_it_answers_and_is_not_ready() {
-    let (_db, server) = with_a(&[("CATALOG_DRAIN_GRACE", "2s")]).await;
+async fn grace_period_serves_requests_and_is_not_ready() {
+    let (_db, server) = start_with_model_a(&[("CATALOG_DRAIN_GRACE", "2s")]).await;
     assert_eq!(server.get("/api/models/a").await.header("connection"), "");
     let begun = Instant::now();
     server.signal("TERM");
@@ -55,21 +55,21 @@ async fn through_the_grace_period_it_answers_and_is_not_ready() {
     assert_eq!(server.get("/readyz").await.json()["status"], "draining");
     assert_eq!(server.metric("catalog_ready").await, 0.0);
     for request in [server.request("GET", "/api/models/a", ""), server.request("POST", "/api/models/batch", BATCH)] {
-        let reply = server.send(request).await;
-        assert_eq!((reply.status, reply.header("connection")), (200, "close"));
+        let response = server.send(request).await;
+        assert_eq!((response.status, response.header("connection")), (200, "close"));
     }
     let mut raw = Raw::open(&server.address);
     assert_eq!(raw.get("/api/models/a").status, 200);
-    raw.ends();
+    raw.expect_close();
     assert_eq!(server.get("/livez").await.status, 200);
     until_ended(&server).await;
     assert!(begun.elapsed() >= Duration::from_secs(2), "the grace period was cut short: {:?}", begun.elapsed());
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn second_signal_exits_at_once() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM")] {
-        let (_db, server) = with_a(&[("CATALOG_DRAIN_GRACE", "1h"), ("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
+        let (_db, server) = start_with_model_a(&[("CATALOG_DRAIN_GRACE", "1h"), ("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
         let _in_flight = half_sent(&server);
         server.signal(first);
         server.until("it is not ready", |s| async move { s.get("/readyz").await.status == 503 }).await;
@@ -79,27 +79,27 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn what_is_in_flight_is_finished() {
-    let (_db, server) = with_a(&[("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
+async fn requests_in_flight_are_completed() {
+    let (_db, server) = start_with_model_a(&[("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
     let mut idle = Raw::open(&server.address);
     assert_eq!(idle.get("/api/models/a").status, 200);
     let mut in_flight = half_sent(&server);
 
     server.signal("TERM");
     until_no_new_connections(&server).await;
-    idle.ends();
+    idle.expect_close();
     assert!(server.exited().is_none(), "it ended with a request in flight");
     in_flight.send(&BATCH[7..]);
-    let reply = in_flight.answer();
-    let body = format!(r#"{{"models":[{}],"not_found":[]}}"#, plain("a"));
-    assert_eq!((reply.status, reply.header("connection"), reply.text()), (200, "close", body));
-    in_flight.ends();
+    let response = in_flight.response();
+    let body = format!(r#"{{"models":[{}],"not_found":[]}}"#, model_json("a"));
+    assert_eq!((response.status, response.header("connection"), response.text()), (200, "close", body));
+    in_flight.expect_close();
     until_ended(&server).await;
 }
 
 #[tokio::test]
-async fn what_never_finishes_is_not_waited_for_without_end() {
-    let (_db, server) = with_a(&[("CATALOG_DRAIN_TIMEOUT", "100ms")]).await;
+async fn drain_timeout_ends_stalled_requests() {
+    let (_db, server) = start_with_model_a(&[("CATALOG_DRAIN_TIMEOUT", "100ms")]).await;
     let _never_finished = half_sent(&server);
     server.signal("TERM");
     until_ended(&server).await;
@@ -119,7 +119,7 @@ impl Body for Faulty {
 }
 
 #[tokio::test]
-async fn a_fault_of_ours_is_500_and_the_next_request_is_answered() {
+async fn handler_panic_returns_500_and_keeps_serving() {
     let store = Arc::new(Store::default());
     let (nothing, rules) = (Snapshot::default(), Rules::default());
     let mut refresh = Refresh::full(&nothing, &rules);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
-use crate::support::{PATIENCE, until};
+use crate::support::{WAIT_LIMIT, until};
 
 /// The program with its private Postgres, in a temporary directory and a process group of its own.
 struct Demo {
@@ -37,7 +37,7 @@ impl Demo {
     /// The lines to try, as soon as they are printed.
     fn lines_to_try(&self) -> [String; 3] {
         let line = || loop {
-            let line = self.lines.recv_timeout(PATIENCE).expect("the demo printed no three lines to try");
+            let line = self.lines.recv_timeout(WAIT_LIMIT).expect("the demo printed no three lines to try");
             if let Some(command) = line.strip_prefix("  ") {
                 return command.to_owned();
             }
@@ -83,7 +83,7 @@ fn shell(line: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_three_lines_do_what_they_say_and_ctrl_c_ends_all_of_it() {
+async fn printed_commands_work_and_ctrl_c_stops_everything() {
     let mut demo = Demo::start("lines");
     let [single, batch, change] = demo.lines_to_try();
     assert!(single.starts_with("curl ") && batch.starts_with("curl ") && change.starts_with("psql "));
@@ -118,7 +118,7 @@ async fn the_three_lines_do_what_they_say_and_ctrl_c_ends_all_of_it() {
 }
 
 #[tokio::test]
-async fn a_kill_leaves_no_postgres_behind() {
+async fn sigkill_leaves_no_postgres_behind() {
     let mut demo = Demo::start("kill");
     demo.lines_to_try();
     assert!(!demo.nothing_is_left());
@@ -138,7 +138,7 @@ fn refusal(variables: &[(&str, &Path)]) -> String {
 }
 
 #[test]
-fn what_keeps_a_private_postgres_from_starting_is_said() {
+fn postgres_start_failures_are_reported() {
     let folder = std::env::temp_dir().join(format!("programs-{:x}", fastrand::u64(..)));
     let long = folder.join("x".repeat(120));
     std::fs::create_dir_all(&long).unwrap();

@@ -25,7 +25,7 @@ async fn fill(db: &Db) {
 }
 
 #[tokio::test]
-async fn exported_imported_and_exported_again_it_is_the_same_to_the_byte() {
+async fn export_import_round_trip_is_byte_identical() {
     let (first, second) = (Db::new().await, Db::new().await);
     assert_eq!(export(&first.url), ("[]\n".into(), Some(0)));
     fill(&first).await;
@@ -49,7 +49,7 @@ async fn exported_imported_and_exported_again_it_is_the_same_to_the_byte() {
 }
 
 #[tokio::test]
-async fn rows_that_are_not_served_are_left_out_and_said() {
+async fn rejected_rows_are_skipped_and_reported() {
     let db = Db::new().await;
     for id in ["a", "bad", "c"] {
         db.add(id).await;
@@ -101,7 +101,7 @@ impl Drop for Directory {
 }
 
 #[tokio::test]
-async fn a_file_is_whole_or_as_it_was() {
+async fn failed_export_leaves_the_file_unchanged() {
     let db = Db::new().await;
     fill(&db).await;
     let directory = Directory::new("whole");
@@ -128,7 +128,7 @@ async fn a_file_is_whole_or_as_it_was() {
 }
 
 #[tokio::test]
-async fn many_bad_rows_are_not_all_named_and_what_can_not_be_written_is_said() {
+async fn reported_rows_are_limited_and_write_errors_name_the_file() {
     let db = Db::new().await;
     db.sql(
         "INSERT INTO models (id, name, download_url, save_path) \
@@ -146,7 +146,7 @@ async fn many_bad_rows_are_not_all_named_and_what_can_not_be_written_is_said() {
 }
 
 #[tokio::test]
-async fn it_needs_no_right_but_the_servers() {
+async fn export_needs_only_the_rights_of_the_server() {
     let db = Db::new().await;
     db.add("a").await;
     let role = format!("exporter_{}", db.name);
@@ -156,11 +156,11 @@ async fn it_needs_no_right_but_the_servers() {
     );
     db.sql(&grants).await;
     let url = db.url.replace("user=postgres", &format!("user={role}"));
-    assert_eq!(export(&url), (format!("[\n{}\n]\n", crate::support::plain("a")), Some(0)));
+    assert_eq!(export(&url), (format!("[\n{}\n]\n", crate::support::model_json("a")), Some(0)));
 }
 
 #[tokio::test]
-async fn a_pipe_is_written_to_and_stays_a_pipe() {
+async fn export_to_a_pipe_does_not_replace_it() {
     let db = Db::new().await;
     db.add("a").await;
     let pipe = std::env::temp_dir().join(format!("export-{:x}", fastrand::u64(..)));

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::{Db, PATIENCE, Server};
+use crate::support::{Db, Server, WAIT_LIMIT};
 
 const NOWHERE: &str = "host=/nonexistent user=nobody dbname=none";
 
@@ -18,7 +18,7 @@ fn health(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String) {
 }
 
 #[tokio::test]
-async fn ready_is_status_0_and_draining_is_1() {
+async fn ready_exits_0_and_draining_exits_1() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::start_with(&db.url, &[("CATALOG_DRAIN_GRACE", "1h")]).await;
@@ -38,7 +38,7 @@ async fn ready_is_status_0_and_draining_is_1() {
 }
 
 #[tokio::test]
-async fn a_server_without_a_catalog_lives_and_is_not_ready() {
+async fn server_without_a_catalog_is_live_but_not_ready() {
     let server = Server::spawn(NOWHERE, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
     let line = server.log().into_iter().find(|line| line.contains("serving the admin routes")).unwrap();
     let admin = serde_json::from_str::<serde_json::Value>(&line).unwrap()["address"].as_str().unwrap().to_owned();
@@ -52,7 +52,7 @@ async fn a_server_without_a_catalog_lives_and_is_not_ready() {
 }
 
 #[test]
-fn nobody_nothing_and_nonsense_are_status_1_in_time() {
+fn unusable_servers_exit_1_within_the_timeout() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let nonsense = TcpListener::bind("[::1]:0").or_else(|_| TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -83,7 +83,7 @@ fn nobody_nothing_and_nonsense_are_status_1_in_time() {
         let (status, said) = health(&[], &[("CATALOG_ADDR", address)]);
         assert_eq!(status, 1, "{address}: {said}");
         assert!(said.contains(why), "{address}: no `{why}` in {said}");
-        assert!(begun.elapsed() < PATIENCE / 2, "{address}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < WAIT_LIMIT / 2, "{address}: {:?}", begun.elapsed());
     }
     talker.join().unwrap();
     without_end.join().unwrap();

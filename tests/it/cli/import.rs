@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 use tokio_postgres::{AsyncMessage, Client};
 
-use crate::support::{Db, ONLY_THE_BELL, Server, plain, sql, until};
+use crate::support::{Db, NOTIFY_ONLY, Server, model_json, sql, until};
 
 const LIST: &str = include_str!("model-list.json");
 
@@ -69,9 +69,9 @@ rejected .models[12] Unsure \\u{1b}[31mof its size: size \"about 2 GB\" can't be
 ";
 
 #[tokio::test]
-async fn a_list_of_comfyui_manager_becomes_models_that_are_served() {
+async fn comfyui_manager_list_is_imported_and_served() {
     let db = Db::new().await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     // The program itself reads a file by its name, too.
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/cli/model-list.json");
     let output = run(&["import", file.to_str().unwrap(), "--dry-run"], &db.url, "");
@@ -97,7 +97,7 @@ async fn a_list_of_comfyui_manager_becomes_models_that_are_served() {
 }
 
 #[tokio::test]
-async fn the_same_list_again_changes_nothing_whatever_its_order() {
+async fn repeated_import_changes_nothing_in_any_order() {
     let db = Db::new().await;
     import(&db.url, &[], LIST);
     // What the list does not know is the DBA's to say.
@@ -163,7 +163,7 @@ impl Bell {
 }
 
 #[tokio::test]
-async fn answers_of_the_api_are_taken_in_every_form() {
+async fn api_responses_are_imported_in_every_form() {
     let db = Db::new().await;
     for id in ["a", "b", "c"] {
         db.add(id).await;
@@ -197,11 +197,11 @@ async fn answers_of_the_api_are_taken_in_every_form() {
 }
 
 #[tokio::test]
-async fn a_bad_entry_is_listed_with_its_place_and_stops_only_a_strict_import() {
+async fn bad_entries_are_listed_and_abort_only_strict_imports() {
     let db = Db::new().await;
     let long = "i".repeat(2001);
     let with = |id: &str, field: &str, value: Value| {
-        let mut model: Value = serde_json::from_str(&plain(id)).unwrap();
+        let mut model: Value = serde_json::from_str(&model_json(id)).unwrap();
         model[field] = value;
         model
     };
@@ -263,26 +263,26 @@ async fn a_bad_entry_is_listed_with_its_place_and_stops_only_a_strict_import() {
 }
 
 #[tokio::test]
-async fn it_needs_no_right_but_to_read_and_write_the_table() {
+async fn import_needs_only_select_insert_and_update() {
     let db = Db::new().await;
     let role = format!("importer_{}", db.name);
     db.sql(&format!("CREATE ROLE {role} LOGIN; GRANT SELECT, INSERT, UPDATE ON public.models TO {role}")).await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let url = db.url.replace("user=postgres", &format!("user={role}"));
     assert_eq!(summary(&import(&url, &[], LIST)).0, 3);
     server.until("it is served", |s| async move { s.get("/api/models/etc~tokens.bin").await.status == 200 }).await;
     // A name of the role's own can't stand in for the table or for a function.
     db.sql(&format!("REVOKE INSERT ON public.models FROM {role}")).await;
-    let (status, printed) = import(&url, &[], &format!("[{}]", plain("new")));
+    let (status, printed) = import(&url, &[], &format!("[{}]", model_json("new")));
     assert!(status == 1 && printed.contains("permission denied for table models"), "{printed}");
 }
 
 #[tokio::test]
-async fn more_than_fits_into_one_message_arrives_whole() {
+async fn import_larger_than_one_copy_message_is_complete() {
     let db = Db::new().await;
     let models: Vec<_> = (0..2_000)
         .map(|number| {
-            plain(&format!("m{number}"))
+            model_json(&format!("m{number}"))
                 .replace("\"description\":null", &format!("\"description\":\"{}\"", "x".repeat(200)))
         })
         .collect();
@@ -292,7 +292,7 @@ async fn more_than_fits_into_one_message_arrives_whole() {
 }
 
 #[tokio::test]
-async fn a_filename_that_is_a_path_is_no_name_of_a_file() {
+async fn filename_that_is_a_path_is_rejected() {
     let db = Db::new().await;
     for filename in ["a/b.pth", "..", "c:x"] {
         let mut list: Value = serde_json::from_str(LIST).unwrap();
@@ -305,7 +305,7 @@ async fn a_filename_that_is_a_path_is_no_name_of_a_file() {
 }
 
 #[tokio::test]
-async fn what_would_not_be_served_is_not_written() {
+async fn models_that_would_not_be_served_are_not_written() {
     let db = Db::empty().await;
     let (status, printed) = import(&db.url, &[], LIST);
     assert!(status == 1 && printed.contains("run `model-catalog migrate` first"), "{printed}");
@@ -324,31 +324,34 @@ async fn what_would_not_be_served_is_not_written() {
     db.sql(&format!("CREATE TABLE elsewhere AS TABLE models; {}", view("elsewhere"))).await;
     let before = table(&db.client).await;
     for options in [&[][..], &["--dry-run"]] {
-        let (status, printed) = import(&db.url, options, &format!("[{}]", plain("new")));
+        let (status, printed) = import(&db.url, options, &format!("[{}]", model_json("new")));
         assert!(status == 1 && printed.contains("does not read public.models"), "{printed}");
     }
     assert_eq!(table(&db.client).await, before);
 }
 
 #[tokio::test]
-async fn another_writer_is_waited_for_and_not_for_ever() {
+async fn import_waits_for_other_writers_up_to_the_timeout() {
     let db = Db::new().await;
     db.add("a").await;
     let mut writer = db.connect().await;
     let other = writer.transaction().await.unwrap();
     other.batch_execute("UPDATE models SET hash = 'theirs'").await.unwrap();
     let arguments = ["import", "-", "--database-timeout", "300ms"];
-    let output = run(&arguments, &db.url, &format!("[{}]", plain("a")));
+    let output = run(&arguments, &db.url, &format!("[{}]", model_json("a")));
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && errors.contains("cannot lock public.models"), "{errors}");
     // A dry run waits for nobody.
-    assert_eq!(summary(&import(&db.url, &["--dry-run"], &format!("[{}]", plain("a")))).0, 0);
+    assert_eq!(summary(&import(&db.url, &["--dry-run"], &format!("[{}]", model_json("a")))).0, 0);
     other.commit().await.unwrap();
-    assert_eq!(import(&db.url, &[], &format!("[{}]", plain("a"))).1, "0 added, 1 changed, 0 unchanged, 0 rejected\n");
+    assert_eq!(
+        import(&db.url, &[], &format!("[{}]", model_json("a"))).1,
+        "0 added, 1 changed, 0 unchanged, 0 rejected\n"
+    );
 }
 
 #[tokio::test]
-async fn a_bar_is_shown_on_a_terminal_after_a_second_and_nowhere_else() {
+async fn progress_bar_is_shown_on_terminals_only() {
     let db = Db::new().await;
     let mut writer = db.connect().await;
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/cli/model-list.json");

@@ -51,14 +51,14 @@ async fn all_it_says(server: &Server, client: &tokio_postgres::Client) -> Vec<(&
         ("a wrong batch", server.batch("{").await.text()),
     ];
     for path in ["/api/catalog", "/readyz", "/livez", "/metrics", "/", "/api/models/absent", "/api/models/%"] {
-        let reply = server.get(path).await;
-        all.push((path, format!("{:?} {}", reply.headers, reply.text())));
+        let response = server.get(path).await;
+        all.push((path, format!("{:?} {}", response.headers, response.text())));
     }
     all
 }
 
 #[tokio::test]
-async fn a_server_that_logs_everything_says_no_secret() {
+async fn server_exposes_no_secret_at_trace_level() {
     let (postgres, client) = guarded().await;
     sql(
         &client,

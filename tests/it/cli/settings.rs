@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 use crate::docs::{self, CONFIGURATION, METRICS};
-use crate::support::{Db, PATIENCE, Server};
+use crate::support::{Db, Server, WAIT_LIMIT};
 
 const COMMANDS: [&str; 6] = ["serve", "demo", "migrate", "check", "import", "export"];
 /// Refused at once by the system, so that a setting that is taken by mistake does no harm.
@@ -16,7 +16,7 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
     command.args(arguments).env_clear().envs(variables.iter().copied());
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_LIMIT;
     while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
         std::thread::sleep(std::time::Duration::from_millis(3));
     }
@@ -32,7 +32,7 @@ fn said(output: &Output) -> String {
 }
 
 #[test]
-fn a_wrong_value_is_named_with_its_variable_and_what_would_do() {
+fn invalid_value_error_names_the_variable_and_a_valid_value() {
     let long = "c".repeat(64);
     for (variable, value, what_would_do) in [
         ("CATALOG_ADDR", "localhost", "127.0.0.1:3000"),
@@ -76,7 +76,7 @@ fn a_wrong_value_is_named_with_its_variable_and_what_would_do() {
 }
 
 #[test]
-fn the_flag_and_the_variable_are_the_same_setting() {
+fn invalid_flag_error_names_the_variable() {
     let output = run(&["serve", "--threads", "none"], &[("DATABASE_URL", NOWHERE)]);
     let said = said(&output);
     assert_eq!(output.status.code(), Some(2), "{said}");
@@ -84,7 +84,7 @@ fn the_flag_and_the_variable_are_the_same_setting() {
 }
 
 #[test]
-fn a_missing_database_is_said_by_the_name_of_its_variable() {
+fn missing_database_url_error_names_the_variable() {
     for command in ["serve", "migrate"] {
         let output = run(&[command], &[]);
         let said = said(&output);
@@ -94,13 +94,13 @@ fn a_missing_database_is_said_by_the_name_of_its_variable() {
 }
 
 #[test]
-fn a_missing_argument_without_a_variable_is_said_by_its_own_name() {
+fn missing_argument_error_names_the_argument() {
     let output = run(&["import"], &[("DATABASE_URL", NOWHERE)]);
     assert!(output.status.code() == Some(2) && said(&output).contains("<FILE>"), "{}", said(&output));
 }
 
 #[test]
-fn an_address_in_use_is_an_error_that_names_it() {
+fn address_in_use_error_names_the_address() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     for variable in ["CATALOG_ADDR", "CATALOG_ADMIN_ADDR"] {
@@ -113,7 +113,7 @@ fn an_address_in_use_is_an_error_that_names_it() {
 }
 
 #[test]
-fn a_malformed_database_url_is_an_error_that_keeps_the_password() {
+fn malformed_database_url_error_hides_the_password() {
     for url in [
         "",
         "user=me password=s3cret dbname=models",
@@ -145,7 +145,7 @@ fn a_malformed_database_url_is_an_error_that_keeps_the_password() {
 }
 
 #[tokio::test]
-async fn a_database_out_of_reach_does_not_bring_the_password_to_light() {
+async fn unreachable_database_error_hides_the_password() {
     // Nobody listens on port 1.
     for url in ["postgres://me:s3cret@127.0.0.1:1/models", "host=/nonexistent user=me password=s3cret"] {
         let output = run(&["migrate"], &[("DATABASE_URL", url), ("CATALOG_LOG", "trace")]);
@@ -187,7 +187,7 @@ fn settings(command: &str) -> Vec<Setting> {
 }
 
 #[test]
-fn help_and_documents_show_every_setting() {
+fn help_and_documentation_list_every_setting() {
     let mut all = BTreeMap::new();
     for command in COMMANDS {
         let settings = settings(command);

@@ -127,7 +127,7 @@ async fn compose_role_can_serve_and_nothing_else() {
     model_catalog::postgres::migrate::migrate(&mut db.connect().await, "model_catalog").await.unwrap();
     db.sql(&text("sql/sample_models.sql")).await;
     let url = db.url.replace("user=postgres", "user=catalog");
-    let server = Server::start_with(&url, crate::support::ONLY_THE_BELL).await;
+    let server = Server::start_with(&url, crate::support::NOTIFY_ONLY).await;
     db.sql("UPDATE models SET name = 'changed' WHERE id = 'flux-dev'").await;
     server.until_named("flux-dev", "changed").await;
     let error = crate::support::connect(&url).await.simple_query("SELECT FROM models").await.unwrap_err();

@@ -11,7 +11,7 @@ use hyper::Request;
 use serde_json::Value;
 
 use crate::docs::METRICS;
-use crate::support::{Db, PATIENCE, Server};
+use crate::support::{Db, Server, WAIT_LIMIT};
 
 const RULES: &str = include_str!("../../../deploy/prometheus/alerts.yaml");
 const RULE_TESTS: &str = include_str!("../../../deploy/prometheus/alerts.test.yaml");
@@ -179,7 +179,7 @@ async fn prometheus_has_data_for_every_rule_and_panel() {
     // Some traffic before each query: known and unknown ids, single requests and batches, and a change.
     let mut missing = expressions();
     missing.extend(RULES.lines().flat_map(metrics_of).map(str::to_owned).chain(known));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_LIMIT;
     while !missing.is_empty() {
         assert!(Instant::now() < deadline, "Prometheus has no data for {missing:#?}");
         db.sql("UPDATE models SET hash = md5(random()::text) WHERE id = 'a'").await;

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::support::raw::Raw;
-use crate::support::{Db, PATIENCE, Server, plain, until};
+use crate::support::{Db, Server, WAIT_LIMIT, model_json, until};
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/haproxy.cfg");
 /// Addresses that nothing else uses, so that a port stays free while its replica restarts.

@@ -11,7 +11,7 @@ use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use super::{free_port, repository_path, text};
 use crate::docs::block;
 use crate::support::raw::Raw;
-use crate::support::{migrated, plain, until};
+use crate::support::{migrated, model_json, until};
 
 /// Mount points of cgroups: the hybrid layout of cgroup v1 and v2, or cgroup v2 alone.
 const HIERARCHIES: [&str; 3] = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
@@ -224,7 +224,7 @@ async fn systemd_unit_starts_serves_drains_and_restarts() {
     let assert_serves = async || {
         until("the server is ready", status).await;
         let reply = Raw::open(&api).get("/api/models/a");
-        assert_eq!((reply.status, reply.text()), (200, plain("a")));
+        assert_eq!((reply.status, reply.text()), (200, model_json("a")));
     };
 
     container.sh(&installation(&format!("127.0.0.1:{}", postgres.port()), "not-in-environ", &settings));

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::support::witness::{self, bump, in_step};
+use crate::support::consistency::{self, bump, in_sync};
 use crate::support::{Db, Server};
 
 /// Path of libfaketime, which `make test-tools` installs.
@@ -26,7 +26,7 @@ async fn clock_skew_does_not_enter_propagation_time() {
 
         for _ in 0..5 {
             db.sql(&bump(0)).await;
-            in_step(&server, &db.client).await;
+            in_sync(&server, &db.client).await;
         }
         // A change is measured shortly after it is served.
         let count = "catalog_propagation_seconds_count";

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use tokio_postgres::Client;
 
+use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_loads, in_sync};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::witness::{self, Witness, bump, difference, fulls, in_step};
 use crate::support::{self, Db, Server, database, migrated, sql, until};
 
 const PAIRS: usize = 5;
@@ -24,17 +24,17 @@ struct Setup {
     proxy: Proxy,
     client: Client,
     server: Server,
-    witness: Witness,
+    witness: ConsistencyReaders,
 }
 
 impl Setup {
     async fn new() -> Self {
-        let postgres = support::private(&[]);
+        let postgres = support::start_postgres(&[]);
         let client = migrated(&postgres.url("postgres")).await;
-        witness::add_pairs(&client, PAIRS).await;
+        consistency::add_pairs(&client, PAIRS).await;
         let proxy = Proxy::before(&postgres).await;
         let server = Server::start_with(&proxy.url("postgres"), &SETTINGS).await;
-        let witness = Witness::start(&server, PAIRS, false);
+        let witness = ConsistencyReaders::start(&server, PAIRS, false);
         Self { postgres, proxy, client, server, witness }
     }
 
@@ -64,7 +64,7 @@ async fn postgres_restart_is_caught_up_with_by_a_delta() {
     let mut postgres = EphemeralPostgres::start(EphemeralOptions { parent, loopback: true, settings }).unwrap();
     let url = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", postgres.port());
     let mut client = migrated(&url).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     let server = Server::start_with(&url, &SETTINGS).await;
     let witness = Witness::start(&server, PAIRS, false);
     for (previous, signal) in ["QUIT", "KILL", "INT"].into_iter().enumerate() {
@@ -146,7 +146,7 @@ async fn truncated_database_responses_are_discarded_and_retried() {
 async fn truncated_first_load_serves_nothing() {
     let postgres = support::private(&[]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, 3_000).await;
+    consistency::add_pairs(&client, 3_000).await;
     let proxy = Proxy::before(&postgres).await;
     proxy.cut_after(300_000);
     let server = Server::spawn(&proxy.url("postgres"), &SETTINGS).await;
@@ -197,10 +197,10 @@ async fn terminated_backend_is_replaced() {
 async fn table_lock_times_out_and_is_retried() {
     for timeout in ["1s", "10s"] {
         let db = Db::new().await;
-        witness::add_pairs(&db.client, PAIRS).await;
+        consistency::add_pairs(&db.client, PAIRS).await;
         let settings = [("CATALOG_POLL_INTERVAL", "500ms"), ("CATALOG_DATABASE_TIMEOUT", timeout)];
         let server = Server::start_with(&db.url, &settings).await;
-        let witness = Witness::start(&server, PAIRS, false);
+        let witness = ConsistencyReaders::start(&server, PAIRS, false);
         db.sql("BEGIN; LOCK models IN ACCESS EXCLUSIVE MODE").await;
         db.sql(&bump(0)).await;
         // The session's lock_timeout is 5 s; a shorter CATALOG_DATABASE_TIMEOUT expires first.
@@ -219,9 +219,9 @@ const VIEW: &str = "CREATE VIEW model_catalog.entries AS SELECT id, name, downlo
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dropped_or_invalid_view_is_retried_until_restored() {
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let server = Server::start_with(&db.url, &SETTINGS).await;
-    let witness = Witness::start(&server, PAIRS, false);
+    let witness = ConsistencyReaders::start(&server, PAIRS, false);
 
     // The view is dropped for a while; `changes` holds the changes made meanwhile.
     db.sql("DROP VIEW model_catalog.entries").await;
@@ -270,7 +270,7 @@ async fn dropped_or_invalid_view_is_retried_until_restored() {
 #[tokio::test]
 async fn reload_triggers_a_full_load() {
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let server = Server::start_with(&db.url, &SETTINGS).await;
     // No trigger fires for a change of the view.
     db.sql("CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, upper(name) AS name, download_url, \

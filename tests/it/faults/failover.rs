@@ -4,8 +4,8 @@ use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use model_catalog::postgres::session;
 use tokio_postgres::Client;
 
+use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_loads, in_sync};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::witness::{self, Witness, bump, difference, fulls, in_step};
 use crate::support::{self, Server, database, migrated, sql, until};
 
 const PAIRS: usize = 3;
@@ -17,9 +17,9 @@ async fn connect(server: &EphemeralPostgres) -> Client {
 
 /// A primary with pairs of models, and a standby that has replayed them.
 async fn primary_and_standby() -> (EphemeralPostgres, Client, EphemeralPostgres, Client) {
-    let primary = support::private(&[("wal_level", "replica"), ("wal_keep_size", "64MB")]);
+    let primary = support::start_postgres(&[("wal_level", "replica"), ("wal_keep_size", "64MB")]);
     let client = migrated(&primary.url("postgres")).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     let standby = EphemeralPostgres::standby_of(&primary).unwrap();
     let standby_client = connect(&standby).await;
     assert_eq!(sql(&standby_client, "SELECT pg_is_in_recovery()").await.as_deref(), Some("t"));
@@ -63,7 +63,7 @@ async fn failover_with_reused_transaction_ids_is_followed() {
         .unwrap();
     sql(&client, &bump(1)).await;
     sql(&client, "DELETE FROM models WHERE id = 'pair-2-x'").await;
-    in_step(&server, &client).await;
+    in_sync(&server, &client).await;
     assert_eq!(server.get("/api/models/pair-0-a").await.json()["name"], "lost");
     drop(client);
     primary.stop("KILL").unwrap();
@@ -79,8 +79,8 @@ async fn failover_with_reused_transaction_ids_is_followed() {
     in_step(&server, &standby_client).await;
     assert_ne!(server.get("/api/models/pair-0-a").await.json()["name"], "lost");
     sql(&standby_client, &bump(2)).await;
-    in_step(&server, &standby_client).await;
-    assert_eq!(fulls(&server, 2.0).await, 2.0);
+    in_sync(&server, &standby_client).await;
+    assert_eq!(full_loads(&server, 2.0).await, 2.0);
     server.until_logged("the database has another history", 1).await;
     witness.finish().await;
 }
@@ -89,10 +89,10 @@ async fn failover_with_reused_transaction_ids_is_followed() {
 async fn standby_is_polled_until_it_is_promoted() {
     let (primary, client, standby, standby_client) = primary_and_standby().await;
     let server = Server::start_with(&standby.url("postgres"), &SETTINGS).await;
-    let witness = Witness::start(&server, PAIRS, false);
+    let witness = ConsistencyReaders::start(&server, PAIRS, false);
     for pair in 0..PAIRS {
         sql(&client, &bump(pair)).await;
-        in_step(&server, &client).await;
+        in_sync(&server, &client).await;
     }
     let message = "this is a hot standby";
     let ready = server.get("/readyz").await.json();
@@ -121,11 +121,11 @@ async fn standby_is_polled_until_it_is_promoted() {
 async fn changes_under_transaction_ids_reused_after_a_crash_are_served() {
     let mut postgres = support::private(&[("wal_writer_delay", "10s"), ("bgwriter_delay", "10s")]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     let proxy = Proxy::before(&postgres).await;
     let server = Server::start_with(&proxy.url("postgres"), &SETTINGS).await;
     sql(&client, &bump(0)).await;
-    in_step(&server, &client).await;
+    in_sync(&server, &client).await;
 
     let mut lost = 0_u64;
     for _ in 0..4 {
@@ -176,7 +176,7 @@ fn kill(signal: &str, pid: &str) {
 async fn change_lost_in_a_crash_is_never_served() {
     let mut postgres = support::private(&[("wal_writer_delay", "10s")]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     let server = Server::start_with(&postgres.url("postgres"), &SETTINGS).await;
     // The process that would flush them on its own.
     let writer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'";
@@ -187,7 +187,7 @@ async fn change_lost_in_a_crash_is_never_served() {
     for _ in 0..5 {
         sql(&client, &bump(0)).await;
     }
-    in_step(&server, &client).await;
+    in_sync(&server, &client).await;
     assert_eq!(server.get("/api/models/pair-0-a").await.json()["description"], "5");
     // The WAL writer must die after the postmaster, and before `stop` returns.
     let postmaster = postgres.pid().unwrap();
@@ -198,7 +198,7 @@ async fn change_lost_in_a_crash_is_never_served() {
     postgres.resume().unwrap();
     let client = connect(&postgres).await;
     sql(&client, &bump(1)).await;
-    tokio::time::timeout(support::PATIENCE, in_step(&server, &client))
+    tokio::time::timeout(support::WAIT_LIMIT, in_sync(&server, &client))
         .await
         .unwrap_or_else(|_| panic!("a change that the crash lost is served"));
 }

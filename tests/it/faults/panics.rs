@@ -6,12 +6,12 @@ use std::net::TcpStream;
 
 use crate::faults::clock_skew::libfaketime;
 use crate::support::raw::Raw;
-use crate::support::{Db, PATIENCE, Server};
+use crate::support::{Db, Server, WAIT_LIMIT};
 
 /// Sends a request and returns whatever arrives before the connection ends.
 fn send(address: &str, request: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
     let mut response = String::new();
     // The connection may be reset.

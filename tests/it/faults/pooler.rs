@@ -6,7 +6,7 @@ use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use model_catalog::postgres::session;
 
 use crate::cli::check::check_with;
-use crate::support::witness::{self, Witness, bump, in_step};
+use crate::support::consistency::{self, ConsistencyReaders, bump, in_sync};
 use crate::support::{self, Server, database, migrated, sql, until};
 
 const PAIRS: usize = 3;
@@ -62,7 +62,7 @@ async fn transaction_pooler_is_polled() {
         assert_eq!(server.get("/readyz").await.json()["follow"], "polling");
         for pair in 0..PAIRS {
             sql(&client, &bump(pair)).await;
-            in_step(&server, &client).await;
+            in_sync(&server, &client).await;
         }
         check_with(&bouncer.url, &[]).only("warning", "server", "behind a pooler");
         sql(&client, "SELECT model_catalog.reload()").await;

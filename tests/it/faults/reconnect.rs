@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use model_catalog::postgres::session;
 use tokio::task::JoinHandle;
 
-use crate::support::{Db, ONLY_THE_BELL, Server, database, migrated, private, sql};
+use crate::support::{Db, NOTIFY_ONLY, Server, database, migrated, sql, start_postgres};
 
 const TERMINATE_LISTENER: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                                 WHERE datname = current_database() AND application_name LIKE 'model-catalog%' AND pid <> pg_backend_pid()";
@@ -17,7 +17,7 @@ const ADD: &str = "INSERT INTO models (id, name, download_url, save_path) \
 async fn change_after_listener_termination_is_served() {
     let db = Db::new().await;
     db.add("a").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     for number in 0..5 {
         assert!(db.sql(TERMINATE_LISTENER).await.is_some(), "no listener to terminate");
         db.sql(&format!("UPDATE models SET name = '{number}' WHERE id = 'a'")).await;
@@ -36,7 +36,7 @@ async fn change_while_disconnected_is_served_on_reconnect() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let admin = session::connect(&database(&db.url.replace(&db.name, "postgres"))).await.unwrap();
     sql(&admin, &format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", db.name)).await;
     db.sql(TERMINATE_LISTENER).await;

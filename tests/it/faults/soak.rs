@@ -12,9 +12,9 @@ use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use model_catalog::postgres::session;
 use tokio_postgres::Client;
 
-use crate::support::hostile_clients::Hostile;
+use crate::support::consistency::{self, ConsistencyReaders, bump, in_sync};
+use crate::support::hostile_clients::HostileClients;
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::witness::{self, Witness, bump, in_step};
 use crate::support::{self, Server, database, migrated, sql, until};
 use crate::sync::snapshot_file::SmallDisk;
 
@@ -229,7 +229,7 @@ async fn assert_no_leak(server: &Server, at_start: &Usage) {
 async fn random_changes_under_random_faults_stay_consistent() {
     let postgres = support::private(&[("wal_level", "replica"), ("wal_keep_size", "64MB")]);
     let client: Client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     drop(client);
     let (proxy, writers) = (Proxy::before(&postgres).await, Proxy::before(&postgres).await);
     let mut environment = Environment { postgres, proxy, writers, disk: SmallDisk::mount("4m") };
@@ -253,7 +253,7 @@ async fn random_changes_under_random_faults_stay_consistent() {
     let mut faults = std::collections::BTreeMap::<_, u32>::new();
     let (mut actions, mut thirds) = (std::collections::BTreeMap::<_, u32>::new(), Vec::new());
     for third in 1..=3 {
-        let hostile = Hostile::start(&server.address, 4);
+        let hostile = HostileClients::start(&server.address, 4);
         loop {
             *faults.entry(environment.inject_fault().await).or_default() += 1;
             // Sometimes longer than the poll interval, so that the server gets in sync between faults.
@@ -286,7 +286,7 @@ async fn random_changes_under_random_faults_stay_consistent() {
         sql(&client, others).await.as_deref() == Some("0")
     })
     .await;
-    in_step(&server, &client).await;
+    in_sync(&server, &client).await;
     let audits = server.metric("catalog_refreshes_total{kind=\"audit\",outcome=\"ok\"}").await;
     server
         .until("a final audit is done", |s| async move {

@@ -10,7 +10,7 @@ use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use model_catalog::postgres::session;
 
 use crate::cli::check::check_with;
-use crate::support::witness::{self, in_step};
+use crate::support::consistency::{self, in_sync};
 use crate::support::{Server, migrated, sql};
 
 const PASSWORD: &str = "s3cret-hunter2";

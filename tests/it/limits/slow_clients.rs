@@ -1,13 +1,11 @@
 //! Clients that are slow, greedy or mean: each is ended or refused, and the others are answered all the while.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Socket, Type};
-
-use crate::support::raw::Raw;
-use crate::support::{PATIENCE, Server, plain, raise_descriptors, until, with_a};
+use crate::support::raw::{Raw, connect, read_to_close};
+use crate::support::{Server, WAIT_LIMIT, model_json, raise_fd_limit, start_with_model_a, until};
 
 const HALF_A_HEAD: &str = "GET /api/models/a HTTP/1.1\r\nx: ";
 /// A shape that only the library reads.
@@ -16,39 +14,10 @@ const HALF_A_BODY: &str = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ncontent
 const HALF_A_CHUNK: &str = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2328\r\n";
 const NOTHING: &str = "";
 
-pub fn connect(address: &str) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream
-}
-
-/// Connects from another address of this machine.
-fn connect_from(source: Ipv4Addr, address: &str) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
-    socket.connect(&address.parse::<SocketAddr>().unwrap().into()).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket.into()
-}
-
-/// All that comes until the other side ends the connection, which it must.
-pub fn rest(stream: &mut TcpStream) -> String {
-    let mut all = Vec::new();
-    match stream.read_to_end(&mut all) {
-        Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("the connection was not ended"),
-        // A reset is an end, too.
-        _ => String::from_utf8_lossy(&all).into_owned(),
-    }
-}
-
-pub fn statuses(answers: &str) -> Vec<u16> {
-    let lines = answers.lines().filter_map(|line| line.split("HTTP/1.1 ").nth(1));
-    lines.filter_map(|line| line.get(..3)?.parse().ok()).collect()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_slow_is_cut_whatever_was_begun_and_who_gets_on_is_not() {
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "600ms"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
+async fn slow_clients_are_disconnected() {
+    let (_db, server) =
+        start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "600ms"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
     let (mut normal, begun) = (Raw::open(&server.address), Instant::now());
     let slow: Vec<_> = [NOTHING, HALF_A_HEAD, HALF_OF_ANOTHER, HALF_A_BODY, HALF_A_CHUNK]
         .into_iter()
@@ -65,7 +34,7 @@ async fn who_is_slow_is_cut_whatever_was_begun_and_who_gets_on_is_not() {
                 }
                 stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
                 let _ = stream.write_all(beginning.as_bytes());
-                let deadline = Instant::now() + PATIENCE;
+                let deadline = Instant::now() + WAIT_LIMIT;
                 while Instant::now() < deadline {
                     match stream.read(&mut [0; 4096]) {
                         Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -77,7 +46,7 @@ async fn who_is_slow_is_cut_whatever_was_begun_and_who_gets_on_is_not() {
                         let _ = stream.write_all(b"1");
                     }
                 }
-                panic!("not cut in {PATIENCE:?}: {beginning:?}, answered before: {before:?}");
+                panic!("not cut in {WAIT_LIMIT:?}: {beginning:?}, answered before: {before:?}");
             })
         })
         .collect();
@@ -92,67 +61,23 @@ async fn who_is_slow_is_cut_whatever_was_begun_and_who_gets_on_is_not() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_ended_after_the_idle_timeout() {
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "100ms"), ("CATALOG_IDLE_TIMEOUT", "1s")]).await;
+async fn idle_connections_are_closed_after_the_idle_timeout() {
+    let (_db, server) =
+        start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "100ms"), ("CATALOG_IDLE_TIMEOUT", "1s")]).await;
     // `absent` is answered by the library, `a` is not.
     for path in ["/api/models/a", "/api/models/absent"] {
         let mut idle = Raw::open(&server.address);
         idle.get(path);
         let answered = Instant::now();
-        idle.ends();
+        idle.expect_close();
         assert!(answered.elapsed() >= Duration::from_millis(900), "{path}: cut after {:?}", answered.elapsed());
     }
 }
 
 #[tokio::test]
-async fn one_address_has_so_many_connections_and_no_more() {
-    let (_db, server) = with_a(&[("CATALOG_MAX_CONNECTIONS_PER_ADDR", "5")]).await;
-    let request = b"GET /api/models/a HTTP/1.1\r\nhost: x\r\n\r\n";
-    let mut open = Vec::new();
-    let refusal = loop {
-        let mut stream = connect(&server.address);
-        stream.write_all(request).unwrap();
-        let mut answer = vec![0; 4096];
-        let length = stream.read(&mut answer).unwrap();
-        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
-        if !answer.starts_with("HTTP/1.1 200 ") {
-            break answer + &rest(&mut stream);
-        }
-        open.push(stream);
-        assert!(open.len() <= 5, "more than the limit");
-    };
-    // The test's own client may have one.
-    assert!(open.len() >= 4, "{}", open.len());
-    assert!(refusal.starts_with("HTTP/1.1 429 ") && refusal.contains("\r\nretry-after: 1\r\n"), "{refusal}");
-    assert!(refusal.ends_with(r#"{"error":"your address has too many connections open"}"#), "{refusal}");
-
-    let mut other = connect_from(Ipv4Addr::new(127, 77, 1, 1), &server.address);
-    other.write_all(b"GET /api/models/a HTTP/1.1\r\nconnection: close\r\n\r\n").unwrap();
-    assert_eq!(statuses(&rest(&mut other)), [200]);
-
-    drop(open);
-    until("there is room again", async || {
-        let mut stream = connect(&server.address);
-        stream.write_all(b"GET /api/models/a HTTP/1.1\r\nconnection: close\r\n\r\n").unwrap();
-        statuses(&rest(&mut stream)) == [200]
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_load_balancers_connections_are_not_counted() {
-    let settings = [("CATALOG_MAX_CONNECTIONS_PER_ADDR", "2"), ("CATALOG_TRUSTED_PROXIES", "10.0.0.0/8,127.0.0.1")];
-    let (_db, server) = with_a(&settings).await;
-    let mut open: Vec<_> = (0..10).map(|_| Raw::open(&server.address)).collect();
-    for connection in &mut open {
-        assert_eq!(connection.get("/api/models/a").status, 200);
-    }
-}
-
-#[tokio::test]
-async fn who_does_not_read_takes_little_memory_and_not_for_long() {
+async fn client_that_does_not_read_is_disconnected_with_bounded_memory() {
     let settings = [("CATALOG_REQUEST_TIMEOUT", "1s"), ("CATALOG_IDLE_TIMEOUT", "1s")];
-    let (db, server) = with_a(&settings).await;
+    let (db, server) = start_with_model_a(&settings).await;
     db.sql("UPDATE models SET description = repeat('x', 20000)").await;
     // On connections of their own: a pooled one may be ended just when it is used.
     let get = |path: &str| Raw::open(&server.address).get(path);
@@ -172,55 +97,9 @@ async fn who_does_not_read_takes_little_memory_and_not_for_long() {
         let grown = memory() - before;
         assert!(grown < 16e6, "{grown} bytes for one client that does not read");
         // It is cut with answers unsent: what is left ends in the middle, or in a reset.
-        rest(&mut stream);
+        read_to_close(&mut stream);
     }
     assert_eq!(get("/api/models/a").status, 200);
-}
-
-#[tokio::test]
-async fn a_body_without_end_is_cut_at_the_limit() {
-    let (_db, server) = with_a(&[("CATALOG_MAX_BODY_BYTES", "10000")]).await;
-    let mut stream = connect(&server.address);
-    stream.write_all(b"POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
-    let chunk = format!("3e8\r\n{}\r\n", "1".repeat(1000));
-    // Until it is refused; the kernel's buffers take some more.
-    let sent = (0..1_000_000).take_while(|_| stream.write_all(chunk.as_bytes()).is_ok()).count();
-    assert!(sent < 1_000_000, "the server takes chunks without end");
-    assert_eq!(server.get("/api/models/a").await.status, 200);
-
-    // Within what the kernel takes at once, the answer arrives.
-    let mut stream = connect(&server.address);
-    let body = format!("3e8\r\n{}\r\n", "1".repeat(1000)).repeat(11);
-    let head = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
-    stream.write_all((head.to_owned() + &body).as_bytes()).unwrap();
-    assert_eq!(statuses(&rest(&mut stream)), [413]);
-}
-
-#[tokio::test]
-async fn a_flood_of_headers_is_431() {
-    let (_db, server) = with_a(&[]).await;
-    let long = "x".repeat(40_000);
-    let many: String = (0..101).map(|number| format!("x-{number}: 1\r\n")).collect();
-    for flood in [
-        format!("GET /api/models/a HTTP/1.1\r\n{many}\r\n"),
-        format!("GET /api/models/a HTTP/1.1\r\nx: {long}\r\n\r\n"),
-        format!("GET /api/models/a HTTP/1.1\r\nx: {long}"),
-        format!("GET /api/models/a HTTP/1.1\r\n{long}: x"),
-        format!("GET /{long} HTTP/1.1\r\n\r\n"),
-        format!("POST /api/models/batch HTTP/1.1\r\ncontent-length: 2\r\nx: {long}\r\n\r\n{{}}"),
-        format!("DELETE /api/models/a HTTP/1.1\r\n{}", "x: y\r\n".repeat(6_000)),
-    ] {
-        let mut stream = connect(&server.address);
-        let _ = stream.write_all(flood.as_bytes());
-        let answer = rest(&mut stream);
-        // What is left unread makes the end a reset, which may overtake the answer.
-        assert!(statuses(&answer) == [431] || answer.is_empty(), "{answer:?} to {}", &flood[..60]);
-    }
-    // Whose head ends where it is too long is told.
-    let mut stream = connect(&server.address);
-    stream.write_all(format!("GET /api/models/a HTTP/1.1\r\n{many}\r\n").as_bytes()).unwrap();
-    assert_eq!(statuses(&rest(&mut stream)), [431]);
-    assert_eq!(server.get("/api/models/a").await.status, 200);
 }
 
 /// Connections that each have sent the beginning of a request.
@@ -237,15 +116,15 @@ fn hold(server: &Server, count: usize) -> Vec<TcpStream> {
 const SLOW_CLIENTS: usize = 2_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_thousand_slow_clients_keep_nobody_from_an_answer() {
-    raise_descriptors();
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "15s"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
+async fn two_thousand_slow_clients_do_not_block_others() {
+    raise_fd_limit();
+    let (_db, server) = start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "15s"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
     let slow = hold(&server, SLOW_CLIENTS);
     let open = async || server.metric("catalog_http_connections").await;
     until("all slow clients are held", async || open().await >= SLOW_CLIENTS as f64).await;
     let mut kept = Raw::open(&server.address);
     for _ in 0..200 {
-        assert_eq!(kept.get("/api/models/a").text(), plain("a"));
+        assert_eq!(kept.get("/api/models/a").text(), model_json("a"));
         assert_eq!(Raw::open(&server.address).get("/api/models/a").status, 200);
     }
     assert!(open().await >= SLOW_CLIENTS as f64, "they were cut too early for this test");
@@ -272,9 +151,9 @@ fn p99(server: &Server, requests: usize) -> u128 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures: make slow-clients"]
-async fn figures_beside_two_thousand_slow_clients() {
-    raise_descriptors();
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "1h")]).await;
+async fn measure_two_thousand_slow_clients() {
+    raise_fd_limit();
+    let (_db, server) = start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "1h")]).await;
     let memory = async || server.metric("process_resident_memory_bytes").await;
     p99(&server, 5_000);
     let (idle, before) = (p99(&server, 20_000), memory().await);

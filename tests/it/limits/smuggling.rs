@@ -3,9 +3,8 @@
 use std::io::Write;
 use std::net::Shutdown;
 
-use crate::limits::slow_clients::{connect, rest, statuses};
-use crate::support::raw::Raw;
-use crate::support::with_a;
+use crate::support::raw::{Raw, connect, read_to_close, statuses};
+use crate::support::start_with_model_a;
 
 const BATCH: &str = "POST /api/models/batch HTTP/1.1\r\n";
 const SMUGGLED: &str = "GET /api/models/smuggled HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -68,13 +67,13 @@ fn shapes() -> Vec<(String, u16)> {
 }
 
 #[tokio::test]
-async fn nothing_is_smuggled_behind_a_request_that_can_be_read_in_two_ways() {
-    let (_db, server) = with_a(&[]).await;
+async fn ambiguous_requests_smuggle_nothing() {
+    let (_db, server) = start_with_model_a(&[]).await;
     for (shape, status) in shapes() {
         let mut stream = connect(&server.address);
         stream.write_all((shape.clone() + SMUGGLED).as_bytes()).unwrap();
         let _ = stream.shutdown(Shutdown::Write);
-        let answers = rest(&mut stream);
+        let answers = read_to_close(&mut stream);
         // A refusal ends the connection with bytes unread: its reset may overtake the answer.
         let refused = status == 400 && answers.is_empty();
         assert!(refused || statuses(&answers) == [status], "not {status} alone: {answers:?} to {shape:?}");
@@ -85,8 +84,8 @@ async fn nothing_is_smuggled_behind_a_request_that_can_be_read_in_two_ways() {
 }
 
 #[tokio::test]
-async fn two_hosts_are_refused_and_a_bare_line_feed_ends_a_line() {
-    let (_db, server) = with_a(&[]).await;
+async fn two_host_headers_return_400_and_bare_line_feeds_are_accepted() {
+    let (_db, server) = start_with_model_a(&[]).await;
     for (request, status) in [
         ("GET /api/models/a HTTP/1.1\r\nhost: x\r\nhost: x\r\n\r\n", 400),
         ("GET /api/models/a HTTP/1.1\r\nhost: x\r\nHost: y\r\nte: x\r\n\r\n", 400),
@@ -97,13 +96,13 @@ async fn two_hosts_are_refused_and_a_bare_line_feed_ends_a_line() {
     ] {
         let mut raw = Raw::open(&server.address);
         raw.send(request);
-        assert_eq!(raw.answer().status, status, "{request:?}");
+        assert_eq!(raw.response().status, status, "{request:?}");
     }
 }
 
 #[tokio::test]
-async fn what_is_answered_without_its_body_is_the_last_on_its_connection() {
-    let (_db, server) = with_a(&[]).await;
+async fn unread_request_body_closes_the_connection() {
+    let (_db, server) = start_with_model_a(&[]).await;
     for (head, status) in [
         ("POST /api/models/a HTTP/1.1\r\nhost: x", 405),
         ("POST /absent HTTP/1.1\r\nhost: x", 404),
@@ -114,7 +113,7 @@ async fn what_is_answered_without_its_body_is_the_last_on_its_connection() {
             for next in ["\0", SMUGGLED] {
                 let mut stream = connect(&server.address);
                 stream.write_all(format!("{head}\r\n{expect}content-length: 3\r\n\r\nabc{next}").as_bytes()).unwrap();
-                let answers = rest(&mut stream);
+                let answers = read_to_close(&mut stream);
                 assert_eq!(statuses(&answers), [status], "{answers:?} to {head:?}, {expect:?}, {next:?}");
                 assert!(answers.contains("connection: close\r\n"), "{answers:?}");
             }

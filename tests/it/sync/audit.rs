@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use crate::support::witness::{self, Witness, bump, difference, in_step};
+use crate::support::consistency::{self, ConsistencyReaders, bump, difference, in_sync};
 use crate::support::{Db, Server, sql};
 
 const PAIRS: usize = 10;
@@ -12,7 +12,7 @@ const MISMATCHES: &str = "catalog_audit_mismatches_total";
 
 async fn start() -> (Db, Server) {
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let settings = [("CATALOG_AUDIT_INTERVAL", "200ms"), ("CATALOG_POLL_INTERVAL", "100ms")];
     let server = Server::start_with(&db.url, &settings).await;
     (db, server)
@@ -26,7 +26,7 @@ async fn wait_for_audits(server: &Server, times: f64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_writes_are_not_counted_as_mismatches() {
     let (db, server) = start().await;
-    let witness = Witness::start(&server, PAIRS, false);
+    let witness = ConsistencyReaders::start(&server, PAIRS, false);
     let stop = Arc::new(AtomicBool::new(false));
     let mut writers = Vec::new();
     for writer in 0..3 {

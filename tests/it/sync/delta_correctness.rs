@@ -17,7 +17,7 @@ use model_catalog::postgres::session::{self, Session};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use crate::support::{ONLY_THE_BELL, Server, database, migrated, private, sql};
+use crate::support::{NOTIFY_ONLY, Server, database, migrated, sql, start_postgres};
 
 const WRITERS: usize = 8;
 /// Few enough that writers conflict all the time.
@@ -189,7 +189,7 @@ async fn deltas_match_the_table_beside_concurrent_writers() {
     let cluster = private(&[("deadlock_timeout", "20ms")]);
     let url = cluster.url("postgres");
     let client = migrated(&url).await;
-    let server = Server::start_with(&url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&url, NOTIFY_ONLY).await;
     let session = Session::open(&database(&url), || {}).await.unwrap();
     let mut position = session.begin().await.unwrap();
     session.commit().await.unwrap();

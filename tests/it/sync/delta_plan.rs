@@ -4,7 +4,7 @@
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use crate::support::{migrated, private, sql};
+use crate::support::{migrated, sql, start_postgres};
 
 const ROWS: u32 = 100_000;
 const FILL: &str = "INSERT INTO models SELECT 'model-' || n, 'name', 'https://example.org/' || n, 1.5, NULL, false, NULL, \

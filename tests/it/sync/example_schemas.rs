@@ -15,13 +15,13 @@ struct Example {
 impl Example {
     async fn new(file: &str) -> Self {
         let db = Db::empty().await;
-        bare(&db.url).await;
+        migrate_without_table(&db.url).await;
         db.sql(file).await;
         let role = format!("server_{}", db.name);
         let rights = "USAGE ON SCHEMA model_catalog TO {}; GRANT SELECT ON ALL TABLES IN SCHEMA model_catalog TO {}";
         db.sql(&format!("CREATE ROLE {role} LOGIN; GRANT {}", rights.replace("{}", &role))).await;
         let url = db.url.replace("user=postgres", &format!("user={role}"));
-        let server = Server::start_with(&url, ONLY_THE_BELL).await;
+        let server = Server::start_with(&url, NOTIFY_ONLY).await;
         Self { db, server }
     }
 

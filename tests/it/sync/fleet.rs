@@ -5,7 +5,7 @@ use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use tokio_postgres::Client;
 use tokio_postgres::error::DbError;
 
-use crate::support::{self, ONLY_THE_BELL, PATIENCE, Server, migrated, private, sql};
+use crate::support::{self, NOTIFY_ONLY, Server, WAIT_LIMIT, migrated, sql, start_postgres};
 
 /// A cluster with three models, and replicas that follow by notifications only.
 struct Fleet {
@@ -16,7 +16,7 @@ struct Fleet {
 
 impl Fleet {
     async fn with(names: &[&str]) -> Self {
-        let postgres = private(&[]);
+        let postgres = start_postgres(&[]);
         let client = migrated(&postgres.url("postgres")).await;
         let insert = "INSERT INTO models (id, name, download_url, save_path) \
                       SELECT id, 'first', 'https://example.org/x', 'x' FROM unnest('{a,b,c}'::text[]) id";

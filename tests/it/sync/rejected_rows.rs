@@ -1,6 +1,6 @@
 //! Rows that could harm a machine are rejected one by one, and each rejection is logged once.
 
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
 const ESCAPING_PATH: &str = "UPDATE models SET save_path = '../../etc/passwd', name = 'evil' WHERE id = 'a'";
 
@@ -17,7 +17,7 @@ async fn bad_row_is_rejected_alone_and_its_last_good_version_stays_served() {
     for id in ["a", "b", "c"] {
         db.add(id).await;
     }
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let good = server.get("/api/models/a").await;
 
     db.sql(&format!("BEGIN; {ESCAPING_PATH}; UPDATE models SET name = 'fine' WHERE id IN ('b', 'c'); COMMIT")).await;

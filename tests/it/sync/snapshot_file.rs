@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use model_catalog::loader::snapshot_file as file;
 
+use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_loads, in_sync};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::witness::{self, Witness, bump, difference, fulls, in_step};
 use crate::support::{self, Db, Server, migrated, sql};
 
 const PAIRS: usize = 20;
@@ -58,7 +58,7 @@ async fn terminate(server: &Server) {
 /// A database with pairs and a snapshot file of it.
 async fn database_and_file() -> (Db, Folder) {
     let (db, folder) = (Db::new().await, Folder::new());
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let server = start(&db.url, &folder.file()).await;
     wait_for_write(&server).await;
     terminate(&server).await;
@@ -69,7 +69,7 @@ async fn database_and_file() -> (Db, Folder) {
 async fn start_without_database_serves_the_file_then_catches_up_with_a_delta() {
     let postgres = support::private(&[]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     let proxy = Proxy::before(&postgres).await;
     let folder = Folder::new();
     let url = proxy.url("postgres");
@@ -77,7 +77,7 @@ async fn start_without_database_serves_the_file_then_catches_up_with_a_delta() {
     // SIGTERM writes the last snapshot at once, without the pause between two writes.
     wait_for_write(&server).await;
     sql(&client, &bump(0)).await;
-    in_step(&server, &client).await;
+    in_sync(&server, &client).await;
     let revision = server.get("/api/models/pair-0-a").await.revision();
     terminate(&server).await;
 
@@ -104,16 +104,16 @@ async fn start_without_database_serves_the_file_then_catches_up_with_a_delta() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn file_of_another_history_is_served_until_postgres_responds() {
     let (_, folder) = database_and_file().await;
-    let postgres = support::private(&[]);
+    let postgres = support::start_postgres(&[]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, 2).await;
+    consistency::add_pairs(&client, 2).await;
     let proxy = Proxy::before(&postgres).await;
     proxy.set(Mode::Refuse).await;
     let server = start(&proxy.url("postgres"), &folder.file()).await;
     assert_eq!(server.get("/readyz").await.json()["models"], 2 * PAIRS);
     proxy.set(Mode::Pass).await;
-    in_step(&server, &client).await;
-    assert_eq!(fulls(&server, 1.0).await, 1.0);
+    in_sync(&server, &client).await;
+    assert_eq!(full_loads(&server, 1.0).await, 1.0);
     server.until_logged("the database has another history", 1).await;
     // The file is replaced, too.
     wait_for_write(&server).await;
@@ -131,8 +131,8 @@ async fn changed_rules_force_a_full_load() {
     terminate(&server).await;
     let settings = [("CATALOG_SNAPSHOT_FILE", &*folder.file()), ("CATALOG_URL_SCHEMES", "https,s3")];
     let server = Server::start_with(&db.url, &settings).await;
-    in_step(&server, &db.client).await;
-    assert_eq!((fulls(&server, 1.0).await, server.get("/api/models/s3").await.status), (1.0, 200));
+    in_sync(&server, &db.client).await;
+    assert_eq!((full_loads(&server, 1.0).await, server.get("/api/models/s3").await.status), (1.0, 200));
 }
 
 #[tokio::test]
@@ -246,11 +246,11 @@ async fn full_disk_stops_only_the_snapshot_file() {
         return eprintln!("skipped: this process can't mount a tmpfs");
     };
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let server = start(&db.url, &disk.file()).await;
     wait_for_write(&server).await;
     let before = std::fs::read(disk.file()).unwrap();
-    let witness = Witness::start(&server, PAIRS, false);
+    let witness = ConsistencyReaders::start(&server, PAIRS, false);
     db.sql(
         "INSERT INTO models (id, name, download_url, save_path) \
             SELECT 'big' || n, repeat('x', 1000), 'https://example.org/', 'a/b' FROM generate_series(1, 100) n",
@@ -285,7 +285,7 @@ fn list_files(folder: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_at_any_moment_leaves_a_valid_file() {
     let (db, folder) = (Db::new().await, Folder::new());
-    witness::add_pairs(&db.client, 4_000).await;
+    consistency::add_pairs(&db.client, 4_000).await;
     for round in 0..20_u64 {
         db.sql(&bump(0)).await;
         let server = start(&db.url, &folder.file()).await;
@@ -311,7 +311,7 @@ async fn kill_at_any_moment_leaves_a_valid_file() {
         }
     }
     let server = start(&db.url, &folder.file()).await;
-    in_step(&server, &db.client).await;
+    in_sync(&server, &db.client).await;
     assert_eq!(operations(&server, "read", "error").await, 0.0);
 }
 

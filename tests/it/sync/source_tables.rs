@@ -1,6 +1,6 @@
 //! Rows that change by other means than a plain statement on the watched table: COPY, MERGE, partitions, cascades.
 
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
 /// The statement that creates the view over a relation with the columns `id` and `name`.
 fn view(from: &str) -> String {
@@ -16,7 +16,7 @@ const NO_DEPENDENCIES: &str = "'[]'::jsonb AS dependencies, NULL::text AS descri
 #[tokio::test]
 async fn copy_merge_upsert_and_writable_cte_are_served() {
     let db = Db::new().await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let columns = "(id, name, download_url, save_path)";
     db.sql(&format!(
         "COPY models {columns} FROM PROGRAM $$printf '%s,x,https://example.org/x,x\\n' one two$$ (FORMAT csv)"
@@ -118,7 +118,7 @@ async fn cascades_and_join_table_changes_are_served() {
         "{make} {from} SELECT model_catalog.watch('members', 'id'); SELECT model_catalog.watch('needs', 'model')"
     ))
     .await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     assert_eq!(server.field("f1", "dependencies").await, serde_json::json!(["vae"]));
 
     db.sql("INSERT INTO needs VALUES ('f1', 't5'), ('s1', 'vae')").await;

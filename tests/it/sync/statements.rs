@@ -2,15 +2,15 @@
 
 use serde_json::json;
 
-use crate::support::live::{bells, unheard};
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use crate::support::change_log::{assert_unnoticed, notifications};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
 #[tokio::test]
 async fn insert_update_delete_and_truncate_are_served() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let empty = {
         let nothing = Db::new().await;
         Server::start(&nothing).await.get("/api/models/x").await.revision()
@@ -52,7 +52,7 @@ async fn statements_without_effect_send_no_notification() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let upsert = "INSERT INTO models SELECT * FROM models ON CONFLICT (id) DO UPDATE SET name = excluded.name, \
                   download_url = excluded.download_url, dependencies = excluded.dependencies";
     let without_effect = [
@@ -80,12 +80,12 @@ async fn statements_without_effect_send_no_notification() {
 #[tokio::test]
 async fn transaction_sends_one_notification() {
     let db = Db::new().await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
-    let before = bells(&db, &server).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
+    let before = notifications(&db, &server).await;
     db.sql(
         "BEGIN; INSERT INTO models (id, name, download_url, save_path) \
          SELECT n::text, 'x', 'https://example.org/x', 'x' FROM generate_series(1, 500) n; \
-         UPDATE models SET name = 'y' WHERE id <> 'heard'; DELETE FROM models WHERE id = '500'; COMMIT",
+         UPDATE models SET name = 'y' WHERE id <> 'marker'; DELETE FROM models WHERE id = '500'; COMMIT",
     )
     .await;
     server.until_named("499", "y").await;
@@ -104,7 +104,7 @@ async fn numeric_scale_does_not_change_the_revision() {
          SELECT model_catalog.watch('sizes', 'id')",
     )
     .await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let before = server.get("/api/models/a").await;
     let refreshes = server.refreshes("delta").await;
     db.sql("UPDATE sizes SET gb = 23.80 WHERE id = 'a'").await;

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use tokio::task::JoinHandle;
 
-use crate::support::live::{bells, logged, unheard};
-use crate::support::{Db, ONLY_THE_BELL, PATIENCE, Server, sql};
+use crate::support::change_log::{assert_unnoticed, change_log, notifications};
+use crate::support::{Db, NOTIFY_ONLY, Server, WAIT_LIMIT, sql};
 
 /// Minimum number of distinct states that readers must have seen.
 const MIN_STATES: usize = 300;
@@ -19,7 +19,7 @@ async fn transactions_are_served_atomically() {
         db.add(id).await;
     }
     db.sql("UPDATE models SET name = '0'").await;
-    let server = Arc::new(Server::start_with(&db.url, ONLY_THE_BELL).await);
+    let server = Arc::new(Server::start_with(&db.url, NOTIFY_ONLY).await);
     let seen = Arc::<Mutex<HashSet<String>>>::default();
 
     let reader = |server: Arc<Server>, seen: Arc<Mutex<HashSet<String>>>| async move {
@@ -62,14 +62,14 @@ async fn rolled_back_changes_leave_no_trace() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let rolled_back = [
         "BEGIN; UPDATE models SET name = 'never' WHERE id = 'a'; DELETE FROM models WHERE id = 'b'; ROLLBACK",
         "BEGIN; SAVEPOINT s; UPDATE models SET name = 'never'; ROLLBACK TO s; COMMIT",
         "BEGIN; TRUNCATE models; ROLLBACK",
         "BEGIN; SELECT model_catalog.reload(); ROLLBACK",
     ];
-    unheard(&db, &server, &rolled_back).await;
+    assert_unnoticed(&db, &server, &rolled_back).await;
 
     let before = bells(&db, &server).await;
     let xid_of_b = db.sql("SELECT xid FROM model_catalog.changes WHERE model_id = 'b'").await;
@@ -93,7 +93,7 @@ async fn long_transaction_is_served_when_it_commits() {
     for id in ["slow", "quick"] {
         db.add(id).await;
     }
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let slow = db.connect().await;
     sql(&slow, "BEGIN; UPDATE models SET name = 'slow 1' WHERE id = 'slow'").await;
     // Later transactions commit and are served while an older one is open.
@@ -106,7 +106,7 @@ async fn long_transaction_is_served_when_it_commits() {
     server.until_named("slow", "slow 1").await;
     assert_eq!(server.field("quick", "name").await, "quick 4");
     assert_eq!(server.refreshes("full").await, 1.0);
-    assert!(!logged(&db).await.is_empty());
+    assert!(!change_log(&db).await.is_empty());
 }
 
 #[tokio::test]

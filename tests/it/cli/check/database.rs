@@ -4,10 +4,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use super::{breaks, check, check_with, fix, mended, run};
-use crate::support::{Db, migrated, private, sql};
+use crate::support::{Db, migrated, sql, start_postgres};
 
 #[tokio::test]
-async fn a_healthy_database_has_nothing_to_mend() {
+async fn healthy_database_has_nothing_to_fix() {
     let db = Db::new().await;
     db.add("a").await;
     let checked = check(&db);
@@ -37,7 +37,7 @@ async fn a_healthy_database_has_nothing_to_mend() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_looked_at_is_neither_well_nor_ill() {
+async fn unreadable_objects_are_not_reported_ok() {
     // Nobody listens on port 1.
     let checked = check_with("postgres://me:s3cret@127.0.0.1:1/models", &[]);
     assert_eq!(checked.status, 2, "{checked:?}");
@@ -54,7 +54,7 @@ async fn what_cannot_be_looked_at_is_neither_well_nor_ill() {
 }
 
 #[tokio::test]
-async fn a_database_that_was_not_migrated_or_not_enough() {
+async fn missing_migrations_are_reported() {
     let db = Db::empty().await;
     let checked = check(&db);
     assert_eq!(fix(checked.only("problem", "schema", "there is no schema model_catalog")), "model-catalog migrate");
@@ -76,7 +76,7 @@ async fn a_database_that_was_not_migrated_or_not_enough() {
 }
 
 #[tokio::test]
-async fn rights_are_missed_one_by_one() {
+async fn each_missing_right_is_reported() {
     let db = Db::new().await;
     let role = format!("weird \"{}", db.name);
     let quoted = format!("\"{}\"", role.replace('"', "\"\""));
@@ -112,7 +112,7 @@ async fn rights_are_missed_one_by_one() {
 }
 
 #[tokio::test]
-async fn a_bell_rung_elsewhere() {
+async fn channel_mismatch_is_reported() {
     let db = Db::new().await;
     breaks(&db, "UPDATE model_catalog.state SET channel = 'it''s another'", "problem", "channel", "it's another").await;
     let settings = [("CATALOG_CHANNEL", "mine \\ 'own'")];
@@ -138,7 +138,7 @@ async fn without_notifications(client: TcpStream, server: UnixStream) -> std::io
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bell_that_is_not_heard() {
+async fn lost_notifications_are_reported() {
     let db = Db::new().await;
     let field = |name: &str| db.url.split(' ').find_map(|pair| pair.strip_prefix(name)).unwrap();
     let socket = format!("{}/.s.PGSQL.{}", field("host="), field("port="));
@@ -155,8 +155,8 @@ async fn a_bell_that_is_not_heard() {
 }
 
 #[tokio::test]
-async fn a_hot_standby_is_said() {
-    let primary = private(&[]);
+async fn hot_standby_is_reported() {
+    let primary = start_postgres(&[]);
     let client = migrated(&primary.url("postgres")).await;
     let standby = model_catalog::postgres::ephemeral::EphemeralPostgres::standby_of(&primary).unwrap();
     let here = sql(&client, "SELECT pg_current_wal_lsn()").await.unwrap();

@@ -398,7 +398,7 @@ async fn hosts_are_checked_by_the_program_only() {
 }
 
 #[tokio::test]
-async fn the_view_can_be_dropped_and_created_again() {
+async fn problems_view_survives_recreating_entries() {
     let db = Db::new().await;
     db.sql("DROP VIEW model_catalog.entries").await;
     let error = db.client.batch_execute("SELECT * FROM model_catalog.problems").await.unwrap_err();

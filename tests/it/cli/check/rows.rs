@@ -4,7 +4,7 @@ use super::{breaks, check, check_with, fix, run};
 use crate::support::Db;
 
 #[tokio::test]
-async fn every_refused_row_is_named_up_to_a_limit() {
+async fn rejected_rows_are_listed_up_to_a_limit() {
     let db = Db::new().await;
     db.add("good").await;
     db.sql(
@@ -35,7 +35,7 @@ async fn every_refused_row_is_named_up_to_a_limit() {
 }
 
 #[tokio::test]
-async fn hostile_ids_are_shown_harmlessly_and_found_by_their_statement() {
+async fn hostile_ids_are_escaped_and_found_by_the_printed_statement() {
     let db = Db::new().await;
     let ids =
         ["\u{1b}[2J\u{7}", "two\nlines", "it's \\ \"quoted\"", "\u{202e}txt.exe", "\u{85}", "größe", "$1 ' OR true"];
@@ -64,7 +64,7 @@ async fn hostile_ids_are_shown_harmlessly_and_found_by_their_statement() {
 }
 
 #[tokio::test]
-async fn dependencies_that_dangle_or_go_in_circles_and_hashes_of_no_kind() {
+async fn dangling_and_cyclic_dependencies_and_unknown_hashes_are_reported() {
     let db = Db::new().await;
     for id in ["a", "b", "c", "d", "selfish"] {
         db.add(id).await;

@@ -4,7 +4,7 @@ use super::{NONE, breaks, check, check_with, fix, mended, view};
 use crate::support::Db;
 
 #[tokio::test]
-async fn triggers_that_are_gone_silent_or_wrong() {
+async fn missing_disabled_and_wrong_triggers_are_reported() {
     let db = Db::new().await;
     for (statements, text) in [
         ("DROP TRIGGER model_catalog_update ON models", "public.models has no trigger for UPDATE"),
@@ -30,7 +30,7 @@ async fn triggers_that_are_gone_silent_or_wrong() {
 }
 
 #[tokio::test]
-async fn every_table_that_the_view_reads_is_found_with_its_id_column() {
+async fn every_source_table_is_found_with_its_id_column() {
     let db = Db::new().await;
     db.sql(
         "CREATE SCHEMA \"Odd 'S'\";
@@ -93,7 +93,7 @@ async fn every_table_that_the_view_reads_is_found_with_its_id_column() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_watched_is_said() {
+async fn unwatchable_sources_are_reported() {
     let db = Db::new().await;
     db.sql(
         "CREATE MATERIALIZED VIEW copied AS SELECT id FROM models; CREATE UNIQUE INDEX ON copied (id);
@@ -119,7 +119,7 @@ async fn what_cannot_be_watched_is_said() {
 }
 
 #[tokio::test]
-async fn a_look_up_that_no_index_serves() {
+async fn lookups_without_an_index_are_reported() {
     let db = Db::new().await;
     let make = "CREATE TABLE assets (uid uuid PRIMARY KEY, title text); SELECT model_catalog.watch('assets', 'uid');";
     let text = "all of public.assets is read";
@@ -149,7 +149,7 @@ async fn a_look_up_that_no_index_serves() {
 }
 
 #[tokio::test]
-async fn a_view_of_other_columns_or_types() {
+async fn view_with_wrong_columns_or_types_is_reported() {
     let db = Db::new().await;
     db.add("a").await;
     let role = format!("reader_{}", db.name);
@@ -191,7 +191,7 @@ async fn a_view_of_other_columns_or_types() {
 }
 
 #[tokio::test]
-async fn a_view_that_fails_when_it_is_read() {
+async fn view_that_fails_when_read_is_reported() {
     let db = Db::new().await;
     db.add("a").await;
     db.sql(&view("m.id", NONE, "models m").replace("NULL::numeric", "(m.name)::numeric")).await;

@@ -1,7 +1,7 @@
 //! `migrate --bare`: all but the default table, and a server that waits for a view.
 
 use super::{fingerprint, said, start_with};
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
 fn run_bare(db: &Db) -> String {
     let output = start_with(&["--bare"], &db.url, &[]).wait_with_output().unwrap();
@@ -16,7 +16,7 @@ const VIEW: &str = "CREATE VIEW model_catalog.entries AS SELECT key AS id, title
                     auth_provider, 'x/y'::text AS save_path, '[]'::jsonb AS dependencies, NULL::text AS description FROM own";
 
 #[tokio::test]
-async fn it_makes_all_but_the_default_table_and_the_server_waits_for_a_view() {
+async fn bare_migration_creates_no_table_and_the_server_waits_for_a_view() {
     let db = Db::empty().await;
     let said = run_bare(&db);
     assert!(said.contains(&format!("{MISSING} yet: define it, then call model_catalog.watch()")), "{said}");
@@ -42,7 +42,7 @@ async fn it_makes_all_but_the_default_table_and_the_server_waits_for_a_view() {
     db.sql(VIEW).await;
     db.sql("SELECT model_catalog.watch('own', 'key'); SELECT model_catalog.reload()").await;
     server.until_named("a", "there before").await;
-    let listening = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let listening = Server::start_with(&db.url, NOTIFY_ONLY).await;
     db.sql("UPDATE own SET title = 'live'").await;
     for server in [&server, &listening] {
         server.until_named("a", "live").await;
@@ -58,7 +58,7 @@ async fn it_makes_all_but_the_default_table_and_the_server_waits_for_a_view() {
 const FAILED: &str = "catalog_refreshes_total{kind=\"full\",outcome=\"error\"}";
 
 #[tokio::test]
-async fn a_view_that_is_gone_leaves_what_is_served_and_comes_back() {
+async fn dropped_view_keeps_the_last_catalog_until_recreated() {
     let db = Db::empty().await;
     run_bare(&db);
     db.sql(TABLE).await;
@@ -86,7 +86,7 @@ async fn a_view_that_is_gone_leaves_what_is_served_and_comes_back() {
 }
 
 #[tokio::test]
-async fn a_database_that_was_never_prepared_is_said() {
+async fn unmigrated_database_is_logged_and_retried() {
     let db = Db::empty().await;
     let server = Server::spawn(&db.url, &[("CATALOG_POLL_INTERVAL", "50ms")]).await;
     server.until("it is said", |s| async move { s.logged("is not migrated") == 1 }).await;

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
-use crate::support::{Db, ONLY_THE_BELL, Server, database, sql};
+use crate::support::{Db, NOTIFY_ONLY, Server, database, sql};
 
 /// What a role that `serve` connects as needs, and all it needs.
 const SERVE: [&str; 4] = [
@@ -36,9 +36,9 @@ async fn refused(client: &Client, statement: &str) {
 }
 
 #[tokio::test]
-async fn a_writer_of_models_needs_no_other_right() {
+async fn writers_need_no_rights_beyond_their_tables() {
     let db = Db::new().await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let (writer, url) = role(&db, "writer").await;
     grant(&db, &["INSERT, UPDATE, DELETE, SELECT, TRUNCATE ON models"], &writer).await;
     let client = session::connect(&database(&url)).await.unwrap();
@@ -64,12 +64,12 @@ async fn a_writer_of_models_needs_no_other_right() {
 }
 
 #[tokio::test]
-async fn a_role_that_serves_needs_just_these_rights() {
+async fn server_role_needs_exactly_these_rights() {
     let db = Db::new().await;
     db.add("a").await;
     let (reader, url) = role(&db, "reader").await;
     grant(&db, &SERVE, &reader).await;
-    let server = Server::start_with(&url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&url, NOTIFY_ONLY).await;
     db.sql("UPDATE models SET name = 'by a delta'").await;
     server.until_named("a", "by a delta").await;
     db.sql("SELECT model_catalog.reload(); UPDATE models SET name = 'by a full load'").await;
@@ -109,7 +109,7 @@ async fn a_role_that_serves_needs_just_these_rights() {
 }
 
 #[tokio::test]
-async fn a_role_without_rights_may_do_nothing() {
+async fn role_without_rights_is_denied_everything() {
     let db = Db::new().await;
     let (_, url) = role(&db, "nobody").await;
     let client = session::connect(&database(&url)).await.unwrap();
@@ -127,7 +127,7 @@ async fn a_role_without_rights_may_do_nothing() {
 }
 
 #[tokio::test]
-async fn who_watches_the_fleet_needs_just_these_rights() {
+async fn fleet_monitor_role_needs_exactly_these_rights() {
     let db = Db::new().await;
     db.add("a").await;
     let (reader, url) = role(&db, "reader").await;

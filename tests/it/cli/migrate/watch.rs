@@ -3,7 +3,7 @@
 use model_catalog::postgres::error::describe;
 
 use super::{epoch, fingerprint};
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
 /// A view over one table, of which only id and name matter.
 fn view(id: &str, name: &str, from: &str) -> String {
@@ -29,7 +29,7 @@ async fn follows(table: &str, column: &str, id_type: &str, ids: [&str; 2]) {
     let make = format!("CREATE TABLE {table} ({column} {id_type}, n text, o text, u text, t text, id2 text);");
     db.sql(&format!("CREATE SCHEMA \"Odd Schema; \"\"x\"\"\"; {TYPES} {make}")).await;
     db.sql(&format!("{} SELECT model_catalog.watch('{quoted}', '{argument}')", view(column, "id2", table))).await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
 
     db.sql(&format!("INSERT INTO {table} ({column}, id2) VALUES ('{first}', 'inserted')")).await;
     server.until_named(first, "inserted").await;
@@ -46,14 +46,14 @@ async fn follows(table: &str, column: &str, id_type: &str, ids: [&str; 2]) {
 }
 
 #[tokio::test]
-async fn tables_and_columns_of_any_name() {
+async fn table_and_column_names_are_quoted() {
     follows("\"Modèles; DROP TABLE models --\"", "\"Model \"\"Id\"\"\"", "text PRIMARY KEY", ["a", "b"]).await;
     follows("\"Odd Schema; \"\"x\"\"\".\"select\"", "\"user's id\"", "varchar(9)", ["a", "b/c"]).await;
     follows("\"new_rows\"", "\"%I %s\"", "text", ["a%b", "b\"c"]).await;
 }
 
 #[tokio::test]
-async fn ids_of_other_types() {
+async fn ids_of_any_type_are_followed() {
     follows("numbered", "id", "bigint PRIMARY KEY", ["1", "-20"]).await;
     let ids = ["7f3c0a52-9d1e-4a7b-8f0e-2f6d5b1c9a01", "00000000-0000-4000-8000-000000000000"];
     follows("identified", "uid", "uuid PRIMARY KEY", ids).await;
@@ -67,13 +67,13 @@ async fn ids_of_other_types() {
 }
 
 #[tokio::test]
-async fn ids_in_which_case_does_not_count() {
+async fn case_insensitive_ids_are_compared_by_their_text() {
     let db = Db::new().await;
     let there = db.sql("SELECT name FROM pg_available_extensions WHERE name = 'citext'").await;
     assert!(there.is_some(), "this Postgres lacks its contrib extensions");
     db.sql("CREATE EXTENSION citext; CREATE TABLE loose (id citext PRIMARY KEY, name citext)").await;
     db.sql(&format!("{} SELECT model_catalog.watch('loose', 'id')", view("id", "name", "loose"))).await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     db.sql("INSERT INTO loose VALUES ('Flux', 'first')").await;
     server.until_named("Flux", "first").await;
     // Equal to the type, and another id and another name all the same.
@@ -86,7 +86,7 @@ async fn ids_in_which_case_does_not_count() {
 }
 
 #[tokio::test]
-async fn a_second_call_is_harmless() {
+async fn watch_is_idempotent() {
     let db = Db::new().await;
     db.add("a").await;
     let before = fingerprint(&db).await;
@@ -137,7 +137,7 @@ async fn watch_sends_no_notices() {
 }
 
 #[tokio::test]
-async fn a_column_that_is_not_there_is_said() {
+async fn watch_rejects_missing_columns() {
     let db = Db::new().await;
     db.sql("CREATE TABLE other (id text, gone text); ALTER TABLE other DROP COLUMN gone").await;
     let before = fingerprint(&db).await;
@@ -151,10 +151,10 @@ async fn a_column_that_is_not_there_is_said() {
 }
 
 #[tokio::test]
-async fn the_fleet_sees_a_changed_view_after_reload() {
+async fn reload_applies_a_changed_view_on_every_replica() {
     let db = Db::new().await;
     db.add("a").await;
-    let fleet = [Server::start_with(&db.url, ONLY_THE_BELL).await, Server::start_with(&db.url, ONLY_THE_BELL).await];
+    let fleet = [Server::start_with(&db.url, NOTIFY_ONLY).await, Server::start_with(&db.url, NOTIFY_ONLY).await];
     db.sql(&view("id", "upper(name)", "models WHERE id <> 'hidden'")).await;
     db.add("hidden").await;
     for server in &fleet {
@@ -172,8 +172,9 @@ async fn the_fleet_sees_a_changed_view_after_reload() {
         assert_eq!(server.refreshes("full").await, 2.0, "one reload, one full load");
     }
 }
+
 #[tokio::test]
-async fn a_view_of_the_wrong_types_does_not_empty_what_is_served() {
+async fn view_of_the_wrong_types_keeps_the_last_catalog() {
     let db = Db::new().await;
     db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('1', 'good', 'https://example.org/x', 'x')")
         .await;

@@ -11,7 +11,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::support::cgroup::Cgroup;
 use crate::support::raw::Raw;
-use crate::support::{Db, PATIENCE, Server, raise_descriptors, until};
+use crate::support::{Db, Server, WAIT_LIMIT, raise_fd_limit, until};
 
 const SETTINGS: [(&str, &str); 3] =
     [("CATALOG_THREADS", "2"), ("CATALOG_POLL_INTERVAL", "200ms"), ("CATALOG_ADMIN_ADDR", "127.0.0.1:0")];
@@ -20,7 +20,7 @@ const HALF_A_HEAD: &[u8] = b"GET /api/models/a HTTP/1.1\r\nx: ";
 async fn with_a(prefix: &[&str], settings: &[(&str, &str)]) -> (Db, Server) {
     let db = Db::new().await;
     db.add("a").await;
-    let server = Server::spawn_by(prefix, &db.url, settings).await;
+    let server = Server::spawn_wrapped(prefix, &db.url, settings).await;
     server.until("it serves", |s| async move { s.get("/api/models/a").await.status == 200 }).await;
     (db, server)
 }
@@ -47,7 +47,7 @@ fn is_answered(address: &str, patience: Duration) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn filled_under_a_small_limit_of_descriptors_it_serves_on_and_recovers() {
+async fn exhausted_connection_limit_keeps_serving_and_recovers() {
     let (db, server) = with_a(&["/usr/bin/prlimit", "--nofile=128:128"], &SETTINGS).await;
     server.until_logged("serving fewer connections than configured", 1).await;
     let mut kept: Vec<_> = (0..4).map(|_| Raw::open(&server.address)).collect();
@@ -72,11 +72,11 @@ async fn filled_under_a_small_limit_of_descriptors_it_serves_on_and_recovers() {
         server.log()
     );
     drop(greedy);
-    assert!(is_answered(&server.address, PATIENCE));
+    assert!(is_answered(&server.address, WAIT_LIMIT));
 }
 
 #[tokio::test]
-async fn too_few_descriptors_to_serve_anybody_end_the_start_with_a_message() {
+async fn too_low_descriptor_limit_fails_at_startup() {
     let mut command = Command::new("/usr/bin/timeout");
     command
         .args(["30", "/usr/bin/prlimit", "--nofile=48:48", env!("CARGO_BIN_EXE_model-catalog"), "serve"])
@@ -89,7 +89,7 @@ async fn too_few_descriptors_to_serve_anybody_end_the_start_with_a_message() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_single_descriptor_left_it_serves_on_and_recovers() {
+async fn exhausted_descriptors_keep_serving_and_recover() {
     // One thread, so that it is the one that has none.
     let [_, poll, admin] = SETTINGS;
     let (db, server) = with_a(&[], &[("CATALOG_THREADS", "1"), poll, admin]).await;
@@ -111,13 +111,13 @@ async fn without_a_single_descriptor_left_it_serves_on_and_recovers() {
     server.until("the database is away", |s| std::future::ready(s.logged("the database is unavailable") > 0)).await;
     assert_eq!(kept.get("/api/models/a").status, 200);
     limit(&soft);
-    assert!(is_answered(&server.address, PATIENCE));
+    assert!(is_answered(&server.address, WAIT_LIMIT));
     loses_the_database_and_comes_back(&db, &mut kept, "back").await;
     assert_eq!(operations(&server, "/readyz").await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flood_of_large_bodies_takes_no_more_memory_than_is_set() {
+async fn large_bodies_stay_within_the_memory_budget() {
     const MIB: usize = 1 << 20;
     const FLOOD: usize = 200;
     let (_db, server) = with_a(&[], &[("CATALOG_MAX_BUFFER_BYTES", "8388608")]).await;
@@ -128,8 +128,8 @@ async fn a_flood_of_large_bodies_takes_no_more_memory_than_is_set() {
     let flood: Vec<_> = (0..FLOOD)
         .map(|_| {
             let mut stream = TcpStream::connect(&server.address).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            stream.set_write_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
+            stream.set_write_timeout(Some(WAIT_LIMIT)).unwrap();
             stream.write_all(head.as_bytes()).unwrap();
             // Who is refused in the middle may find the connection ended.
             let _ = stream.write_all(body.as_bytes());
@@ -154,7 +154,7 @@ async fn a_flood_of_large_bodies_takes_no_more_memory_than_is_set() {
 }
 
 #[tokio::test]
-async fn large_answers_are_refused_where_there_is_no_memory_for_them_and_small_ones_are_not() {
+async fn responses_over_the_memory_budget_return_503() {
     let (db, server) = with_a(&[], &[("CATALOG_MAX_BUFFER_BYTES", "20000"), ("CATALOG_THREADS", "1")]).await;
     db.add("small").await;
     db.sql("UPDATE models SET description = repeat('x', 30000) WHERE id = 'a'").await;
@@ -163,7 +163,7 @@ async fn large_answers_are_refused_where_there_is_no_memory_for_them_and_small_o
     let mut ask = |method: &str, path: &str, body: &str| {
         let length = body.len();
         raw.send(&format!("{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}"));
-        raw.answer()
+        raw.response()
     };
     let (batch, asked) = ("/api/models/batch", r#"{"model_ids":["a"]}"#);
     for (method, path, body) in [
@@ -172,9 +172,9 @@ async fn large_answers_are_refused_where_there_is_no_memory_for_them_and_small_o
         ("POST", batch, asked),
         ("POST", batch, r#"{"model_ids":["a"],"resolve_dependencies":true}"#),
     ] {
-        let reply = ask(method, path, body);
-        assert_eq!((reply.status, reply.header("retry-after")), (503, "1"), "{path} {body}");
-        assert_eq!(reply.text(), r#"{"error":"too many large requests at once: try again in a second"}"#);
+        let response = ask(method, path, body);
+        assert_eq!((response.status, response.header("retry-after")), (503, "1"), "{path} {body}");
+        assert_eq!(response.text(), r#"{"error":"too many large requests at once: try again in a second"}"#);
     }
     for (method, path, body) in [
         ("GET", "/api/models/small", ""),
@@ -192,7 +192,7 @@ fn connect(address: &str) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(&address.parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
     socket.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
     socket.into()
 }
@@ -214,11 +214,11 @@ const SMALL: [(&str, &str); 5] = [
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_a_hard_limit_of_memory_greedy_clients_get_nobody_killed() {
+async fn greedy_clients_do_not_trigger_the_oom_killer() {
     const LIMIT: usize = 256 << 20;
-    let Some(cgroup) = Cgroup::limiting(LIMIT) else { return };
-    raise_descriptors();
-    let (db, server) = with_a(&["/bin/sh", "-c", &cgroup.enter()], &SMALL).await;
+    let Some(cgroup) = Cgroup::with_memory_limit(LIMIT) else { return };
+    raise_fd_limit();
+    let (db, server) = with_a(&["/bin/sh", "-c", &cgroup.exec_command()], &SMALL).await;
     // A page of them is 6 MB.
     db.sql(
         "INSERT INTO models (id, name, download_url, save_path, description) \
@@ -232,7 +232,7 @@ async fn under_a_hard_limit_of_memory_greedy_clients_get_nobody_killed() {
     let request = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\nte: trailers\r\n\r\n");
 
     // One after the other, for only some may wait for a page at once; of the answer no more than its beginning is read.
-    println!("{} MiB at first", cgroup.own() >> 20);
+    println!("{} MiB at first", cgroup.anonymous() >> 20);
     let (mut pages, mut refused) = (Vec::new(), 0);
     for _ in 0..60 {
         let (mut stream, mut status) = (greedy(address, request("/api/models?limit=200").as_bytes()), [0; 12]);
@@ -252,17 +252,17 @@ async fn under_a_hard_limit_of_memory_greedy_clients_get_nobody_killed() {
     let small = server.send(server.request("GET", "/api/models/%61", "")).await;
     assert_eq!(small.status, 200);
     let open = server.metric("catalog_http_connections").await;
-    assert!(is_answered(address, PATIENCE), "a new client beside {open} connections, {} bytes", cgroup.own());
+    assert!(is_answered(address, WAIT_LIMIT), "a new client beside {open} connections, {} bytes", cgroup.anonymous());
 
     let more: Vec<_> = (0..2_000).map(|_| greedy(address, &half)).collect();
     for _ in 0..100 {
         assert_eq!(kept.get("/api/models/a").status, 200);
     }
-    assert_eq!((server.exited(), cgroup.killed()), (None, 0));
-    println!("{} MiB, {} MiB are the limit; {refused} of 60 pages refused", cgroup.own() >> 20, LIMIT >> 20);
+    assert_eq!((server.exited(), cgroup.oom_kills()), (None, 0));
+    println!("{} MiB, {} MiB are the limit; {refused} of 60 pages refused", cgroup.anonymous() >> 20, LIMIT >> 20);
     drop((pages, single, bodies, heads, more));
-    assert!(is_answered(address, PATIENCE));
+    assert!(is_answered(address, WAIT_LIMIT));
     server.until("there is room again", |s| async move { s.get("/api/models?limit=200").await.status == 200 }).await;
     drop(server);
-    assert_eq!(cgroup.killed(), 0);
+    assert_eq!(cgroup.oom_kills(), 0);
 }
