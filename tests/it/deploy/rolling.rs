@@ -70,7 +70,7 @@ impl Client {
             Some(stream) => stream,
             None => {
                 let stream = TcpStream::connect(&self.address).map_err(message)?;
-                stream.set_read_timeout(Some(PATIENCE)).map_err(message)?;
+                stream.set_read_timeout(Some(WAIT_LIMIT)).map_err(message)?;
                 stream.set_nodelay(true).map_err(message)?;
                 BufReader::new(stream)
             }
@@ -98,7 +98,7 @@ impl Client {
         }
         let mut body = vec![0; length];
         stream.read_exact(&mut body).map_err(message)?;
-        let expected = format!(r#"{{"models":[{},{}],"not_found":[]}}"#, plain("a"), plain("b"));
+        let expected = format!(r#"{{"models":[{},{}],"not_found":[]}}"#, model_json("a"), model_json("b"));
         if !head.starts_with("HTTP/1.1 200 ") || body != expected.as_bytes() {
             return Err(format!("{head}{}", String::from_utf8_lossy(&body)));
         }

@@ -250,7 +250,7 @@ async fn console_examples_match_the_real_output() {
         for (command, documented) in examples(block) {
             let matches = if command.contains(" -i ") { matches_with_head } else { matches };
             // A change is served shortly after its commit, so requests are repeated, and other commands are not.
-            let deadline = Instant::now() + if command.starts_with("curl ") { PATIENCE } else { Duration::ZERO };
+            let deadline = Instant::now() + if command.starts_with("curl ") { WAIT_LIMIT } else { Duration::ZERO };
             let mut actual = console.run(&command);
             while !matches(&documented, &actual) && Instant::now() < deadline {
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -16,7 +16,7 @@ pub fn libfaketime() -> PathBuf {
 async fn clock_skew_does_not_enter_propagation_time() {
     for (offset, hours) in [("+1h", 1.0), ("-1h", -1.0)] {
         let db = Db::new().await;
-        witness::add_pairs(&db.client, 1).await;
+        consistency::add_pairs(&db.client, 1).await;
         let preload = libfaketime().display().to_string();
         let settings = [("LD_PRELOAD", &*preload), ("FAKETIME", offset), ("DONT_FAKE_MONOTONIC", "1")];
         let server = Server::start_with(&db.url, &settings).await;

@@ -24,7 +24,7 @@ struct Setup {
     proxy: Proxy,
     client: Client,
     server: Server,
-    witness: ConsistencyReaders,
+    readers: ConsistencyReaders,
 }
 
 impl Setup {
@@ -34,8 +34,8 @@ impl Setup {
         consistency::add_pairs(&client, PAIRS).await;
         let proxy = Proxy::before(&postgres).await;
         let server = Server::start_with(&proxy.url("postgres"), &SETTINGS).await;
-        let witness = ConsistencyReaders::start(&server, PAIRS, false);
-        Self { postgres, proxy, client, server, witness }
+        let readers = ConsistencyReaders::start(&server, PAIRS, false);
+        Self { postgres, proxy, client, server, readers }
     }
 
     /// Makes a change, which must be served within `limit` because the fault is over.
@@ -45,14 +45,14 @@ impl Setup {
     }
 
     async fn finish(self) {
-        self.witness.finish().await;
+        self.readers.finish().await;
     }
 }
 
 /// The catalog must equal the table within `limit`.
 async fn assert_in_sync(server: &Server, client: &Client, limit: Duration) {
     let start = Instant::now();
-    in_step(server, client).await;
+    in_sync(server, client).await;
     assert!(start.elapsed() < limit, "in sync after {:?}, the limit is {limit:?}", start.elapsed());
 }
 
@@ -66,15 +66,15 @@ async fn postgres_restart_is_caught_up_with_by_a_delta() {
     let mut client = migrated(&url).await;
     consistency::add_pairs(&client, PAIRS).await;
     let server = Server::start_with(&url, &SETTINGS).await;
-    let witness = Witness::start(&server, PAIRS, false);
+    let readers = ConsistencyReaders::start(&server, PAIRS, false);
     for (previous, signal) in ["QUIT", "KILL", "INT"].into_iter().enumerate() {
         sql(&client, &bump(1)).await;
         postgres.stop(signal).unwrap();
         let unavailable = "the database is unavailable";
         server.until("the loss is logged", |s| async move { s.logged(unavailable) > previous }).await;
         // The server stays ready while its attempts to connect fail.
-        let before = witness.answers();
-        until("readers continue", || async { witness.answers() > before + 100 }).await;
+        let before = readers.responses();
+        until("readers continue", || async { readers.responses() > before + 100 }).await;
         assert_eq!(server.get("/readyz").await.status, 200);
         assert_eq!(server.metric("catalog_listener_connected").await, 0.0);
         postgres.resume().unwrap();
@@ -85,8 +85,8 @@ async fn postgres_restart_is_caught_up_with_by_a_delta() {
             .until("the server listens again", |s| async { s.metric("catalog_listener_connected").await == 1.0 })
             .await;
     }
-    assert_eq!(fulls(&server, 1.0).await, 1.0, "a restart of Postgres caused a full load");
-    witness.finish().await;
+    assert_eq!(full_loads(&server, 1.0).await, 1.0, "a restart of Postgres caused a full load");
+    readers.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -102,7 +102,7 @@ async fn closed_or_refused_connections_are_reopened() {
     setup.server.until("connecting fails", |s| async move { s.logged("the database is unavailable") > 0 }).await;
     setup.proxy.set(Mode::Pass).await;
     setup.assert_recovers(POLL_INTERVAL + SLACK).await;
-    assert_eq!(fulls(&setup.server, 1.0).await, 1.0);
+    assert_eq!(full_loads(&setup.server, 1.0).await, 1.0);
     setup.finish().await;
 }
 
@@ -118,7 +118,7 @@ async fn truncated_database_responses_are_discarded_and_retried() {
                 SELECT 'm' || n, repeat('x', 100), 'https://example.org/' || n, 'a/' || n, '0' \
                 FROM generate_series(1, 1500) n";
     sql(&setup.client, many).await;
-    in_step(&setup.server, &setup.client).await;
+    in_sync(&setup.server, &setup.client).await;
     // From the first row of a delta of 1,510 rows (about 400 kB) to its last few.
     for bytes in [1, 300, 20_000, 150_000, 300_000] {
         setup.proxy.cut_after(bytes);
@@ -144,7 +144,7 @@ async fn truncated_database_responses_are_discarded_and_retried() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn truncated_first_load_serves_nothing() {
-    let postgres = support::private(&[]);
+    let postgres = support::start_postgres(&[]);
     let client = migrated(&postgres.url("postgres")).await;
     consistency::add_pairs(&client, 3_000).await;
     let proxy = Proxy::before(&postgres).await;
@@ -189,7 +189,7 @@ async fn terminated_backend_is_replaced() {
         setup.assert_recovers(POLL_INTERVAL + SLACK).await;
         setup.server.until("the server is in sync again", |s| async move { s.logged("in sync again") == count }).await;
     }
-    assert_eq!(fulls(&setup.server, 1.0).await, 1.0);
+    assert_eq!(full_loads(&setup.server, 1.0).await, 1.0);
     setup.finish().await;
 }
 
@@ -200,7 +200,7 @@ async fn table_lock_times_out_and_is_retried() {
         consistency::add_pairs(&db.client, PAIRS).await;
         let settings = [("CATALOG_POLL_INTERVAL", "500ms"), ("CATALOG_DATABASE_TIMEOUT", timeout)];
         let server = Server::start_with(&db.url, &settings).await;
-        let witness = ConsistencyReaders::start(&server, PAIRS, false);
+        let readers = ConsistencyReaders::start(&server, PAIRS, false);
         db.sql("BEGIN; LOCK models IN ACCESS EXCLUSIVE MODE").await;
         db.sql(&bump(0)).await;
         // The session's lock_timeout is 5 s; a shorter CATALOG_DATABASE_TIMEOUT expires first.
@@ -209,7 +209,7 @@ async fn table_lock_times_out_and_is_retried() {
         assert_eq!(server.get("/api/models/pair-0-a").await.json()["description"], "0");
         db.sql("COMMIT").await;
         assert_in_sync(&server, &db.client, POLL_INTERVAL + SLACK).await;
-        witness.finish().await;
+        readers.finish().await;
     }
 }
 
@@ -221,7 +221,7 @@ async fn dropped_or_invalid_view_is_retried_until_restored() {
     let db = Db::new().await;
     consistency::add_pairs(&db.client, PAIRS).await;
     let server = Server::start_with(&db.url, &SETTINGS).await;
-    let witness = ConsistencyReaders::start(&server, PAIRS, false);
+    let readers = ConsistencyReaders::start(&server, PAIRS, false);
 
     // The view is dropped for a while; `changes` holds the changes made meanwhile.
     db.sql("DROP VIEW model_catalog.entries").await;
@@ -237,7 +237,7 @@ async fn dropped_or_invalid_view_is_retried_until_restored() {
     .await;
     db.sql(VIEW).await;
     assert_in_sync(&server, &db.client, POLL_INTERVAL + SLACK).await;
-    assert_eq!(fulls(&server, 1.0).await, 1.0, "a recreated view caused a full load");
+    assert_eq!(full_loads(&server, 1.0).await, 1.0, "a recreated view caused a full load");
 
     // A column is dropped together with the view. Both return with other content, which requires reload().
     let unreadable = "the catalog can't be read";
@@ -264,7 +264,7 @@ async fn dropped_or_invalid_view_is_retried_until_restored() {
     db.sql(&format!("DROP VIEW model_catalog.entries; {VIEW}")).await;
     db.sql(&bump(2)).await;
     assert_in_sync(&server, &db.client, POLL_INTERVAL + SLACK).await;
-    witness.finish().await;
+    readers.finish().await;
 }
 
 #[tokio::test]
@@ -279,7 +279,7 @@ async fn reload_triggers_a_full_load() {
     assert!(difference(&server, &db.client).await.is_some());
     db.sql("SELECT model_catalog.reload()").await;
     assert_in_sync(&server, &db.client, POLL_INTERVAL + SLACK).await;
-    assert_eq!(fulls(&server, 2.0).await, 2.0);
+    assert_eq!(full_loads(&server, 2.0).await, 2.0);
     server.until_logged("the database has another history", 1).await;
 }
 
@@ -303,12 +303,12 @@ async fn restored_dump_is_treated_as_another_history() {
     for pair in 0..PAIRS {
         sql(&setup.client, &bump(pair)).await;
     }
-    in_step(&setup.server, &setup.client).await;
+    in_sync(&setup.server, &setup.client).await;
 
     // Copy to another database of the same server, then from there to a new server that replaces it.
     sql(&setup.client, "CREATE DATABASE second").await;
     dump_and_restore((&setup.postgres, "postgres"), (&setup.postgres, "second"));
-    let other = support::private(&[]);
+    let other = support::start_postgres(&[]);
     dump_and_restore((&setup.postgres, "second"), (&other, "postgres"));
     let client = connect(&other).await;
     sql(
@@ -317,17 +317,17 @@ async fn restored_dump_is_treated_as_another_history() {
                   description) VALUES ('pair-0-a', 'new', 'https://example.org/new', 'a/b', '1')",
     )
     .await;
-    assert_eq!(fulls(&setup.server, 1.0).await, 1.0);
+    assert_eq!(full_loads(&setup.server, 1.0).await, 1.0);
     setup.proxy.point_to(&other);
     setup.proxy.cut();
     assert_in_sync(&setup.server, &client, POLL_INTERVAL + SLACK).await;
-    assert_eq!(fulls(&setup.server, 2.0).await, 2.0, "another history requires a full load");
+    assert_eq!(full_loads(&setup.server, 2.0).await, 2.0, "another history requires a full load");
     // The restored `changes` holds transaction ids that this server has yet to assign; changes are still served by deltas.
     for pair in 0..PAIRS {
         sql(&client, &bump(pair)).await;
         assert_in_sync(&setup.server, &client, POLL_INTERVAL + SLACK).await;
     }
-    assert_eq!(fulls(&setup.server, 2.0).await, 2.0);
+    assert_eq!(full_loads(&setup.server, 2.0).await, 2.0);
     setup.finish().await;
 }
 

@@ -44,7 +44,7 @@ async fn failover_with_reused_transaction_ids_is_followed() {
         format!("host={} port=5432 user=postgres dbname=postgres target_session_attrs=read-write", hosts.join(","));
     let server = Server::start_with(&url, &SETTINGS).await;
     // Changes that never reach the standby are served and then lost, so the counters may go back.
-    let witness = Witness::start(&server, PAIRS, true);
+    let readers = ConsistencyReaders::start(&server, PAIRS, true);
     sql(&client, &bump(0)).await;
     wait_for_replay(&client, &standby_client).await;
 
@@ -76,20 +76,20 @@ async fn failover_with_reused_transaction_ids_is_followed() {
         reused.push(sql(&standby_client, &change).await.unwrap().parse::<u64>().unwrap());
     }
     assert!(reused.contains(&lost), "{lost} is not among {reused:?}");
-    in_step(&server, &standby_client).await;
+    in_sync(&server, &standby_client).await;
     assert_ne!(server.get("/api/models/pair-0-a").await.json()["name"], "lost");
     sql(&standby_client, &bump(2)).await;
     in_sync(&server, &standby_client).await;
     assert_eq!(full_loads(&server, 2.0).await, 2.0);
     server.until_logged("the database has another history", 1).await;
-    witness.finish().await;
+    readers.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn standby_is_polled_until_it_is_promoted() {
     let (primary, client, standby, standby_client) = primary_and_standby().await;
     let server = Server::start_with(&standby.url("postgres"), &SETTINGS).await;
-    let witness = ConsistencyReaders::start(&server, PAIRS, false);
+    let readers = ConsistencyReaders::start(&server, PAIRS, false);
     for pair in 0..PAIRS {
         sql(&client, &bump(pair)).await;
         in_sync(&server, &client).await;
@@ -109,17 +109,17 @@ async fn standby_is_polled_until_it_is_promoted() {
     server.until("the server listens", |s| async { s.metric("catalog_listener_connected").await == 1.0 }).await;
     let before = server.metric("catalog_notifications_total").await;
     sql(&standby_client, &bump(0)).await;
-    in_step(&server, &standby_client).await;
+    in_sync(&server, &standby_client).await;
     assert!(server.metric("catalog_notifications_total").await > before);
     server.until_logged(message, 1).await;
-    witness.finish().await;
+    readers.finish().await;
 }
 
 /// A crash loses the ids of transactions that were rolled back shortly before it, because nothing had flushed their WAL
 /// records. Postgres assigns the same ids again, on the same timeline.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_under_transaction_ids_reused_after_a_crash_are_served() {
-    let mut postgres = support::private(&[("wal_writer_delay", "10s"), ("bgwriter_delay", "10s")]);
+    let mut postgres = support::start_postgres(&[("wal_writer_delay", "10s"), ("bgwriter_delay", "10s")]);
     let client = migrated(&postgres.url("postgres")).await;
     consistency::add_pairs(&client, PAIRS).await;
     let proxy = Proxy::before(&postgres).await;
@@ -160,7 +160,7 @@ async fn changes_under_transaction_ids_reused_after_a_crash_are_served() {
             s.metric("catalog_last_sync_timestamp_seconds").await > before
         })
         .await;
-    tokio::time::timeout(support::PATIENCE, in_step(&server, &client))
+    tokio::time::timeout(support::WAIT_LIMIT, in_sync(&server, &client))
         .await
         .unwrap_or_else(|_| panic!("a change is never served"));
     assert_eq!(difference(&server, &client).await, None);
@@ -174,7 +174,7 @@ fn kill(signal: &str, pid: &str) {
 /// crash.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn change_lost_in_a_crash_is_never_served() {
-    let mut postgres = support::private(&[("wal_writer_delay", "10s")]);
+    let mut postgres = support::start_postgres(&[("wal_writer_delay", "10s")]);
     let client = migrated(&postgres.url("postgres")).await;
     consistency::add_pairs(&client, PAIRS).await;
     let server = Server::start_with(&postgres.url("postgres"), &SETTINGS).await;

@@ -49,15 +49,15 @@ impl Drop for PgBouncer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transaction_pooler_is_polled() {
-    let postgres = support::private(&[]);
+    let postgres = support::start_postgres(&[]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     // The server must not recognize its own sessions by a setting that a role can have, too.
     sql(&client, "ALTER ROLE postgres SET plan_cache_mode = force_custom_plan").await;
     for settings in ["", "ignore_startup_parameters = options"] {
         let bouncer = PgBouncer::start(&postgres, settings).await;
         let server = Server::start_with(&bouncer.url, &[("CATALOG_POLL_INTERVAL", "200ms")]).await;
-        let witness = Witness::start(&server, PAIRS, false);
+        let readers = ConsistencyReaders::start(&server, PAIRS, false);
         let message = "connected through a transaction pooler";
         assert_eq!(server.get("/readyz").await.json()["follow"], "polling");
         for pair in 0..PAIRS {
@@ -79,7 +79,7 @@ async fn transaction_pooler_is_polled() {
         )
         .await;
         sql(&client, &bump(0)).await;
-        in_step(&server, &client).await;
+        in_sync(&server, &client).await;
         server.until_logged(message, 1).await;
         assert_eq!(server.metric("catalog_listener_connected").await, 0.0);
 
@@ -96,6 +96,6 @@ async fn transaction_pooler_is_polled() {
             assert_eq!(sql(&pooled, &format!("SHOW {setting}")).await.as_deref(), Some(value), "{setting}");
         }
         assert_eq!(sql(&pooled, "SELECT count(*) FROM pg_listening_channels()").await.as_deref(), Some("0"));
-        witness.finish().await;
+        readers.finish().await;
     }
 }

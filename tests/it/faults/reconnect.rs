@@ -75,12 +75,12 @@ async fn poll_picks_up_a_change_without_notification() {
 
 #[tokio::test]
 async fn start_without_postgres_returns_503_until_it_is_up() {
-    let mut cluster = private(&[]);
+    let mut cluster = start_postgres(&[]);
     let url = cluster.url("postgres");
     sql(&migrated(&url).await, ADD).await;
     cluster.stop("INT").unwrap();
 
-    let server = Server::spawn(&url, ONLY_THE_BELL).await;
+    let server = Server::spawn(&url, NOTIFY_ONLY).await;
     server.until("connecting has failed", |s| async move { s.logged("the database is unavailable") > 0 }).await;
     for path in ["/api/models/a", "/readyz"] {
         assert_eq!(server.get(path).await.status, 503, "{path}");
@@ -111,10 +111,10 @@ fn spawn_client(server: &Arc<Server>, stop: &Arc<AtomicBool>, responses: &Arc<At
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_postgres_does_not_affect_clients() {
-    let mut cluster = private(&[]);
+    let mut cluster = start_postgres(&[]);
     let url = cluster.url("postgres");
     sql(&migrated(&url).await, ADD).await;
-    let server = Arc::new(Server::start_with(&url, ONLY_THE_BELL).await);
+    let server = Arc::new(Server::start_with(&url, NOTIFY_ONLY).await);
     let (stop, responses) = (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default());
     let clients: Vec<_> = (0..2).map(|_| spawn_client(&server, &stop, &responses)).collect();
 

@@ -212,7 +212,7 @@ impl Usage {
     }
 }
 
-/// Hostile clients must leave no connection or descriptor behind; a few of the test itself and of Postgres are tolerated.
+/// HostileClients clients must leave no connection or descriptor behind; a few of the test itself and of Postgres are tolerated.
 async fn assert_no_leak(server: &Server, at_start: &Usage) {
     let connections = at_start.connections + 2.0;
     server
@@ -227,7 +227,7 @@ async fn assert_no_leak(server: &Server, at_start: &Usage) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn random_changes_under_random_faults_stay_consistent() {
-    let postgres = support::private(&[("wal_level", "replica"), ("wal_keep_size", "64MB")]);
+    let postgres = support::start_postgres(&[("wal_level", "replica"), ("wal_keep_size", "64MB")]);
     let client: Client = migrated(&postgres.url("postgres")).await;
     consistency::add_pairs(&client, PAIRS).await;
     drop(client);
@@ -242,7 +242,7 @@ async fn random_changes_under_random_faults_stay_consistent() {
         ("CATALOG_SNAPSHOT_FILE", &file),
     ];
     let server = Server::start_with(&environment.proxy.url("postgres"), &settings).await;
-    let witness = Witness::start(&server, PAIRS, false);
+    let readers = ConsistencyReaders::start(&server, PAIRS, false);
     let at_start = Usage::median(&server).await;
     let (stop, changes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let writers: Vec<_> = (0..3)
@@ -294,8 +294,13 @@ async fn random_changes_under_random_faults_stay_consistent() {
         })
         .await;
     assert_eq!(server.metric("catalog_audit_mismatches_total").await, 0.0);
-    eprintln!("{} changes, {} responses, {} audits; {faults:?}", changes.load(SeqCst), witness.answers(), audits + 1.0);
-    witness.finish().await;
+    eprintln!(
+        "{} changes, {} responses, {} audits; {faults:?}",
+        changes.load(SeqCst),
+        readers.responses(),
+        audits + 1.0
+    );
+    readers.finish().await;
     eprintln!("hostile clients: {actions:?}");
     drop(server);
     for suffix in ["", ".tmp"] {

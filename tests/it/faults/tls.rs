@@ -226,7 +226,7 @@ async fn host_name_mismatch_fails_verify_full_only() {
 #[tokio::test]
 async fn passwords_from_every_source_work_and_are_never_shown() {
     let postgres = TlsPostgres::new("DNS:localhost,IP:127.0.0.1", "hostssl all all 127.0.0.1/32 scram-sha-256").await;
-    witness::add_pairs(&postgres.client, 1).await;
+    consistency::add_pairs(&postgres.client, 1).await;
     let port = postgres.postgres.port();
     let (bare, own) =
         (postgres.url("localhost", ""), format!("postgres://reader:{PASSWORD}@localhost:{port}/postgres"));
@@ -238,7 +238,7 @@ async fn passwords_from_every_source_work_and_are_never_shown() {
         [(&own, vec![]), (&bare, vec![("PGPASSWORD", PASSWORD)]), (&bare, vec![("PGPASSFILE", &*passfile)])]
     {
         let server = Server::start_with(url, &settings).await;
-        in_step(&server, &postgres.client).await;
+        in_sync(&server, &postgres.client).await;
         assert_shows_no_password(&server).await;
     }
 

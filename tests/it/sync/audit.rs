@@ -26,7 +26,7 @@ async fn wait_for_audits(server: &Server, times: f64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_writes_are_not_counted_as_mismatches() {
     let (db, server) = start().await;
-    let witness = ConsistencyReaders::start(&server, PAIRS, false);
+    let readers = ConsistencyReaders::start(&server, PAIRS, false);
     let stop = Arc::new(AtomicBool::new(false));
     let mut writers = Vec::new();
     for writer in 0..3 {
@@ -51,16 +51,16 @@ async fn concurrent_writes_are_not_counted_as_mismatches() {
     for writer in writers {
         writer.await.unwrap();
     }
-    in_step(&server, &db.client).await;
+    in_sync(&server, &db.client).await;
     wait_for_audits(&server, 1.0).await;
     assert_eq!(server.metric(MISMATCHES).await, 0.0);
-    witness.finish().await;
+    readers.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn history_change_is_not_counted_as_mismatch() {
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     // The audit interval is shorter than the poll interval, so an audit is the first to see the other history.
     let settings = [("CATALOG_AUDIT_INTERVAL", "1ms"), ("CATALOG_POLL_INTERVAL", "50ms")];
     let server = Server::start_with(&db.url, &settings).await;
@@ -69,7 +69,7 @@ async fn history_change_is_not_counted_as_mismatch() {
             file_size_gb::numeric, hash, auth_required, auth_provider, save_path, dependencies, description FROM models; \
             SELECT model_catalog.reload()")
         .await;
-    in_step(&server, &db.client).await;
+    in_sync(&server, &db.client).await;
     wait_for_audits(&server, 2.0).await;
     assert_eq!(server.metric(MISMATCHES).await, 0.0);
 }
@@ -81,7 +81,7 @@ async fn changes_that_bypass_triggers_are_counted_and_corrected() {
     db.sql("BEGIN; UPDATE models SET name = 'bypassed' WHERE id = 'pair-0-a'; DELETE FROM models WHERE id = 'pair-1-a'; \
             INSERT INTO models (id, name, download_url, save_path) VALUES ('bypassed', 'x', 'https://example.org', 'a'); COMMIT")
         .await;
-    in_step(&server, &db.client).await;
+    in_sync(&server, &db.client).await;
     server.until("the mismatches are counted", |s| async { s.metric(MISMATCHES).await > 0.0 }).await;
     assert_eq!(server.metric(MISMATCHES).await, 3.0);
     server.until_logged("the audit found models that differ", 1).await;

@@ -186,7 +186,7 @@ async fn deltas_match_the_table_beside_concurrent_writers() {
     let seed = Seed(from_environment("CATALOG_TEST_SEED").unwrap_or_else(|| fastrand::u64(..)));
     let length = Duration::from_secs(from_environment("CATALOG_TEST_SECONDS").unwrap_or(5));
     // All databases of a cluster share transaction ids, so the test needs a cluster of its own.
-    let cluster = private(&[("deadlock_timeout", "20ms")]);
+    let cluster = start_postgres(&[("deadlock_timeout", "20ms")]);
     let url = cluster.url("postgres");
     let client = migrated(&url).await;
     let server = Server::start_with(&url, NOTIFY_ONLY).await;

@@ -80,7 +80,7 @@ async fn run_ten_times(client: &Client, writer: &Client) -> String {
 #[tokio::test]
 async fn delta_uses_indexes_whatever_the_statistics() {
     // The idle transaction below would enter the snapshots of other tests in the same cluster, and theirs its own.
-    let cluster = private(&[("autovacuum", "off")]);
+    let cluster = start_postgres(&[("autovacuum", "off")]);
     let url = cluster.url("postgres");
     let writer = migrated(&url).await;
     sql(&writer, FILL).await;

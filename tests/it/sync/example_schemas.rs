@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Db, ONLY_THE_BELL, Server, bare, sql};
+use crate::support::{Db, NOTIFY_ONLY, Server, migrate_without_table, sql};
 use crate::sync::delta_plan::{explain, nodes_reading, position, prepared};
 
 /// A database with an example schema, and a server with the documented rights.

@@ -23,7 +23,7 @@ impl Fleet {
         sql(&client, insert).await;
         let mut fleet = Self { postgres, client, replicas: Vec::new() };
         for name in names {
-            fleet.add(&[("CATALOG_REPLICA_NAME", name), ONLY_THE_BELL[0]]).await;
+            fleet.add(&[("CATALOG_REPLICA_NAME", name), NOTIFY_ONLY[0]]).await;
         }
         fleet.wait_in_sync().await;
         fleet
@@ -76,8 +76,9 @@ async fn begin(client: &Client) -> String {
 
 async fn wait(client: &Client, xid: &str, timeout: &str) -> Result<i64, DbError> {
     let wait = format!("SELECT model_catalog.wait_for_fleet('{xid}', '{timeout}')");
-    let result =
-        tokio::time::timeout(PATIENCE, client.query_one(&wait, &[])).await.expect("wait_for_fleet ignores its timeout");
+    let result = tokio::time::timeout(WAIT_LIMIT, client.query_one(&wait, &[]))
+        .await
+        .expect("wait_for_fleet ignores its timeout");
     result.map(|row| row.get(0)).map_err(|error| error.as_db_error().unwrap().clone())
 }
 
@@ -196,7 +197,7 @@ async fn wait_for_fleet_rejects_transactions_that_cannot_be_awaited() {
     // No replica is connected.
     assert_eq!(fleet.wait(&committed, "30s").await.unwrap(), 0);
 
-    fleet.add(ONLY_THE_BELL).await;
+    fleet.add(NOTIFY_ONLY).await;
     let other = fleet.connect().await;
     let own = begin(&other).await;
     rename(&other, "b", "own").await;
@@ -258,9 +259,9 @@ async fn wait_for_fleet_covers_reloads_and_changes_without_notification() {
 #[tokio::test]
 async fn replica_name_comes_from_setting_url_or_address() {
     let mut fleet = Fleet::with(&["it's-\\me"]).await;
-    fleet.add(ONLY_THE_BELL).await;
+    fleet.add(NOTIFY_ONLY).await;
     let url = format!("{} application_name='night shift'", fleet.postgres.url("postgres"));
-    fleet.replicas.push(Server::start_with(&url, ONLY_THE_BELL).await);
+    fleet.replicas.push(Server::start_with(&url, NOTIFY_ONLY).await);
     fleet.wait_in_sync().await;
     let port = fleet.replicas[1].address.rsplit_once(':').unwrap().1.to_owned();
     let names = fleet.in_step().await;

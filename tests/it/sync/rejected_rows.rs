@@ -58,7 +58,7 @@ async fn row_without_a_good_version_is_not_served() {
     db.add("good").await;
     db.add("a").await;
     db.sql(ESCAPING_PATH).await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     wait_for_rejected(&server, 1).await;
     assert_eq!(server.get("/api/models/a").await.status, 404, "served by the first load");
 
@@ -94,11 +94,11 @@ async fn duplicate_ids_are_resolved_alike_on_every_replica() {
         "INSERT INTO loose VALUES ('twice', 'x1'), ('twice', 'x2'), ('other', 'x'), ('twice2', 'x2'), ('twice2', 'x1')",
     )
     .await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     wait_for_rejected(&server, 2).await;
     db.sql("INSERT INTO loose VALUES ('later', 'x2'), ('later', 'x1'), ('later2', 'x1'), ('later2', 'x2')").await;
     wait_for_rejected(&server, 4).await;
-    let second = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let second = Server::start_with(&db.url, NOTIFY_ONLY).await;
     for server in [&server, &second] {
         for id in ["twice", "twice2", "later", "later2"] {
             assert_eq!(server.field(id, "name").await, "x1", "{id}");

@@ -67,7 +67,7 @@ async fn database_and_file() -> (Db, Folder) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn start_without_database_serves_the_file_then_catches_up_with_a_delta() {
-    let postgres = support::private(&[]);
+    let postgres = support::start_postgres(&[]);
     let client = migrated(&postgres.url("postgres")).await;
     consistency::add_pairs(&client, PAIRS).await;
     let proxy = Proxy::before(&postgres).await;
@@ -90,15 +90,15 @@ async fn start_without_database_serves_the_file_then_catches_up_with_a_delta() {
     assert_eq!((reply.revision(), reply.json()["description"].as_str()), (revision, Some("1")));
 
     // Changes made while the server was down and Postgres unreachable.
-    let witness = Witness::start(&server, PAIRS - 1, false);
+    let readers = ConsistencyReaders::start(&server, PAIRS - 1, false);
     sql(&client, &bump(1)).await;
     let last = PAIRS - 1;
     sql(&client, &format!("DELETE FROM models WHERE id LIKE 'pair-{last}-_'")).await;
     proxy.set(Mode::Pass).await;
-    in_step(&server, &client).await;
-    assert_eq!(fulls(&server, 0.0).await, 0.0);
+    in_sync(&server, &client).await;
+    assert_eq!(full_loads(&server, 0.0).await, 0.0);
     server.until("the server is in sync", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
-    witness.finish().await;
+    readers.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -127,7 +127,7 @@ async fn changed_rules_force_a_full_load() {
     db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('s3', 's3', 's3://a/b', 'a/b')").await;
     let server = start(&db.url, &folder.file()).await;
     server.until("the server is in sync", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
-    assert_eq!((fulls(&server, 0.0).await, server.get("/api/models/s3").await.status), (0.0, 404));
+    assert_eq!((full_loads(&server, 0.0).await, server.get("/api/models/s3").await.status), (0.0, 404));
     terminate(&server).await;
     let settings = [("CATALOG_SNAPSHOT_FILE", &*folder.file()), ("CATALOG_URL_SCHEMES", "https,s3")];
     let server = Server::start_with(&db.url, &settings).await;
@@ -250,22 +250,22 @@ async fn full_disk_stops_only_the_snapshot_file() {
     let server = start(&db.url, &disk.file()).await;
     wait_for_write(&server).await;
     let before = std::fs::read(disk.file()).unwrap();
-    let witness = ConsistencyReaders::start(&server, PAIRS, false);
+    let readers = ConsistencyReaders::start(&server, PAIRS, false);
     db.sql(
         "INSERT INTO models (id, name, download_url, save_path) \
             SELECT 'big' || n, repeat('x', 1000), 'https://example.org/', 'a/b' FROM generate_series(1, 100) n",
     )
     .await;
     server.until("a write failed", |s| async { operations(s, "write", "error").await > 0.0 }).await;
-    in_step(&server, &db.client).await;
+    in_sync(&server, &db.client).await;
     assert_eq!(std::fs::read(disk.file()).unwrap(), before, "the old file was changed");
     server.until_logged("the snapshot file can't be written", 1).await;
     assert!(server.logged("No space left") >= 1, "{:#?}", server.log());
     db.sql("DELETE FROM models WHERE id LIKE 'big%'").await;
     db.sql(&bump(0)).await;
     server.until("the file can be written again", |s| async { s.logged("can be written again") == 1 }).await;
-    in_step(&server, &db.client).await;
-    witness.finish().await;
+    in_sync(&server, &db.client).await;
+    readers.finish().await;
     terminate(&server).await;
     let kept = file::read(Path::new(&disk.file())).unwrap();
     assert_eq!(kept.snapshot.len(), 2 * PAIRS);
@@ -292,7 +292,7 @@ async fn kill_at_any_moment_leaves_a_valid_file() {
         let (before, existed) = (list_files(&folder.0), Path::new(&folder.file()).exists());
         // Writing a few megabytes takes some milliseconds; the kill comes between its first byte and its end.
         db.sql("UPDATE models SET hash = coalesce(hash, '') || 'x'").await;
-        let deadline = Instant::now() + support::PATIENCE;
+        let deadline = Instant::now() + support::WAIT_LIMIT;
         while list_files(&folder.0) == before {
             assert!(Instant::now() < deadline, "no write has started");
             std::thread::sleep(Duration::from_micros(100));
@@ -322,7 +322,7 @@ async fn processes_sharing_a_file_keep_it_valid() {
     let (one, two) = (start(&db.url, &folder.file()).await, start(&db.url, &folder.file()).await);
     db.sql(&bump(0)).await;
     for server in [&one, &two] {
-        in_step(server, &db.client).await;
+        in_sync(server, &db.client).await;
         terminate(server).await;
     }
     assert!(file::read(&path).unwrap().snapshot.len() == 2 * PAIRS);

@@ -70,8 +70,8 @@ async fn writes_to_partitioned_tables_are_served() {
         view(&format!("{NO_DEPENDENCIES} parts m"))
     ))
     .await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
-    let fulls = server.refreshes("full").await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
+    let full_loads = server.refreshes("full").await;
 
     db.sql("INSERT INTO parts VALUES ('1', 'one', 'a'), ('2', 'two', 'b')").await;
     server.until_named("2", "two").await;
@@ -85,7 +85,7 @@ async fn writes_to_partitioned_tables_are_served() {
     server.until_named("3", "middle").await;
     db.sql("DELETE FROM parts WHERE id = '2'").await;
     server.until_gone("2").await;
-    assert_eq!(server.refreshes("full").await, fulls);
+    assert_eq!(server.refreshes("full").await, full_loads);
 
     // In a partition created later, writes through the root are seen at once, direct writes after another watch().
     db.sql("CREATE TABLE parts_c PARTITION OF parts FOR VALUES IN ('c'); INSERT INTO parts VALUES ('4', 'four', 'c')")

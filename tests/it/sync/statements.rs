@@ -67,10 +67,10 @@ async fn statements_without_effect_send_no_notification() {
          WHEN MATCHED THEN UPDATE SET name = s.name WHEN NOT MATCHED THEN DO NOTHING",
         "BEGIN; UPDATE models SET name = name; COMMIT",
     ];
-    unheard(&db, &server, &without_effect).await;
+    assert_unnoticed(&db, &server, &without_effect).await;
 
     // A statement that leaves most rows unchanged records only the others.
-    db.sql("UPDATE models SET description = CASE id WHEN 'b' THEN 'other' END WHERE id <> 'heard'").await;
+    db.sql("UPDATE models SET description = CASE id WHEN 'b' THEN 'other' END WHERE id <> 'marker'").await;
     server.until("b changed", |s| async move { s.field("b", "description").await == "other" }).await;
     let recorded = "SELECT string_agg(model_id, ' ' ORDER BY model_id) FROM model_catalog.changes \
                 WHERE xid = (SELECT max(xid) FROM model_catalog.changes)";
@@ -89,7 +89,11 @@ async fn transaction_sends_one_notification() {
     )
     .await;
     server.until_named("499", "y").await;
-    assert_eq!(bells(&db, &server).await, before + 2.0, "expected one from the transaction and one from the marker");
+    assert_eq!(
+        notifications(&db, &server).await,
+        before + 2.0,
+        "expected one from the transaction and one from the marker"
+    );
 }
 
 #[tokio::test]

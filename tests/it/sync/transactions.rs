@@ -38,7 +38,7 @@ async fn transactions_are_served_atomically() {
     let (began, mut number) = (Instant::now(), 0);
     while seen.lock().unwrap().len() < MIN_STATES {
         let failed = readers.iter().any(JoinHandle::is_finished);
-        assert!(!failed && began.elapsed() < PATIENCE, "{} states seen", seen.lock().unwrap().len());
+        assert!(!failed && began.elapsed() < WAIT_LIMIT, "{} states seen", seen.lock().unwrap().len());
         number += 1;
         let (old, new) = if number % 2 == 1 { ("heads", "tails") } else { ("tails", "heads") };
         db.sql(&format!(
@@ -71,7 +71,7 @@ async fn rolled_back_changes_leave_no_trace() {
     ];
     assert_unnoticed(&db, &server, &rolled_back).await;
 
-    let before = bells(&db, &server).await;
+    let before = notifications(&db, &server).await;
     let xid_of_b = db.sql("SELECT xid FROM model_catalog.changes WHERE model_id = 'b'").await;
     db.sql(
         "BEGIN; UPDATE models SET name = 'kept' WHERE id = 'a'; \
@@ -84,7 +84,11 @@ async fn rolled_back_changes_leave_no_trace() {
     assert_eq!(server.field("b", "name").await, "b.safetensors");
     assert_eq!(server.field("c", "name").await, "b.safetensors", "a released savepoint was lost");
     assert_eq!(db.sql("SELECT xid FROM model_catalog.changes WHERE model_id = 'b'").await, xid_of_b);
-    assert_eq!(bells(&db, &server).await, before + 2.0, "expected one from the transaction and one from the marker");
+    assert_eq!(
+        notifications(&db, &server).await,
+        before + 2.0,
+        "expected one from the transaction and one from the marker"
+    );
 }
 
 #[tokio::test]
@@ -125,7 +129,7 @@ async fn change_during_the_first_load_is_served_by_a_delta() {
     .await;
     let gate = db.connect().await;
     sql(&gate, "SELECT pg_advisory_lock(7)").await;
-    let server = Server::spawn(&db.url, ONLY_THE_BELL).await;
+    let server = Server::spawn(&db.url, NOTIFY_ONLY).await;
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                   AND application_name LIKE 'model-catalog%' AND wait_event = 'advisory'";
     crate::support::until("the load waits for the lock", || async { db.sql(waiting).await.as_deref() == Some("1") })
