@@ -140,8 +140,10 @@ async fn large_bodies_stay_within_the_memory_budget() {
             stream
         })
         .collect();
-    let refused = r#"catalog_http_requests_total{route="/api/models/batch",status="503"}"#;
-    server.until("most requests are rejected", |s| async move { s.metric(refused).await >= (FLOOD - 8) as f64 }).await;
+    let rejected_total = r#"catalog_http_requests_total{route="/api/models/batch",status="503"}"#;
+    server
+        .until("most requests are rejected", |s| async move { s.metric(rejected_total).await >= (FLOOD - 8) as f64 })
+        .await;
     let grown = server.metric("process_resident_memory_bytes").await - before;
     // The allocator keeps freed memory for a while, and each connection has buffers of its own.
     assert!(grown < (FLOOD / 2 * MIB) as f64, "{grown} bytes for a flood of {FLOOD} MiB, with a budget of 8 MiB");
