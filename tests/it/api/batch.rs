@@ -1,4 +1,4 @@
-//! `POST /api/models/batch`: order, repeats, limits, and what is wrong with a body.
+//! `POST /api/models/batch`: order, duplicates, limits and invalid bodies.
 
 use serde_json::json;
 
@@ -138,7 +138,7 @@ async fn too_many_ids_return_400() {
     assert_eq!(server.batch(&many(3)).await.status, 200);
     let too_many = "model_ids has 4 ids, the limit is 3: ask in several batches";
     assert_error(&server.batch(&many(4)).await, 400, too_many);
-    // Repeats count as they were asked.
+    // Duplicates count, too.
     assert_error(&server.batch(r#"{"model_ids":["a","a","a","a"]}"#).await, 400, too_many);
 }
 
@@ -148,7 +148,7 @@ async fn oversized_body_returns_413_before_it_is_received() {
     let fits = server.batch(&padded(ONE_MIB)).await;
     assert_eq!((fits.status, fits.text()), (200, batch_json(&["a"], "")));
 
-    // Only the head is sent: an answer means that nobody waited for the rest.
+    // Only the head is sent: a response means that the server did not wait for the body.
     let mut raw = Raw::open(&server.address);
     raw.send(&format!("POST /api/models/batch HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", ONE_MIB + 1));
     let message = "the body is larger than the limit of 1048576 bytes: ask in several batches";
@@ -166,11 +166,11 @@ async fn chunked_body_over_the_limit_returns_413() {
     raw.send(&format!("{head}3c\r\n{}\r\n28\r\n{}\r\n0\r\nx-sum: 1\r\n\r\n", &body[..60], &body[60..]));
     assert_eq!(raw.response().text(), batch_json(&["a"], ""), "exactly the limit, and a trailer");
 
-    // After a chunked body the connection ends: it may have had another length, which nobody has seen.
+    // The connection closes after a chunked body: an intermediary may have read it with another length.
     raw.expect_close();
 
     let mut raw = Raw::open(&server.address);
-    // The last chunk, which would end the body, is never sent.
+    // The last chunk is never sent.
     raw.send(&format!("{head}3c\r\n{}\r\n29\r\n{} \r\n", &body[..60], &body[60..]));
     assert_error(&raw.response(), 413, "the body is larger than the limit of 100 bytes: ask in several batches");
     raw.expect_close();

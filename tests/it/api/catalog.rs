@@ -1,4 +1,4 @@
-//! `GET /api/catalog`: what is served, what is refused and why, what is asked for in vain.
+//! `GET /api/catalog`: state of the catalog, rejected rows with their reasons, most requested unknown ids.
 
 use hyper::Request;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ async fn catalog(server: &Server) -> Value {
     server.get("/api/catalog").await.json()
 }
 
-/// Models without a bell to wait for, and of these `bad-…` with a path that is refused.
+/// Adds models before the server starts: `good-…`, and `bad-…` with a `save_path` that is rejected.
 async fn add(db: &Db, good: usize, bad: usize) {
     for (prefix, path, count) in [("good", "checkpoints/x", good), ("bad", "../x", bad)] {
         db.sql(&format!(
@@ -35,16 +35,16 @@ async fn catalog_reports_counts_and_rejected_rows_with_reasons() {
     assert!((0.0..30.0).contains(&age), "{age}");
     let reason = "save_path escapes the models folder: it must be relative to the models folder, without `..` \
                   and without backslashes";
-    let whole = format!(
+    let expected = format!(
         r#"{{"revision":"{}","models":3,"rejected":2,"source":"postgres","synced_seconds_ago":{age:?},"follow":"live","rejected_rows":[{{"id":"bad-001","reason":"{reason}"}},{{"id":"bad-002","reason":"{reason}"}}],"not_found":0,"not_found_ids":[]}}"#,
         response.revision()
     );
-    assert_eq!(response.text(), whole);
+    assert_eq!(response.text(), expected);
 
     // The list follows the table.
     db.sql("UPDATE models SET save_path = 'x' WHERE id = 'bad-001'; DELETE FROM models WHERE id = 'bad-002'").await;
     server
-        .until("no row is refused", |s| async {
+        .until("no row is rejected", |s| async {
             let now = catalog(s).await;
             (&now["models"], &now["rejected"], &now["rejected_rows"]) == (&json!(4), &json!(0), &json!([]))
         })
@@ -56,7 +56,7 @@ async fn catalog_follows_the_common_rules_for_methods_and_paths() {
     let db = Db::new().await;
     add(&db, 1, 0).await;
     let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
-    server.until("it serves", |s| async move { s.get("/api/catalog").await.status == 200 }).await;
+    server.until("the catalog is served", |s| async move { s.get("/api/catalog").await.status == 200 }).await;
     let revision = server.get("/api/models/good-001").await.revision();
 
     let head = server.send(server.request("HEAD", "/api/catalog", "")).await;
@@ -73,9 +73,9 @@ async fn catalog_follows_the_common_rules_for_methods_and_paths() {
     for path in ["/api/catalog/", "/api/catalog/x", "/api/catalogs", "/catalog"] {
         assert_eq!(server.get(path).await.status, 404, "{path}");
     }
-    // A query changes nothing, as everywhere.
+    // A query string is ignored, as on every route.
     assert_eq!(server.get("/api/catalog?x=1").await.status, 200);
-    // A connection that was plain until then goes on.
+    // The connection stays open between different routes.
     let mut raw = Raw::open(&server.address);
     for (path, status) in [("/api/models/good-001", 200), ("/api/catalog", 200), ("/api/models/good-001", 200)] {
         assert_eq!(raw.get(path).status, status, "{path}");
@@ -83,9 +83,9 @@ async fn catalog_follows_the_common_rules_for_methods_and_paths() {
 
     let line = server.log().into_iter().find(|line| line.contains("serving the admin routes")).unwrap();
     let admin = serde_json::from_str::<Value>(&line).unwrap()["address"].as_str().unwrap().to_owned();
-    let apart = |path: &str| Request::get(format!("http://{admin}{path}")).body(Default::default()).unwrap();
-    assert_eq!(server.send(apart("/api/catalog")).await.status, 404);
-    let metrics = server.send(apart("/metrics")).await.text();
+    let on_admin_port = |path: &str| Request::get(format!("http://{admin}{path}")).body(Default::default()).unwrap();
+    assert_eq!(server.send(on_admin_port("/api/catalog")).await.status, 404);
+    let metrics = server.send(on_admin_port("/metrics")).await.text();
     assert!(metrics.contains(r#"catalog_http_requests_total{route="/api/catalog",status="405"} 5"#), "{metrics}");
 }
 
@@ -102,8 +102,8 @@ async fn unknown_ids_are_counted_on_every_route() {
     let db = Db::new().await;
     add(&db, 1, 0).await;
     let server = Server::start(&db).await;
-    // Two ways a batch is answered, three ways a single id is.
-    let body = r#"{"model_ids":["nope","good-001","seldom","nope"]}"#;
+    // Batches with and without further headers; single ids by GET, percent-encoded and by HEAD.
+    let body = r#"{"model_ids":["nope","good-001","rare","nope"]}"#;
     let length = body.len();
     let post = |header: &str| {
         format!("POST /api/models/batch HTTP/1.1\r\nhost: x\r\n{header}content-length: {length}\r\n\r\n{body}")
@@ -116,19 +116,19 @@ async fn unknown_ids_are_counted_on_every_route() {
     assert_eq!(server.get("/api/models/nope").await.status, 404);
     assert_eq!(server.get("/api/models/%6eope").await.status, 404);
     assert_eq!(server.send(server.request("HEAD", "/api/models/nope", "")).await.status, 404);
-    // What is no look-up is not counted.
+    // Invalid requests look nothing up and are not counted.
     server.get("/api/models/%zz").await;
     server.batch(r#"{"model_ids":["nope",1]}"#).await;
 
     let now = catalog(&server).await;
     assert_eq!(now["not_found"], 9);
-    assert_eq!(now["not_found_ids"], json!([{"id": "nope", "asked": 7}, {"id": "seldom", "asked": 2}]));
+    assert_eq!(now["not_found_ids"], json!([{"id": "nope", "asked": 7}, {"id": "rare", "asked": 2}]));
     assert_eq!(server.metric(r#"catalog_lookups_total{outcome="not_found"}"#).await, 9.0);
 
-    // What exists by now is no longer listed.
+    // An id that exists by now is no longer listed.
     db.add("nope").await;
-    let seldom = json!([{"id": "seldom", "asked": 2}]);
-    server.until("it is off the list", |s| async { catalog(s).await["not_found_ids"] == seldom }).await;
+    let rare = json!([{"id": "rare", "asked": 2}]);
+    server.until("it is no longer listed", |s| async { catalog(s).await["not_found_ids"] == rare }).await;
     assert_eq!(catalog(&server).await["not_found"], 9);
 }
 
@@ -164,20 +164,20 @@ async fn lists_are_bounded_and_hostile_ids_escaped_and_truncated() {
 #[tokio::test]
 async fn random_ids_do_not_displace_frequent_ones() {
     let db = Db::new().await;
-    // Both threads' lists are read as one.
+    // The lists of both threads are merged.
     let server = Server::start_with(&db.url, &[("CATALOG_THREADS", "2")]).await;
     for round in 0..100 {
         let mut ids: Vec<_> = (0..999).map(|number| format!("{round}-{number}-{}", fastrand::u64(..))).collect();
-        ids.push(if round % 2 == 0 { "even-favourite" } else { "odd-favourite" }.to_owned());
+        ids.push(if round % 2 == 0 { "even-frequent" } else { "odd-frequent" }.to_owned());
         assert_eq!(server.batch(&json!({ "model_ids": ids }).to_string()).await.status, 200);
-        let favourite = format!("/api/models/{}", "the-favourite");
-        (0..5).for_each(|_| assert_eq!(Raw::open(&server.address).get(&favourite).status, 404));
+        let frequent = format!("/api/models/{}", "most-frequent");
+        (0..5).for_each(|_| assert_eq!(Raw::open(&server.address).get(&frequent).status, 404));
     }
     let response = server.get("/api/catalog").await;
     let now = response.json();
     assert_eq!(now["not_found"], 100_500);
     let listed = now["not_found_ids"].as_array().unwrap();
-    assert_eq!((listed.len(), &listed[0]["id"]), (100, &json!("the-favourite")), "{:?}", &listed[..3]);
+    assert_eq!((listed.len(), &listed[0]["id"]), (100, &json!("most-frequent")), "{:?}", &listed[..3]);
     let asked = listed[0]["asked"].as_u64().unwrap();
     assert!((300..=500).contains(&asked), "{asked}");
 }

@@ -18,10 +18,10 @@ async fn cors_is_disabled_by_default() {
 
 #[tokio::test]
 async fn only_configured_origins_are_allowed() {
-    let allowed = [("CATALOG_CORS_ALLOW_ORIGIN", "https://example.org, http://localhost:8080")];
-    let (_db, server) = start_with_model_a(&allowed).await;
+    let settings = [("CATALOG_CORS_ALLOW_ORIGIN", "https://example.org, http://localhost:8080")];
+    let (_db, server) = start_with_model_a(&settings).await;
     let mut raw = Raw::open(&server.address);
-    for (origin, may) in [
+    for (origin, allowed) in [
         ("https://example.org", true),
         ("http://localhost:8080", true),
         ("http://example.org", false),
@@ -38,20 +38,20 @@ async fn only_configured_origins_are_allowed() {
             raw.batch(&header),
         ];
         for response in responses {
-            let (origin, exposed) = if may { (origin, "etag, catalog-revision") } else { ("", "") };
+            let (origin, exposed) = if allowed { (origin, "etag, catalog-revision") } else { ("", "") };
             assert_eq!(response.header("access-control-allow-origin"), origin, "{response:?}");
             assert_eq!(response.header("access-control-expose-headers"), exposed, "{response:?}");
             assert_eq!(response.header("vary"), "Origin", "{response:?}");
         }
-        let asks = format!("{header}access-control-request-method: POST\r\n");
-        raw.send(&format!("OPTIONS /api/models/batch HTTP/1.1\r\nhost: x\r\n{asks}\r\n"));
+        let preflight_headers = format!("{header}access-control-request-method: POST\r\n");
+        raw.send(&format!("OPTIONS /api/models/batch HTTP/1.1\r\nhost: x\r\n{preflight_headers}\r\n"));
         let preflight = raw.head();
         assert_eq!(preflight.status, 204);
-        assert_eq!(preflight.header("access-control-allow-origin"), if may { origin } else { "" });
+        assert_eq!(preflight.header("access-control-allow-origin"), if allowed { origin } else { "" });
         assert_eq!(preflight.header("access-control-allow-methods"), "GET, HEAD, POST");
         assert_eq!(preflight.header("access-control-allow-headers"), "content-type, if-none-match");
     }
-    // A cache keeps apart what is answered without an origin, too: plainly and by the library alike.
+    // Responses to requests without an origin vary, too, or a shared cache would mix them up.
     for headers in ["", "te: trailers\r\n"] {
         let response = Raw::open(&server.address).request("GET", "/api/models/a", headers);
         assert_eq!((response.header("vary"), response.text()), ("Origin", model_json("a")));
@@ -69,6 +69,6 @@ async fn wildcard_allows_every_origin() {
         (response.status, response.header("access-control-allow-origin"), response.header("vary")),
         (200, "*", "")
     );
-    let operations = raw.request("GET", "/metrics", "origin: https://example.org\r\n");
-    assert_eq!(operations.header("access-control-allow-origin"), "");
+    let metrics = raw.request("GET", "/metrics", "origin: https://example.org\r\n");
+    assert_eq!(metrics.header("access-control-allow-origin"), "");
 }

@@ -6,7 +6,7 @@ use crate::support::{Db, Response, Server, model_json};
 
 const ARIA2: &str = "/api/models/batch?format=aria2";
 
-/// a → b c, b → d, c → d x, d → a; e stands alone.
+/// a → b c, b → d, c → d x, d → a; e has no dependencies.
 async fn diamond(settings: &[(&str, &str)]) -> (Db, Server) {
     let db = Db::new().await;
     for id in ["a", "b", "c", "d", "e"] {
@@ -34,8 +34,8 @@ async fn dependencies_come_first_and_missing_ones_are_reported() {
     assert!(response.text().ends_with(tail), "{}", response.text());
     assert_eq!(response.revision(), server.get("/api/models/a").await.revision());
 
-    let nothing = server.batch(r#"{"resolve_dependencies":true,"model_ids":[]}"#).await;
-    assert_eq!(nothing.text(), r#"{"models":[],"not_found":[],"missing_dependencies":[]}"#);
+    let empty = server.batch(r#"{"resolve_dependencies":true,"model_ids":[]}"#).await;
+    assert_eq!(empty.text(), r#"{"models":[],"not_found":[],"missing_dependencies":[]}"#);
 }
 
 #[tokio::test]
@@ -76,10 +76,10 @@ async fn aria2_input_file_has_every_download_option() {
          UPDATE models SET save_path = '${{HOME}}/x', dependencies = '[]' WHERE id = 'd'"
     ))
     .await;
-    server.until("c has a size", |s| async move { s.field("d", "dependencies").await == json!([]) }).await;
-    // Of the models alone, what is not found is said, too.
-    let alone = server.send(server.request("POST", ARIA2, r#"{"model_ids":["d","nobody"]}"#)).await.text();
-    assert!(alone.starts_with("# model-catalog: 1 models;") && alone.contains("# not found: \"nobody\""), "{alone}");
+    server.until("both changes are served", |s| async move { s.field("d", "dependencies").await == json!([]) }).await;
+    // Without dependencies, unknown ids are listed, too.
+    let alone = server.send(server.request("POST", ARIA2, r#"{"model_ids":["d","unknown"]}"#)).await.text();
+    assert!(alone.starts_with("# model-catalog: 1 models;") && alone.contains("# not found: \"unknown\""), "{alone}");
     let body = r#"{"model_ids":["c","y\n  out=evil"],"resolve_dependencies":true}"#;
     let response = server.send(server.request("POST", ARIA2, body)).await;
     assert_eq!((response.status, response.header("content-type")), (200, "text/plain; charset=utf-8"));
@@ -106,7 +106,7 @@ https://example.org/%C3%A4%20b
     assert_eq!(response.text(), expected);
     assert_eq!(response.revision(), server.get("/api/models/c").await.revision());
 
-    // Without dependencies: the order asked, each once.
+    // Without dependencies: request order, without duplicates.
     let response = server.send(server.request("POST", ARIA2, r#"{"model_ids":["e","c","e"]}"#)).await;
     let ids: Vec<_> =
         response.text().lines().filter_map(|line| line.strip_prefix("# id: ").map(str::to_owned)).collect();
@@ -127,7 +127,7 @@ async fn unknown_format_returns_400() {
         let response = server.send(server.request("POST", &format!("/api/models/batch{query}"), body)).await;
         assert_eq!((response.status, response.text()), (200, plain.clone()), "{query}");
     }
-    // What is wrong with a body is said as ever.
+    // Errors in the body are reported as JSON in every format.
     let response = server.send(server.request("POST", ARIA2, "{}")).await;
     assert_eq!((response.status, response.json()), (400, json!({"error": "model_ids must be an array"})));
 }

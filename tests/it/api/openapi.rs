@@ -18,7 +18,7 @@ async fn with_samples() -> (Db, Server, Value) {
 }
 
 fn object(value: &Value) -> &Map<String, Value> {
-    value.as_object().unwrap_or_else(|| panic!("no object: {value}"))
+    value.as_object().unwrap_or_else(|| panic!("not an object: {value}"))
 }
 
 #[tokio::test]
@@ -85,11 +85,7 @@ async fn description_is_served_on_the_api_port() {
     let server =
         Server::spawn("host=/nonexistent user=nobody dbname=none", &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
     let document = server.get("/openapi.json").await;
-    assert_eq!(
-        (document.status, document.json()["openapi"].clone()),
-        (200, json!("3.1.0")),
-        "before anything is loaded"
-    );
+    assert_eq!((document.status, document.json()["openapi"].clone()), (200, json!("3.1.0")), "before the first load");
 }
 
 /// Collects every limit in a part of the document, by its JSON pointer.
@@ -137,8 +133,8 @@ async fn limits_of_requests_are_those_of_the_server() {
 
     let q = limits.take(&format!("{LIST}/parameters/0/schema/maxLength"));
     expect(&format!("/api/models?q={}", "q".repeat(q)), 200).await;
-    let refused = expect(&format!("/api/models?q={}", "q".repeat(q + 1)), 400).await;
-    assert!(refused.text().contains(&format!("the limit is {q}\"")), "{}", refused.text());
+    let rejected = expect(&format!("/api/models?q={}", "q".repeat(q + 1)), 400).await;
+    assert!(rejected.text().contains(&format!("the limit is {q}\"")), "{}", rejected.text());
     let described = document.pointer(&format!("{LIST}/parameters/0/description")).unwrap().as_str().unwrap();
     assert!(described.contains(&format!("at most {q} bytes")), "{described}");
 
@@ -208,15 +204,19 @@ async fn limits_of_responses_are_those_of_the_server() {
         });
         db.sql(&format!("{insert} VALUES ({})", values.join(", "))).await;
     }
-    server.until("the five are rejected", |s| async move { s.get("/readyz").await.json()["rejected"] == 5 }).await;
+    server.until("the five rows are rejected", |s| async move { s.get("/readyz").await.json()["rejected"] == 5 }).await;
     db.sql(&format!("{insert} SELECT 'bad-' || n, 'x', 'x', 'x', 1 FROM generate_series(6, {}) n", rejected + 1)).await;
     db.sql(&format!(
         "{insert} SELECT 'm' || n, 'x', 'https://example.org/x', 'x', 1 FROM generate_series(0, {page}) n"
     ))
     .await;
     let all = rejected + 1;
-    server.until("all are rejected", |s| async move { s.get("/readyz").await.json()["rejected"] == all }).await;
-    server.until("all are served", |s| async move { s.field(&format!("m{page}"), "id").await.is_string() }).await;
+    server
+        .until("all bad rows are rejected", |s| async move { s.get("/readyz").await.json()["rejected"] == all })
+        .await;
+    server
+        .until("all good rows are served", |s| async move { s.field(&format!("m{page}"), "id").await.is_string() })
+        .await;
     let unknown: Vec<_> = (0..=missing).map(|number| format!("unknown-{number}")).collect();
     server.batch(&json!({ "model_ids": unknown }).to_string()).await;
 
@@ -227,7 +227,7 @@ async fn limits_of_responses_are_those_of_the_server() {
     assert_eq!((length(&catalog["rejected_rows"]), &catalog["rejected"]), (rejected, &json!(rejected + 1)));
     assert_eq!(length(&catalog["not_found_ids"]), missing);
 
-    // What is left are counters and texts that are never empty.
+    // The remaining limits: counters, and texts that are never empty.
     let asked = limits.take(&format!("{SCHEMAS}/Catalog/properties/not_found_ids/items/properties/asked/minimum"));
     assert!(catalog["not_found_ids"][0]["asked"].as_u64().unwrap() >= asked as u64);
     assert_eq!(limits.take(&format!("{SCHEMAS}/Error/properties/error/minLength")), 1);

@@ -1,4 +1,4 @@
-//! Requests over raw sockets: the response does not depend on how the bytes arrive, and damaged requests get exactly one.
+//! Requests over raw sockets: responses do not depend on how the bytes arrive, and damaged requests get exactly one.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -67,7 +67,7 @@ fn exchange(address: &str, parts: &[&[u8]]) -> String {
     stream.set_nodelay(true).unwrap();
     stream.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
     for part in parts {
-        // A server that has refused the beginning closes the connection in the end.
+        // The server closes the connection if it rejected the beginning.
         if stream.write_all(part).is_err() {
             break;
         }
@@ -133,7 +133,7 @@ async fn pipelined_requests_are_answered_in_order() {
     for number in 0..many {
         let response = raw.response();
         let (status, id) = (response.status, response.json()["id"].as_str().unwrap_or("absent").to_owned());
-        assert_eq!((status == 200, id.as_str()), (path(number) != "absent", path(number)), "answer {number}");
+        assert_eq!((status == 200, id.as_str()), (path(number) != "absent", path(number)), "response {number}");
     }
 }
 
@@ -145,9 +145,9 @@ async fn server_stops_reading_from_a_client_that_does_not_read() {
     let many: Vec<String> = (0..60).map(|number| format!("model-{number}")).collect();
     let request = batch(&many.iter().map(String::as_str).collect::<Vec<_>>(), "");
     let before = server.metric("process_resident_memory_bytes").await;
-    // Its own buffer and the kernel's fill up, then nothing more is taken.
-    let taken = (0..200_000).take_while(|_| stream.write_all(request.as_bytes()).is_ok()).count();
-    assert!(taken < 200_000, "the server took everything");
+    // The buffers of server and kernel fill up, then no more bytes are accepted.
+    let accepted = (0..200_000).take_while(|_| stream.write_all(request.as_bytes()).is_ok()).count();
+    assert!(accepted < 200_000, "the server accepted everything");
     let grown = server.metric("process_resident_memory_bytes").await - before;
     assert!(grown < 16e6, "{grown} bytes for one client that does not read");
     assert_eq!(server.get("/api/models/model-1").await.status, 200);
@@ -159,8 +159,8 @@ async fn initially_silent_client_is_accepted() {
     let connections = async || server.metric("catalog_http_connections").await;
     let before = connections().await;
     let mut silent = Raw::open(&server.address);
-    // The kernel holds it back for a second in which most would have asked.
-    until("the silent client to be taken", async || connections().await > before).await;
+    // TCP_DEFER_ACCEPT delays it for a second, in which most clients have sent a request.
+    until("the silent client is accepted", async || connections().await > before).await;
     assert_eq!(silent.get("/api/models/model-1").status, 200);
     assert_eq!(silent.get("/api/models/absent").status, 404);
 }

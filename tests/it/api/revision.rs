@@ -1,10 +1,10 @@
-//! `Catalog-Revision`: which catalog an answer is from.
+//! `Catalog-Revision`: identifies the catalog that a response comes from.
 
 use crate::support::raw::Raw;
 use crate::support::{Db, Server};
 
-async fn until_revision(server: &Server, what: &str, wanted: impl Fn(&str) -> bool) {
-    server.until(what, |s| async { wanted(&s.get("/api/models/a").await.revision()) }).await;
+async fn until_revision(server: &Server, what: &str, condition: impl Fn(&str) -> bool) {
+    server.until(what, |s| async { condition(&s.get("/api/models/a").await.revision()) }).await;
 }
 
 #[tokio::test]
@@ -32,7 +32,7 @@ async fn every_response_carries_the_revision() {
         ("POST", batch, &" ".repeat((1 << 20) + 1), 413),
     ] {
         let response = if status == 413 {
-            // The whole of it can't be sent: the server stops reading.
+            // The whole body cannot be sent: the server stops reading.
             let mut raw = Raw::open(&server.address);
             raw.send(&format!("POST {batch} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len()));
             raw.response()
@@ -55,16 +55,16 @@ async fn revision_is_equal_on_replicas_and_after_a_restart() {
     }
     let first = Server::start(&db).await;
     let revision = first.get("/api/models/a").await.revision();
-    // The second reads the rows in another order, and no delta has told it of them.
+    // The second replica reads the rows in another order, and by a full load instead of a delta.
     db.sql("CREATE TABLE again AS SELECT * FROM models ORDER BY id DESC; TRUNCATE models; INSERT INTO models SELECT * FROM again")
         .await;
     let second = Server::start(&db).await;
     assert_eq!(second.get("/api/models/a").await.revision(), revision);
 
-    // A catalog that followed a change equals one that was loaded after it.
+    // A catalog updated by a delta equals one loaded after the change.
     db.sql("UPDATE models SET hash = 'x' WHERE id = 'b'; DELETE FROM models WHERE id = 'c'").await;
     until_revision(&first, "the change is served", |now| now != revision && !now.is_empty()).await;
-    server_follows(&first).await;
+    until_both_changes(&first).await;
     let changed = first.get("/api/models/a").await.revision();
     until_revision(&second, "the replica serves the same", |now| now == changed).await;
     drop(first);
@@ -73,7 +73,7 @@ async fn revision_is_equal_on_replicas_and_after_a_restart() {
 }
 
 /// Waits until `b` has its hash and `c` is gone.
-async fn server_follows(server: &Server) {
+async fn until_both_changes(server: &Server) {
     server
         .until("both changes are served", |s| async {
             s.get("/api/models/c").await.status == 404 && s.get("/api/models/b").await.json()["hash"] == "x"
@@ -98,7 +98,7 @@ async fn reverted_change_restores_the_revision() {
         ),
     ] {
         db.sql(change).await;
-        until_revision(&server, "the revision moves", |now| now != revision).await;
+        until_revision(&server, "the revision changes", |now| now != revision).await;
         db.sql(reverse).await;
         until_revision(&server, "the revision is back", |now| now == revision).await;
     }
@@ -113,16 +113,16 @@ async fn revision_is_stable_without_changes() {
     let deltas = "catalog_refreshes_total{kind=\"delta\",outcome=\"ok\"}";
     let full = "catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}";
 
-    // Rows that are written as they were, and one that came and went within a transaction.
+    // Updates that change nothing, a rolled-back delete, and a change reverted within its transaction.
     db.sql("UPDATE models SET name = name; BEGIN; DELETE FROM models; ROLLBACK").await;
     db.sql("BEGIN; UPDATE models SET hash = 'x'; UPDATE models SET hash = NULL; COMMIT").await;
     let before = server.metric(deltas).await;
-    server.until("it has looked twice", |s| async move { s.metric(deltas).await >= before + 2.0 }).await;
+    server.until("two heartbeats have run", |s| async move { s.metric(deltas).await >= before + 2.0 }).await;
     assert_eq!(server.get("/api/models/a").await.revision(), revision);
 
-    // Everything read again.
+    // A full reload.
     let before = server.metric(full).await;
     db.sql("SELECT model_catalog.reload()").await;
-    server.until("all is read again", |s| async move { s.metric(full).await > before }).await;
+    server.until("the full load is done", |s| async move { s.metric(full).await > before }).await;
     assert_eq!(server.get("/api/models/a").await.revision(), revision);
 }

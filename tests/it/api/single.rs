@@ -1,4 +1,4 @@
-//! `GET /api/models/{id}`, and what is true of every path and method.
+//! `GET /api/models/{id}`, and the rules for paths and methods.
 
 use crate::support::raw::Raw;
 use crate::support::{Db, Response, Server, model_json};
@@ -30,7 +30,7 @@ async fn single_model_has_ten_fields_in_order() {
     assert_eq!(response.header("cache-control"), "no-cache");
     assert_eq!(response.header("content-length"), FLUX.len().to_string());
     let queried = server.get("/api/models/flux-dev?as=json").await;
-    assert_eq!(queried.text(), FLUX, "a query string changes nothing");
+    assert_eq!(queried.text(), FLUX, "a query string is ignored");
 }
 
 #[tokio::test]
@@ -61,12 +61,12 @@ async fn head_matches_get_without_a_body() {
     raw.send("HEAD /api/models/flux-dev HTTP/1.1\r\nhost: x\r\n\r\n");
     let mut head = raw.head();
     let mut expected = get.headers.clone();
-    // The clock may move between the two.
+    // The clock may advance between the two.
     expected.remove("date");
     head.headers.remove("date");
     assert_eq!((head.status, &head.headers), (200, &expected));
     assert_eq!(head.header("content-length"), FLUX.len().to_string());
-    // A body would stand where the next answer's head is.
+    // A body would be read as the head of the next response.
     raw.send("HEAD /api/models/absent HTTP/1.1\r\nhost: x\r\n\r\n");
     assert_eq!(raw.head().status, 404);
     assert_eq!(raw.get("/livez").status, 200);
@@ -76,7 +76,7 @@ async fn head_matches_get_without_a_body() {
 async fn etag_follows_the_content_and_a_match_returns_304() {
     let (db, server) = with_flux().await;
     let etag = server.get("/api/models/flux-dev").await.header("etag").to_owned();
-    assert!(etag.len() == 18 && etag.starts_with('"') && etag.ends_with('"'), "not a strong tag: {etag}");
+    assert!(etag.len() == 18 && etag.starts_with('"') && etag.ends_with('"'), "not a strong ETag: {etag}");
 
     for (tags, status) in [
         (etag.clone(), 304),
@@ -90,15 +90,15 @@ async fn etag_follows_the_content_and_a_match_returns_304() {
         let response = if status == 304 { raw.head() } else { raw.response() };
         assert_eq!((response.status, response.header("etag")), (status, &*etag), "{tags}");
         assert_eq!(response.header("cache-control"), "no-cache");
-        // RFC 9110 §8.6: the length of what a 200 would have, or none.
+        // RFC 9110 §8.6: the length that a 200 would have, or none.
         assert!(status != 304 || !response.headers.contains_key("content-length"), "{response:?}");
-        // A body would stand where the next answer's head is.
+        // A body would be read as the head of the next response.
         assert_eq!(raw.get("/livez").status, 200);
     }
 
     db.sql("UPDATE models SET description = NULL").await;
     server
-        .until("the old tag is stale", |s| async {
+        .until("the old ETag no longer matches", |s| async {
             let mut request = s.request("GET", "/api/models/flux-dev", "");
             request.headers_mut().insert("if-none-match", etag.parse().unwrap());
             let response = s.send(request).await;
@@ -151,7 +151,7 @@ async fn invalid_encodings_return_400() {
     for (path, body) in
         [("%", encoding), ("a%2", encoding), ("%zz", encoding), ("%+1", encoding), ("%ff", utf8), ("a%C3", utf8)]
     {
-        // Not by the client, which might mend it.
+        // Not by the HTTP client, which might normalize the path.
         let response = Raw::open(&server.address).get(&format!("/api/models/{path}"));
         assert_eq!(json_of(&response), (400, "application/json", body.into()), "{path}");
     }

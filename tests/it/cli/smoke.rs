@@ -1,4 +1,4 @@
-//! The whole way once: a row in, an answer out, live.
+//! The shortest end-to-end test: a row is served, and so is its change.
 
 use crate::support::{Db, Server};
 

@@ -11,12 +11,12 @@ async fn endless_chunked_body_returns_413() {
     let mut stream = connect(&server.address);
     stream.write_all(b"POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
     let chunk = format!("3e8\r\n{}\r\n", "1".repeat(1000));
-    // Until it is refused; the kernel's buffers take some more.
+    // Until it is rejected; the kernel's buffers accept some more.
     let sent = (0..1_000_000).take_while(|_| stream.write_all(chunk.as_bytes()).is_ok()).count();
-    assert!(sent < 1_000_000, "the server takes chunks without end");
+    assert!(sent < 1_000_000, "the server accepts endless chunks");
     assert_eq!(server.get("/api/models/a").await.status, 200);
 
-    // Within what the kernel takes at once, the answer arrives.
+    // If the kernel buffers everything at once, the response arrives.
     let mut stream = connect(&server.address);
     let body = format!("3e8\r\n{}\r\n", "1".repeat(1000)).repeat(11);
     let head = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -40,11 +40,11 @@ async fn oversized_headers_return_431() {
     ] {
         let mut stream = connect(&server.address);
         let _ = stream.write_all(flood.as_bytes());
-        let answer = read_to_close(&mut stream);
-        // What is left unread makes the end a reset, which may overtake the answer.
-        assert!(statuses(&answer) == [431] || answer.is_empty(), "{answer:?} to {}", &flood[..60]);
+        let response = read_to_close(&mut stream);
+        // Unread bytes turn the close into a reset, which may overtake the response.
+        assert!(statuses(&response) == [431] || response.is_empty(), "{response:?} to {}", &flood[..60]);
     }
-    // Whose head ends where it is too long is told.
+    // Without unread bytes the response must arrive.
     let mut stream = connect(&server.address);
     stream.write_all(format!("GET /api/models/a HTTP/1.1\r\n{many}\r\n").as_bytes()).unwrap();
     assert_eq!(statuses(&read_to_close(&mut stream)), [431]);

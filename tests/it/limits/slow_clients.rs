@@ -1,4 +1,4 @@
-//! Clients that are slow, greedy or mean: each is ended or refused, and the others are answered all the while.
+//! Clients that send or read slowly, or not at all: they are disconnected, and others are served meanwhile.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -8,8 +8,7 @@ use crate::support::raw::{Raw, connect, read_to_close};
 use crate::support::{Server, WAIT_LIMIT, model_json, raise_fd_limit, start_with_model_a, until};
 
 const HALF_A_HEAD: &str = "GET /api/models/a HTTP/1.1\r\nx: ";
-/// A shape that only the library reads.
-const HALF_OF_ANOTHER: &str = "DELETE /api/models/a HTTP/1.1\r\nx: ";
+const HALF_A_DELETE: &str = "DELETE /api/models/a HTTP/1.1\r\nx: ";
 const HALF_A_BODY: &str = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\n{";
 const HALF_A_CHUNK: &str = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2328\r\n";
 const NOTHING: &str = "";
@@ -18,13 +17,13 @@ const NOTHING: &str = "";
 async fn slow_clients_are_disconnected() {
     let (_db, server) =
         start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "600ms"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
-    let (mut normal, begun) = (Raw::open(&server.address), Instant::now());
-    let slow: Vec<_> = [NOTHING, HALF_A_HEAD, HALF_OF_ANOTHER, HALF_A_BODY, HALF_A_CHUNK]
+    let (mut normal, started) = (Raw::open(&server.address), Instant::now());
+    let slow: Vec<_> = [NOTHING, HALF_A_HEAD, HALF_A_DELETE, HALF_A_BODY, HALF_A_CHUNK]
         .into_iter()
-        // `a` is answered plainly, `absent` by the library, which goes on reading then.
-        .flat_map(|beginning| [None, Some("a"), Some("absent")].map(|before| (beginning, before)))
-        .filter(|(beginning, before)| before.is_none() || *beginning != NOTHING)
-        .map(|(beginning, before)| {
+        // On a new connection, and after a 200 and a 404.
+        .flat_map(|part| [None, Some("a"), Some("absent")].map(|before| (part, before)))
+        .filter(|(part, before)| before.is_none() || *part != NOTHING)
+        .map(|(part, before)| {
             let address = server.address.clone();
             std::thread::spawn(move || {
                 let mut stream = connect(&address);
@@ -33,25 +32,25 @@ async fn slow_clients_are_disconnected() {
                     assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
                 }
                 stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-                let _ = stream.write_all(beginning.as_bytes());
+                let _ = stream.write_all(part.as_bytes());
                 let deadline = Instant::now() + WAIT_LIMIT;
                 while Instant::now() < deadline {
                     match stream.read(&mut [0; 4096]) {
                         Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                        Ok(1..) => panic!("answered: {beginning:?}"),
+                        Ok(1..) => panic!("response to {part:?}"),
                         _ => return,
                     }
-                    // One byte more each time is no progress.
-                    if beginning != NOTHING {
+                    // Single bytes must not extend the deadline.
+                    if part != NOTHING {
                         let _ = stream.write_all(b"1");
                     }
                 }
-                panic!("not cut in {WAIT_LIMIT:?}: {beginning:?}, answered before: {before:?}");
+                panic!("not disconnected in {WAIT_LIMIT:?}: {part:?}, requested before: {before:?}");
             })
         })
         .collect();
     let mut answered = 0;
-    while slow.iter().any(|client| !client.is_finished()) || begun.elapsed() < Duration::from_secs(2) {
+    while slow.iter().any(|client| !client.is_finished()) || started.elapsed() < Duration::from_secs(2) {
         assert_eq!(normal.get("/api/models/a").status, 200);
         answered += 1;
         std::thread::sleep(Duration::from_millis(20));
@@ -64,13 +63,12 @@ async fn slow_clients_are_disconnected() {
 async fn idle_connections_are_closed_after_the_idle_timeout() {
     let (_db, server) =
         start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "100ms"), ("CATALOG_IDLE_TIMEOUT", "1s")]).await;
-    // `absent` is answered by the library, `a` is not.
     for path in ["/api/models/a", "/api/models/absent"] {
         let mut idle = Raw::open(&server.address);
         idle.get(path);
         let answered = Instant::now();
         idle.expect_close();
-        assert!(answered.elapsed() >= Duration::from_millis(900), "{path}: cut after {:?}", answered.elapsed());
+        assert!(answered.elapsed() >= Duration::from_millis(900), "{path}: closed after {:?}", answered.elapsed());
     }
 }
 
@@ -79,9 +77,11 @@ async fn client_that_does_not_read_is_disconnected_with_bounded_memory() {
     let settings = [("CATALOG_REQUEST_TIMEOUT", "1s"), ("CATALOG_IDLE_TIMEOUT", "1s")];
     let (db, server) = start_with_model_a(&settings).await;
     db.sql("UPDATE models SET description = repeat('x', 20000)").await;
-    // On connections of their own: a pooled one may be ended just when it is used.
+    // On new connections: the server may close a pooled one just when it is used.
     let get = |path: &str| Raw::open(&server.address).get(path);
-    server.until("it is large", |_| std::future::ready(get("/api/models/a").body.len() > 20_000)).await;
+    server
+        .until("the large description is served", |_| std::future::ready(get("/api/models/a").body.len() > 20_000))
+        .await;
     let memory = || {
         let metrics = get("/metrics").text();
         let value = metrics.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
@@ -92,25 +92,25 @@ async fn client_that_does_not_read_is_disconnected_with_bounded_memory() {
         stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
         let before = memory();
         let request = format!("GET /api/models/a HTTP/1.1\r\nhost: x\r\n{header}\r\n");
-        let taken = (0..200_000).take_while(|_| stream.write_all(request.as_bytes()).is_ok()).count();
-        assert!(taken < 200_000, "the server took everything");
+        let accepted = (0..200_000).take_while(|_| stream.write_all(request.as_bytes()).is_ok()).count();
+        assert!(accepted < 200_000, "the server accepted everything");
         let grown = memory() - before;
         assert!(grown < 16e6, "{grown} bytes for one client that does not read");
-        // It is cut with answers unsent: what is left ends in the middle, or in a reset.
+        // It is disconnected with unsent responses: the stream ends within one, or with a reset.
         read_to_close(&mut stream);
     }
     assert_eq!(get("/api/models/a").status, 200);
 }
 
-/// Connections that each have sent the beginning of a request.
-fn hold(server: &Server, count: usize) -> Vec<TcpStream> {
-    let beginnings = [HALF_A_HEAD, HALF_OF_ANOTHER, HALF_A_BODY, HALF_A_CHUNK];
-    let begin = |number: usize| {
+/// Opens connections that each have sent the beginning of a request.
+fn open_slow(server: &Server, count: usize) -> Vec<TcpStream> {
+    let beginnings = [HALF_A_HEAD, HALF_A_DELETE, HALF_A_BODY, HALF_A_CHUNK];
+    let open = |number: usize| {
         let mut stream = connect(&server.address);
         stream.write_all(beginnings[number % beginnings.len()].as_bytes()).unwrap();
         stream
     };
-    (0..count).map(begin).collect()
+    (0..count).map(open).collect()
 }
 
 const SLOW_CLIENTS: usize = 2_000;
@@ -119,15 +119,15 @@ const SLOW_CLIENTS: usize = 2_000;
 async fn two_thousand_slow_clients_do_not_block_others() {
     raise_fd_limit();
     let (_db, server) = start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "15s"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
-    let slow = hold(&server, SLOW_CLIENTS);
+    let slow = open_slow(&server, SLOW_CLIENTS);
     let open = async || server.metric("catalog_http_connections").await;
-    until("all slow clients are held", async || open().await >= SLOW_CLIENTS as f64).await;
+    until("all slow clients are connected", async || open().await >= SLOW_CLIENTS as f64).await;
     let mut kept = Raw::open(&server.address);
     for _ in 0..200 {
         assert_eq!(kept.get("/api/models/a").text(), model_json("a"));
         assert_eq!(Raw::open(&server.address).get("/api/models/a").status, 200);
     }
-    assert!(open().await >= SLOW_CLIENTS as f64, "they were cut too early for this test");
+    assert!(open().await >= SLOW_CLIENTS as f64, "the slow clients were disconnected before the measurement");
     while open().await > 10.0 {
         assert_eq!(kept.get("/api/models/a").status, 200);
         std::thread::sleep(Duration::from_millis(20));
@@ -135,14 +135,14 @@ async fn two_thousand_slow_clients_do_not_block_others() {
     drop(slow);
 }
 
-/// The 99th percentile of requests on a kept connection, in microseconds.
+/// The 99th percentile latency on a kept-alive connection, in microseconds.
 fn p99(server: &Server, requests: usize) -> u128 {
     let mut kept = Raw::open(&server.address);
     let mut times: Vec<_> = (0..requests)
         .map(|_| {
-            let asked = Instant::now();
+            let sent = Instant::now();
             assert_eq!(kept.get("/api/models/a").status, 200);
-            asked.elapsed().as_micros()
+            sent.elapsed().as_micros()
         })
         .collect();
     times.sort_unstable();
@@ -157,11 +157,13 @@ async fn measure_two_thousand_slow_clients() {
     let memory = async || server.metric("process_resident_memory_bytes").await;
     p99(&server, 5_000);
     let (idle, before) = (p99(&server, 20_000), memory().await);
-    let mut slow = hold(&server, SLOW_CLIENTS);
-    until("all slow clients are held", async || server.metric("catalog_http_connections").await >= SLOW_CLIENTS as f64)
-        .await;
+    let mut slow = open_slow(&server, SLOW_CLIENTS);
+    until("all slow clients are connected", async || {
+        server.metric("catalog_http_connections").await >= SLOW_CLIENTS as f64
+    })
+    .await;
     let each = (memory().await - before) / SLOW_CLIENTS as f64;
-    // A byte each from all of them, again and again, meanwhile.
+    // Meanwhile each of them keeps sending single bytes.
     let trickle = std::thread::spawn(move || {
         for _ in 0..8 {
             slow.iter_mut().for_each(|stream| stream.write_all(b"1").unwrap());
@@ -170,14 +172,14 @@ async fn measure_two_thousand_slow_clients() {
         slow
     });
     let beside = p99(&server, 20_000);
-    println!("p99 alone {idle} µs, beside {SLOW_CLIENTS} slow clients {beside} µs, {each:.0} bytes for each of these");
+    println!("p99 alone {idle} µs, beside {SLOW_CLIENTS} slow clients {beside} µs, {each:.0} bytes per slow client");
     drop(trickle.join().unwrap());
-    until("they are gone", async || server.metric("catalog_http_connections").await < 10.0).await;
+    until("the slow clients are gone", async || server.metric("catalog_http_connections").await < 10.0).await;
 
-    // The most that can be held of one connection: a plain head and another, each almost too long.
+    // The maximum memory for one connection: heads just below the limit.
     let before = memory().await;
     let heads =
-        [(HALF_A_HEAD, 16_300), (HALF_OF_ANOTHER, 32_500)].map(|(head, length)| head.to_owned() + &"x".repeat(length));
+        [(HALF_A_HEAD, 16_300), (HALF_A_DELETE, 32_500)].map(|(head, length)| head.to_owned() + &"x".repeat(length));
     let large: Vec<_> = (0..SLOW_CLIENTS)
         .map(|number| {
             let mut stream = connect(&server.address);
@@ -185,7 +187,11 @@ async fn measure_two_thousand_slow_clients() {
             stream
         })
         .collect();
-    until("all of it is held", async || server.metric("catalog_http_connections").await >= SLOW_CLIENTS as f64).await;
+    until("all heads are buffered", async || server.metric("catalog_http_connections").await >= SLOW_CLIENTS as f64)
+        .await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    println!("{:.0} bytes for each with a head of almost the most", (memory().await - before) / large.len() as f64);
+    println!(
+        "{:.0} bytes per connection with a head just below the limit",
+        (memory().await - before) / large.len() as f64
+    );
 }

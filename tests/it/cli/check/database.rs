@@ -1,9 +1,9 @@
-//! The way to the database, the rights there, the schema, and the bell.
+//! Connection, rights, schema and notifications.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
-use super::{breaks, check, check_with, fix, mended, run};
+use super::{apply_fixes, break_and_fix, check, check_with, fix, run};
 use crate::support::{Db, migrated, sql, start_postgres};
 
 #[tokio::test]
@@ -38,18 +38,18 @@ async fn healthy_database_has_nothing_to_fix() {
 
 #[tokio::test]
 async fn unreadable_objects_are_not_reported_ok() {
-    // Nobody listens on port 1.
+    // Nothing listens on port 1.
     let checked = check_with("postgres://me:s3cret@127.0.0.1:1/models", &[]);
     assert_eq!(checked.status, 2, "{checked:?}");
     assert!(checked.unfinished.as_str().unwrap().contains("cannot connect"), "{checked:?}");
-    for (url, settings, said) in [
+    for (url, settings, message) in [
         ("postgres://me:s3cret@h/d?sslmode=perhaps", &[][..], "use disable, prefer, require"),
         ("host=/nonexistent user=x", &[("CATALOG_CHECK_LIMIT", "0")], "CATALOG_CHECK_LIMIT"),
         ("host=/nonexistent user=x", &[("CATALOG_CHECK_FORMAT", "xml")], "CATALOG_CHECK_FORMAT"),
         ("host=/nonexistent user=x", &[], "not completed: cannot connect"),
     ] {
         let (status, printed) = run(url, &[], settings);
-        assert!(status == 2 && printed.contains(said) && !printed.contains("s3cret"), "{status}: {printed}");
+        assert!(status == 2 && printed.contains(message) && !printed.contains("s3cret"), "{status}: {printed}");
     }
 }
 
@@ -96,11 +96,11 @@ async fn each_missing_right_is_reported() {
         db.sql(&format!("REVOKE {right} FROM {quoted}")).await;
         let checked = check_with(&url, &[]);
         checked.only(level, "rights", right.rsplit(' ').next().unwrap());
-        mended(&db, &checked).await;
+        apply_fixes(&db, &checked).await;
         check_with(&url, &[]).clean();
     }
 
-    // The view reads with the rights of its owner.
+    // A view reads with the rights of its owner.
     db.sql(&format!("ALTER VIEW model_catalog.entries OWNER TO {quoted}")).await;
     let checked = check_with(&url, &[]);
     let bad = checked.bad();
@@ -114,15 +114,22 @@ async fn each_missing_right_is_reported() {
 #[tokio::test]
 async fn channel_mismatch_is_reported() {
     let db = Db::new().await;
-    breaks(&db, "UPDATE model_catalog.state SET channel = 'it''s another'", "problem", "channel", "it's another").await;
+    break_and_fix(
+        &db,
+        "UPDATE model_catalog.state SET channel = 'it''s another'",
+        "problem",
+        "channel",
+        "it's another",
+    )
+    .await;
     let settings = [("CATALOG_CHANNEL", "mine \\ 'own'")];
     let checked = check_with(&db.url, &settings);
     checked.only("problem", "channel", "CATALOG_CHANNEL is \"mine \\ 'own'\"");
-    mended(&db, &checked).await;
+    apply_fixes(&db, &checked).await;
     check_with(&db.url, &settings).clean();
 }
 
-/// Passes on everything between a client and a server but notifications.
+/// Forwards everything between a client and a server except notifications.
 async fn without_notifications(client: TcpStream, server: UnixStream) -> std::io::Result<()> {
     let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
         (client.into_split(), server.into_split());
@@ -159,13 +166,15 @@ async fn hot_standby_is_reported() {
     let primary = start_postgres(&[]);
     let client = migrated(&primary.url("postgres")).await;
     let standby = model_catalog::postgres::ephemeral::EphemeralPostgres::standby_of(&primary).unwrap();
-    let here = sql(&client, "SELECT pg_current_wal_lsn()").await.unwrap();
+    let position = sql(&client, "SELECT pg_current_wal_lsn()").await.unwrap();
     let replica = crate::support::connect(&standby.url("postgres")).await;
-    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{here}'");
-    crate::support::until("the standby has all", || async { sql(&replica, &replayed).await.as_deref() == Some("t") })
-        .await;
+    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{position}'");
+    crate::support::until("the standby has caught up", || async {
+        sql(&replica, &replayed).await.as_deref() == Some("t")
+    })
+    .await;
     let checked = check_with(&standby.url("postgres"), &[]);
     checked.clean();
-    let said = checked.findings.iter().find(|finding| finding["subject"] == "server").unwrap();
-    assert!(said["text"].as_str().unwrap().starts_with("a hot standby"), "{checked:#?}");
+    let server = checked.findings.iter().find(|finding| finding["subject"] == "server").unwrap();
+    assert!(server["text"].as_str().unwrap().starts_with("a hot standby"), "{checked:#?}");
 }

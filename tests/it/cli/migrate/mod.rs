@@ -1,4 +1,4 @@
-//! What `migrate` makes, and what `watch()`, `reload()` and rights do with it.
+//! `model-catalog migrate`, and the SQL functions and rights that it creates.
 
 mod bare;
 mod rights;
@@ -8,10 +8,10 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::{Db, NOTIFY_ONLY, Server};
 
-/// What a table that can't be used is answered with.
+/// The hint in the error about an unusable table.
 const HINT: &str = "Run `model-catalog migrate --bare`, define the view model_catalog.entries yourself";
 
-/// The program's `migrate` on a database.
+/// Starts `migrate` on a database.
 fn start(url: &str, settings: &[(&str, &str)]) -> Child {
     start_with(&[], url, settings)
 }
@@ -22,17 +22,17 @@ fn start_with(arguments: &[&str], url: &str, settings: &[(&str, &str)]) -> Child
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn run(url: &str, settings: &[(&str, &str)]) {
     let output = start(url, settings).wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
 }
 
-/// Everything that is defined in a database, and every row of what the program keeps there, with the transactions
-/// that wrote it: no change of any kind leaves this as it was.
+/// All objects of a database and all rows of the program's tables, with the transactions that wrote them, so that any
+/// change alters the result.
 async fn fingerprint(db: &Db) -> String {
     let parts = [
         "SELECT string_agg(concat_ws(' ', oid, xmin, relname, relfilenode, relacl), E'\\n' ORDER BY oid) \
@@ -77,13 +77,13 @@ async fn concurrent_migrations_run_once() {
     let running: Vec<_> = (0..5).map(|_| start(&db.url, &[])).collect();
     for child in running {
         let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
     }
     let alone = Db::empty().await;
     run(&alone.url, &[]);
     let all = "SELECT string_agg(concat_ws(' ', version, name, checksum), ',') FROM model_catalog.migrations";
     assert_eq!(db.sql(all).await, alone.sql(all).await);
-    assert_eq!(epoch(&db).await, epoch(&alone).await, "more than one of them put triggers on the table");
+    assert_eq!(epoch(&db).await, epoch(&alone).await, "more than one migration created triggers");
 }
 
 #[tokio::test]
@@ -96,15 +96,15 @@ async fn table_with_other_columns_is_reported_and_unchanged() {
     let before = db.sql(table).await;
     for _ in 0..2 {
         let output = start(&db.url, &[]).wait_with_output().unwrap();
-        let said = said(&output);
-        assert!(!output.status.success(), "{said}");
+        let message = stderr(&output);
+        assert!(!output.status.success(), "{message}");
         for part in ["public.models has no column id; has no column name; ", "; has no column description", HINT] {
-            assert!(said.contains(part), "`{part}` is not said: {said}");
+            assert!(message.contains(part), "`{part}` is not reported: {message}");
         }
         assert_eq!(db.sql(table).await, before);
     }
 
-    // What it says to do is what helps.
+    // Following the hint works.
     db.sql(
         "CREATE VIEW model_catalog.entries AS SELECT uid::text AS id, title AS name, 'https://example.org/x'::text AS \
          download_url, NULL::numeric AS file_size_gb, NULL::text AS hash, false AS auth_required, NULL::text AS \
@@ -113,7 +113,7 @@ async fn table_with_other_columns_is_reported_and_unchanged() {
     )
     .await;
     let output = start_with(&["--bare"], &db.url, &[]).wait_with_output().unwrap();
-    assert!(output.status.success() && !said(&output).contains("WARN"), "{}", said(&output));
+    assert!(output.status.success() && !stderr(&output).contains("WARN"), "{}", stderr(&output));
     run(&db.url, &[]);
     let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     db.sql("UPDATE models SET title = 'y'").await;
@@ -124,7 +124,7 @@ async fn table_with_other_columns_is_reported_and_unchanged() {
 async fn unusable_models_relation_is_reported_and_unchanged() {
     let rest = "name text, download_url text, hash text, auth_provider text, save_path text, description text";
     let fits = format!("id text, {rest}, file_size_gb numeric, auth_required boolean, dependencies jsonb");
-    for (make, expected) in [
+    for (create, expected) in [
         (
             format!("CREATE TABLE models (id int, {rest}, file_size_gb text, auth_required int, dependencies text)"),
             "the existing table public.models has a column file_size_gb of type text, which cannot be read as numeric; \
@@ -153,19 +153,22 @@ async fn unusable_models_relation_is_reported_and_unchanged() {
         ),
     ] {
         let db = Db::empty().await;
-        db.sql(&make).await;
+        db.sql(&create).await;
         let relations = "SELECT string_agg(concat_ws(' ', c.oid, c.xmin, relkind, relhastriggers, \
                              (SELECT string_agg(concat_ws(' ', a.xmin, attname, atttypid), ',' ORDER BY attnum) \
                               FROM pg_attribute a WHERE attrelid = c.oid)), E'\n' ORDER BY c.oid) \
                          FROM pg_class c WHERE relnamespace = 'public'::regnamespace";
         let before = db.sql(relations).await;
         let output = start(&db.url, &[]).wait_with_output().unwrap();
-        let said = said(&output);
-        assert!(!output.status.success() && said.contains(expected) && said.contains(HINT), "{said}\nfor {make}");
+        let message = stderr(&output);
+        assert!(
+            !output.status.success() && message.contains(expected) && message.contains(HINT),
+            "{message}\nfor {create}"
+        );
         assert_eq!(db.sql(relations).await, before);
         assert_eq!(db.sql("SELECT to_regclass('model_catalog.entries')").await, None);
         let output = start_with(&["--bare"], &db.url, &[]).wait_with_output().unwrap();
-        assert!(output.status.success(), "{make}");
+        assert!(output.status.success(), "{create}");
         assert_eq!(db.sql(relations).await, before);
     }
 }

@@ -1,4 +1,4 @@
-//! Least rights: what each kind of role needs, and what none may do.
+//! Least privilege: the rights that each role needs, and everything else is denied.
 
 use model_catalog::postgres::error::describe;
 use model_catalog::postgres::session;
@@ -8,7 +8,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 use crate::support::{Db, NOTIFY_ONLY, Server, database, sql};
 
-/// What a role that `serve` connects as needs, and all it needs.
+/// The rights of the role that `serve` connects as.
 const SERVE: [&str; 4] = [
     "USAGE ON SCHEMA model_catalog",
     "SELECT ON model_catalog.changes",
@@ -16,9 +16,9 @@ const SERVE: [&str; 4] = [
     "SELECT ON model_catalog.entries",
 ];
 
-/// A fresh role of this database, and the address to connect as it.
-async fn role(db: &Db, what: &str) -> (String, String) {
-    let name = format!("{what}_{}", db.name);
+/// Creates a role; returns its name and the URL to connect as it.
+async fn role(db: &Db, prefix: &str) -> (String, String) {
+    let name = format!("{prefix}_{}", db.name);
     db.sql(&format!("CREATE ROLE {name} LOGIN")).await;
     let url = db.url.replace("user=postgres", &format!("user={name}"));
     (name, url)
@@ -30,7 +30,7 @@ async fn grant(db: &Db, rights: &[&str], role: &str) {
     }
 }
 
-async fn refused(client: &Client, statement: &str) {
+async fn assert_denied(client: &Client, statement: &str) {
     let error = client.batch_execute(statement).await.expect_err(statement);
     assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}: {}", describe(&error));
 }
@@ -42,7 +42,7 @@ async fn writers_need_no_rights_beyond_their_tables() {
     let (writer, url) = role(&db, "writer").await;
     grant(&db, &["INSERT, UPDATE, DELETE, SELECT, TRUNCATE ON models"], &writer).await;
     let client = session::connect(&database(&url)).await.unwrap();
-    // What it puts first in its own search path is not taken for what the trigger means.
+    // Objects that shadow the trigger's names in the writer's search path are not used.
     let shadow = "CREATE TEMP TABLE changes (model_id text); CREATE TEMP TABLE state (channel text); \
                   CREATE FUNCTION pg_temp.pg_current_xact_id() RETURNS xid8 LANGUAGE sql AS $$ SELECT NULL::xid8 $$; \
                   SET search_path = pg_temp, public, pg_catalog";
@@ -76,12 +76,12 @@ async fn server_role_needs_exactly_these_rights() {
     server.until_named("a", "by a full load").await;
     assert_eq!(server.refreshes("full").await, 2.0);
 
-    // Without any one of them, the delta is refused.
+    // Each of the rights is required for the delta.
     for right in SERVE {
         let client = session::connect(&database(&url)).await.unwrap();
         db.sql(&format!("REVOKE {right} FROM {reader}")).await;
-        let nothing: [(&(dyn ToSql + Sync), Type); 2] = [(&"1:1:", Type::TEXT), (&"", Type::TEXT)];
-        let error = client.query_typed(session::DELTA, &nothing).await.expect_err(right);
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&"1:1:", Type::TEXT), (&"", Type::TEXT)];
+        let error = client.query_typed(session::DELTA, &parameters).await.expect_err(right);
         assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{right}: {}", describe(&error));
         db.sql(&format!("GRANT {right} TO {reader}")).await;
     }
@@ -104,7 +104,7 @@ async fn server_role_needs_exactly_these_rights() {
         "SELECT * FROM model_catalog.fleet",
         "SELECT model_catalog.wait_for_fleet('3')",
     ] {
-        refused(&client, statement).await;
+        assert_denied(&client, statement).await;
     }
 }
 
@@ -122,7 +122,7 @@ async fn role_without_rights_is_denied_everything() {
         "SELECT * FROM model_catalog.fleet",
         "SELECT model_catalog.wait_for_fleet('3')",
     ] {
-        refused(&client, statement).await;
+        assert_denied(&client, statement).await;
     }
 }
 
@@ -138,7 +138,7 @@ async fn fleet_monitor_role_needs_exactly_these_rights() {
     let rights = ["USAGE ON SCHEMA model_catalog", "SELECT ON model_catalog.fleet"];
     grant(&db, &rights, &watcher).await;
     let client = session::connect(&database(&url)).await.unwrap();
-    refused(&client, "SELECT model_catalog.wait_for_fleet('3')").await;
+    assert_denied(&client, "SELECT model_catalog.wait_for_fleet('3')").await;
     grant(&db, &["EXECUTE ON FUNCTION model_catalog.wait_for_fleet(xid8, interval)"], &watcher).await;
 
     let rename = "UPDATE models SET name = 'arrived' RETURNING pg_current_xact_id()";
@@ -149,6 +149,6 @@ async fn fleet_monitor_role_needs_exactly_these_rights() {
     let revision = server.get("/api/models/a").await.revision();
     assert_eq!(sql(&client, row).await, Some(format!("seen {revision} {reader} t")));
     for statement in ["SELECT * FROM model_catalog.state", "SELECT * FROM model_catalog.changes"] {
-        refused(&client, statement).await;
+        assert_denied(&client, statement).await;
     }
 }
