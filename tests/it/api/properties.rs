@@ -312,9 +312,9 @@ impl Catalog {
         static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| tokio::runtime::Runtime::new().unwrap());
         RUNTIME.block_on(async {
             let request = Request::builder().method(method).uri(path).body(Full::from(body.to_owned())).unwrap();
-            let answer = self.handler.handle::<Full<Bytes>>(request, None, std::time::Instant::now()).await.response;
-            let status = answer.status().as_u16();
-            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            let response = self.handler.handle::<Full<Bytes>>(request, None, std::time::Instant::now()).await.response;
+            let status = response.status().as_u16();
+            let body = response.into_body().collect().await.unwrap().to_bytes();
             (status, String::from_utf8(body.to_vec()).unwrap())
         })
     }

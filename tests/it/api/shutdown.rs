@@ -140,12 +140,14 @@ async fn handler_panic_returns_500_and_keeps_serving() {
     let api = Api::new(store, Arc::clone(&metrics), limits, MemoryBudget::new(1000));
     let handler = Arc::new(Handler::new(Arc::new(api), Routes::All));
 
-    let answer =
-        handler.handle(Request::post("/api/models/batch").body(Faulty).unwrap(), None, Instant::now()).await.response;
-    assert_eq!(answer.status(), 500);
-    assert_eq!(answer.headers()["content-type"], "application/json");
-    assert_eq!(answer.headers()["catalog-revision"], hex(snapshot.revision()));
-    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    let response = handler
+        .handle(Request::post("/api/models/batch").body(PanickingBody).unwrap(), None, Instant::now())
+        .await
+        .response;
+    assert_eq!(response.status(), 500);
+    assert_eq!(response.headers()["content-type"], "application/json");
+    assert_eq!(response.headers()["catalog-revision"], hex(snapshot.revision()));
+    let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, r#"{"error":"Internal server error"}"#);
 
     let next = handler
