@@ -52,7 +52,7 @@ pull-kills: test-tools
 
 # Measures what two thousand slow clients cost the others.
 slow-clients: test-tools
-	cargo test --release --test it slow_clients::figures -- --ignored --nocapture
+	cargo test --release --test it slow_clients::measure -- --ignored --nocapture
 
 # Runs each fuzz target for FUZZ_SECONDS on stable Rust: the flags are those that cargo-fuzz passes, without a sanitizer.
 # Findings are printed and their input is left in target/fuzz; `cargo fuzz run --sanitizer none TARGET` does the same.
@@ -105,9 +105,15 @@ supply-chain:
 		else echo "advisories: skipped, the database on github.com cannot be reached"; fi
 	cargo machete
 
+# The spell checker is a binary from PyPI: building it with cargo takes minutes. typos.toml lists correct words.
+TYPOS = 1.52.0
 lint:
 	@deploy/install.sh shellcheck shellcheck
+	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
 	shellcheck deploy/*.sh tests/*.sh
+	[ "$$(target/typos/bin/typos --version 2>/dev/null)" = "typos-cli $(TYPOS)" ] || { python3 -m venv target/typos && \
+		target/typos/bin/pip install --quiet typos==$(TYPOS); }
+	target/typos/bin/typos
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items

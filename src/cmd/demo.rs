@@ -36,7 +36,8 @@ pub fn run(args: &ServerArgs) -> CommandResult {
             "\nmodel-catalog serves http://{address} from an ephemeral Postgres at 127.0.0.1:{postgres_port}. \
              Ctrl-C stops both. Try:\n\n  \
              curl http://{address}/api/models/flux-dev\n  \
-             curl -d '{{\"model_ids\":[\"flux-dev\",\"sdxl-base\",\"no-such-model\"]}}' http://{address}/api/models/batch\n  \
+             curl -d '{{\"model_ids\":[\"flux-dev\",\"sdxl-base\",\"no-such-model\"]}}' \
+             http://{address}/api/models/batch\n  \
              psql -h 127.0.0.1 -p {postgres_port} -U postgres \
              -c \"UPDATE models SET description = 'changed just now' WHERE id = 'flux-dev'\"\n\n\
              and the first command again: it shows the change.\n"

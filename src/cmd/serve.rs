@@ -240,8 +240,8 @@ impl ShutdownSignal {
     }
 }
 
-/// Reports not ready, serves on for the grace period, then accepts no connections and waits for the open ones to finish.
-/// Returns false if a second signal interrupted it.
+/// Reports not ready, serves on for the grace period, then accepts no connections and waits for the open ones to
+/// finish. Returns false if a second signal interrupted it.
 async fn drain(
     args: &ServerArgs,
     api: &Api,

@@ -107,7 +107,8 @@ pub async fn rights(session: &Session, report: &mut Report) -> Result<Rights, Ch
 fn create_hint(name: &str) -> &'static str {
     match name {
         "model_catalog.entries" => {
-            "model-catalog migrate   # creates it over public.models, or define it yourself: docs/postgres.md#serving-existing-tables"
+            "model-catalog migrate   # creates it over public.models, or define it yourself: \
+             docs/postgres.md#serving-existing-tables"
         }
         _ => "model-catalog migrate",
     }

@@ -71,7 +71,8 @@ impl Shape {
 }
 
 impl<'a> Entries<'a> {
-    /// Splits a text into its entries, without decoding them. simd-json unescapes strings in `buffer`, a copy of the text.
+    /// Splits a text into its entries, without decoding them. simd-json unescapes strings in `buffer`, a copy of the
+    /// text.
     ///
     /// # Errors
     /// See [`InputError`].

@@ -1,4 +1,4 @@
-//! `model-catalog demo` as a newcomer tries it: the lines it prints, Ctrl-C, and a kill that leaves no time to tidy.
+//! `model-catalog demo`: the commands it prints, Ctrl-C, SIGKILL, and Postgres failing to start.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
-use crate::support::{PATIENCE, until};
+use crate::support::{WAIT_LIMIT, until};
 
 /// The program with its private Postgres, in a temporary directory and a process group of its own.
 struct Demo {
@@ -18,11 +18,11 @@ struct Demo {
 
 impl Demo {
     fn start(name: &str) -> Self {
-        // Short, for a socket's path may have 107 bytes; in memory where that can be had.
+        // Short, because a socket path is limited to 107 bytes; on tmpfs if possible.
         let parent = ["/dev/shm", "/tmp"].map(Path::new).into_iter().find(|path| path.is_dir()).unwrap();
         let directory = parent.join(format!("demo-{name}-{}", std::process::id()));
         std::fs::create_dir(&directory).unwrap();
-        // As /tmp is: when we are root, the server runs as another account and removes its directory.
+        // As for /tmp: if the test runs as root, Postgres runs as another user and removes its directory.
         std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o1777)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
         command.arg("demo").env("TMPDIR", &directory).env("CATALOG_ADDR", "127.0.0.1:0");
@@ -34,10 +34,10 @@ impl Demo {
         Self { child, directory, lines }
     }
 
-    /// The lines to try, as soon as they are printed.
-    fn lines_to_try(&self) -> [String; 3] {
+    /// The suggested commands, as soon as they are printed.
+    fn suggested_commands(&self) -> [String; 3] {
         let line = || loop {
-            let line = self.lines.recv_timeout(PATIENCE).expect("the demo printed no three lines to try");
+            let line = self.lines.recv_timeout(WAIT_LIMIT).expect("the demo did not print three commands");
             if let Some(command) = line.strip_prefix("  ") {
                 return command.to_owned();
             }
@@ -49,7 +49,7 @@ impl Demo {
         assert!(Command::new("kill").args(arguments).arg("--").arg(of).status().unwrap().success());
     }
 
-    /// Command lines of the processes that work in its directory.
+    /// Command lines of the processes that use its directory.
     fn processes(&self) -> Vec<String> {
         let directory = self.directory.to_str().unwrap();
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
@@ -61,7 +61,7 @@ impl Demo {
         std::fs::read_dir(&self.directory).unwrap().flatten().map(|entry| entry.path()).collect()
     }
 
-    fn nothing_is_left(&self) -> bool {
+    fn is_cleaned_up(&self) -> bool {
         self.processes().is_empty() && self.files().is_empty()
     }
 }
@@ -74,7 +74,7 @@ impl Drop for Demo {
     }
 }
 
-/// What a line prints when a newcomer pastes it into a shell.
+/// The output of a command run by a shell.
 fn shell(line: &str) -> String {
     let output = Command::new("sh").args(["-c", line]).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -83,15 +83,15 @@ fn shell(line: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_three_lines_do_what_they_say_and_ctrl_c_ends_all_of_it() {
+async fn printed_commands_work_and_ctrl_c_stops_everything() {
     let mut demo = Demo::start("lines");
-    let [single, batch, change] = demo.lines_to_try();
+    let [single, batch, change] = demo.suggested_commands();
     assert!(single.starts_with("curl ") && batch.starts_with("curl ") && change.starts_with("psql "));
     let server = |command: &String| command.contains("postgres -D");
     assert!(demo.processes().iter().any(server), "no server in {:?}", demo.processes());
 
-    // It is announced when it takes connections, which may be before it has a catalog.
-    until("there is a catalog", || std::future::ready(!shell(&single).contains("not loaded"))).await;
+    // The commands are printed when the server listens, which may be before the first load.
+    until("the catalog is loaded", || std::future::ready(!shell(&single).contains("not loaded"))).await;
     let before = shell(&single);
     let model: serde_json::Value = serde_json::from_str(&before).unwrap();
     assert_eq!(model["id"], "flux-dev");
@@ -103,49 +103,49 @@ async fn the_three_lines_do_what_they_say_and_ctrl_c_ends_all_of_it() {
 
     assert_eq!(shell(&change), "UPDATE 1\n");
     let after = before.replace("FLUX.1-dev - Professional AI image generation model", "changed just now");
-    until("the first line shows the change", || std::future::ready(shell(&single) == after)).await;
+    until("the first command shows the change", || std::future::ready(shell(&single) == after)).await;
 
-    // As a terminal sends it: to the whole group. When the program has ended, all the rest has.
+    // Sent to the whole process group, as a terminal does. Nothing may be left when the program has exited.
     demo.signal(&["-INT"], &format!("-{}", demo.child.id()));
-    let mut ended = None;
-    until("it has ended", || {
-        ended = demo.child.try_wait().unwrap();
-        std::future::ready(ended.is_some())
+    let mut status = None;
+    until("the demo has exited", || {
+        status = demo.child.try_wait().unwrap();
+        std::future::ready(status.is_some())
     })
     .await;
-    assert_eq!(ended.unwrap().code(), Some(0));
-    assert!(demo.nothing_is_left(), "{:?} {:?}", demo.processes(), demo.files());
+    assert_eq!(status.unwrap().code(), Some(0));
+    assert!(demo.is_cleaned_up(), "{:?} {:?}", demo.processes(), demo.files());
 }
 
 #[tokio::test]
-async fn a_kill_leaves_no_postgres_behind() {
+async fn sigkill_leaves_no_postgres_behind() {
     let mut demo = Demo::start("kill");
-    demo.lines_to_try();
-    assert!(!demo.nothing_is_left());
+    demo.suggested_commands();
+    assert!(!demo.is_cleaned_up());
     demo.signal(&["-KILL"], &demo.child.id().to_string());
     demo.child.wait().unwrap();
-    until("its Postgres and its directory are gone", || std::future::ready(demo.nothing_is_left())).await;
+    until("Postgres and its directory are gone", || std::future::ready(demo.is_cleaned_up())).await;
 }
 
-/// What a demo with these variables says before it ends without having served.
-fn refusal(variables: &[(&str, &Path)]) -> String {
+/// The messages of a demo that fails to start with these variables.
+fn startup_error(variables: &[(&str, &Path)]) -> String {
     let mut command = Command::new("/usr/bin/timeout");
     command.args(["30", env!("CARGO_BIN_EXE_model-catalog"), "demo"]).env("CATALOG_ADDR", "127.0.0.1:0");
     let output = command.envs(variables.iter().copied()).stdin(Stdio::null()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    said
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    stderr
 }
 
 #[test]
-fn what_keeps_a_private_postgres_from_starting_is_said() {
+fn postgres_start_failures_are_reported() {
     let folder = std::env::temp_dir().join(format!("programs-{:x}", fastrand::u64(..)));
     let long = folder.join("x".repeat(120));
     std::fs::create_dir_all(&long).unwrap();
     for path in [&folder, &long] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o1777)).unwrap();
     }
-    assert!(refusal(&[("TMPDIR", &long)]).contains("set TMPDIR to a shorter one"));
+    assert!(startup_error(&[("TMPDIR", &long)]).contains("set TMPDIR to a shorter one"));
 
     let program = |name: &str, text: &str| {
         let path = folder.join(name);
@@ -154,8 +154,8 @@ fn what_keeps_a_private_postgres_from_starting_is_said() {
     };
     program("postgres", "echo this server will not start; exit 1");
     program("initdb", "echo no room for a cluster >&2; exit 1");
-    assert!(refusal(&[("PGBIN", &folder)]).contains("no room for a cluster"));
+    assert!(startup_error(&[("PGBIN", &folder)]).contains("no room for a cluster"));
     program("initdb", "while [ \"$1\" != -D ]; do shift; done; mkdir -p \"$2\"");
-    assert!(refusal(&[("PGBIN", &folder)]).contains("this server will not start"));
+    assert!(startup_error(&[("PGBIN", &folder)]).contains("this server will not start"));
     std::fs::remove_dir_all(folder).unwrap();
 }

@@ -1,4 +1,4 @@
-//! The commands and settings of the program.
+//! Commands, settings and their messages.
 
 pub mod check;
 mod demo;
