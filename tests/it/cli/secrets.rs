@@ -104,9 +104,9 @@ async fn a_server_that_logs_everything_says_no_secret() {
 
     let wrong = format!("postgres://reader:{PASSWORD}-not@127.0.0.1:{port}/postgres");
     let nobody = format!("postgres://reader:{PASSWORD}@127.0.0.1:1/postgres");
-    for url in [wrong, nobody] {
+    for (url, problem) in [(wrong, "the database rejects the connection"), (nobody, "the database is unavailable")] {
         let server = Server::spawn(&url, &[("CATALOG_LOG", "trace")]).await;
-        server.until("it says why", |s| async move { s.logged("the database is unavailable") > 0 }).await;
+        server.until("it says why", |s| async move { s.logged(problem) > 0 }).await;
         for (what, text) in all_it_says(&server, &client).await {
             assert_without(PASSWORD, what, &text);
         }

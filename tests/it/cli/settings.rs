@@ -108,7 +108,9 @@ fn an_address_in_use_is_an_error_that_names_it() {
         let output = run(&["serve"], &variables);
         let said = said(&output);
         assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains(&format!("cannot listen on {address}")), "{said}");
+        let flag = if variable == "CATALOG_ADDR" { "--addr" } else { "--admin-addr" };
+        let advice = format!("set {variable} or {flag} to another address");
+        assert!(said.contains(&format!("cannot listen on {address}")) && said.contains(&advice), "{said}");
     }
 }
 
@@ -200,7 +202,13 @@ fn help_and_documents_show_every_setting() {
             let serves = ["serve", "demo"].contains(&command);
             assert_eq!(has(variable), serves, "{command}: {variable}");
         }
-        all.extend(settings.into_iter().map(|(flag, variable, default)| (variable, (flag, default))));
+        // A demo, which comes after `serve`, waits for no load balancer.
+        let grace = settings.iter().find(|(_, name, _)| name == "CATALOG_DRAIN_GRACE");
+        let grace = grace.and_then(|(_, _, default)| default.as_deref());
+        assert!(grace.is_none_or(|grace| grace == if command == "demo" { "0s" } else { "5s" }), "{command}: {grace:?}");
+        for (flag, variable, default) in settings {
+            all.entry(variable).or_insert((flag, default));
+        }
     }
     assert!(all.len() > 10, "the help could not be read: {all:?}");
     for (variable, (flag, default)) in &all {

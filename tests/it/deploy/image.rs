@@ -138,7 +138,7 @@ async fn the_program_runs_in_a_bare_read_only_root_as_the_images_user() {
         .await
         .unwrap();
     let [api, admin] = [free_port(), free_port()];
-    root.set("DATABASE_URL", &format!("postgres://postgres@127.0.0.1:{}/postgres", postgres.port()));
+    root.set("DATABASE_URL", &postgres.loopback_url("postgres"));
     root.set("CATALOG_ADDR", &format!("0.0.0.0:{api}"));
     root.set("CATALOG_ADMIN_ADDR", &format!("0.0.0.0:{admin}"));
     let mut whole = words(&instruction("ENTRYPOINT"));

@@ -61,7 +61,7 @@ async fn postgres_stops_and_comes_back_on_the_same_port() {
     let parent = tmpfs.is_dir().then_some(tmpfs);
     let settings = vec![("fsync".to_owned(), "off".to_owned())];
     let mut postgres = EphemeralPostgres::start(EphemeralOptions { parent, loopback: true, settings }).unwrap();
-    let url = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", postgres.port());
+    let url = postgres.loopback_url("postgres");
     let mut client = migrated(&url).await;
     witness::add_pairs(&client, PAIRS).await;
     let server = Server::start_with(&url, &SETTINGS).await;

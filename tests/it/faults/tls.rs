@@ -79,7 +79,7 @@ impl Secured {
     }
 
     fn url(&self, host: &str, rest: &str) -> String {
-        format!("postgres://reader@{host}:{}/postgres?{rest}", self.postgres.port())
+        format!("postgres://reader:{PASSWORD}@{host}:{}/postgres?{rest}", self.postgres.port())
     }
 
     fn root(&self, name: &str) -> String {
@@ -102,7 +102,7 @@ async fn encrypted(url: &str, environment: &Environment) -> Result<bool, String>
 
 #[tokio::test]
 async fn every_mode_demands_what_it_demands_of_libpq() {
-    let either = Secured::new("DNS:localhost,IP:127.0.0.1", "host all all 127.0.0.1/32 trust").await;
+    let either = Secured::new("DNS:localhost,IP:127.0.0.1", "host all all 127.0.0.1/32 scram-sha-256").await;
     let (ca, other) = (either.root("ca.pem"), either.root("other.pem"));
     for (rest, expected) in [
         ("sslmode=disable".to_owned(), Some(false)),
@@ -156,7 +156,7 @@ async fn every_mode_demands_what_it_demands_of_libpq() {
 
 #[tokio::test]
 async fn prefer_does_without_where_the_rules_refuse_it() {
-    let without = Secured::new("DNS:localhost", "hostnossl all all 127.0.0.1/32 trust").await;
+    let without = Secured::new("DNS:localhost", "hostnossl all all 127.0.0.1/32 scram-sha-256").await;
     assert_eq!(without.encrypted("localhost", "sslmode=prefer").await, Ok(false));
     let refused = without.encrypted("localhost", "sslmode=require").await;
     assert!(refused.clone().is_err_and(|why| why.contains("SSL encryption")), "{refused:?}");
@@ -164,7 +164,7 @@ async fn prefer_does_without_where_the_rules_refuse_it() {
 
 #[tokio::test]
 async fn a_name_that_is_not_the_certificates_stops_verify_full_alone() {
-    let only = Secured::new("DNS:db.example", "hostssl all all 127.0.0.1/32 trust").await;
+    let only = Secured::new("DNS:db.example", "hostssl all all 127.0.0.1/32 scram-sha-256").await;
     let ca = only.root("ca.pem");
     assert_eq!(only.encrypted("localhost", &format!("sslmode=verify-ca&sslrootcert={ca}")).await, Ok(true));
     let refused = only.encrypted("localhost", &format!("sslmode=verify-full&sslrootcert={ca}")).await;
@@ -222,7 +222,7 @@ async fn passwords_come_in_every_way_and_never_show() {
     let secured = Secured::new("DNS:localhost,IP:127.0.0.1", "hostssl all all 127.0.0.1/32 scram-sha-256").await;
     witness::add_pairs(&secured.client, 1).await;
     let port = secured.postgres.port();
-    let (bare, own) = (secured.url("localhost", ""), format!("postgres://reader:{PASSWORD}@localhost:{port}/postgres"));
+    let (bare, own) = (format!("postgres://reader@localhost:{port}/postgres"), secured.url("localhost", ""));
     let passfile = secured.folder().join("passfile");
     std::fs::write(&passfile, format!("localhost:{port}:*:reader:{PASSWORD}\n")).unwrap();
     std::fs::set_permissions(&passfile, std::fs::Permissions::from_mode(0o600)).unwrap();
