@@ -58,7 +58,8 @@ async fn dial(database: &DatabaseConfig, driver: &Config) -> Result<(Client, Dia
             connected => connected,
         }
     };
-    Ok(tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::Timeout(limit))??)
+    let connected = tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::timeout(database, limit))?;
+    connected.map_err(|source| ConnectError::refused(database, source))
 }
 
 /// Whether no line of pg_hba.conf allows the connection.
@@ -72,7 +73,7 @@ async fn dial_with_option(database: &DatabaseConfig) -> Result<(Client, DialedCo
     driver.options(format!("{} {DIRECT_OPTION}", driver.get_options().unwrap_or_default()));
     match dial(database, &driver).await {
         // The message of PgBouncer since its first release; its SQLSTATE is that of any protocol violation.
-        Err(ConnectError::Postgres(error)) if describe(&error).contains("unsupported startup parameter") => {
+        Err(ConnectError::Postgres { source, .. }) if describe(&source).contains("unsupported startup parameter") => {
             dial(database, &database.driver).await
         }
         dialed => dialed,
@@ -125,7 +126,8 @@ impl Session {
         let closed = drive(connection, on_notification);
         let timeout = database.timeout;
         let prepared = tokio::time::timeout(timeout, prepare(&client, &database.channel)).await;
-        let sync_mode = prepared.map_err(|_| ConnectError::Timeout(timeout))??;
+        let prepared = prepared.map_err(|_| ConnectError::timeout(database, timeout))?;
+        let sync_mode = prepared.map_err(|source| ConnectError::refused(database, source))?;
         Ok(Self { client, timeout, sync_mode, delta: OnceCell::new(), closed })
     }
 

@@ -1,7 +1,9 @@
 //! Commands, settings and their messages.
 
 pub mod check;
+mod configuration_errors;
 mod demo;
+mod examples;
 mod export;
 mod health;
 pub mod import;

@@ -139,7 +139,7 @@ async fn image_settings_run_in_a_read_only_root_as_the_image_user() {
         .await
         .unwrap();
     let [api, admin] = [free_port(), free_port()];
-    root.set("DATABASE_URL", &format!("postgres://postgres@127.0.0.1:{}/postgres", postgres.port()));
+    root.set("DATABASE_URL", &postgres.loopback_url("postgres"));
     root.set("CATALOG_ADDR", &format!("0.0.0.0:{api}"));
     root.set("CATALOG_ADMIN_ADDR", &format!("0.0.0.0:{admin}"));
     let mut command = words(&instruction("ENTRYPOINT"));
