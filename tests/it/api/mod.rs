@@ -13,3 +13,4 @@ mod requests;
 mod revision;
 mod shutdown;
 mod single;
+mod statuses;

@@ -9,3 +9,4 @@ mod migrate;
 mod secrets;
 mod settings;
 mod smoke;
+mod versions;

@@ -11,7 +11,7 @@ use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use super::{free_port, place, text};
 use crate::docs::block;
 use crate::support::raw::Raw;
-use crate::support::{migrated, plain, until};
+use crate::support::{migrated, plain, skip, until};
 
 /// Where cgroups can be mounted: two hierarchies side by side, or the one of today.
 const HIERARCHIES: [&str; 3] = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
@@ -200,7 +200,7 @@ async fn postgres() -> EphemeralPostgres {
 async fn the_unit_starts_serves_drains_and_is_started_again() {
     let machine = match Machine::boot().await {
         Ok(machine) => machine,
-        Err(reason) => return eprintln!("not shown: {reason}"),
+        Err(reason) => return skip(&reason),
     };
     let postgres = postgres().await;
     let client = migrated(&postgres.url("models")).await;

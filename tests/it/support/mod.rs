@@ -10,7 +10,7 @@ pub mod raw;
 pub mod witness;
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -28,6 +28,17 @@ use model_catalog::postgres::migrate::{migrate, migrate_bare};
 use model_catalog::postgres::session;
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client, SimpleQueryMessage};
+
+/// Records that the calling test is skipped, which must then return. `make test` prints the file at its end: the output of
+/// a test that passes is not shown.
+pub fn skip(reason: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    let line = format!("skipped {name}: {}\n", reason.trim());
+    eprint!("{line}");
+    let path = concat!(env!("CARGO_TARGET_TMPDIR"), "/skipped-tests.txt");
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut file| file.write_all(line.as_bytes())).unwrap_or_else(|error| panic!("{path}: {error}"));
+}
 
 /// Longest wait for any condition. Only a failed test ever waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(30);

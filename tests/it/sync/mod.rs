@@ -8,5 +8,6 @@ pub mod delta_plan;
 mod examples;
 mod fleet;
 pub mod snapshot_file;
+mod snapshot_file_rules;
 mod sources;
 mod transactions;

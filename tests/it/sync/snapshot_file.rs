@@ -16,16 +16,16 @@ const PAIRS: usize = 20;
 const NOWHERE: &str = "host=/nowhere user=postgres dbname=postgres";
 
 /// A folder that is gone after the test.
-struct Folder(PathBuf);
+pub struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let path = std::env::temp_dir().join(format!("snapshot-{:x}", fastrand::u64(..)));
         std::fs::create_dir(&path).unwrap();
         Self(path)
     }
 
-    fn file(&self) -> String {
+    pub fn file(&self) -> String {
         self.0.join("catalog").display().to_string()
     }
 }
@@ -168,7 +168,6 @@ async fn a_file_that_cannot_be_used_is_set_aside() {
         cases.push(("flipped", flipped));
     }
     let text = String::from_utf8(good.clone()).unwrap();
-    cases.push(("version", text.replacen("\"version\":", "\"version\":9", 1).into_bytes()));
     cases.push(("appended", [&good[..], b"more\n"].concat()));
     cases.push(("format", text.replacen("\"format\":\"", "\"format\":\"other ", 1).into_bytes()));
     // Whole by its checksum, but not what it says it is.
@@ -243,7 +242,7 @@ impl Drop for SmallDisk {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_stops_the_file_and_nothing_else() {
     let Some(disk) = SmallDisk::mount("64k") else {
-        return eprintln!("not run: a small tmpfs can't be mounted here");
+        return support::skip("a small tmpfs cannot be mounted here");
     };
     let db = Db::new().await;
     witness::add_pairs(&db.client, PAIRS).await;
