@@ -234,7 +234,7 @@ fn spawn_loader(
     let mut run = move || {
         let mut loader = Loader::new(settings.clone(), Arc::clone(&store), Arc::clone(&metrics), pending.clone());
         if let Some(path) = snapshot_file.as_ref().filter(|_| store.load().is_none())
-            && let Some(persisted) = persist::restore(path, &metrics)
+            && let Some(persisted) = persist::restore(path, &settings.rules, &metrics)
         {
             loader.restore(persisted);
         }

@@ -112,8 +112,8 @@ impl Loader {
         }
     }
 
-    /// Publishes a persisted snapshot. One whose rows passed other rules is served as well, until the full load that it
-    /// requires.
+    /// Publishes a persisted snapshot, whose rows must pass the rules of the settings. A file that was written under other
+    /// rules requires a full load, which may accept rows that were rejected then.
     pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) {
         self.current = self.publisher.publish(persisted.snapshot);
         self.position = Some(persisted.position).filter(|_| persisted.rules == self.settings.rules.text());

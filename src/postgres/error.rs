@@ -2,9 +2,21 @@
 
 use std::time::Duration;
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 
 use super::config::DatabaseConfig;
+
+/// The oldest major version of Postgres with which this program is tested. Older ones lack what the migrations use.
+pub const OLDEST_MAJOR: u32 = 14;
+/// The newest major version of Postgres with which this program is tested.
+pub const NEWEST_MAJOR: u32 = 18;
+
+/// The major version in the parameter `server_version`, such as `15.18 (Debian 15.18-1)` or `19beta1`.
+#[must_use]
+pub fn major_version(server_version: &str) -> Option<u32> {
+    let end = server_version.find(|c: char| !c.is_ascii_digit()).unwrap_or(server_version.len());
+    server_version[..end].parse().ok()
+}
 
 /// Why connecting failed.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +32,12 @@ pub enum ConnectError {
         /// How long was waited.
         limit: Duration,
     },
+    /// The server is older than the program supports.
+    #[error(
+        "PostgreSQL {0} is not supported: this program needs PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR}; upgrade the \
+         server, or connect to another one"
+    )]
+    Unsupported(String),
     /// Refused, by the network or by Postgres.
     #[error("cannot connect to the database at {address} (DATABASE_URL): {}", describe(.source))]
     Postgres {
@@ -110,9 +128,20 @@ impl From<tokio_postgres::Error> for ReadError {
 
 /// The error with its causes: the text of tokio-postgres alone is often no more than "db error".
 pub fn describe(error: &tokio_postgres::Error) -> String {
+    describe_with(error, None)
+}
+
+/// Like [`describe`], with the detail. It may quote values of rows, and thereby secrets: only for statements that read and
+/// write no models.
+pub fn describe_with_detail(error: &tokio_postgres::Error) -> String {
+    describe_with(error, error.as_db_error().and_then(DbError::detail))
+}
+
+fn describe_with(error: &tokio_postgres::Error, detail: Option<&str>) -> String {
     if let Some(db) = error.as_db_error() {
+        let detail = detail.map(|detail| format!(": {detail}")).unwrap_or_default();
         let hint = db.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
-        return format!("{}{hint} [{}]", db.message(), db.code().code());
+        return format!("{}{detail}{hint} [{}]", db.message(), db.code().code());
     }
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

@@ -14,10 +14,11 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, SimpleQueryMessage, SimpleQueryRow, Socket, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::warn;
 
 use super::config::DatabaseConfig;
 use super::copy::{CopyStream, Order};
-use super::error::{ConnectError, ReadError, describe, with_timeout};
+use super::error::{ConnectError, NEWEST_MAJOR, OLDEST_MAJOR, ReadError, describe, major_version, with_timeout};
 use super::position::Position;
 use super::rows::RowChunks;
 use crate::catalog::store::SyncMode;
@@ -59,7 +60,21 @@ async fn dial(database: &DatabaseConfig, driver: &Config) -> Result<(Client, Dia
         }
     };
     let connected = tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::timeout(database, limit))?;
-    connected.map_err(|source| ConnectError::refused(database, source))
+    let (client, connection) = connected.map_err(|source| ConnectError::refused(database, source))?;
+    check_version(connection.parameter("server_version"))?;
+    Ok((client, connection))
+}
+
+/// Checks the version that the server reported, before any statement fails for its age. A newer one probably works.
+fn check_version(server_version: Option<&str>) -> Result<(), ConnectError> {
+    match server_version.and_then(|version| Some((version, major_version(version)?))) {
+        Some((version, major)) if major < OLDEST_MAJOR => Err(ConnectError::Unsupported(version.into())),
+        Some((version, major)) if major > NEWEST_MAJOR => {
+            warn!(version, "PostgreSQL {NEWEST_MAJOR} is the newest version that this program is tested with");
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether no line of pg_hba.conf allows the connection.

@@ -11,3 +11,4 @@ mod migrate;
 mod secrets;
 mod settings;
 mod smoke;
+mod versions;
