@@ -42,6 +42,8 @@ pub struct Metrics {
     pub propagation_seconds: Histogram,
     /// `catalog_last_sync_timestamp_seconds`
     pub last_sync: Gauge,
+    /// `catalog_replay_lag_seconds`
+    pub replay_lag: Gauge,
     /// `catalog_listener_connected`
     pub listener_connected: IntGauge,
     /// `catalog_notifications_total`
@@ -83,6 +85,10 @@ impl Metrics {
             last_sync: Gauge::new(
                 "catalog_last_sync_timestamp_seconds",
                 "Unix time at which the catalog was last known to equal the database; 0 = never.",
+            )?,
+            replay_lag: Gauge::new(
+                "catalog_replay_lag_seconds",
+                "Age of the last transaction that the hot standby had replayed at the last read; 0 on a primary.",
             )?,
             listener_connected: IntGauge::new(
                 "catalog_listener_connected",
@@ -130,6 +136,7 @@ impl Metrics {
         registry.register(Box::new(metrics.refresh_seconds.clone()))?;
         registry.register(Box::new(metrics.propagation_seconds.clone()))?;
         registry.register(Box::new(metrics.last_sync.clone()))?;
+        registry.register(Box::new(metrics.replay_lag.clone()))?;
         registry.register(Box::new(metrics.listener_connected.clone()))?;
         registry.register(Box::new(metrics.notifications.clone()))?;
         registry.register(Box::new(metrics.audit_mismatches.clone()))?;

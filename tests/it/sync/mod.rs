@@ -9,4 +9,5 @@ mod examples;
 mod fleet;
 pub mod snapshot_file;
 mod sources;
+mod standby;
 mod transactions;
