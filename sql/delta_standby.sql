@@ -17,7 +17,7 @@ WITH here AS MATERIALIZED (
                AND EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver) AS caught_up
 ), changed AS (
     SELECT c.model_id, c.changed_at, c.xid
-    FROM pg_catalog.unnest($1::text::xid8[], $2::text::xid8[]) AS unread (low, high)
+    FROM ROWS FROM (pg_catalog.unnest($1::text::xid8[]), pg_catalog.unnest($2::text::xid8[])) AS unread (low, high)
     CROSS JOIN LATERAL (
         SELECT * FROM model_catalog.changes
         WHERE changes.xid >= unread.low

@@ -281,6 +281,9 @@ async fn replicas_of_a_standby_report_replay_and_are_listed_in_its_fleet() {
 async fn stopped_replay_is_logged_until_it_continues() {
     let pair = Pair::start(&[]).await;
     let server = pair.serve(&[]).await;
+    // A standby that has not replayed a transaction since its start cannot tell the age of the last one.
+    sql(&pair.writer, &bump(1)).await;
+    pair.replayed().await;
     sql(&pair.reader, "SELECT pg_wal_replay_pause()").await;
     let paused = "SELECT pg_get_wal_replay_pause_state()";
     until("replay is paused", || async { sql(&pair.reader, paused).await.as_deref() == Some("paused") }).await;
