@@ -1,6 +1,6 @@
 # CONTRIBUTING.md lists the targets. `make run` and `make test` install what is missing on a bare Debian.
-.PHONY: run test test-api test-image test-manifests test-postgres-majors soak deploys slow-clients fuzz coverage supply-chain \
-	lint bench bench-scale bench-fanout bench-micro bench-peers bench-pull pull-kills dist test-dist postgres test-tools
+.PHONY: run test test-api test-image test-manifests test-postgres-majors test-standby soak deploys slow-clients fuzz coverage \
+	supply-chain lint bench bench-scale bench-fanout bench-micro bench-peers bench-pull pull-kills dist test-dist postgres test-tools
 
 # Serves DATABASE_URL, or a private Postgres with the sample catalog.
 run: postgres
@@ -47,6 +47,11 @@ test-manifests:
 soak: export SOAK_SECONDS ?= 240
 soak: test-tools
 	cargo test --test it soak:: -- --nocapture
+
+# Compares a replica of a hot standby with the table after each read; `make test` does 1,000 steps.
+test-standby: export STANDBY_STEPS ?= 50000
+test-standby: postgres
+	cargo test --test it standby_deltas_equal_the_table -- --nocapture
 
 # Restarts replicas in turn behind HAProxy under load; `make test` does it ten times.
 deploys: export DEPLOY_RESTARTS ?= 50

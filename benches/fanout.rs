@@ -35,6 +35,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 const MODELS: usize = 1_000;
 /// Default of `CATALOG_POLL_INTERVAL`.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// Default of `CATALOG_STANDBY_POLL_INTERVAL`.
+const STANDBY_POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Pause after a change, so that replicas and database are idle when the next one is made.
 const REST: Duration = Duration::from_millis(50);
 /// Changes that are not measured: the first read of a new session fills its caches.
@@ -196,6 +198,7 @@ impl Replicas {
         let settings = Settings {
             database: database(&source.server)?,
             poll_interval: POLL_INTERVAL,
+            standby_poll_interval: STANDBY_POLL_INTERVAL,
             audit_interval: Duration::from_secs(3600),
             rules: Rules::default(),
             replica: "replica".into(),

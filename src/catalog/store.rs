@@ -14,7 +14,7 @@ pub enum SyncMode {
     Live,
     /// Notifications are lost on the way: changes are read at intervals.
     Polling,
-    /// The source is a read-only copy that sends no notifications: everything is read at intervals.
+    /// The source is a read-only copy that sends no notifications: changes are read at intervals.
     Standby,
 }
 
@@ -25,6 +25,8 @@ pub struct LastSync {
     pub at: Instant,
     /// The mode of the connection it was made on.
     pub mode: SyncMode,
+    /// If the source is a copy, the age in seconds of the last change that it had received.
+    pub replay_lag_seconds: Option<f64>,
 }
 
 /// The current snapshot, once the first was published.
@@ -80,9 +82,9 @@ impl Publisher {
         snapshot
     }
 
-    /// Records that the current snapshot equals the content of the source at `at` or later.
-    pub fn record_sync(&mut self, at: Instant, mode: SyncMode) {
-        self.store.last_sync.store(Some(Arc::new(LastSync { at, mode })));
+    /// Records that the current snapshot equals the content of the source at `sync.at` or later.
+    pub fn record_sync(&mut self, sync: LastSync) {
+        self.store.last_sync.store(Some(Arc::new(sync)));
         self.sweep();
     }
 

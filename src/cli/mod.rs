@@ -238,6 +238,10 @@ pub struct ServerArgs {
     #[arg(long, env = "CATALOG_POLL_INTERVAL", default_value = "10s", value_name = "DURATION")]
     #[arg(value_parser = parse::duration)]
     pub poll_interval: Duration,
+    /// Time between two reads of a hot standby, which sends no notifications.
+    #[arg(long, env = "CATALOG_STANDBY_POLL_INTERVAL", default_value = "250ms", value_name = "DURATION")]
+    #[arg(value_parser = parse::duration)]
+    pub standby_poll_interval: Duration,
     /// Time between two audits, plus or minus 20 %. An audit reads the whole view and compares it with what is served.
     #[arg(long, env = "CATALOG_AUDIT_INTERVAL", default_value = "1h", value_name = "DURATION")]
     #[arg(value_parser = parse::duration)]

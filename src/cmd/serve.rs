@@ -193,6 +193,7 @@ fn loader_settings(args: &ServerArgs, database: DatabaseConfig, address: SocketA
         replica: args.replica_name.clone().unwrap_or_else(default_name),
         database,
         poll_interval: args.poll_interval,
+        standby_poll_interval: args.standby_poll_interval,
         audit_interval: args.audit_interval,
         rules: args.rules.rules(),
     }

@@ -43,6 +43,8 @@ pub struct Metrics {
     pub propagation_seconds: Histogram,
     /// `catalog_last_sync_timestamp_seconds`
     pub last_sync: Gauge,
+    /// `catalog_replay_lag_seconds`
+    pub replay_lag: Gauge,
     /// `catalog_listener_connected`
     pub listener_connected: IntGauge,
     /// `catalog_notifications_total`
@@ -82,6 +84,10 @@ impl Metrics {
             last_sync: Gauge::new(
                 "catalog_last_sync_timestamp_seconds",
                 "Unix time at which the catalog was last known to equal the database; 0 = never.",
+            )?,
+            replay_lag: Gauge::new(
+                "catalog_replay_lag_seconds",
+                "Age of the last transaction that the hot standby had replayed at the last read; 0 on a primary.",
             )?,
             listener_connected: IntGauge::new(
                 "catalog_listener_connected",
@@ -134,6 +140,7 @@ impl Metrics {
         registry.register(Box::new(self.refresh_seconds.clone()))?;
         registry.register(Box::new(self.propagation_seconds.clone()))?;
         registry.register(Box::new(self.last_sync.clone()))?;
+        registry.register(Box::new(self.replay_lag.clone()))?;
         registry.register(Box::new(self.listener_connected.clone()))?;
         registry.register(Box::new(self.notifications.clone()))?;
         registry.register(Box::new(self.audit_mismatches.clone()))?;

@@ -86,6 +86,18 @@ pub enum ReadError {
     /// The connection or the statement failed.
     #[error("{}", describe(.0))]
     Postgres(#[source] tokio_postgres::Error),
+    /// The replay position of a standby is before an earlier one of the same session.
+    #[error(
+        "the standby's replay position went back from {} to {}: it was rewound, or the connection leads to another \
+         standby",
+        lsn(*.from), lsn(*.to)
+    )]
+    ReplayWentBack {
+        /// The earlier position.
+        from: u64,
+        /// The position now.
+        to: u64,
+    },
     /// The view does not have the expected columns.
     #[error("{0}")]
     View(String),
@@ -108,7 +120,7 @@ impl ReadError {
         match self {
             Self::View(_) | Self::NoView(_) | Self::NotMigrated(_) => true,
             Self::Postgres(error) => error.code().is_some_and(|code| ["42", "3F", "22"].contains(&&code.code()[..2])),
-            Self::Timeout(_) => false,
+            Self::Timeout(_) | Self::ReplayWentBack { .. } => false,
         }
     }
 }
@@ -124,6 +136,11 @@ impl From<tokio_postgres::Error> for ReadError {
             () => Self::Postgres(error),
         }
     }
+}
+
+/// A WAL position as Postgres prints it.
+fn lsn(position: u64) -> String {
+    format!("{:X}/{:X}", position >> 32, position & 0xffff_ffff)
 }
 
 /// The error with its causes: the text of tokio-postgres alone is often no more than "db error".

@@ -20,13 +20,15 @@ use super::config::DatabaseConfig;
 use super::copy::{CopyStream, Order};
 use super::error::{ConnectError, NEWEST_MAJOR, OLDEST_MAJOR, ReadError, describe, major_version, with_timeout};
 use super::position::Position;
-use super::rows::RowChunks;
+use super::rows::{RowChunks, UnreadXids};
 use crate::catalog::store::SyncMode;
 
 const SESSION: &str = include_str!("../../sql/session.sql");
 const POSITION: &str = include_str!("../../sql/position.sql");
 /// The delta; public so that a test can explain its plan.
 pub const DELTA: &str = include_str!("../../sql/delta.sql");
+/// The delta on a standby; public so that a test can explain its plan.
+pub const STANDBY_DELTA: &str = include_str!("../../sql/delta_standby.sql");
 
 /// A setting that is passed when connecting and read back afterwards: a pooler rejects it or loses it.
 const DIRECT_OPTION: &str = "-c model_catalog.direct=yes";
@@ -122,6 +124,8 @@ pub struct Session {
     client: Client,
     timeout: Duration,
     sync_mode: SyncMode,
+    /// Whether the connection leads to one server session, and not through a pooler.
+    direct: bool,
     /// The delta, parsed once, because parsing takes two thirds of its time. A pooler loses it between transactions.
     delta: OnceCell<Statement>,
     closed: oneshot::Receiver<Option<tokio_postgres::Error>>,
@@ -142,14 +146,21 @@ impl Session {
         let timeout = database.timeout;
         let prepared = tokio::time::timeout(timeout, prepare(&client, &database.channel)).await;
         let prepared = prepared.map_err(|_| ConnectError::timeout(database, timeout))?;
-        let sync_mode = prepared.map_err(|source| ConnectError::refused(database, source))?;
-        Ok(Self { client, timeout, sync_mode, delta: OnceCell::new(), closed })
+        let (sync_mode, direct) = prepared.map_err(|source| ConnectError::refused(database, source))?;
+        Ok(Self { client, timeout, sync_mode, direct, delta: OnceCell::new(), closed })
     }
 
     /// How this connection lets the loader follow the database.
     #[must_use]
     pub fn sync_mode(&self) -> SyncMode {
         self.sync_mode
+    }
+
+    /// Whether the connection leads to one server session. A transaction pooler may run each transaction on another
+    /// server, and shares its sessions with other clients.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.direct
     }
 
     /// Sets the name in `pg_stat_activity`. The statement is sent without waiting for its result, so that the next one
@@ -173,7 +184,7 @@ impl Session {
     /// # Errors
     /// See [`ReadError`].
     pub async fn delta(&self, since: &Position) -> Result<RowChunks, ReadError> {
-        if self.sync_mode != SyncMode::Live {
+        if !self.direct {
             let parameters = [(&since.snapshot, Type::TEXT), (&since.history, Type::TEXT)];
             return self.stream(DELTA, parameters).await;
         }
@@ -184,13 +195,26 @@ impl Session {
         Ok(RowChunks::new(with_timeout(self.timeout, stream).await?, self.timeout))
     }
 
+    /// Reads the changes of the given transactions on a standby, in one snapshot: one row each, and at least one row. See
+    /// [`change`](super::rows::change) and [`replay`](super::rows::replay). Must not be used through a pooler.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn standby_delta(&self, unread: &UnreadXids, history: &String) -> Result<RowChunks, ReadError> {
+        let prepare =
+            || with_timeout(self.timeout, self.client.prepare_typed(STANDBY_DELTA, &[const { Type::TEXT }; 3]));
+        let delta = self.delta.get_or_try_init(prepare).await?;
+        let stream = self.client.query_raw(delta, [&unread.first, &unread.end, history]);
+        Ok(RowChunks::new(with_timeout(self.timeout, stream).await?, self.timeout))
+    }
+
     /// Begins a transaction that reads from one snapshot; returns the position of that snapshot.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub async fn begin(&self) -> Result<Position, ReadError> {
         self.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-        if self.sync_mode != SyncMode::Live {
+        if !self.direct {
             self.execute(&SESSION.replace("\nSET ", "\nSET LOCAL ")).await?;
         }
         let mut rows = self.stream(POSITION, []).await?;
@@ -246,8 +270,8 @@ impl Session {
     }
 }
 
-/// Finds out what the connection supports; prepares the session and listens unless a pooler is in between.
-async fn prepare(client: &Client, channel: &str) -> Result<SyncMode, tokio_postgres::Error> {
+/// Finds out what the connection supports, and whether it is direct; prepares the session and listens unless a pooler is in between.
+async fn prepare(client: &Client, channel: &str) -> Result<(SyncMode, bool), tokio_postgres::Error> {
     let probe = client.query_typed(PROBE, &[]).await?;
     let (direct, standby) = match probe.first() {
         Some(row) => (row.try_get::<_, Option<bool>>(0)?.unwrap_or(false), row.try_get(1)?),
@@ -255,11 +279,11 @@ async fn prepare(client: &Client, channel: &str) -> Result<SyncMode, tokio_postg
     };
     let (mode, listen) = match (direct, standby) {
         // Settings made on a pooler's connection would stay there for its next client.
-        (false, true) => return Ok(SyncMode::Standby),
-        (false, false) => return Ok(SyncMode::Polling),
+        (false, true) => return Ok((SyncMode::Standby, direct)),
+        (false, false) => return Ok((SyncMode::Polling, direct)),
         (true, true) => (SyncMode::Standby, String::new()),
         (true, false) => (SyncMode::Live, format!("LISTEN {};", escape_identifier(channel))),
     };
     client.batch_execute(&format!("{SESSION}{listen}")).await?;
-    Ok(mode)
+    Ok((mode, direct))
 }

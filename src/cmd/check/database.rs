@@ -28,9 +28,14 @@ pub async fn server(session: &Session, database: &DatabaseConfig, report: &mut R
     tls(text, database.verifies_server, report);
     match session.sync_mode() {
         SyncMode::Live => report.ok("server", "a primary, connected directly: it notifies of changes"),
-        SyncMode::Standby => report.ok(
+        SyncMode::Standby if session.is_direct() => report.ok(
             "server",
-            "a hot standby, which can't notify of changes: everything is read every CATALOG_POLL_INTERVAL",
+            "a hot standby, which can't notify of changes: they are read every CATALOG_STANDBY_POLL_INTERVAL",
+        ),
+        SyncMode::Standby => report.warning(
+            "server",
+            "a hot standby behind a pooler that does not keep sessions: everything is read every CATALOG_POLL_INTERVAL",
+            "use the port of Postgres itself in DATABASE_URL, or configure the pooler for session pooling",
         ),
         SyncMode::Polling => report.warning(
             "server",

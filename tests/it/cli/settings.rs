@@ -53,6 +53,7 @@ fn invalid_value_error_names_the_variable_and_a_valid_value() {
         ("CATALOG_CORS_ALLOW_ORIGIN", "https://example.org/", "such as https://example.org"),
         ("CATALOG_POLL_INTERVAL", "10", "such as 500ms, 10s or 1h"),
         ("CATALOG_POLL_INTERVAL", "0s", "such as 500ms, 10s or 1h"),
+        ("CATALOG_STANDBY_POLL_INTERVAL", "250", "such as 500ms, 10s or 1h"),
         ("CATALOG_AUDIT_INTERVAL", "300years", "at most 1year"),
         ("CATALOG_DATABASE_TIMEOUT", "soon", "such as 500ms, 10s or 1h"),
         ("CATALOG_DRAIN_GRACE", "5 apples", "such as 500ms, 10s or 1h"),

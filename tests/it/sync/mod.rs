@@ -9,5 +9,6 @@ mod rejected_rows;
 pub mod snapshot_file;
 mod snapshot_file_rules;
 mod source_tables;
+mod standby;
 mod statements;
 mod transactions;
