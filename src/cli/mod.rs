@@ -1,6 +1,7 @@
 //! The command line: every command and every setting, with its environment variable and default.
 
 mod parse;
+mod pull;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use hyper::header::HeaderName;
 use ipnet::IpNet;
 
+pub use self::pull::{PullArgs, Verify};
 use crate::catalog::model::Rules;
 use crate::http::cors::Cors;
 use crate::postgres::config::{DatabaseConfig, DatabaseUrlError, Environment};
@@ -111,6 +113,12 @@ pub enum Command {
         #[arg(long)]
         live: bool,
     },
+    /// Download the models that a GPU machine needs, verified, and then become the command that uses them.
+    ///
+    /// Exit status 0: every model is there; 1: a model is missing; 2: invalid option; 143: stopped by a signal; 126, 127:
+    /// the command cannot be started. With a command, its own status is the last word; it is started even if a model is
+    /// missing, unless --strict is set.
+    Pull(PullArgs),
 }
 
 /// Logging.

@@ -6,6 +6,7 @@ pub mod export;
 pub mod health;
 pub mod import;
 pub mod migrate;
+pub mod pull;
 pub mod serve;
 mod terminal;
 

@@ -94,6 +94,7 @@ async fn aria2_input_file_has_every_download_option() {
 
 # id: "c"
 # size: 23.8 GB
+# bytes: 23800000000
 # auth_required: true
 # auth_provider: "hug \"f\""
 https://example.org/%C3%A4%20b

@@ -217,6 +217,23 @@ fn help_and_documentation_list_every_setting() {
     }
 }
 
+#[test]
+fn the_documents_for_machines_list_every_setting_of_pull() {
+    let document = include_str!("../../../docs/gpu-machines.md");
+    let mut count = 0;
+    for (flag, variable, default) in settings("pull") {
+        if variable.starts_with("CATALOG_LOG") {
+            continue;
+        }
+        let default = default.map_or("–".into(), |default| format!("`{default}`"));
+        let row = format!("\n| `{variable}` | `{flag}` | {default} | ");
+        assert!(document.contains(&row), "docs/gpu-machines.md lacks the row {row}");
+        count += 1;
+    }
+    let rows = document.lines().filter(|line| line.starts_with("| `M") || line.starts_with("| `CATALOG")).count();
+    assert_eq!(rows, count, "docs/gpu-machines.md lists a setting that there is not");
+}
+
 /// The metrics of an exposition with the names of their labels.
 fn metrics(text: &str) -> BTreeMap<String, Vec<String>> {
     let mut found = BTreeMap::new();

@@ -284,22 +284,6 @@ fn every_example_schema_is_listed() {
 }
 
 #[test]
-fn every_machine_setting_is_documented() {
-    let script = include_str!("../../../deploy/machine/boot-models.sh");
-    let words = |text: &'static str| {
-        let words = text.split(|c: char| !(c.is_ascii_uppercase() || c == '_'));
-        let all = words
-            .filter(|word| word.starts_with("MACHINE_MODELS_") || word.starts_with("HF_") || word.ends_with("_TOKEN"));
-        all.chain(["CATALOG_URL", "MODELS_DIR"]).collect::<BTreeSet<_>>()
-    };
-    let (documented, read) = (words(GPU_MACHINES), words(script));
-    assert_eq!(documented, read);
-    for word in read {
-        assert!(GPU_MACHINES.contains(&format!("`{word}`")), "docs/gpu-machines.md does not explain {word}");
-    }
-}
-
-#[test]
 fn tests_and_fuzz_targets_named_in_security_md_exist() {
     let all = texts(&root().join("src")) + &texts(&root().join("tests/it"));
     let model = include_str!("../../../SECURITY.md");
