@@ -19,7 +19,7 @@ const PARTIAL_SUCCESS: u8 = 3;
 pub fn run(cli: Cli) -> ExitCode {
     init_logging(&cli.log);
     let result = match cli.command {
-        Command::Serve { database, server } => cmd::serve::run(&database, &server),
+        Command::Serve { database, server, examples } => cmd::serve::run(&database, &server, examples),
         Command::Demo { server } => cmd::demo::run(&server),
         Command::Migrate { database, bare } => cmd::migrate::run(&database, bare),
         Command::Import { file, dry_run, strict, database, rules } => {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use self::requests::RequestCollector;
-pub use self::requests::{RequestMetrics, Route, templates};
+pub use self::requests::{RequestMetrics, Route, statuses, templates};
 use self::top_missing::Id;
 pub use self::top_missing::{ID_BYTES, truncate};
 

@@ -14,10 +14,11 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, SimpleQueryMessage, SimpleQueryRow, Socket, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::warn;
 
 use super::config::DatabaseConfig;
 use super::copy::{CopyStream, Order};
-use super::error::{ConnectError, ReadError, describe, with_timeout};
+use super::error::{ConnectError, NEWEST_MAJOR, OLDEST_MAJOR, ReadError, describe, major_version, with_timeout};
 use super::position::Position;
 use super::rows::RowChunks;
 use crate::catalog::store::SyncMode;
@@ -58,7 +59,22 @@ async fn dial(database: &DatabaseConfig, driver: &Config) -> Result<(Client, Dia
             connected => connected,
         }
     };
-    Ok(tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::Timeout(limit))??)
+    let connected = tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::timeout(database, limit))?;
+    let (client, connection) = connected.map_err(|source| ConnectError::refused(database, source))?;
+    check_version(connection.parameter("server_version"))?;
+    Ok((client, connection))
+}
+
+/// Checks the version that the server reported, before any statement fails for its age. A newer one probably works.
+fn check_version(server_version: Option<&str>) -> Result<(), ConnectError> {
+    match server_version.and_then(|version| Some((version, major_version(version)?))) {
+        Some((version, major)) if major < OLDEST_MAJOR => Err(ConnectError::Unsupported(version.into())),
+        Some((version, major)) if major > NEWEST_MAJOR => {
+            warn!(version, "PostgreSQL {NEWEST_MAJOR} is the newest version that this program is tested with");
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether no line of pg_hba.conf allows the connection.
@@ -72,7 +88,7 @@ async fn dial_with_option(database: &DatabaseConfig) -> Result<(Client, DialedCo
     driver.options(format!("{} {DIRECT_OPTION}", driver.get_options().unwrap_or_default()));
     match dial(database, &driver).await {
         // The message of PgBouncer since its first release; its SQLSTATE is that of any protocol violation.
-        Err(ConnectError::Postgres(error)) if describe(&error).contains("unsupported startup parameter") => {
+        Err(ConnectError::Postgres { source, .. }) if describe(&source).contains("unsupported startup parameter") => {
             dial(database, &database.driver).await
         }
         dialed => dialed,
@@ -125,7 +141,8 @@ impl Session {
         let closed = drive(connection, on_notification);
         let timeout = database.timeout;
         let prepared = tokio::time::timeout(timeout, prepare(&client, &database.channel)).await;
-        let sync_mode = prepared.map_err(|_| ConnectError::Timeout(timeout))??;
+        let prepared = prepared.map_err(|_| ConnectError::timeout(database, timeout))?;
+        let sync_mode = prepared.map_err(|source| ConnectError::refused(database, source))?;
         Ok(Self { client, timeout, sync_mode, delta: OnceCell::new(), closed })
     }
 

@@ -14,3 +14,4 @@ mod requests;
 mod revision;
 mod shutdown;
 mod single;
+mod statuses;

@@ -6,8 +6,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
-use crate::support::{WAIT_LIMIT, until};
+use model_catalog::postgres::session;
+
+use crate::support::{WAIT_LIMIT, database, until};
 
 /// The program with its private Postgres, in a temporary directory and a process group of its own.
 struct Demo {
@@ -26,7 +29,7 @@ impl Demo {
         std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o1777)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
         command.arg("demo").env("TMPDIR", &directory).env("CATALOG_ADDR", "127.0.0.1:0");
-        command.env("CATALOG_DRAIN_GRACE", "0s").env_remove("DATABASE_URL").process_group(0);
+        command.env_remove("CATALOG_DRAIN_GRACE").env_remove("DATABASE_URL").process_group(0);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
         let output = BufReader::new(child.stdout.take().unwrap());
@@ -90,8 +93,6 @@ async fn printed_commands_work_and_ctrl_c_stops_everything() {
     let server = |command: &String| command.contains("postgres -D");
     assert!(demo.processes().iter().any(server), "no server in {:?}", demo.processes());
 
-    // The commands are printed when the server listens, which may be before the first load.
-    until("the catalog is loaded", || std::future::ready(!shell(&single).contains("not loaded"))).await;
     let before = shell(&single);
     let model: serde_json::Value = serde_json::from_str(&before).unwrap();
     assert_eq!(model["id"], "flux-dev");
@@ -158,4 +159,68 @@ fn postgres_start_failures_are_reported() {
     program("initdb", "while [ \"$1\" != -D ]; do shift; done; mkdir -p \"$2\"");
     assert!(startup_error(&[("PGBIN", &folder)]).contains("this server will not start"));
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn demo_postgres_demands_a_password_on_tcp() {
+    let demo = Demo::start("tcp");
+    let [_, _, change] = demo.suggested_commands();
+    let url = change.split('"').nth(1).unwrap();
+    let connect = async |url: &str| session::connect(&database(url)).await.map(drop).map_err(|error| error.to_string());
+    assert_eq!(connect(url).await, Ok(()));
+    let (user, rest) = url.split_once("postgres:").unwrap();
+    let (password, rest) = rest.strip_prefix("//postgres:").unwrap().split_once('@').unwrap();
+    assert!(user.is_empty() && password.len() >= 32, "{url}");
+    for (login, expected) in [("postgres", "password missing"), ("postgres:x", "password authentication failed")] {
+        let refused = connect(&format!("postgres://{login}@{rest}")).await;
+        assert!(refused.clone().is_err_and(|error| error.contains(expected)), "{login}: {refused:?}");
+    }
+    let lines = demo.processes().join("\n");
+    assert!(!lines.contains(password), "a command line shows the password: {lines}");
+    // Replication is a right to read everything, and has rules of its own.
+    let rules = std::fs::read_to_string(demo.files()[0].join("data/pg_hba.conf")).unwrap();
+    let tcp: Vec<_> = rules.lines().filter(|line| line.starts_with("host")).collect();
+    assert!(!tcp.is_empty() && tcp.iter().all(|line| line.ends_with("scram-sha-256")), "{tcp:?}");
+}
+
+#[tokio::test]
+async fn demo_interrupted_while_starting_leaves_nothing_behind() {
+    // From the first moment at which something exists to a running server.
+    for (stage, signal) in [
+        ("", "-INT"),
+        ("data", "-INT"),
+        ("data/global", "-KILL"),
+        ("data/base/1", "-INT"),
+        ("data/base/1/PG_VERSION", "-KILL"),
+        ("server.log", "-INT"),
+        ("data/postmaster.pid", "-INT"),
+    ] {
+        let mut demo = Demo::start("start");
+        let deadline = Instant::now() + WAIT_LIMIT;
+        while !demo.files().first().is_some_and(|directory| directory.join(stage).exists()) {
+            assert!(Instant::now() < deadline, "no {stage:?} in {:?}", demo.files());
+            assert!(demo.child.try_wait().unwrap().is_none(), "the demo ended by itself before {stage:?}");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        demo.signal(&[signal], &format!("-{}", demo.child.id()));
+        demo.child.wait().unwrap();
+        let left = || (demo.processes(), demo.files());
+        until(&format!("nothing is left after {signal} at {stage:?}"), || {
+            std::future::ready(left() == (Vec::new(), Vec::new()))
+        })
+        .await;
+    }
+}
+
+#[test]
+fn demo_with_an_address_in_use_creates_no_postgres() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
+    let output = command.arg("demo").env("CATALOG_ADDR", &address).stdin(Stdio::null()).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains(&format!("cannot listen on {address}")), "{errors}");
+    assert!(errors.contains("set CATALOG_ADDR or --addr"), "{errors}");
+    assert!(!errors.contains("Postgres"), "{errors}");
 }

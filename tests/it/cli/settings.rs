@@ -108,7 +108,9 @@ fn address_in_use_error_names_the_address() {
         let output = run(&["serve"], &variables);
         let text = printed(&output);
         assert_eq!(output.status.code(), Some(1), "{text}");
-        assert!(text.contains(&format!("cannot listen on {address}")), "{text}");
+        let flag = if variable == "CATALOG_ADDR" { "--addr" } else { "--admin-addr" };
+        let advice = format!("set {variable} or {flag} to another address");
+        assert!(text.contains(&format!("cannot listen on {address}")) && text.contains(&advice), "{text}");
     }
 }
 
@@ -200,7 +202,13 @@ fn help_and_documentation_list_every_setting() {
             let serves = ["serve", "demo"].contains(&command);
             assert_eq!(has(variable), serves, "{command}: {variable}");
         }
-        all.extend(settings.into_iter().map(|(flag, variable, default)| (variable, (flag, default))));
+        // A demo, which comes after `serve`, waits for no load balancer.
+        let grace = settings.iter().find(|(_, name, _)| name == "CATALOG_DRAIN_GRACE");
+        let grace = grace.and_then(|(_, _, default)| default.as_deref());
+        assert!(grace.is_none_or(|grace| grace == if command == "demo" { "0s" } else { "5s" }), "{command}: {grace:?}");
+        for (flag, variable, default) in settings {
+            all.entry(variable).or_insert((flag, default));
+        }
     }
     assert!(all.len() > 10, "the help could not be read: {all:?}");
     for (variable, (flag, default)) in &all {

@@ -11,7 +11,7 @@ use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use super::{free_port, repository_path, text};
 use crate::docs::block;
 use crate::support::raw::Raw;
-use crate::support::{migrated, model_json, until};
+use crate::support::{migrated, model_json, skip, until};
 
 /// Mount points of cgroups: the hybrid layout of cgroup v1 and v2, or cgroup v2 alone.
 const HIERARCHIES: [&str; 3] = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
@@ -203,7 +203,7 @@ async fn postgres() -> EphemeralPostgres {
 async fn systemd_unit_starts_serves_drains_and_restarts() {
     let container = match Container::boot().await {
         Ok(container) => container,
-        Err(reason) => return eprintln!("skipped: {reason}"),
+        Err(reason) => return skip(&reason),
     };
     let postgres = postgres().await;
     let client = migrated(&postgres.url("models")).await;

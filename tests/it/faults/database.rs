@@ -62,7 +62,7 @@ async fn postgres_restart_is_caught_up_with_by_a_delta() {
     let parent = tmpfs.is_dir().then_some(tmpfs);
     let settings = vec![("fsync".to_owned(), "off".to_owned())];
     let mut postgres = EphemeralPostgres::start(EphemeralOptions { parent, loopback: true, settings }).unwrap();
-    let url = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", postgres.port());
+    let url = postgres.loopback_url("postgres");
     let mut client = migrated(&url).await;
     consistency::add_pairs(&client, PAIRS).await;
     let server = Server::start_with(&url, &SETTINGS).await;

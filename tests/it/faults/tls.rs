@@ -80,7 +80,7 @@ impl TlsPostgres {
     }
 
     fn url(&self, host: &str, rest: &str) -> String {
-        format!("postgres://reader@{host}:{}/postgres?{rest}", self.postgres.port())
+        format!("postgres://reader:{PASSWORD}@{host}:{}/postgres?{rest}", self.postgres.port())
     }
 
     fn root(&self, name: &str) -> String {
@@ -103,7 +103,7 @@ async fn encrypted(url: &str, environment: &Environment) -> Result<bool, String>
 
 #[tokio::test]
 async fn sslmode_verifies_as_libpq_does() {
-    let server = TlsPostgres::new("DNS:localhost,IP:127.0.0.1", "host all all 127.0.0.1/32 trust").await;
+    let server = TlsPostgres::new("DNS:localhost,IP:127.0.0.1", "host all all 127.0.0.1/32 scram-sha-256").await;
     let (ca, other) = (server.root("ca.pem"), server.root("other.pem"));
     for (rest, expected) in [
         ("sslmode=disable".to_owned(), Some(false)),
@@ -160,7 +160,7 @@ async fn sslmode_verifies_as_libpq_does() {
 
 #[tokio::test]
 async fn sslmode_prefer_falls_back_when_pg_hba_rejects_tls() {
-    let server = TlsPostgres::new("DNS:localhost", "hostnossl all all 127.0.0.1/32 trust").await;
+    let server = TlsPostgres::new("DNS:localhost", "hostnossl all all 127.0.0.1/32 scram-sha-256").await;
     assert_eq!(server.encrypted("localhost", "sslmode=prefer").await, Ok(false));
     let error = server.encrypted("localhost", "sslmode=require").await;
     assert!(error.clone().is_err_and(|error| error.contains("SSL encryption")), "{error:?}");
@@ -168,7 +168,7 @@ async fn sslmode_prefer_falls_back_when_pg_hba_rejects_tls() {
 
 #[tokio::test]
 async fn host_name_mismatch_fails_verify_full_only() {
-    let server = TlsPostgres::new("DNS:db.example", "hostssl all all 127.0.0.1/32 trust").await;
+    let server = TlsPostgres::new("DNS:db.example", "hostssl all all 127.0.0.1/32 scram-sha-256").await;
     let ca = server.root("ca.pem");
     assert_eq!(server.encrypted("localhost", &format!("sslmode=verify-ca&sslrootcert={ca}")).await, Ok(true));
     let error = server.encrypted("localhost", &format!("sslmode=verify-full&sslrootcert={ca}")).await;
@@ -228,8 +228,7 @@ async fn passwords_from_every_source_work_and_are_never_shown() {
     let postgres = TlsPostgres::new("DNS:localhost,IP:127.0.0.1", "hostssl all all 127.0.0.1/32 scram-sha-256").await;
     consistency::add_pairs(&postgres.client, 1).await;
     let port = postgres.postgres.port();
-    let (bare, own) =
-        (postgres.url("localhost", ""), format!("postgres://reader:{PASSWORD}@localhost:{port}/postgres"));
+    let (bare, own) = (format!("postgres://reader@localhost:{port}/postgres"), postgres.url("localhost", ""));
     let passfile = postgres.folder().join("passfile");
     std::fs::write(&passfile, format!("localhost:{port}:*:reader:{PASSWORD}\n")).unwrap();
     std::fs::set_permissions(&passfile, std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -12,11 +12,23 @@ pub mod raw;
 mod response;
 mod server;
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 pub use postgres::{Db, connect, database, migrate_without_table, migrated, model_json, sql, start_postgres};
 pub use response::Response;
 pub use server::{NOTIFY_ONLY, Server, start_with_model_a};
+
+/// Records that the calling test is skipped, which must then return. `make test` prints the file at its end: the output of
+/// a test that passes is not shown.
+pub fn skip(reason: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    let line = format!("skipped {name}: {}\n", reason.trim());
+    eprint!("{line}");
+    let path = concat!(env!("CARGO_TARGET_TMPDIR"), "/skipped-tests.txt");
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut file| file.write_all(line.as_bytes())).unwrap_or_else(|error| panic!("{path}: {error}"));
+}
 
 /// Maximum wait for any condition. Only a failing test waits this long.
 pub const WAIT_LIMIT: Duration = Duration::from_secs(30);

@@ -64,12 +64,12 @@ impl Server {
         let http = HttpClient::builder(TokioExecutor::new()).build_http();
         let mut server = Self { child: Mutex::new(child), log, address: String::new(), http };
         server
-            .until("it listens", |s| async move { s.logged("\"message\":\"serving\"") > 0 || s.exited().is_some() })
+            .until("it listens", |s| async move { s.logged("\"message\":\"listening\"") > 0 || s.exited().is_some() })
             .await;
         let field =
             |line: &String| serde_json::from_str::<serde_json::Value>(line).ok()?["address"].as_str().map(String::from);
-        let serving = |line: &&String| line.contains("\"message\":\"serving\"");
-        let address = server.log.lock().unwrap().iter().find(serving).and_then(field);
+        let listening = |line: &&String| line.contains("\"message\":\"listening\"");
+        let address = server.log.lock().unwrap().iter().find(listening).and_then(field);
         server.address = address.unwrap_or_else(|| panic!("the server did not start: {:#?}", server.log()));
         server
     }

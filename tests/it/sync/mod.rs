@@ -7,6 +7,7 @@ mod example_schemas;
 mod fleet;
 mod rejected_rows;
 pub mod snapshot_file;
+mod snapshot_file_rules;
 mod source_tables;
 mod statements;
 mod transactions;

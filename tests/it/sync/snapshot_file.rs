@@ -16,16 +16,16 @@ const PAIRS: usize = 20;
 const UNREACHABLE: &str = "host=/nowhere user=postgres dbname=postgres";
 
 /// A directory that is removed after the test.
-struct Folder(PathBuf);
+pub struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let path = std::env::temp_dir().join(format!("snapshot-{:x}", fastrand::u64(..)));
         std::fs::create_dir(&path).unwrap();
         Self(path)
     }
 
-    fn file(&self) -> String {
+    pub fn file(&self) -> String {
         self.0.join("catalog").display().to_string()
     }
 }
@@ -168,7 +168,6 @@ async fn unusable_file_is_quarantined() {
         cases.push(("flipped", flipped));
     }
     let text = String::from_utf8(good.clone()).unwrap();
-    cases.push(("version", text.replacen("\"version\":", "\"version\":9", 1).into_bytes()));
     cases.push(("appended", [&good[..], b"more\n"].concat()));
     cases.push(("format", text.replacen("\"format\":\"", "\"format\":\"other ", 1).into_bytes()));
     // The checksum is right, the revision is not.
@@ -243,7 +242,7 @@ impl Drop for SmallDisk {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full_disk_stops_only_the_snapshot_file() {
     let Some(disk) = SmallDisk::mount("64k") else {
-        return eprintln!("skipped: this process can't mount a tmpfs");
+        return support::skip("a small tmpfs cannot be mounted here");
     };
     let db = Db::new().await;
     consistency::add_pairs(&db.client, PAIRS).await;

@@ -3,6 +3,7 @@
 mod database;
 mod problems;
 mod rows;
+mod rules;
 mod sources;
 
 use std::process::{Command, Stdio};

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{check_with, fix};
+use super::{check_with, fix, rules};
 use crate::support::Db;
 
 /// A table without constraints, read by the view.
@@ -184,7 +184,7 @@ fn quoted(value: Option<&str>) -> String {
 }
 
 /// Rows that are valid except for one column; then rows that break two rules, and rows with the same id.
-fn rows() -> Vec<[Option<String>; 10]> {
+pub fn rows() -> Vec<[Option<String>; 10]> {
     let good = |number: usize| {
         [
             Some(format!("row-{number}")),
@@ -349,17 +349,7 @@ async fn sql_and_the_program_report_the_same_problems() {
     for column in ["id", "name", "download_url", "hash", "auth_provider", "save_path", "dependencies", "description"] {
         assert!(count(&sql, &format!("{column} contains the control character ")) > 0, "{column}");
     }
-    for problem in [
-        "save_path is absolute",
-        "save_path has a backslash",
-        "save_path escapes the models folder",
-        "file_size_gb is ",
-        "dependencies must be ",
-        "download_url has the scheme ",
-        "download_url has a user name or a password ",
-        "download_url is no absolute URL: relative URL without a base",
-        "another row has the same id",
-    ] {
+    for problem in rules::TEXTS {
         assert!(count(&sql, problem) > 0, "{problem}");
     }
 }
