@@ -118,8 +118,9 @@ pub enum Command {
     },
     /// Download the models that a GPU machine needs, verified, and then become the command that uses them.
     ///
-    /// Exit status 0: every model is there; 1: a model is missing; 2: invalid option; 143: stopped by a signal; 126, 127:
-    /// the command cannot be started. With a command, its own status is the last word; it is started even if a model is
+    /// Exit status 0: every model is there; 1: a model is missing; 2: invalid option; 143: stopped by a signal; 126,
+    /// 127: the command cannot be started. With a command, its own status is the last word; it is started even if a
+    /// model is
     /// missing, unless --strict is set.
     Pull(PullArgs),
 }

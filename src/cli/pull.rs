@@ -1,5 +1,5 @@
-//! The flags of `pull`. Numbers are strings here: a wrong one must not keep a machine from booting, so it is checked later,
-//! with a warning.
+//! The flags of `pull`. Numbers are strings here: a wrong one must not keep a machine from booting, so it is
+//! checked later, with a warning.
 
 use std::ffi::OsString;
 

@@ -196,8 +196,8 @@ impl Http {
     }
 }
 
-/// The certificates of the system; `CURL_CA_BUNDLE` and `SSL_CERT_FILE` name others, as for curl and OpenSSL. Without any,
-/// http still works and https fails by name.
+/// The certificates of the system; `CURL_CA_BUNDLE` and `SSL_CERT_FILE` name others, as for curl and OpenSSL. Without
+/// any, http still works and https fails by name.
 fn roots() -> RootCertStore {
     let mut store = RootCertStore::empty();
     let Some(path) = std::env::var_os("CURL_CA_BUNDLE").filter(|path| !path.is_empty()) else {
@@ -207,7 +207,8 @@ fn roots() -> RootCertStore {
     match CertificateDer::pem_file_iter(&path) {
         Ok(certificates) => drop(store.add_parsable_certificates(certificates.flatten())),
         Err(error) => {
-            warn!(path = %path.display(), %error, "the certificates that CURL_CA_BUNDLE names cannot be read: https fails");
+            let path = path.display();
+            warn!(%path, %error, "the certificates that CURL_CA_BUNDLE names cannot be read: https fails");
         }
     }
     store

@@ -50,7 +50,9 @@ impl Download<'_> {
                 result = workers.next() => match result {
                     None => break,
                     Some(Ok(())) => {}
-                    Some(Err(fatal @ (Problem::Disk(..) | Problem::NoRoom { .. }))) => return Err(Attempt::Fatal(fatal)),
+                    Some(Err(fatal @ (Problem::Disk(..) | Problem::NoRoom { .. }))) => {
+                        return Err(Attempt::Fatal(fatal));
+                    }
                     Some(Err(other)) => problem = Some(other),
                 },
                 _ = tick.tick(), if source.ranges => {

@@ -78,9 +78,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 fn settings_named_in_deploy_exist() {
     let help = ["serve", "migrate", "health"].map(help).concat();
     let mut named = BTreeSet::new();
-    // The script for machines has its own settings, which tests/it/machine covers.
-    let is_server_file = |path: &PathBuf| !path.starts_with(repository_path("deploy/machine"));
-    for path in files(&repository_path("deploy")).into_iter().filter(is_server_file) {
+    for path in files(&repository_path("deploy")) {
         let text = std::fs::read_to_string(&path).unwrap();
         for word in text.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
             if word == "DATABASE_URL" || word.starts_with("CATALOG_") {

@@ -1,6 +1,7 @@
 //! The documents: their commands and SQL are run, their lists are complete, their links resolve.
 
 mod commands;
+mod contributing;
 mod language;
 
 use std::collections::BTreeSet;
@@ -249,59 +250,6 @@ fn files_named_in_documents_exist() {
     }
 }
 
-/// Rows of the table under a heading of CONTRIBUTING.md, without the header.
-fn contributing_rows(heading: &str) -> Vec<&'static str> {
-    let section = CONTRIBUTING.split_once(&format!("\n## {heading}\n")).unwrap().1;
-    let section = section.split("\n## ").next().unwrap();
-    section.lines().filter(|line| line.starts_with("| ")).skip(1).collect()
-}
-
-/// Texts between backticks.
-fn quoted(text: &str) -> impl Iterator<Item = &str> {
-    text.split('`').skip(1).step_by(2)
-}
-
-#[test]
-fn places_named_in_contributing_define_what_they_should() {
-    let mut names = 0;
-    for row in contributing_rows("Where to find things") {
-        let mut text = String::new();
-        for name in quoted(row) {
-            if name.contains('/') {
-                text = std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
-                continue;
-            }
-            let mut definitions = ["fn", "struct"].iter().flat_map(|kind| {
-                text.match_indices(&format!("{kind} {name}")).map(|(at, found)| at + found.len()).collect::<Vec<_>>()
-            });
-            let defined = definitions.any(|end| text[end..].starts_with(['(', '<', ' ', '{']));
-            assert!(defined, "{name} is not defined where this row says: {row}");
-            names += 1;
-        }
-    }
-    assert!(names > 8, "the table could not be read: {names}");
-}
-
-#[test]
-fn source_map_lists_every_module() {
-    let rows = contributing_rows("Source map");
-    for folder in rows.iter().filter_map(|row| quoted(row).next().filter(|name| name.starts_with("src/"))) {
-        let row = rows.iter().find(|row| row.starts_with(&format!("| `{folder}`"))).unwrap();
-        for file in std::fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path()) {
-            let name = file.file_stem().unwrap().to_str().unwrap();
-            let is_listed = quoted(row).any(|word| word.trim_end_matches('/') == name);
-            let is_folder = rows.iter().any(|row| row.contains(&format!("`{folder}{name}/`")));
-            let is_module = file.is_dir() || file.extension().is_some_and(|extension| extension == "rs");
-            assert!(!is_module || name == "mod" || is_listed || is_folder, "the row of {folder} lacks {name}");
-        }
-        for name in quoted(row).skip(1).filter(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')) {
-            let path = root().join(folder).join(name);
-            let exists = path.with_extension("rs").exists() || path.is_dir();
-            assert!(exists || ["fleet"].contains(&name), "the row of {folder} lists {name}, which does not exist");
-        }
-    }
-}
-
 /// All files below a folder, as one text.
 fn texts(folder: &Path) -> String {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -333,34 +281,6 @@ fn every_example_schema_is_listed() {
     for name in examples {
         assert!(POSTGRES.contains(&format!("`sql/examples/{name}`")), "docs/postgres.md does not list {name}");
     }
-}
-
-#[test]
-fn every_dependency_has_a_reason() {
-    let manifest = include_str!("../../../Cargo.toml");
-    let mut inside = false;
-    for line in manifest.lines() {
-        if line.starts_with('[') {
-            inside = line.ends_with("dependencies]");
-        } else if let Some((name, _)) = line.split_once(" = ").filter(|_| inside) {
-            let rows = CONTRIBUTING.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | "));
-            let mut named = rows.flat_map(|(names, _)| names.split(", "));
-            assert!(named.any(|other| other == name), "CONTRIBUTING.md gives no reason for {name}");
-        }
-    }
-    for name in
-        contributing_rows("Dependencies").iter().flat_map(|row| row[2..].split(" | ").next().unwrap().split(", "))
-    {
-        assert!(manifest.contains(&format!("\n{name} = ")), "CONTRIBUTING.md lists {name}, which is not a dependency");
-    }
-}
-
-#[test]
-fn dependency_count_is_correct() {
-    let manifest = include_str!("../../../Cargo.toml");
-    let table = manifest.split_once("[dependencies]\n").unwrap().1.split("\n\n").next().unwrap();
-    let text = format!("{} direct dependencies", table.lines().count());
-    assert!(CONTRIBUTING.contains(&text), "CONTRIBUTING.md does not say {text}");
 }
 
 #[test]
