@@ -4,9 +4,9 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use crate::faults::clock_skew::library;
+use crate::faults::clock_skew;
 use crate::support::raw::Raw;
-use crate::support::{Db, PATIENCE, Server};
+use crate::support::{Db, PATIENCE};
 
 /// What comes back before the connection ends.
 fn conversation(address: &str, request: &str) -> String {
@@ -25,15 +25,9 @@ async fn a_panic_costs_one_connection_and_neither_the_process_nor_the_others() {
     db.add("a").await;
     let clock = std::env::temp_dir().join(format!("clock-{:x}", fastrand::u64(..)));
     std::fs::write(&clock, "+0\n").unwrap();
-    let (library, file) = (library().display().to_string(), clock.display().to_string());
-    let settings = [
-        ("LD_PRELOAD", &*library),
-        ("FAKETIME_TIMESTAMP_FILE", &*file),
-        ("FAKETIME_NO_CACHE", "1"),
-        ("DONT_FAKE_MONOTONIC", "1"),
-        ("CATALOG_THREADS", "1"),
-    ];
-    let server = Server::start_with(&db.url, &settings).await;
+    let file = clock.display().to_string();
+    let settings = [("FAKETIME_TIMESTAMP_FILE", &*file), ("FAKETIME_NO_CACHE", "1"), ("CATALOG_THREADS", "1")];
+    let server = clock_skew::start(&db.url, &settings).await;
     let (mut plain, mut with_library) = (Raw::open(&server.address), Raw::open(&server.address));
     assert_eq!((plain.get("/api/models/a").status, with_library.get("/readyz").status), (200, 200));
 
