@@ -290,3 +290,35 @@ fn documented_prometheus_rule_is_valid() {
     assert_eq!((&rule["kind"], &rule["metadata"]["name"]), (&json!("PrometheusRule"), &json!("model-catalog")));
     assert!(rule["spec"]["groups"][0]["rules"].as_array().unwrap().len() > 10, "{rule:#}");
 }
+
+#[test]
+fn documents_install_the_program_before_they_use_it() {
+    let install = "cargo install --locked --path .";
+    for name in ["README.md", "docs/deployment.md"] {
+        let text = ALL.iter().find(|(document, _)| *document == name).unwrap().1;
+        let place = |part: &str| text.find(part).unwrap_or_else(|| panic!("{name} lacks `{part}`"));
+        assert!(place(install) < place("`model-catalog migrate`"), "{name}");
+    }
+    let deployment = ALL.iter().find(|(document, _)| *document == "docs/deployment.md").unwrap().1;
+    let (build, used) = (deployment.find("cargo build --release"), deployment.find("install target/release"));
+    assert!(build.is_some() && build < used, "docs/deployment.md installs a program that it has not built");
+}
+
+#[test]
+fn make_run_builds_the_demo_without_optimization_and_a_database_with_it() {
+    for (url, expected) in [
+        ("", ["about one minute", "cargo build \n", "target/debug/model-catalog demo"]),
+        ("host=x", ["about three minutes", "cargo build --release\n", "target/release/model-catalog serve --examples"]),
+    ] {
+        let mut make = Command::new("make");
+        make.args(["-n", "run"]).current_dir(root()).env_remove("DATABASE_URL").env_remove("MAKEFLAGS");
+        if !url.is_empty() {
+            make.env("DATABASE_URL", url);
+        }
+        let output = String::from_utf8(make.output().unwrap().stdout).unwrap();
+        for part in expected {
+            assert!(output.contains(part), "no {part:?} in {output}");
+        }
+        assert!(output.find("The first build") < output.find("cargo build"), "{output}");
+    }
+}

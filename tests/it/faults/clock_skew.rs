@@ -6,10 +6,28 @@ use crate::support::consistency::{self, bump, in_sync};
 use crate::support::{Db, Server};
 
 /// Path of libfaketime, which `make test-tools` installs.
-pub fn libfaketime() -> PathBuf {
+fn libfaketime() -> PathBuf {
     let folders = std::fs::read_dir("/usr/lib").unwrap().flatten().map(|entry| entry.path());
     let mut libraries = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1")).filter(|path| path.exists());
     libraries.next().expect("no libfaketime: `make test-tools` installs it")
+}
+
+/// Shared memory that libfaketime creates for a process, and removes only if the process ends by itself.
+fn shared_memory(pid: u32) -> [PathBuf; 2] {
+    ["faketime_shm_", "sem.faketime_sem_"].map(|name| PathBuf::from(format!("/dev/shm/{name}{pid}")))
+}
+
+/// Starts a server whose clock is set by `settings`. libfaketime's shared memory stays mapped, so its names are removed
+/// at once: a server that is killed would leave them behind.
+pub async fn start(url: &str, settings: &[(&str, &str)]) -> Server {
+    let library = libfaketime().display().to_string();
+    let all = [&[("LD_PRELOAD", &*library), ("DONT_FAKE_MONOTONIC", "1")], settings].concat();
+    let server = Server::spawn(url, &all).await;
+    for path in shared_memory(server.pid()) {
+        std::fs::remove_file(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    }
+    server.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
+    server
 }
 
 #[tokio::test]
@@ -17,9 +35,7 @@ async fn clock_skew_does_not_enter_propagation_time() {
     for (offset, hours) in [("+1h", 1.0), ("-1h", -1.0)] {
         let db = Db::new().await;
         consistency::add_pairs(&db.client, 1).await;
-        let preload = libfaketime().display().to_string();
-        let settings = [("LD_PRELOAD", &*preload), ("FAKETIME", offset), ("DONT_FAKE_MONOTONIC", "1")];
-        let server = Server::start_with(&db.url, &settings).await;
+        let server = start(&db.url, &[("FAKETIME", offset)]).await;
         let database_time: f64 = db.sql("SELECT extract(epoch FROM clock_timestamp())").await.unwrap().parse().unwrap();
         let skew = server.metric("catalog_last_sync_timestamp_seconds").await - database_time;
         assert!((skew - hours * 3_600.0).abs() < 60.0, "{offset}: the clock of the server is off by {skew} s");
@@ -37,5 +53,8 @@ async fn clock_skew_does_not_enter_propagation_time() {
         assert!(sum > 0.0 && sum < 10.0, "{offset}: {sum} s");
         let request_time = "catalog_http_request_duration_seconds_sum{route=\"/readyz\"}";
         assert!(server.metric(request_time).await < 10.0, "{offset}");
+        let shared = shared_memory(server.pid());
+        drop(server);
+        assert!(shared.iter().all(|path| !path.exists()), "{shared:?} is left behind");
     }
 }

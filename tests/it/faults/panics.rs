@@ -4,9 +4,9 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use crate::faults::clock_skew::libfaketime;
+use crate::faults::clock_skew;
 use crate::support::raw::Raw;
-use crate::support::{Db, Server, WAIT_LIMIT};
+use crate::support::{Db, WAIT_LIMIT};
 
 /// Sends a request and returns whatever arrives before the connection ends.
 fn send(address: &str, request: &str) -> String {
@@ -25,15 +25,9 @@ async fn panic_closes_one_connection_and_no_others() {
     db.add("a").await;
     let clock = std::env::temp_dir().join(format!("clock-{:x}", fastrand::u64(..)));
     std::fs::write(&clock, "+0\n").unwrap();
-    let (preload, file) = (libfaketime().display().to_string(), clock.display().to_string());
-    let settings = [
-        ("LD_PRELOAD", &*preload),
-        ("FAKETIME_TIMESTAMP_FILE", &*file),
-        ("FAKETIME_NO_CACHE", "1"),
-        ("DONT_FAKE_MONOTONIC", "1"),
-        ("CATALOG_THREADS", "1"),
-    ];
-    let server = Server::start_with(&db.url, &settings).await;
+    let file = clock.display().to_string();
+    let settings = [("FAKETIME_TIMESTAMP_FILE", &*file), ("FAKETIME_NO_CACHE", "1"), ("CATALOG_THREADS", "1")];
+    let server = clock_skew::start(&db.url, &settings).await;
     let (mut first, mut second) = (Raw::open(&server.address), Raw::open(&server.address));
     assert_eq!((first.get("/api/models/a").status, second.get("/readyz").status), (200, 200));
 
