@@ -19,7 +19,7 @@ const PARTIAL_SUCCESS: u8 = 3;
 pub fn run(cli: Cli) -> ExitCode {
     init_logging(&cli.log);
     let result = match cli.command {
-        Command::Serve { database, server } => cmd::serve::run(&database, &server),
+        Command::Serve { database, server, examples } => cmd::serve::run(&database, &server, examples),
         Command::Demo { server } => cmd::demo::run(&server),
         Command::Migrate { database, bare } => cmd::migrate::run(&database, bare),
         Command::Import { file, dry_run, strict, database, rules } => {
@@ -28,6 +28,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Export { file, database, rules } => cmd::export::run(&file, &rules.rules(), &database),
         Command::Check { database, check } => return ExitCode::from(cmd::check::run(&database, &check)),
         Command::Health { listen, live } => cmd::health::run(&listen, live),
+        Command::Pull(pull) => return cmd::pull::run(&pull, matches!(cli.log.format, LogFormat::Text)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

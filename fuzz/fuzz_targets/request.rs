@@ -29,7 +29,7 @@ fuzz_target!(|input: &[u8]| {
         client.write_all(input).await.expect("room for it");
         client.shutdown().await.expect("the other end is open");
         let service = service_fn(|request| async {
-            Ok::<_, Infallible>(HANDLER.handle(request, None).await.response.map(BodyExt::boxed))
+            Ok::<_, Infallible>(HANDLER.handle(request, None, std::time::Instant::now()).await.response.map(BodyExt::boxed))
         });
         let served = http1::Builder::new().half_close(true).max_buf_size(32 * 1024).serve_connection(TokioIo::new(server), service);
         let mut responses = Vec::new();

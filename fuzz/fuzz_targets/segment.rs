@@ -19,7 +19,7 @@ fuzz_target!(|segment: &[u8]| {
     let Ok(uri) = Uri::try_from([b"/api/models/", segment].concat()) else { return };
     let path = uri.path().to_owned();
     let request = Request::builder().uri(uri).body(Full::<Bytes>::default()).expect("a request");
-    let response = HANDLER.handle(request, None).now_or_never().expect("nothing to wait for").response;
+    let response = HANDLER.handle(request, None, std::time::Instant::now()).now_or_never().expect("nothing to wait for").response;
     let status = response.status().as_u16();
     let body = response.into_body().collect().now_or_never().expect("it is there").expect("whole").to_bytes();
     let body: Value = serde_json::from_slice(&body).expect("JSON");

@@ -301,7 +301,8 @@ mod tests {
             Ok(concat!(
                 r#"{"id":"flux-dev","name":"flux1-dev.safetensors","#,
                 r#""download_url":"https://example.org/flux1-dev.safetensors","file_size_gb":23.8,"hash":null,"#,
-                r#""auth_required":true,"auth_provider":"huggingface","save_path":"checkpoints/flux1-dev.safetensors","#,
+                r#""auth_required":true,"auth_provider":"huggingface","#,
+                r#""save_path":"checkpoints/flux1-dev.safetensors","#,
                 r#""dependencies":["ae","clip \"l\""],"description":"größer / ≥ 12B"}"#
             ))
         );

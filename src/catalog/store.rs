@@ -66,6 +66,12 @@ impl Publisher {
         Self { store, retired: Vec::new() }
     }
 
+    /// Whether there is a snapshot to serve.
+    #[must_use]
+    pub fn has_published(&self) -> bool {
+        self.store.load().is_some()
+    }
+
     /// Replaces the current snapshot; requests that begin after this returns are served from the new one.
     pub fn publish(&mut self, snapshot: Snapshot) -> Arc<Snapshot> {
         let snapshot = Arc::new(snapshot);

@@ -2,13 +2,21 @@
 //!
 //! It sends one GET under a deadline, and needs nothing but the address.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::error::Error;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper::header::HOST;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
 use thiserror::Error;
+use tokio::net::TcpStream;
 
-use super::CommandResult;
+use super::{CommandResult, runtime};
 use crate::cli::ListenArgs;
 
 /// Maximum time for the whole check. A server responds from memory.
@@ -68,43 +76,47 @@ fn check(address: SocketAddr, path: &'static str) -> Result<String, HealthError>
         ip => ip,
     };
     let address = SocketAddr::new(ip, address.port());
-    let response = send_request(address, path).and_then(|response| parse(&response));
-    match response.map_err(|source| HealthError::NoResponse { address, path, source })? {
-        (200, body) => Ok(body),
-        (status, body) => Err(HealthError::Unhealthy { address, path, status, body }),
+    let no_response = |source| HealthError::NoResponse { address, path, source };
+    let response = runtime().and_then(|runtime| {
+        runtime.block_on(async {
+            let late = |_| io::Error::new(ErrorKind::TimedOut, format!("not complete within {TIMEOUT:?}"));
+            tokio::time::timeout(TIMEOUT, get(address, path)).await.map_err(late)?
+        })
+    });
+    match response.map_err(no_response)? {
+        (StatusCode::OK, body) => Ok(body),
+        (status, body) => Err(HealthError::Unhealthy { address, path, status: status.as_u16(), body }),
     }
 }
 
-/// Sends one request; returns everything the server sends until it closes the connection.
-fn send_request(address: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
-    let deadline = Instant::now() + TIMEOUT;
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").as_bytes())?;
-    let (mut response, mut chunk) = (Vec::new(), [0; 4096]);
-    while response.len() < MAX_RESPONSE_BYTES {
-        let left = deadline.saturating_duration_since(Instant::now());
-        // A timeout of zero is rejected by the standard library.
-        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        match stream.read(&mut chunk) {
-            Ok(0) => return Ok(response),
-            Ok(count) if !left.is_zero() => response.extend_from_slice(&chunk[..count]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
-            _ => return Err(io::Error::new(ErrorKind::TimedOut, format!("not complete within {TIMEOUT:?}"))),
-        }
+/// Status and body of the response to one request.
+async fn get(address: SocketAddr, path: &str) -> io::Result<(StatusCode, String)> {
+    let stream = TcpStream::connect(address).await?;
+    let mut http = http1::Builder::new();
+    http.max_buf_size(MAX_RESPONSE_BYTES);
+    let (mut sender, connection) = http.handshake(TokioIo::new(stream)).await.map_err(invalid)?;
+    let request = Request::get(path).header(HOST, address.to_string()).body(Empty::<Bytes>::new());
+    let request = request.map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
+    let exchange = async {
+        let response = sender.send_request(request).await.map_err(invalid)?;
+        let (status, body) = (response.status(), Limited::new(response.into_body(), MAX_RESPONSE_BYTES));
+        let body = body.collect().await.map_err(|error| match error.downcast::<hyper::Error>() {
+            Ok(error) => invalid(*error),
+            Err(_) => io::Error::new(ErrorKind::InvalidData, format!("more than {MAX_RESPONSE_BYTES} bytes")),
+        })?;
+        Ok((status, String::from_utf8_lossy(&body.to_bytes()).into_owned()))
+    };
+    // The connection must be polled for the exchange to proceed.
+    tokio::select! {
+        response = exchange => response,
+        Err(error) = connection => Err(invalid(error)),
     }
-    Err(io::Error::new(ErrorKind::InvalidData, format!("more than {MAX_RESPONSE_BYTES} bytes")))
 }
 
-/// Status and body of a complete response.
-fn parse(response: &[u8]) -> io::Result<(u16, String)> {
-    let mut headers = [httparse::EMPTY_HEADER; 32];
-    let mut head = httparse::Response::new(&mut headers);
-    match (head.parse(response), head.code) {
-        (Ok(httparse::Status::Complete(length)), Some(status)) => {
-            Ok((status, String::from_utf8_lossy(&response[length..]).into_owned()))
-        }
-        _ => Err(io::Error::new(ErrorKind::InvalidData, "not an HTTP response")),
+/// The I/O error behind an error of hyper. All others mean that the other end does not speak HTTP.
+fn invalid(error: hyper::Error) -> io::Error {
+    match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
+        Some(source) => io::Error::new(source.kind(), source.to_string()),
+        None => io::Error::new(ErrorKind::InvalidData, "not an HTTP response"),
     }
 }

@@ -18,14 +18,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use super::{CommandResult, runtime};
+use super::{CommandResult, examples, runtime};
+use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
 use crate::cli::{DatabaseArgs, ServerArgs};
 use crate::http::client_limits::{self, ClientLimits, RateLimit};
 use crate::http::connection::Timeouts;
 use crate::http::fd_limit::{self, ConnectionLimits};
 use crate::http::memory_budget::MemoryBudget;
-use crate::http::{Api, Limits, Routes, server};
+use crate::http::server::{self, BindError};
+use crate::http::{Api, Limits, Routes};
 use crate::loader::persist::{self, Pending};
 use crate::loader::{self, Loader, replica};
 use crate::metrics::Metrics;
@@ -36,20 +38,30 @@ const LOADER_RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// Time between two checks for the first catalog.
 const READY_POLL: Duration = Duration::from_millis(10);
 
-/// Runs the command until a signal stops it.
+/// Runs the command until a signal stops it. `print_examples` prints commands to try once there is a catalog.
 ///
 /// # Errors
-/// An invalid connection string, or what [`serve`] reports.
-pub fn run(database: &DatabaseArgs, args: &ServerArgs) -> CommandResult {
-    serve(database.config()?, args, |_| {})
+/// An invalid connection string, or what [`Listeners::bind`] and [`serve`] report.
+pub fn run(database: &DatabaseArgs, args: &ServerArgs, print_examples: bool) -> CommandResult {
+    let database = database.config()?;
+    let listeners = Listeners::bind(args)?;
+    if !print_examples {
+        return serve(database, args, listeners, async |_, _| {});
+    }
+    let inspected = database.clone();
+    serve(database, args, listeners, async |address, store| examples::announce(address, store, &inspected).await)
 }
 
-/// Serves until a signal stops it. Calls `on_ready` with the address of the API once there is a catalog.
+/// Serves until a signal stops it. Runs `announce` meanwhile, with the address of the API.
 ///
 /// # Errors
-/// An address, a file descriptor or a thread that could not be allocated. After the start, no error ends it.
-pub fn serve(database: DatabaseConfig, args: &ServerArgs, on_ready: impl FnOnce(SocketAddr)) -> CommandResult {
-    let listeners = Listeners::bind(args)?;
+/// A thread that could not be started. After the start, no error ends it.
+pub fn serve(
+    database: DatabaseConfig,
+    args: &ServerArgs,
+    listeners: Listeners,
+    announce: impl AsyncFnOnce(SocketAddr, &Store),
+) -> CommandResult {
     let address = listeners.api[0].local_addr()?;
     let threads = listeners.api.len();
     let store = Arc::new(Store::default());
@@ -67,17 +79,14 @@ pub fn serve(database: DatabaseConfig, args: &ServerArgs, on_ready: impl FnOnce(
     let settings = loader_settings(args, database, address);
     let loader = spawn_loader(settings, args.snapshot_file.clone(), store, metrics, pending, shutdown.clone())?;
 
-    info!(%address, threads, "serving");
+    info!(%address, threads, "listening");
     let drained = runtime.block_on(async {
-        let ready = async {
-            while api.store.load().is_none() {
-                tokio::time::sleep(READY_POLL).await;
-            }
-            on_ready(address);
+        let announced = async {
+            tokio::join!(log_first_snapshot(&api.store), announce(address, &api.store));
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            () = ready => {}
+            () = announced => {}
             () = signal.recv() => {}
         }
         drain(args, &api, &workers, &shutdown, &mut signal).await
@@ -89,8 +98,32 @@ pub fn serve(database: DatabaseConfig, args: &ServerArgs, on_ready: impl FnOnce(
     Ok(())
 }
 
+async fn log_first_snapshot(store: &Store) {
+    let snapshot = first_snapshot(store).await;
+    info!(models = snapshot.len(), revision = format!("{:016x}", snapshot.revision()), "first catalog loaded");
+}
+
+/// Waits for the first catalog.
+pub async fn first_snapshot(store: &Store) -> Arc<Snapshot> {
+    loop {
+        if let Some(snapshot) = store.load().as_ref() {
+            return Arc::clone(snapshot);
+        }
+        tokio::time::sleep(READY_POLL).await;
+    }
+}
+
+/// An address that the server cannot listen on.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}; set {variable} or {flag} to another address, or stop the process that uses this one")]
+pub struct ListenError {
+    variable: &'static str,
+    flag: &'static str,
+    source: BindError,
+}
+
 /// The bound sockets, and how many connections they may accept.
-struct Listeners {
+pub struct Listeners {
     /// One socket per worker.
     api: Vec<TcpListener>,
     admin: Option<TcpListener>,
@@ -98,12 +131,18 @@ struct Listeners {
 }
 
 impl Listeners {
-    fn bind(args: &ServerArgs) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    /// Binds the addresses of the API and of the admin routes.
+    ///
+    /// # Errors
+    /// An address or enough file descriptors could not be allocated.
+    pub fn bind(args: &ServerArgs) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let threads = args.threads.or_else(|| std::thread::available_parallelism().ok());
         let threads = threads.map_or(1, |threads| threads.get());
         let limits = fd_limit::allocate(args.max_connections.get(), threads)?;
-        let api = server::bind(args.listen.addr, threads)?;
-        let admin = args.listen.admin_addr.map(|address| server::bind(address, 1)).transpose()?;
+        let in_use = |variable, flag| move |source| ListenError { variable, flag, source };
+        let api = server::bind(args.listen.addr, threads).map_err(in_use("CATALOG_ADDR", "--addr"))?;
+        let admin = args.listen.admin_addr.map(|address| server::bind(address, 1)).transpose();
+        let admin = admin.map_err(in_use("CATALOG_ADMIN_ADDR", "--admin-addr"))?;
         Ok(Self { api, admin: admin.and_then(|mut sockets| sockets.pop()), limits })
     }
 
@@ -240,8 +279,8 @@ impl ShutdownSignal {
     }
 }
 
-/// Reports not ready, serves on for the grace period, then accepts no connections and waits for the open ones to finish.
-/// Returns false if a second signal interrupted it.
+/// Reports not ready, serves on for the grace period, then accepts no connections and waits for the open ones to
+/// finish. Returns false if a second signal interrupted it.
 async fn drain(
     args: &ServerArgs,
     api: &Api,

@@ -5,15 +5,16 @@
 //! alarm looks at that only when it fires.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::io::{self, IoSlice, Read, Write};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::task::{self, Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use futures_util::future::Either;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -23,8 +24,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::Handler;
 use super::client_limits::{ConnectionPermit, Peer};
+use super::response::Response;
+use super::{Handled, Handler};
 
 /// How long a client may take.
 #[derive(Debug, Clone, Copy)]
@@ -54,9 +56,13 @@ pub(super) struct Connection {
     handler: Arc<Handler>,
     peer: Peer,
     timeouts: Timeouts,
+    /// The times below are nanoseconds after this.
     accepted: Instant,
-    /// Nanoseconds after `accepted`.
     deadline: AtomicU64,
+    /// The last bytes came in.
+    received: AtomicU64,
+    /// The deadline from when the response has been sent.
+    idle_deadline: AtomicU64,
     phase: AtomicU8,
     /// The response says `connection: close` because the request's body was not read.
     body_unread: AtomicBool,
@@ -79,39 +85,59 @@ impl Connection {
             peer,
             timeouts,
             accepted: Instant::now(),
-            deadline: AtomicU64::new(0),
+            deadline: AtomicU64::new(nanos(timeouts.request)),
+            received: AtomicU64::new(0),
+            idle_deadline: AtomicU64::new(0),
             phase: AtomicU8::new(IDLE),
             body_unread: AtomicBool::new(false),
             _client: client,
             _permit: permit,
         };
-        connection.expire_in(connection.timeouts.request);
         Arc::new(connection)
-    }
-
-    fn expire_in(&self, timeout: Duration) {
-        let deadline = self.accepted.elapsed() + timeout;
-        self.deadline.store(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
     fn deadline(&self) -> Instant {
         self.accepted + Duration::from_nanos(self.deadline.load(Relaxed))
     }
 
-    /// Bytes of a request came in, or one that came in with the request before it is taken up.
-    fn request_begins(&self) {
+    /// Bytes came in.
+    fn received(&self) {
+        let now = nanos(self.accepted.elapsed());
+        self.received.store(now, Relaxed);
         if self.phase.load(Relaxed) == IDLE {
             self.phase.store(REQUEST, Relaxed);
-            self.expire_in(self.timeouts.request);
+            self.deadline.store(now.saturating_add(nanos(self.timeouts.request)), Relaxed);
         }
     }
 
-    /// All that was written has been sent. Before the response there may have been a `100 Continue`.
+    /// The head of a request is complete; returns the time at which it was.
+    fn request_begins(&self) -> Instant {
+        if self.phase.load(Relaxed) == IDLE {
+            // It came in with the request before it, and its time begins when that has been handled.
+            self.received();
+        }
+        self.accepted + Duration::from_nanos(self.received.load(Relaxed))
+    }
+
+    fn handled(&self, handled: Handled) -> Response {
+        let finished = nanos(handled.finished.saturating_duration_since(self.accepted));
+        self.idle_deadline.store(finished.saturating_add(nanos(self.timeouts.idle)), Relaxed);
+        self.body_unread.store(handled.body_unread, Relaxed);
+        self.phase.store(RESPONSE, Relaxed);
+        handled.response
+    }
+
+    /// All that was written has been sent. Before the response that may be a `100 Continue`.
     fn flushed(&self) {
         if self.phase.load(Relaxed) == RESPONSE {
             self.phase.store(IDLE, Relaxed);
-            self.expire_in(self.timeouts.idle);
+            self.deadline.store(self.idle_deadline.load(Relaxed), Relaxed);
         }
+    }
+
+    fn lingering(&self) {
+        let deadline = nanos(self.accepted.elapsed()).saturating_add(nanos(LINGER_TIME));
+        self.deadline.store(deadline, Relaxed);
     }
 
     /// Whether the client may still be sending. Closing would reset the connection, and a client that sends all of its
@@ -120,6 +146,11 @@ impl Connection {
     fn must_linger(&self) -> bool {
         self.body_unread.load(Relaxed) || self.phase.load(Relaxed) == REQUEST
     }
+}
+
+/// The longest timeout is a year, which fits 500 times.
+fn nanos(duration: Duration) -> u64 {
+    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(duration.subsec_nanos().into())
 }
 
 impl Drop for Connection {
@@ -137,14 +168,12 @@ pub(super) async fn serve_connection(
 ) {
     let io = Io::new(stream, Arc::clone(&connection));
     let state = Arc::clone(&connection);
-    let service = service_fn(move |request| {
-        state.request_begins();
-        let state = Arc::clone(&state);
-        state.handler.handle(request, state.peer).map(move |handled| {
-            state.body_unread.store(handled.body_unread, Relaxed);
-            state.phase.store(RESPONSE, Relaxed);
-            Ok::<_, Infallible>(handled.response)
-        })
+    let service = service_fn(move |request| match state.handler.handle(request, state.peer, state.request_begins()) {
+        Either::Left(handled) => Either::Left(ready(Ok::<_, Infallible>(state.handled(handled.into_inner())))),
+        Either::Right(handling) => {
+            let state = Arc::clone(&state);
+            Either::Right(handling.map(move |handled| Ok(state.handled(handled))))
+        }
     });
     let mut hyper = pin!(http.serve_connection(TokioIo::new(io), service));
     let mut cancelled = pin!(None);
@@ -222,14 +251,14 @@ impl Io {
     /// Tells the client that nothing more will be sent, then reads and discards what it still sends.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.discarded.is_none() {
-            ready!(self.registered()?.poll_shutdown(context))?;
+            task::ready!(self.registered()?.poll_shutdown(context))?;
             self.discarded = Some(0);
-            self.connection.expire_in(LINGER_TIME);
+            self.connection.lingering();
         }
         let mut buffer = vec![0; LINGER_BUFFER];
         loop {
             let mut read = ReadBuf::new(&mut buffer);
-            ready!(self.registered()?.poll_read(context, &mut read))?;
+            task::ready!(self.registered()?.poll_read(context, &mut read))?;
             let discarded = self.discarded.unwrap_or(0) + read.filled().len();
             if read.filled().is_empty() || discarded > LINGER_BYTES {
                 return Poll::Ready(Ok(()));
@@ -244,10 +273,10 @@ impl AsyncRead for Io {
         let before = into.filled().len();
         match self.attempt(|mut stream| stream.read(into.initialize_unfilled())) {
             Some(read) => into.advance(read?),
-            None => ready!(self.registered()?.poll_read(context, into))?,
+            None => task::ready!(self.registered()?.poll_read(context, into))?,
         }
         if into.filled().len() > before {
-            self.connection.request_begins();
+            self.connection.received();
         }
         Poll::Ready(Ok(()))
     }

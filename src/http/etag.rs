@@ -45,9 +45,14 @@ pub fn matches_etag(headers: &HeaderMap, etag: &[u8]) -> bool {
 /// Adds the entity tag; caches must revalidate the response before each use.
 #[must_use]
 pub fn with_etag(mut response: Response, etag: &[u8]) -> Response {
+    set_etag(&mut response, etag);
+    response
+}
+
+/// The same for a response in place.
+pub fn set_etag(response: &mut Response, etag: &[u8]) {
     response.headers_mut().insert(ETAG, header(etag));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    response
 }
 
 #[cfg(test)]

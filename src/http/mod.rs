@@ -100,6 +100,8 @@ pub struct Handled {
     pub response: Response,
     /// The request's body was not read to its end.
     pub body_unread: bool,
+    /// When the response was ready to be sent.
+    pub finished: Instant,
 }
 
 /// Handles the requests of one worker thread.
@@ -112,7 +114,7 @@ pub struct Handler {
 
 /// What finishing a response needs of its request.
 struct Exchange {
-    started: Instant,
+    received: Instant,
     route: Route,
     /// No request may follow on this connection.
     closes: bool,
@@ -149,21 +151,23 @@ impl Handler {
         self.parser.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Handles one request. A panic ends neither the connection nor the process: the response is 500.
+    /// Handles one request, whose head was complete at `received`. A panic ends neither the connection nor the process:
+    /// the response is 500.
     ///
     /// Most responses are ready at once, without an async block: that is cheaper.
     pub fn handle<B>(
         self: &Arc<Self>,
         mut request: Request<B>,
         peer: Peer,
+        received: Instant,
     ) -> Either<Ready<Handled>, impl Future<Output = Handled> + use<B>>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let exchange = self.begin(&request);
+        let exchange = self.begin(&request, received);
         // A response changes nothing that is shared, so going on after a panic is sound. The panic hook has logged it.
-        let immediate = catch_unwind(AssertUnwindSafe(|| self.respond_now(exchange.route, &request, peer)));
+        let immediate = catch_unwind(AssertUnwindSafe(|| self.respond_now(exchange.route, &mut request, peer)));
         match immediate.unwrap_or_else(|_| Some(self.with_revision(response::internal_error()))) {
             Some(response) => Either::Left(ready(self.finish(exchange, response, !request.body().is_end_stream()))),
             None => {
@@ -177,14 +181,14 @@ impl Handler {
         }
     }
 
-    fn begin<B>(&self, request: &Request<B>) -> Exchange {
+    fn begin<B>(&self, request: &Request<B>, received: Instant) -> Exchange {
         let route = self.route(request.method(), request.uri().path());
         // RFC 9112 §6.1: a request with both a length and chunks is read by its chunks, and no other may follow it.
         // hyper does not show the length then.
         let closes = self.is_draining() || request.headers().contains_key(TRANSFER_ENCODING);
         let cors = self.api.cors.as_ref().filter(|_| is_limited(route));
         let origin = cors.and_then(|_| request.headers().get(ORIGIN).cloned());
-        Exchange { started: Instant::now(), route, closes, origin }
+        Exchange { received, route, closes, origin }
     }
 
     fn finish(&self, exchange: Exchange, mut response: Response, body_unread: bool) -> Handled {
@@ -196,8 +200,10 @@ impl Handler {
         if exchange.closes || body_unread || self.is_draining() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        self.metrics.request(exchange.route, response.status().as_u16(), exchange.started.elapsed());
-        Handled { response, body_unread }
+        let finished = Instant::now();
+        let took = finished.saturating_duration_since(exchange.received);
+        self.metrics.request(exchange.route, response.status().as_u16(), took);
+        Handled { response, body_unread, finished }
     }
 
     fn route(&self, method: &Method, path: &str) -> Route {
@@ -221,9 +227,11 @@ impl Handler {
     }
 
     /// A response that needs neither the body nor a scan of the catalog; `None` for the others.
-    fn respond_now<B>(&self, route: Route, request: &Request<B>, peer: Peer) -> Option<Response> {
+    fn respond_now<B>(&self, route: Route, request: &mut Request<B>, peer: Peer) -> Option<Response> {
         let allowed = route == Route::Batch || matches!(*request.method(), Method::GET | Method::HEAD);
-        if request.headers().get_all(HOST).iter().nth(1).is_some() {
+        let headers = request.headers();
+        // Only with a repeated name is a closer look needed: that is cheaper.
+        if headers.len() > headers.keys_len() && headers.get_all(HOST).iter().nth(1).is_some() {
             // RFC 9112 §3.2. A proxy might have taken the other one.
             return Some(self.with_revision(response::error(StatusCode::BAD_REQUEST, "more than one Host header")));
         }
@@ -236,7 +244,10 @@ impl Handler {
             Route::Other => self.with_revision(response::error(StatusCode::NOT_FOUND, "Not found")),
             _ if !allowed => self.with_revision(response::method_not_allowed(self.allow(request.uri().path()))),
             Route::Batch | Route::Models => return None,
-            Route::Single => self.single(request.uri().path(), request.headers()),
+            Route::Single => {
+                let headers = std::mem::take(request.headers_mut());
+                self.single(request.uri().path(), headers)
+            }
             Route::Catalog => handlers::catalog::respond(&self.api),
             Route::Page => handlers::page::respond(request.headers()),
             Route::OpenApi => self.with_revision(response::json(StatusCode::OK, handlers::OPENAPI)),
@@ -293,6 +304,10 @@ fn is_limited(route: Route) -> bool {
 
 /// Adds the revision of the snapshot that a response was built from.
 fn with_revision(mut response: Response, snapshot: &Snapshot) -> Response {
-    response.headers_mut().insert(CATALOG_REVISION, header(&hex_digits(snapshot.revision())));
+    set_revision(&mut response, snapshot);
     response
+}
+
+fn set_revision(response: &mut Response, snapshot: &Snapshot) {
+    response.headers_mut().insert(CATALOG_REVISION, header(&hex_digits(snapshot.revision())));
 }

@@ -12,6 +12,19 @@ const MAX_DELAY: Duration = Duration::from_secs(10);
 /// Interval at which a lasting outage is logged again.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
+const EXPLAIN: &str = "; run `model-catalog check` with the same settings, which says what to change";
+
+/// What is wrong with the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Problem {
+    /// It can't be reached, or the connection was lost.
+    Unavailable,
+    /// It can be reached, but rejects the user, the password, the database name or the lack of a right.
+    Rejected,
+    /// It accepts the connection, but the catalog can't be read: an object is missing, forbidden or of another type.
+    Unreadable,
+}
+
 /// Exponential backoff with full jitter, so that a thousand replicas do not reconnect at the same time.
 #[derive(Default)]
 pub struct ReconnectBackoff {
@@ -23,22 +36,29 @@ struct Outage {
     since: Instant,
     attempts: u32,
     logged_at: Instant,
-    /// The database can be reached, but not read.
-    unreadable: bool,
+    problem: Problem,
 }
 
 impl ReconnectBackoff {
     /// Records a failed attempt, logs it if it is the first, of another kind or the last log line is old, and returns
-    /// how long to wait before the next one. `unreadable` tells whether the database could be reached.
-    pub fn next_delay(&mut self, error: &dyn Display, unreadable: bool, poll_interval: Duration) -> Duration {
+    /// how long to wait before the next one. `serving` tells whether there is a snapshot to serve.
+    pub fn next_delay(
+        &mut self,
+        error: &dyn Display,
+        problem: Problem,
+        serving: bool,
+        poll_interval: Duration,
+    ) -> Duration {
         let now = Instant::now();
-        let outage = self.outage.get_or_insert(Outage { since: now, attempts: 0, logged_at: now, unreadable });
-        let kind_changed = std::mem::replace(&mut outage.unreadable, unreadable) != unreadable;
+        let outage = self.outage.get_or_insert(Outage { since: now, attempts: 0, logged_at: now, problem });
+        let kind_changed = std::mem::replace(&mut outage.problem, problem) != problem;
         if outage.attempts == 0 || kind_changed || outage.logged_at.elapsed() >= LOG_INTERVAL {
             outage.logged_at = now;
-            let problem = if unreadable { "the catalog can't be read" } else { "the database is unavailable" };
-            let (attempts, lasted) = (outage.attempts, outage.since.elapsed());
-            warn!(%error, attempts, ?lasted, "{problem}; serving the last snapshot and retrying");
+            let text = describe(problem, serving);
+            match outage.attempts {
+                0 => warn!(%error, "{text}"),
+                attempts => warn!(%error, attempts, lasted = ?outage.since.elapsed(), "{text}"),
+            }
         }
         let limit = FIRST_DELAY.saturating_mul(1 << outage.attempts.min(16)).min(poll_interval).min(MAX_DELAY);
         outage.attempts = outage.attempts.saturating_add(1);
@@ -62,6 +82,17 @@ impl ReconnectBackoff {
     }
 }
 
+/// What is wrong, what is served meanwhile, and what to do.
+fn describe(problem: Problem, serving: bool) -> String {
+    let (what, advice) = match problem {
+        Problem::Unavailable => ("the database is unavailable", ""),
+        Problem::Rejected => ("the database rejects the connection", EXPLAIN),
+        Problem::Unreadable => ("the catalog can't be read", EXPLAIN),
+    };
+    let meanwhile = if serving { "serving the last snapshot" } else { "there is no catalog to serve yet" };
+    format!("{what}; {meanwhile}, retrying{advice}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,7 +102,8 @@ mod tests {
         let mut backoff = ReconnectBackoff::default();
         for (poll_interval, limit) in [(Duration::from_secs(1), Duration::from_secs(1)), (Duration::MAX, MAX_DELAY)] {
             for attempt in 0..40 {
-                let delay = backoff.next_delay(&"refused", attempt % 2 == 0, poll_interval);
+                let problem = if attempt % 2 == 0 { Problem::Unreadable } else { Problem::Unavailable };
+                let delay = backoff.next_delay(&"refused", problem, true, poll_interval);
                 let expected = FIRST_DELAY.saturating_mul(1 << attempt.min(20)).min(limit);
                 assert!(delay <= expected && backoff.is_active(), "attempt {attempt}: {delay:?}");
             }

@@ -28,7 +28,7 @@ mod report;
 mod resume;
 pub mod snapshot_file;
 
-use backoff::ReconnectBackoff;
+use backoff::{Problem, ReconnectBackoff};
 use persist::Pending;
 use replica::application_name;
 use report::RefreshKind;
@@ -57,7 +57,7 @@ pub struct Settings {
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
-    #[error("cannot connect: {0}")]
+    #[error("{0}")]
     Connect(#[from] ConnectError),
     #[error("cannot read: {0}")]
     Read(#[from] ReadError),
@@ -353,8 +353,12 @@ impl Loader {
 
     /// Returns how long to wait before the next connect.
     fn on_disconnect(&mut self, error: &SessionError) -> Duration {
-        let unreadable = matches!(error, SessionError::Read(error) if error.is_about_the_schema());
-        self.backoff.next_delay(error, unreadable, self.settings.poll_interval)
+        let problem = match error {
+            SessionError::Connect(error) if error.is_about_the_configuration() => Problem::Rejected,
+            SessionError::Read(error) if error.is_about_the_schema() => Problem::Unreadable,
+            _ => Problem::Unavailable,
+        };
+        self.backoff.next_delay(error, problem, self.publisher.has_published(), self.settings.poll_interval)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Every metric of the program, in one struct that owns its registry.
 //!
-//! Request metrics are in `requests.rs`. All others change a few times a second and use the types of the prometheus crate.
+//! Request metrics are in `requests.rs`. All others change a few times a second and use the types of the prometheus
+//! crate.
 
 mod requests;
 mod top_missing;
@@ -58,8 +59,6 @@ impl Metrics {
     /// # Errors
     /// A name that is invalid or taken: a fault of this file.
     pub fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let requests = RequestCollector::new()?;
         let refresh = HistogramOpts::new("catalog_refresh_duration_seconds", "Time a refresh took, by kind.")
             .buckets(REFRESH_SECONDS.into());
         let propagation =
@@ -100,14 +99,9 @@ impl Metrics {
                 ),
                 &["operation", "outcome"],
             )?,
-            requests: requests.clone(),
-            registry,
+            requests: RequestCollector::new()?,
+            registry: Registry::new(),
         };
-        let build_info = IntGauge::with_opts(
-            Opts::new("catalog_build_info", "Build information; always 1.")
-                .const_label("version", env!("CARGO_PKG_VERSION")),
-        )?;
-        build_info.set(1);
         for kind in REFRESH_KINDS {
             metrics.refresh_seconds.with_label_values(&[kind]);
             for outcome in ["ok", "error"] {
@@ -117,25 +111,35 @@ impl Metrics {
         for outcome in ["ok", "error"] {
             metrics.snapshot_file.with_label_values(&["write", outcome]);
         }
-
-        let registry = &metrics.registry;
-        registry.register(Box::new(requests))?;
-        registry.register(Box::new(build_info))?;
-        registry.register(Box::new(metrics.ready.clone()))?;
-        registry.register(Box::new(metrics.connections_limit.clone()))?;
-        registry.register(Box::new(metrics.models.clone()))?;
-        registry.register(Box::new(metrics.models_rejected.clone()))?;
-        registry.register(Box::new(metrics.snapshot_bytes.clone()))?;
-        registry.register(Box::new(metrics.refreshes.clone()))?;
-        registry.register(Box::new(metrics.refresh_seconds.clone()))?;
-        registry.register(Box::new(metrics.propagation_seconds.clone()))?;
-        registry.register(Box::new(metrics.last_sync.clone()))?;
-        registry.register(Box::new(metrics.listener_connected.clone()))?;
-        registry.register(Box::new(metrics.notifications.clone()))?;
-        registry.register(Box::new(metrics.audit_mismatches.clone()))?;
-        registry.register(Box::new(metrics.snapshot_file.clone()))?;
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        metrics.register_all()?;
         Ok(metrics)
+    }
+
+    fn register_all(&self) -> prometheus::Result<()> {
+        let build_info = IntGauge::with_opts(
+            Opts::new("catalog_build_info", "Build information; always 1.")
+                .const_label("version", env!("CARGO_PKG_VERSION")),
+        )?;
+        build_info.set(1);
+
+        let registry = &self.registry;
+        registry.register(Box::new(self.requests.clone()))?;
+        registry.register(Box::new(build_info))?;
+        registry.register(Box::new(self.ready.clone()))?;
+        registry.register(Box::new(self.connections_limit.clone()))?;
+        registry.register(Box::new(self.models.clone()))?;
+        registry.register(Box::new(self.models_rejected.clone()))?;
+        registry.register(Box::new(self.snapshot_bytes.clone()))?;
+        registry.register(Box::new(self.refreshes.clone()))?;
+        registry.register(Box::new(self.refresh_seconds.clone()))?;
+        registry.register(Box::new(self.propagation_seconds.clone()))?;
+        registry.register(Box::new(self.last_sync.clone()))?;
+        registry.register(Box::new(self.listener_connected.clone()))?;
+        registry.register(Box::new(self.notifications.clone()))?;
+        registry.register(Box::new(self.audit_mismatches.clone()))?;
+        registry.register(Box::new(self.snapshot_file.clone()))?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(())
     }
 
     /// The request metrics of one more worker thread.

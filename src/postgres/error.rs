@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio_postgres::error::{DbError, SqlState};
 
+use super::config::DatabaseConfig;
+
 /// The oldest major version of Postgres with which this program is tested. Older ones lack what the migrations use.
 pub const OLDEST_MAJOR: u32 = 14;
 /// The newest major version of Postgres with which this program is tested.
@@ -20,17 +22,68 @@ pub fn major_version(server_version: &str) -> Option<u32> {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// No response in time.
-    #[error("the database did not respond within {}", humantime::format_duration(*.0))]
-    Timeout(Duration),
+    #[error(
+        "the database at {address} (DATABASE_URL) did not respond within {}",
+        humantime::format_duration(*limit)
+    )]
+    Timeout {
+        /// The addresses that were tried.
+        address: String,
+        /// How long was waited.
+        limit: Duration,
+    },
     /// The server is older than the program supports.
     #[error(
-        "PostgreSQL {0} is not supported: this program needs PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR}; upgrade the \
-         server, or connect to another one"
+        "the database at {address} (DATABASE_URL) is PostgreSQL {version}, which is not supported: this program needs \
+         PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR}; upgrade the server, or connect to another one"
     )]
-    Unsupported(String),
+    Unsupported {
+        /// The addresses that were tried.
+        address: String,
+        /// Its version.
+        version: String,
+    },
     /// Refused, by the network or by Postgres.
-    #[error("{}", describe(.0))]
-    Postgres(#[from] tokio_postgres::Error),
+    #[error("cannot connect to the database at {address} (DATABASE_URL): {}", describe(.source))]
+    Postgres {
+        /// The addresses that were tried.
+        address: String,
+        /// Why it failed.
+        source: tokio_postgres::Error,
+    },
+}
+
+impl ConnectError {
+    /// `database` did not respond within `limit`.
+    #[must_use]
+    pub fn timeout(database: &DatabaseConfig, limit: Duration) -> Self {
+        Self::Timeout { address: database.address(), limit }
+    }
+
+    /// `database` or the network refused the connection.
+    #[must_use]
+    pub fn refused(database: &DatabaseConfig, source: tokio_postgres::Error) -> Self {
+        Self::Postgres { address: database.address(), source }
+    }
+
+    /// Whether the server responds and retrying does not help: its version, the user, the password, the database or the right
+    /// to connect is wrong (SQLSTATE class 28, 3D000, 42501), or the driver lacks a password.
+    #[must_use]
+    pub fn is_about_the_configuration(&self) -> bool {
+        let source = match self {
+            Self::Postgres { source, .. } => source,
+            Self::Unsupported { .. } => return true,
+            Self::Timeout { .. } => return false,
+        };
+        match source.code() {
+            Some(code) => {
+                code.code().starts_with("28")
+                    || [SqlState::INVALID_CATALOG_NAME, SqlState::INSUFFICIENT_PRIVILEGE].contains(code)
+            }
+            // The driver does not publish the kinds of its errors.
+            None => source.to_string().starts_with("invalid configuration"),
+        }
+    }
 }
 
 /// Why reading from the database failed.
@@ -58,12 +111,12 @@ pub enum ReadError {
 
 impl ReadError {
     /// Whether the database works but its contents do not: an object is missing, forbidden or of another type
-    /// (SQLSTATE class 42), or an expression of the view fails for some value (class 22).
+    /// (SQLSTATE classes 42 and 3F), or an expression of the view fails for some value (class 22).
     #[must_use]
     pub fn is_about_the_schema(&self) -> bool {
         match self {
             Self::View(_) | Self::NoView(_) | Self::NotMigrated(_) => true,
-            Self::Postgres(error) => error.code().is_some_and(|code| ["42", "22"].contains(&&code.code()[..2])),
+            Self::Postgres(error) => error.code().is_some_and(|code| ["42", "3F", "22"].contains(&&code.code()[..2])),
             Self::Timeout(_) => false,
         }
     }

@@ -59,21 +59,17 @@ async fn dial(database: &DatabaseConfig, driver: &Config) -> Result<(Client, Dia
             connected => connected,
         }
     };
-    let (client, connection) =
-        tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::Timeout(limit))??;
-    check_version(connection.parameter("server_version"))?;
-    Ok((client, connection))
-}
-
-/// Checks the version that the server reported, before any statement fails for its age. A newer one probably works.
-fn check_version(server_version: Option<&str>) -> Result<(), ConnectError> {
-    match server_version.and_then(|version| Some((version, major_version(version)?))) {
-        Some((version, major)) if major < OLDEST_MAJOR => Err(ConnectError::Unsupported(version.into())),
-        Some((version, major)) if major > NEWEST_MAJOR => {
-            warn!(version, "PostgreSQL {NEWEST_MAJOR} is the newest version that this program is tested with");
-            Ok(())
+    let connected = tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::timeout(database, limit))?;
+    let (client, connection) = connected.map_err(|source| ConnectError::refused(database, source))?;
+    let version = connection.parameter("server_version").unwrap_or_default();
+    match major_version(version) {
+        Some(..OLDEST_MAJOR) => Err(ConnectError::Unsupported { address: database.address(), version: version.into() }),
+        major => {
+            if major > Some(NEWEST_MAJOR) {
+                warn!(version, "PostgreSQL {NEWEST_MAJOR} is the newest version that this program is tested with");
+            }
+            Ok((client, connection))
         }
-        _ => Ok(()),
     }
 }
 
@@ -88,7 +84,7 @@ async fn dial_with_option(database: &DatabaseConfig) -> Result<(Client, DialedCo
     driver.options(format!("{} {DIRECT_OPTION}", driver.get_options().unwrap_or_default()));
     match dial(database, &driver).await {
         // The message of PgBouncer since its first release; its SQLSTATE is that of any protocol violation.
-        Err(ConnectError::Postgres(error)) if describe(&error).contains("unsupported startup parameter") => {
+        Err(ConnectError::Postgres { source, .. }) if describe(&source).contains("unsupported startup parameter") => {
             dial(database, &database.driver).await
         }
         dialed => dialed,
@@ -141,7 +137,8 @@ impl Session {
         let closed = drive(connection, on_notification);
         let timeout = database.timeout;
         let prepared = tokio::time::timeout(timeout, prepare(&client, &database.channel)).await;
-        let sync_mode = prepared.map_err(|_| ConnectError::Timeout(timeout))??;
+        let prepared = prepared.map_err(|_| ConnectError::timeout(database, timeout))?;
+        let sync_mode = prepared.map_err(|source| ConnectError::refused(database, source))?;
         Ok(Self { client, timeout, sync_mode, delta: OnceCell::new(), closed })
     }
 

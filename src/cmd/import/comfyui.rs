@@ -3,11 +3,9 @@
 //! An entry has the name, folder, URL and size of a file, but no hash, access rules or dependencies, so these four
 //! columns of existing rows are preserved. The folder is the one that ComfyUI-Manager itself downloads to.
 
-use std::borrow::Cow;
-
 use serde::Deserialize;
 
-use super::row::{ImportRow, strip_position};
+use super::row::ImportRow;
 
 /// The folders that ComfyUI-Manager uses for the `save_path` `default`, by the type in lower case.
 const FOLDERS: [(&[&str], &str); 10] = [
@@ -29,29 +27,24 @@ const REPOSITORY: &str = "<huggingface>";
 
 /// An entry; its fields `base` and `reference` are not used.
 #[derive(Deserialize)]
-struct ListEntry<'a> {
-    #[serde(borrow)]
-    name: Cow<'a, str>,
-    #[serde(borrow, rename = "type", default)]
-    kind: Cow<'a, str>,
-    #[serde(borrow)]
-    save_path: Cow<'a, str>,
-    #[serde(borrow, default)]
-    description: Cow<'a, str>,
-    #[serde(borrow)]
-    filename: Cow<'a, str>,
-    #[serde(borrow)]
-    url: Cow<'a, str>,
-    #[serde(borrow, default)]
-    size: Cow<'a, str>,
+pub struct ListEntry {
+    name: String,
+    #[serde(rename = "type", default)]
+    kind: String,
+    save_path: String,
+    #[serde(default)]
+    description: String,
+    filename: String,
+    url: String,
+    #[serde(default)]
+    size: String,
 }
 
 /// Converts an entry to a row.
 ///
 /// # Errors
 /// Why the entry can't be converted, for people.
-pub fn row(json: &str) -> Result<ImportRow, String> {
-    let entry: ListEntry<'_> = serde_json::from_str(json).map_err(|error| strip_position(&error))?;
+pub fn row(entry: ListEntry) -> Result<ImportRow, String> {
     let filename = entry.filename.trim();
     if filename == REPOSITORY {
         return Err("it is a repository of many files; only single files can be served".into());

@@ -1,13 +1,14 @@
 //! The input file: its format, its entries with their paths, and the row that each entry is converted to.
 
-use std::borrow::Cow;
+use std::ops::Range;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
-use serde_json::value::RawValue;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use simd_json::prelude::Writable;
+use simd_json::{Node, Tape};
 
 use super::comfyui;
-use super::row::{ImportRow, strip_position};
+use super::row::ImportRow;
 
 /// The format of the entries, detected by their fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub enum InputFormat {
 pub enum InputError {
     /// It is not JSON.
     #[error("it is not valid JSON: {0}")]
-    Syntax(serde_json::Error),
+    Syntax(String),
     /// It is neither an array nor an object, or `models` is not an array.
     #[error("it must be an array of models, an object with `models`, or one model")]
     NoModels,
@@ -40,7 +41,10 @@ pub enum InputError {
 pub struct Entries<'a> {
     /// Their format.
     pub format: InputFormat,
-    json: Vec<&'a RawValue>,
+    /// The file as simd-json's tape.
+    nodes: Vec<Node<'a>>,
+    /// The nodes of each entry.
+    entries: Vec<Range<usize>>,
     /// jq path of the array; `None` if the file is a single model.
     array: Option<&'static str>,
 }
@@ -67,39 +71,46 @@ impl Shape {
 }
 
 impl<'a> Entries<'a> {
-    /// Splits a text into its entries, without decoding them.
+    /// Splits a text into its entries, without decoding them. simd-json unescapes strings in `buffer`, a copy of the
+    /// text.
     ///
     /// # Errors
     /// See [`InputError`].
-    pub fn parse(text: &'a str) -> Result<Self, InputError> {
-        #[derive(Deserialize)]
-        struct Object<'a> {
-            #[serde(borrow)]
-            models: Option<&'a RawValue>,
-        }
+    pub fn parse(text: &str, buffer: &'a mut Vec<u8>) -> Result<Self, InputError> {
         let text = text.trim_start_matches('\u{feff}');
-        let root: &RawValue = serde_json::from_str(text).map_err(InputError::Syntax)?;
-        let array = |json: &'a RawValue| serde_json::from_str(json.get()).map_err(|_| InputError::NoModels);
-        let (json, array): (Vec<&RawValue>, _) = if root.get().starts_with('[') {
-            (array(root)?, Some("."))
-        } else {
-            let object: Object<'_> = serde_json::from_str(root.get()).map_err(|_| InputError::NoModels)?;
-            match object.models {
-                Some(models) => (array(models)?, Some(".models")),
-                None => (vec![root], None),
+        buffer.clear();
+        buffer.extend_from_slice(text.as_bytes());
+        let nodes = match simd_json::to_tape(buffer) {
+            Ok(tape) => tape.0,
+            // serde_json says line and column, which simd-json does not know.
+            Err(error) => {
+                let message = serde_json::from_str::<IgnoredAny>(text)
+                    .map_or_else(|error| error.to_string(), |_| error.to_string());
+                return Err(InputError::Syntax(message));
             }
         };
-        let format = |json: &&RawValue| serde_json::from_str::<Shape>(json.get()).ok()?.format();
-        let format = json.iter().find_map(format);
+        let (entries, array) = match nodes.first() {
+            Some(Node::Array { .. }) => (elements(&nodes, 0), Some(".")),
+            Some(Node::Object { .. }) => match members(&nodes).find(|(key, _)| *key == "models") {
+                Some((_, models)) if matches!(nodes[models], Node::Array { .. }) => {
+                    (elements(&nodes, models), Some(".models"))
+                }
+                Some(_) => return Err(InputError::NoModels),
+                None => (std::iter::once(0..nodes.len()).collect(), None),
+            },
+            _ => return Err(InputError::NoModels),
+        };
+        let format = |entry: &Range<usize>| decode::<Shape>(&nodes[entry.clone()]).ok()?.format();
+        let format = entries.iter().find_map(format);
         // An empty list is valid in either format.
-        let format = format.or_else(|| json.is_empty().then_some(InputFormat::Api)).ok_or(InputError::Unknown)?;
-        Ok(Self { format, json, array })
+        let format = format.or_else(|| entries.is_empty().then_some(InputFormat::Api)).ok_or(InputError::Unknown)?;
+        Ok(Self { format, nodes, entries, array })
     }
 
     /// Number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.json.len()
+        self.entries.len()
     }
 
     /// The jq path of an entry.
@@ -113,10 +124,10 @@ impl<'a> Entries<'a> {
     /// # Errors
     /// Why the entry can't be converted, for people.
     pub fn row(&self, number: usize) -> Result<ImportRow, String> {
-        let json = self.json[number].get();
+        let nodes = &self.nodes[self.entries[number].clone()];
         match self.format {
-            InputFormat::Api => ApiModel::row(json),
-            InputFormat::ComfyUi => comfyui::row(json),
+            InputFormat::Api => decode::<ApiModel>(nodes)?.row(),
+            InputFormat::ComfyUi => comfyui::row(decode(nodes)?),
         }
     }
 
@@ -128,44 +139,89 @@ impl<'a> Entries<'a> {
             id: Option<String>,
             name: Option<String>,
         }
-        let label: Label = serde_json::from_str(self.json[number].get()).ok()?;
+        let label: Label = decode(&self.nodes[self.entries[number].clone()]).ok()?;
         label.id.or(label.name)
     }
+}
+
+/// The nodes of the value that begins at `start`.
+fn value(nodes: &[Node<'_>], start: usize) -> Range<usize> {
+    let descendants = match &nodes[start] {
+        Node::Object { count, .. } | Node::Array { count, .. } => *count,
+        Node::String(_) | Node::Static(_) => 0,
+    };
+    start..start + 1 + descendants
+}
+
+/// The elements of the array at `array`.
+fn elements(nodes: &[Node<'_>], array: usize) -> Vec<Range<usize>> {
+    let end = value(nodes, array).end;
+    let mut next = array + 1;
+    std::iter::from_fn(|| {
+        (next < end).then(|| {
+            let element = value(nodes, next);
+            next = element.end;
+            element
+        })
+    })
+    .collect()
+}
+
+/// The keys of the object that the file is, each with the node at which its value begins.
+fn members<'n>(nodes: &'n [Node<'_>]) -> impl Iterator<Item = (&'n str, usize)> {
+    let mut next = 1;
+    std::iter::from_fn(move || {
+        let Some(Node::String(key)) = nodes.get(next) else { return None };
+        let start = next + 1;
+        next = value(nodes, start).end;
+        Some((*key, start))
+    })
+}
+
+/// Decodes a value. Where that fails, serde_json is asked for the reason, which it states better.
+fn decode<T: DeserializeOwned>(nodes: &[Node<'_>]) -> Result<T, String> {
+    let tape = Tape(nodes.to_vec());
+    let text = tape.as_value().encode();
+    tape.deserialize().or_else(|_| serde_json::from_str(&text).map_err(|error| strip_position(&error)))
+}
+
+/// The message of a JSON error without its line and column, which would be relative to the entry.
+fn strip_position(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text).to_owned()
 }
 
 /// A model in the format of the API. A missing key means null. An unknown key is an error, because it may be a misspelt
 /// one whose value would be lost.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ApiModel<'a> {
+struct ApiModel {
     id: Option<String>,
     name: Option<String>,
     download_url: Option<String>,
-    #[serde(borrow)]
-    file_size_gb: Option<&'a RawValue>,
+    file_size_gb: Option<serde_json::Value>,
     hash: Option<String>,
     auth_required: Option<bool>,
     auth_provider: Option<String>,
     save_path: Option<String>,
-    #[serde(borrow)]
-    dependencies: Option<Vec<Cow<'a, str>>>,
+    dependencies: Option<Vec<String>>,
     description: Option<String>,
 }
 
-impl ApiModel<'_> {
-    fn row(json: &str) -> Result<ImportRow, String> {
-        let model: ApiModel<'_> = serde_json::from_str(json).map_err(|error| strip_position(&error))?;
+impl ApiModel {
+    fn row(self) -> Result<ImportRow, String> {
+        let model = self;
         let dependencies = model.dependencies.map(|ids| serde_json::to_string(&ids)).transpose();
         Ok(ImportRow {
             id: model.id,
             name: model.name,
             download_url: model.download_url,
-            file_size_gb: model.file_size_gb.map(|number| number.get().into()),
+            file_size_gb: model.file_size_gb.map(|number| number.to_string()),
             hash: model.hash,
             auth_required: model.auth_required.unwrap_or_default(),
             auth_provider: model.auth_provider,
             save_path: model.save_path,
-            dependencies: dependencies.map_err(|error| strip_position(&error))?,
+            dependencies: dependencies.map_err(|error| error.to_string())?,
             description: model.description,
         })
     }
@@ -186,11 +242,12 @@ mod tests {
             (format!("{{\"models\":[{{}},{list}]}}"), InputFormat::ComfyUi, ".models[1]"),
             (format!("[{list},{list}]"), InputFormat::ComfyUi, ".[1]"),
         ] {
-            let entries = Entries::parse(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+            let mut buffer = Vec::new();
+            let entries = Entries::parse(&text, &mut buffer).unwrap_or_else(|error| panic!("{error}: {text}"));
             assert_eq!((entries.format, entries.path(entries.len() - 1).as_str()), (format, path), "{text}");
             assert!(entries.row(entries.len() - 1).is_ok(), "{text}");
         }
-        assert_eq!(Entries::parse("[]").map(|entries| entries.len()).ok(), Some(0));
+        assert_eq!(Entries::parse("[]", &mut Vec::new()).map(|entries| entries.len()).ok(), Some(0));
         for (text, error) in [
             ("", "it is not valid JSON"),
             ("{\"models\":[", "it is not valid JSON"),
@@ -199,7 +256,7 @@ mod tests {
             ("[1]", "its entries are neither"),
             ("{\"error\":\"Model not found\"}", "its entries are neither"),
         ] {
-            let found = Entries::parse(text).expect_err(text).to_string();
+            let found = Entries::parse(text, &mut Vec::new()).expect_err(text).to_string();
             assert!(found.starts_with(error), "{text}: {found}");
         }
     }
@@ -213,7 +270,8 @@ mod tests {
             (r#"{"id":"a","id":"b"}"#, "duplicate field `id`"),
         ] {
             let text = format!("[{{\"id\":\"x\"}},{json}]");
-            let error = Entries::parse(&text).expect("entries").row(1).expect_err(json);
+            let mut buffer = Vec::new();
+            let error = Entries::parse(&text, &mut buffer).expect("entries").row(1).expect_err(json);
             assert!(error.starts_with(reason) && !error.contains(" at line "), "{json}: {error}");
         }
     }

@@ -102,7 +102,8 @@ pub fn run(import: Import, database: &DatabaseArgs) -> CommandResult {
 async fn import_file(import: &Import, database: &DatabaseConfig) -> Result<usize, ImportError> {
     let path = || import.file.clone();
     let text = read(&import.file).map_err(|source| ImportError::Read { path: path(), source })?;
-    let entries = Entries::parse(&text).map_err(|source| ImportError::Input { path: path(), source })?;
+    let mut buffer = Vec::new();
+    let entries = Entries::parse(&text, &mut buffer).map_err(|source| ImportError::Input { path: path(), source })?;
     let progress = Progress::default();
     let Validated { rows, rejected, repeated } = validate(&entries, &import.rules, &progress);
     if import.strict && !import.dry_run && !rejected.is_empty() {

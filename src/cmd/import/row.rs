@@ -53,9 +53,3 @@ impl ImportRow {
         Ok(json)
     }
 }
-
-/// The message of a JSON error without its line and column, which would be relative to the entry.
-pub fn strip_position(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text).to_owned()
-}

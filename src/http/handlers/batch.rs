@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use hyper::body::Body;
 use hyper::header::HeaderValue;
-use hyper::{Request, StatusCode};
+use hyper::{HeaderMap, Request, StatusCode};
 
 use crate::catalog::dependencies::Selection;
 use crate::catalog::snapshot::Snapshot;
@@ -11,7 +11,7 @@ use crate::http::aria2::{self, Format};
 use crate::http::batch_request::BatchRequest;
 use crate::http::memory_budget::Reservation;
 use crate::http::response::{self, Response};
-use crate::http::{Handler, batch_response, body, with_revision};
+use crate::http::{Handler, batch_response, body, set_revision};
 
 impl Handler {
     pub(in crate::http) async fn batch<B>(&self, request: &mut Request<B>) -> Response
@@ -37,20 +37,28 @@ impl Handler {
         };
         let current = self.api.store.load();
         let Some(snapshot) = current.as_deref() else { return response::not_loaded() };
-        let response = if format == Format::Json && !batch.resolve_dependencies {
-            self.models(snapshot, &batch, reservation)
+        let headers = std::mem::take(request.headers_mut());
+        let mut response = if format == Format::Json && !batch.resolve_dependencies {
+            self.models(snapshot, &batch, headers, reservation)
         } else {
-            self.selection(snapshot, &batch, format, reservation)
+            self.selection(snapshot, &batch, format, headers, reservation)
         };
-        with_revision(response, snapshot)
+        set_revision(&mut response, snapshot);
+        response
     }
 
-    fn models(&self, snapshot: &Snapshot, batch: &BatchRequest<'_>, reservation: Reservation) -> Response {
+    fn models(
+        &self,
+        snapshot: &Snapshot,
+        batch: &BatchRequest<'_>,
+        headers: HeaderMap,
+        reservation: Reservation,
+    ) -> Response {
         let found = batch_response::look_up(snapshot, &batch.ids);
         let mut json = Vec::with_capacity(found.size());
         found.write(&mut json);
         self.count_batch(batch.ids.len(), &found.missing);
-        self.respond_with(HeaderValue::from_static("application/json"), json, reservation)
+        self.respond_with(headers, HeaderValue::from_static("application/json"), json, reservation)
     }
 
     fn selection(
@@ -58,6 +66,7 @@ impl Handler {
         snapshot: &Snapshot,
         batch: &BatchRequest<'_>,
         format: Format,
+        headers: HeaderMap,
         reservation: Reservation,
     ) -> Response {
         let selection = if batch.resolve_dependencies {
@@ -74,14 +83,20 @@ impl Handler {
             Format::Json => ("application/json", batch_response::with_dependencies(&selection)),
             Format::Aria2 => ("text/plain; charset=utf-8", aria2::render(&selection).into()),
         };
-        self.respond_with(HeaderValue::from_static(content_type), body, reservation)
+        self.respond_with(headers, HeaderValue::from_static(content_type), body, reservation)
     }
 
     /// The request's body is done with; its reservation ends, and the response has one of its own.
-    fn respond_with(&self, content_type: HeaderValue, body: Vec<u8>, reservation: Reservation) -> Response {
+    fn respond_with(
+        &self,
+        headers: HeaderMap,
+        content_type: HeaderValue,
+        body: Vec<u8>,
+        reservation: Reservation,
+    ) -> Response {
         drop(reservation);
         match self.api.memory.try_bytes(body) {
-            Some(body) => response::with_type(StatusCode::OK, content_type, body),
+            Some(body) => response::reusing(headers, content_type, body),
             None => response::out_of_memory(),
         }
     }

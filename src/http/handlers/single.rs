@@ -1,14 +1,15 @@
 //! `GET /api/models/{id}`: one model.
 
+use hyper::header::HeaderValue;
 use hyper::{HeaderMap, StatusCode};
 
-use crate::http::etag::{entity_tag, matches_etag, with_etag};
+use crate::http::etag::{entity_tag, matches_etag, set_etag};
 use crate::http::percent::decode;
 use crate::http::response::{self, Response};
-use crate::http::{Handler, MODELS, with_revision};
+use crate::http::{Handler, MODELS, set_revision, with_revision};
 
 impl Handler {
-    pub(in crate::http) fn single(&self, path: &str, headers: &HeaderMap) -> Response {
+    pub(in crate::http) fn single(&self, path: &str, headers: HeaderMap) -> Response {
         let current = self.api.store.load();
         let Some(snapshot) = current.as_deref() else { return response::not_loaded() };
         let id = match decode(path.strip_prefix(MODELS).unwrap_or_default()) {
@@ -25,14 +26,16 @@ impl Handler {
         };
         self.metrics.lookups(1, 0);
         let etag = entity_tag(entry.digest());
-        let response = if matches_etag(headers, &etag) {
-            with_etag(response::not_modified(), &etag)
+        let mut response = if matches_etag(&headers, &etag) {
+            response::not_modified()
         } else {
-            match self.api.memory.try_bytes(entry.json().to_vec()) {
-                Some(json) => with_etag(response::json(StatusCode::OK, json), &etag),
-                None => response::out_of_memory(),
-            }
+            let Some(json) = self.api.memory.try_bytes(entry.json().to_vec()) else {
+                return with_revision(response::out_of_memory(), snapshot);
+            };
+            response::reusing(headers, HeaderValue::from_static("application/json"), json)
         };
-        with_revision(response, snapshot)
+        set_etag(&mut response, &etag);
+        set_revision(&mut response, snapshot);
+        response
     }
 }

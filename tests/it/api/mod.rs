@@ -2,6 +2,7 @@
 
 mod batch;
 mod catalog;
+mod cors;
 mod dependencies;
 mod early_responses;
 mod list;

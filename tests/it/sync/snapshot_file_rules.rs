@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::snapshot_file::Folder;
-use crate::support::{Db, Server, plain};
+use crate::support::{Db, Server, model_json};
 
 /// A database that refuses every connection.
 const UNREACHABLE: &str = "host=/nowhere user=postgres dbname=postgres";
@@ -49,7 +49,7 @@ async fn a_file_of_the_previous_version_is_served_except_for_rows_that_break_a_r
     let folder = Folder::new();
     std::fs::write(folder.file(), VERSION_1).unwrap();
     let server = Server::start_with(UNREACHABLE, &[("CATALOG_SNAPSHOT_FILE", &folder.file())]).await;
-    assert_eq!(server.get("/api/models/a").await.text(), plain("a"));
+    assert_eq!(server.get("/api/models/a").await.text(), model_json("a"));
     assert_eq!((status(&server, "credentials").await, status(&server, "ftp").await), (404, 404));
     let catalog = server.get("/api/catalog").await.text();
     for reason in ["save_path is absolute", "has a user name or a password", "has the scheme `ftp`"] {

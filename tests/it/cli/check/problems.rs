@@ -327,7 +327,7 @@ fn assert_agreement(program: &Problems, sql: &Problems) {
     assert!(differ.is_empty(), "{} differ: {differ:#?}", differ.len());
 }
 
-/// How many rows SQL rejects for a reason that contains this text.
+/// The number of problems that contain this text.
 fn count(problems: &Problems, part: &str) -> usize {
     problems.values().flatten().filter(|text| text.contains(part)).count()
 }
@@ -342,7 +342,7 @@ async fn sql_and_the_program_report_the_same_problems() {
     assert!(program.len() > 100 && program.len() < rows.len() - 50, "{} of {}", program.len(), rows.len());
     assert_agreement(&program, &sql);
     assert_eq!((sql["twice"].len(), sql["mixed"].len()), (2, 1));
-    // No rule is without a row that breaks it, in every column that the rule is for.
+    // Every rule is broken by some row, in every column that it applies to.
     for column in ["id", "name", "download_url", "auth_required", "save_path"] {
         assert!(count(&sql, &format!("{column} is missing: ")) > 0, "{column}");
     }
@@ -388,7 +388,7 @@ async fn hosts_are_checked_by_the_program_only() {
 }
 
 #[tokio::test]
-async fn the_view_can_be_dropped_and_created_again() {
+async fn problems_view_survives_recreating_entries() {
     let db = Db::new().await;
     db.sql("DROP VIEW model_catalog.entries").await;
     let error = db.client.batch_execute("SELECT * FROM model_catalog.problems").await.unwrap_err();
@@ -401,8 +401,9 @@ async fn the_view_can_be_dropped_and_created_again() {
     )
     .await;
     let problem = "SELECT concat_ws(' | ', id, field, problem) FROM model_catalog.problems";
-    let said = "a | file_size_gb | file_size_gb is Infinity: it must be a finite number that is not negative, or NULL";
-    assert_eq!(db.sql(problem).await.as_deref(), Some(said));
+    let expected =
+        "a | file_size_gb | file_size_gb is Infinity: it must be a finite number that is not negative, or NULL";
+    assert_eq!(db.sql(problem).await.as_deref(), Some(expected));
     db.sql("UPDATE loose SET file_size_gb = 1").await;
     assert_eq!(db.sql(problem).await, None);
     assert_eq!(
