@@ -57,8 +57,9 @@ pub fn templates() -> [&'static str; ROUTES.len()] {
 
 /// The statuses of this program's responses; the last one is for any other. A status that is missing here fails every
 /// test that provokes it, see [`RequestMetrics::request`].
-const STATUSES: [(u16, &str); 10] = [
+const STATUSES: [(u16, &str); 11] = [
     (200, "200"),
+    (204, "204"),
     (304, "304"),
     (400, "400"),
     (404, "404"),

@@ -34,10 +34,15 @@ pub enum ConnectError {
     },
     /// The server is older than the program supports.
     #[error(
-        "PostgreSQL {0} is not supported: this program needs PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR}; upgrade the \
-         server, or connect to another one"
+        "the database at {address} (DATABASE_URL) is PostgreSQL {version}, which is not supported: this program needs \
+         PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR}; upgrade the server, or connect to another one"
     )]
-    Unsupported(String),
+    Unsupported {
+        /// The addresses that were tried.
+        address: String,
+        /// Its version.
+        version: String,
+    },
     /// Refused, by the network or by Postgres.
     #[error("cannot connect to the database at {address} (DATABASE_URL): {}", describe(.source))]
     Postgres {
@@ -61,11 +66,15 @@ impl ConnectError {
         Self::Postgres { address: database.address(), source }
     }
 
-    /// Whether the server responds and retrying does not help: the user, the password, the database or the right to
-    /// connect is wrong (SQLSTATE class 28, 3D000, 42501), or the driver lacks a password.
+    /// Whether the server responds and retrying does not help: its version, the user, the password, the database or the right
+    /// to connect is wrong (SQLSTATE class 28, 3D000, 42501), or the driver lacks a password.
     #[must_use]
     pub fn is_about_the_configuration(&self) -> bool {
-        let Self::Postgres { source, .. } = self else { return false };
+        let source = match self {
+            Self::Postgres { source, .. } => source,
+            Self::Unsupported { .. } => return true,
+            Self::Timeout { .. } => return false,
+        };
         match source.code() {
             Some(code) => {
                 code.code().starts_with("28")

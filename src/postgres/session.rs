@@ -63,19 +63,15 @@ async fn dial(database: &DatabaseConfig, driver: &Config) -> Result<(Client, Dia
     };
     let connected = tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::timeout(database, limit))?;
     let (client, connection) = connected.map_err(|source| ConnectError::refused(database, source))?;
-    check_version(connection.parameter("server_version"))?;
-    Ok((client, connection))
-}
-
-/// Checks the version that the server reported, before any statement fails for its age. A newer one probably works.
-fn check_version(server_version: Option<&str>) -> Result<(), ConnectError> {
-    match server_version.and_then(|version| Some((version, major_version(version)?))) {
-        Some((version, major)) if major < OLDEST_MAJOR => Err(ConnectError::Unsupported(version.into())),
-        Some((version, major)) if major > NEWEST_MAJOR => {
-            warn!(version, "PostgreSQL {NEWEST_MAJOR} is the newest version that this program is tested with");
-            Ok(())
+    let version = connection.parameter("server_version").unwrap_or_default();
+    match major_version(version) {
+        Some(..OLDEST_MAJOR) => Err(ConnectError::Unsupported { address: database.address(), version: version.into() }),
+        major => {
+            if major > Some(NEWEST_MAJOR) {
+                warn!(version, "PostgreSQL {NEWEST_MAJOR} is the newest version that this program is tested with");
+            }
+            Ok((client, connection))
         }
-        _ => Ok(()),
     }
 }
 

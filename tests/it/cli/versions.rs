@@ -52,12 +52,12 @@ async fn run(arguments: &[&str], url: &str) -> (i32, String) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_command_reports_an_unsupported_version_first() {
     let url = postgres_of_version("12.22 (Debian 12.22-1)").await;
-    let message = "PostgreSQL 12.22 (Debian 12.22-1) is not supported: this program needs PostgreSQL 14 to 18";
+    let message =
+        "is PostgreSQL 12.22 (Debian 12.22-1), which is not supported: this program needs PostgreSQL 14 to 18";
     for (command, expected) in [("migrate", 1), ("check", 2), ("export", 1)] {
         let arguments = if command == "export" { &["export", "-"][..] } else { &[command] };
         let (status, printed) = run(arguments, &url).await;
         assert!(status == expected && printed.contains(message), "{command}: {status} {printed}");
-        assert!(!printed.contains("check DATABASE_URL"), "{command}: {printed}");
     }
     let server = Server::spawn(&url, &[("CATALOG_POLL_INTERVAL", "1h")]).await;
     server.until("the version is logged", |s| std::future::ready(s.logged(message) > 0)).await;

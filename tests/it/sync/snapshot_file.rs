@@ -242,7 +242,7 @@ impl Drop for SmallDisk {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full_disk_stops_only_the_snapshot_file() {
     let Some(disk) = SmallDisk::mount("64k") else {
-        return support::skip("a small tmpfs cannot be mounted here");
+        return support::skip("this process can't mount a tmpfs");
     };
     let db = Db::new().await;
     consistency::add_pairs(&db.client, PAIRS).await;
