@@ -40,10 +40,6 @@ use standby::Standby;
 /// Number of consecutive deltas that may time out before a full load is tried instead: reading all of a slow view can
 /// succeed where one lookup for each of very many changes does not.
 const MAX_DELTA_TIMEOUTS: u32 = 2;
-/// A read of a standby that takes longer is followed by a pause of [`PAUSE_PER_READ`] times its duration, so that many
-/// replicas do not overload a standby with what a forgotten transaction makes them read again.
-const SLOW_READ: Duration = Duration::from_millis(100);
-const PAUSE_PER_READ: u32 = 9;
 
 /// Settings of a loader.
 #[derive(Clone)]
@@ -149,8 +145,9 @@ impl Loader {
         };
         // LISTEN comes before the first read, so that a change committed in between sends a notification.
         let mut session = Session::open(&self.database(), on_notification).await?;
-        let pause = self.pause(&session);
-        self.log_sync_mode((session.sync_mode(), session.is_direct()), pause);
+        let by_standby_delta = session.sync_mode() == SyncMode::Standby && session.is_direct();
+        let every = if by_standby_delta { self.settings.standby_poll_interval } else { self.settings.poll_interval };
+        self.log_sync_mode((session.sync_mode(), session.is_direct()), every);
         self.application_name.clear();
         self.set_application_name(&session, application_name(&self.settings.replica, None));
         // A standby may have been rewound, or be another one of the same name: both would go unnoticed.
@@ -163,17 +160,11 @@ impl Loader {
         loop {
             tokio::select! {
                 () = self.notified.notified() => {}
-                () = tokio::time::sleep(pause_after(took, pause, session.sync_mode())) => {}
+                () = tokio::time::sleep(if by_standby_delta { standby::pause_after(took, every) } else { every }) => {}
                 reason = session.closed() => return Err(SessionError::Closed(reason)),
             }
             took = self.sync_once(&session).await?;
         }
-    }
-
-    /// Time between two reads when no notification arrives.
-    fn pause(&self, session: &Session) -> Duration {
-        let by_delta = session.sync_mode() == SyncMode::Standby && session.is_direct();
-        if by_delta { self.settings.standby_poll_interval } else { self.settings.poll_interval }
     }
 
     /// Reads what changed, publishes it, and reports the new position in the application name. Returns the duration of
@@ -406,12 +397,6 @@ impl Loader {
         };
         self.backoff.next_delay(error, problem, self.publisher.has_published(), self.settings.poll_interval)
     }
-}
-
-/// The pause after a read that took `took`.
-fn pause_after(took: Duration, interval: Duration, mode: SyncMode) -> Duration {
-    let slow = mode == SyncMode::Standby && took > SLOW_READ;
-    if slow { interval.max(took * PAUSE_PER_READ) } else { interval }
 }
 
 /// The interval varied by up to 20 %, so that replicas started together do not stay synchronized.

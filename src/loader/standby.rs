@@ -21,6 +21,10 @@ const MAX_RUNS: usize = 10_000;
 /// Time without replay, while there is something to replay or no connection to the primary, until it is logged. Longer
 /// than conflicts with short queries delay replay.
 const STALL_LIMIT: Duration = Duration::from_secs(10);
+/// A read that takes longer is followed by a pause of [`PAUSE_PER_READ`] times its duration, so that many replicas do
+/// not overload a standby with what a forgotten transaction makes them read again.
+const SLOW_READ: Duration = Duration::from_millis(100);
+const PAUSE_PER_READ: u32 = 9;
 
 /// What is known about the standby of the current session.
 #[derive(Default)]
@@ -86,7 +90,9 @@ impl Standby {
         if excess > 0 {
             let mut by_size: Vec<_> = self.applied.iter().map(|(start, run)| (run.changes, *start)).collect();
             by_size.sort_unstable();
-            by_size.iter().take(excess).for_each(|(_, start)| drop(self.applied.remove(start)));
+            for (_, start) in by_size.iter().take(excess) {
+                self.applied.remove(start);
+            }
         }
     }
 
@@ -122,6 +128,12 @@ impl Standby {
     pub fn replay_lag_seconds(&self) -> Option<f64> {
         self.replay.as_ref().and_then(|(replay, _)| replay.lag_seconds)
     }
+}
+
+/// The pause after a read that took `took`, if reads are to be made every `interval`.
+#[must_use]
+pub fn pause_after(took: Duration, interval: Duration) -> Duration {
+    if took > SLOW_READ { interval.max(took * PAUSE_PER_READ) } else { interval }
 }
 
 #[cfg(test)]
@@ -195,6 +207,14 @@ mod tests {
         standby.trim(&position(1));
         assert_eq!(standby.applied.len(), MAX_RUNS);
         assert_eq!(standby.applied.keys().next(), Some(&22));
+    }
+
+    #[test]
+    fn slow_reads_take_no_more_than_a_tenth_of_the_time() {
+        let milliseconds = Duration::from_millis;
+        for (took, pause) in [(2, 250), (100, 250), (101, 909), (2_000, 18_000)] {
+            assert_eq!(pause_after(milliseconds(took), milliseconds(250)), milliseconds(pause));
+        }
     }
 
     #[test]

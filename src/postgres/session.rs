@@ -191,8 +191,8 @@ impl Session {
         Ok(RowChunks::new(with_timeout(self.timeout, stream).await?, self.timeout))
     }
 
-    /// Reads the changes of the given transactions on a standby, in one snapshot: one row each, and at least one row. See
-    /// [`change`](super::rows::change) and [`replay`](super::rows::replay). Must not be used through a pooler.
+    /// Reads the changes of the given transactions on a standby in one snapshot: one row each, and at least one row.
+    /// See [`change`](super::rows::change) and [`replay`](super::rows::replay). Must not be used through a pooler.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -266,7 +266,8 @@ impl Session {
     }
 }
 
-/// Finds out what the connection supports, and whether it is direct; prepares the session and listens unless a pooler is in between.
+/// Finds out what the connection supports and whether it is direct; prepares the session and listens unless a pooler is
+/// in between.
 async fn prepare(client: &Client, channel: &str) -> Result<(SyncMode, bool), tokio_postgres::Error> {
     let probe = client.query_typed(PROBE, &[]).await?;
     let (direct, standby) = match probe.first() {
