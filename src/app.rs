@@ -20,7 +20,9 @@ const PARTIAL_SUCCESS: u8 = 3;
 pub fn run(cli: Cli) -> ExitCode {
     init_logging(&cli.log);
     let result = match cli.command {
-        Command::Serve { database, upstream, server } => cmd::serve::run(&database, &upstream, &server),
+        Command::Serve { database, upstream, server, examples } => {
+            cmd::serve::run(&database, &upstream, &server, examples)
+        }
         Command::Demo { server } => cmd::demo::run(&server),
         Command::Migrate { database, bare } => cmd::migrate::run(&database, bare),
         Command::Import { file, dry_run, strict, database, rules } => {
@@ -32,6 +34,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Export { file, database, rules, .. } => cmd::export::run(&file, &rules.rules(), &database),
         Command::Check { database, check } => return ExitCode::from(cmd::check::run(&database, &check)),
         Command::Health { listen, live } => cmd::health::run(&listen, live),
+        Command::Pull(pull) => return cmd::pull::run(&pull, matches!(cli.log.format, LogFormat::Text)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,3 +12,4 @@ pub mod http;
 pub mod loader;
 pub mod metrics;
 pub mod postgres;
+pub mod temp_dir;

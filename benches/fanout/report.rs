@@ -3,17 +3,17 @@
 use std::fmt::Write as _;
 
 use crate::probe::Latencies;
-use crate::{MODELS, POLL_INTERVAL, Result, process};
+use crate::{MODELS, POLL_INTERVAL, Result, Setup, process};
 
 /// The measurements with one number of replicas; CPU times are in seconds.
 pub struct Row {
-    /// Number of loaders.
-    pub replicas: usize,
+    /// The loaders.
+    pub setup: Setup,
     /// Time from sending the commit until a replica serves it, for each replica and change.
     pub each: Latencies,
     /// The same for the slowest replica of each change.
     pub last: Latencies,
-    /// CPU time of Postgres per change.
+    /// CPU time of the primary per change.
     pub database: f64,
     /// The part of it that the writing session used.
     pub writer: f64,
@@ -21,8 +21,10 @@ pub struct Row {
     pub harness: f64,
     /// Reads of the database per change.
     pub reads: f64,
-    /// CPU time of Postgres per second without changes.
+    /// CPU time of the primary per second without changes.
     pub idle: f64,
+    /// CPU time of the standby per second without changes.
+    pub standby_idle: f64,
     /// Measured polls per second without changes.
     pub polls: f64,
 }
@@ -37,14 +39,14 @@ pub fn report(rows: &[Row], changes: usize, version: &str) -> Result<String> {
     let mut text = format!(
         "# Fan-out\n\nWritten by `make bench-fanout` on {}; not edited by hand. Machine: {} {cores} cores; load average \
          at the end {}. PostgreSQL {version} without fsync, {MODELS} models, {changes} changes of one row, one after the \
-         other. The replicas are loaders on one thread; they, Postgres and the benchmark share the cores, so the times \
-         include the CPU time of all replicas, which run on separate machines in production.\n\n| measurement |",
+         other. The replicas are loaders on one thread; they, Postgres, its streaming standby and the benchmark share the \
+         cores, so the times include the CPU time of all replicas, which run on separate machines in production.\n\n| measurement |",
         date.trim(),
         cpu.trim_start_matches(['\t', ' ', ':']),
         load.split(' ').next().unwrap_or_default(),
     );
     for row in rows {
-        write!(text, " {} replica{} |", row.replicas, if row.replicas == 1 { "" } else { "s" })?;
+        write!(text, " {} |", row.setup.title())?;
     }
     write!(text, "\n|---|{}\n", "---:|".repeat(rows.len()))?;
     let mut line = |what: &str, of: &dyn Fn(&Row) -> String| {
@@ -59,22 +61,48 @@ pub fn report(rows: &[Row], changes: usize, version: &str) -> Result<String> {
     line("commit sent → served by a replica, median", &|row| time(&row.each, 0.5));
     line("– p99", &|row| time(&row.each, 0.99));
     line("– max", &|row| time(&row.each, 1.0));
-    line("reads of the database per change and replica", &|row| format!("{:.2}", row.reads / row.replicas as f64));
-    line("CPU time of Postgres per change", &|row| ms(row.database));
+    line("reads of the database per change and replica", &|row| {
+        if row.setup.standby.is_some() { "–".into() } else { format!("{:.2}", row.reads / row.setup.replicas as f64) }
+    });
+    line("CPU time of the primary per change", &|row| ms(row.database));
     line("– writing session", &|row| ms(row.writer));
-    line("– everything else, per replica", &|row| ms((row.database - row.writer) / row.replicas as f64));
+    line("– everything else", &|row| ms(row.database - row.writer));
+    line("– everything else, per replica", &|row| ms((row.database - row.writer) / row.setup.replicas as f64));
     line("CPU time of the benchmark with its replicas per change", &|row| ms(row.harness));
-    line("polls per second without changes (each replica: every 10 s)", &|row| format!("{:.2}", row.polls));
-    line("CPU time of Postgres per second without changes", &|row| ms(row.idle));
-    text += &conclusion(rows).ok_or("at least two numbers of replicas are needed")?;
+    line("polls per second without changes", &|row| format!("{:.2}", row.polls));
+    line("CPU time of the primary per second without changes", &|row| ms(row.idle));
+    line("CPU time of the standby per second without changes", &|row| ms(row.standby_idle));
+    line("– per replica of the standby", &|row| match row.setup.standby {
+        Some(_) => ms(row.standby_idle / row.setup.replicas as f64),
+        None => "–".into(),
+    });
+    let (on_primary, on_standby): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.setup.standby.is_none());
+    text += &conclusion(&on_primary).ok_or("at least two numbers of replicas are needed")?;
+    text += &standby_conclusion(&on_standby).ok_or("no replicas of a standby were measured")?;
     Ok(text)
 }
 
+/// What replicas of a standby cost the primary and the standby.
+fn standby_conclusion(rows: &[&Row]) -> Option<String> {
+    let least = rows.first()?;
+    let most = rows.iter().max_by_key(|row| row.setup.replicas)?;
+    Some(format!(
+        "\nA change costs the primary {:.2} ms of CPU time with {} replica on a standby and {:.2} ms with {}. Each replica \
+         costs the standby {:.2} ms per second at an interval of {} ms.\n",
+        least.database * 1e3,
+        least.setup.replicas,
+        most.database * 1e3,
+        most.setup.replicas,
+        most.standby_idle * 1e3 / most.setup.replicas as f64,
+        most.setup.standby?.as_millis(),
+    ))
+}
+
 /// Linear extrapolation from the smallest and the largest number of replicas.
-fn conclusion(rows: &[Row]) -> Option<String> {
+fn conclusion(rows: &[&Row]) -> Option<String> {
     let (least, most) = (rows.first()?, rows.last()?);
     let growth = |of: &dyn Fn(&Row) -> f64, by: &dyn Fn(&Row) -> f64| (of(most) - of(least)) / (by(most) - by(least));
-    let replicas: &dyn Fn(&Row) -> f64 = &|row| row.replicas as f64;
+    let replicas: &dyn Fn(&Row) -> f64 = &|row| row.setup.replicas as f64;
     let each = growth(&|row| row.database, replicas);
     let write = (least.database - each * replicas(least)).max(0.0);
     let poll = growth(&|row| row.idle, &|row| row.polls);
@@ -86,14 +114,14 @@ fn conclusion(rows: &[Row]) -> Option<String> {
          Beyond {} replicas these figures are extrapolated. With more replicas, changes arrive later: notifications \
          that arrive during a read are merged into one. To avoid this, change many rows in one transaction, which \
          sends one notification; use fewer replicas with more clients each, since one replica serves tens of \
-         thousands of requests per second (`make bench`); or let most replicas poll hot standbys, which puts no load \
-         on the primary. A longer CATALOG_POLL_INTERVAL saves polls, but not the reads after changes.\n",
+         thousands of requests per second (`make bench`); or let most replicas follow hot standbys, which puts no \
+         load on the primary. A longer CATALOG_POLL_INTERVAL saves polls, but not the reads after changes.\n",
         write * 1e3,
         each * 1e3,
         feeds(1.0),
         feeds(10.0),
         poll * 1e3,
         POLL_INTERVAL.as_secs_f64() / poll,
-        most.replicas,
+        most.setup.replicas,
     ))
 }

@@ -262,7 +262,7 @@ pub fn express_is_installed() -> bool {
 pub fn express(temp: &TempDir, sample: &Sample) -> Result<Peer> {
     let port = free_port()?;
     let (script, text) = (format!("{PEERS}/express/server.js"), port.to_string());
-    let database = format!("postgres://postgres@127.0.0.1:{}/postgres", sample.postgres.port());
+    let database = sample.postgres.loopback_url("postgres");
     let variables = [("DATABASE_URL", database.as_str()), ("PORT", &text), ("NODE_ENV", "production")];
     let log = temp.path("express.log");
     let process = Process::start(SERVER_CORE, &["node", &script], &variables, &log)?;

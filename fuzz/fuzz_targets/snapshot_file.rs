@@ -7,13 +7,16 @@ use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use model_catalog::loader::snapshot_file::{self as file, PersistedSnapshot};
+use model_catalog::temp_dir::TempDir;
 use xxhash_rust::xxh3::xxh3_128;
 
-static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
+/// The fuzzer ends without destructors, which the directory does not need.
+static DIRECTORY: LazyLock<TempDir> = LazyLock::new(|| {
     let memory = PathBuf::from("/dev/shm");
     let folder = if memory.is_dir() { memory } else { std::env::temp_dir() };
-    folder.join(format!("fuzz-snapshot-{}", std::process::id()))
+    TempDir::create(folder.join(format!("fuzz-snapshot-{}", std::process::id()))).expect("a directory can be created")
 });
+static FILE: LazyLock<PathBuf> = LazyLock::new(|| DIRECTORY.path().join("snapshot"));
 
 fuzz_target!(|data: &[u8]| {
     let mut data = data.to_vec();

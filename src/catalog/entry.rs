@@ -12,6 +12,8 @@ use serde_json::value::RawValue;
 use triomphe::ThinArc;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::model::{RowError, Rules};
+
 /// The ten fields of a model, in the order in which they are rendered.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Fields<'a> {
@@ -96,6 +98,15 @@ impl Entry {
     #[must_use]
     pub fn fields(&self) -> Option<Fields<'_>> {
         serde_json::from_slice(self.json()).ok()
+    }
+
+    /// Checks the fields of this model by `rules`, which may not be those under which its row was accepted.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self, rules: &Rules) -> Result<(), RowError> {
+        let fields = self.fields().ok_or_else(|| RowError::Unreadable("it is not a model".into()))?;
+        fields.check(rules)
     }
 
     /// The ids of the models that this one needs, each once. Reads nothing else, so it costs less than

@@ -44,10 +44,10 @@ pub enum RowError {
     ControlCharacter(&'static str, u32),
     /// The path could make a machine write outside its models folder.
     #[error("save_path {0}: it must be relative to the models folder, without `..` and without backslashes")]
-    SavePath(&'static str),
+    SavePath(SavePathError),
     /// The URL is malformed, of a scheme that is not allowed, or contains credentials.
     #[error("download_url {0}")]
-    DownloadUrl(String),
+    DownloadUrl(DownloadUrlError),
     /// The size is not a number that a machine can compare with its free disk space.
     #[error("file_size_gb is {0}: it must be a finite number that is not negative, or NULL")]
     Size(String),
@@ -62,6 +62,47 @@ pub enum RowError {
     Unreadable(String),
 }
 
+/// The part of the rule for `save_path` that is broken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SavePathError {
+    /// It starts with a slash.
+    #[error("is absolute")]
+    Absolute,
+    /// It contains a backslash, which some systems take for a separator.
+    #[error("has a backslash")]
+    Backslash,
+    /// One of its parts is `..`.
+    #[error("escapes the models folder")]
+    Escapes,
+}
+
+/// The part of the rule for `download_url` that is broken. The messages are logged and served to every client, so they
+/// contain no more of the URL than its scheme.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DownloadUrlError {
+    /// It cannot be parsed.
+    #[error("is no absolute URL: {0}")]
+    NotAbsolute(url::ParseError),
+    /// Its scheme is not allowed.
+    #[error("has the scheme `{scheme}`: allowed are {allowed}")]
+    Scheme {
+        /// Its scheme.
+        scheme: String,
+        /// The schemes that are allowed, as a list to print.
+        allowed: String,
+    },
+    /// It has a user name or a password.
+    #[error(
+        "has a user name or a password before the host, which everybody who asks for the model would read: take it out \
+         and set auth_required"
+    )]
+    Credentials,
+}
+
+/// Version of the rules that are not settings. Incremented whenever a rule is added or changed, so that the rows of older
+/// snapshot files are checked again. The verdicts on a list of rows are held by a test, which fails if this is forgotten.
+pub const RULES_VERSION: u32 = 1;
+
 /// The configurable part of the rules.
 #[derive(Debug, Clone)]
 pub struct Rules {
@@ -73,7 +114,7 @@ impl Rules {
     /// The rules as one line of text, to detect that a snapshot file was written under other rules.
     #[must_use]
     pub fn text(&self) -> String {
-        self.url_schemes.join(",")
+        format!("{RULES_VERSION}:{}", self.url_schemes.join(","))
     }
 }
 
@@ -112,6 +153,29 @@ impl<'a> RawModel<'a> {
     }
 }
 
+impl Fields<'_> {
+    /// Checks fields that were rendered earlier, maybe under other rules.
+    ///
+    /// # Errors
+    /// The first rule that they break.
+    pub(super) fn check(&self, rules: &Rules) -> Result<(), RowError> {
+        let dependencies = serde_json::to_string(&self.dependencies).map_err(|_| RowError::Dependencies)?;
+        let row = RawModel {
+            id: Some(&self.id),
+            name: Some(&self.name),
+            download_url: Some(&self.download_url),
+            file_size_gb: self.file_size_gb.map(RawValue::get),
+            hash: self.hash.as_deref(),
+            auth_required: Some(self.auth_required),
+            auth_provider: self.auth_provider.as_deref(),
+            save_path: Some(&self.save_path),
+            dependencies: Some(&dependencies),
+            description: self.description.as_deref(),
+        };
+        row.validate(rules).map(drop)
+    }
+}
+
 fn required<'a>(column: &'static str, value: Option<&'a str>) -> Result<&'a str, RowError> {
     let value = value.filter(|text| !text.is_empty()).ok_or(RowError::Missing(column))?;
     no_control(column, value)?;
@@ -141,11 +205,11 @@ fn no_control(column: &'static str, text: &str) -> Result<(), RowError> {
 /// [`RowError::SavePath`] with the part of the rule that is broken.
 pub fn check_save_path(path: &str) -> Result<(), RowError> {
     if path.starts_with('/') {
-        Err(RowError::SavePath("is absolute"))
+        Err(RowError::SavePath(SavePathError::Absolute))
     } else if path.contains('\\') {
-        Err(RowError::SavePath("has a backslash"))
+        Err(RowError::SavePath(SavePathError::Backslash))
     } else if path.split('/').any(|part| part == "..") {
-        Err(RowError::SavePath("escapes the models folder"))
+        Err(RowError::SavePath(SavePathError::Escapes))
     } else {
         Ok(())
     }
@@ -155,20 +219,16 @@ fn check_url(text: &str, rules: &Rules) -> Result<(), RowError> {
     if is_plain_url(text, rules) {
         return Ok(());
     }
-    // Errors are logged and served to every client, so they must not contain more of the URL than its scheme.
-    let url = Url::parse(text).map_err(|error| RowError::DownloadUrl(format!("is no absolute URL: {error}")))?;
+    let url = Url::parse(text).map_err(|error| RowError::DownloadUrl(DownloadUrlError::NotAbsolute(error)))?;
     if !rules.url_schemes.iter().any(|scheme| scheme == url.scheme()) {
-        let allowed = rules.url_schemes.join(", ");
-        return Err(RowError::DownloadUrl(format!("has the scheme `{}`: allowed are {allowed}", url.scheme())));
+        let (scheme, allowed) = (url.scheme().to_owned(), rules.url_schemes.join(", "));
+        return Err(RowError::DownloadUrl(DownloadUrlError::Scheme { scheme, allowed }));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(RowError::DownloadUrl(CREDENTIALS.into()));
+        return Err(RowError::DownloadUrl(DownloadUrlError::Credentials));
     }
     Ok(())
 }
-
-const CREDENTIALS: &str = "has a user name or a password before the host, which everybody who asks for the model would \
-                           read: take it out and set auth_required";
 
 /// The name of the first query parameter that probably carries a secret, such as `token` or `X-Amz-Signature`. Such a
 /// URL is served unchanged, because machines need all of it.
@@ -241,7 +301,8 @@ mod tests {
             Ok(concat!(
                 r#"{"id":"flux-dev","name":"flux1-dev.safetensors","#,
                 r#""download_url":"https://example.org/flux1-dev.safetensors","file_size_gb":23.8,"hash":null,"#,
-                r#""auth_required":true,"auth_provider":"huggingface","save_path":"checkpoints/flux1-dev.safetensors","#,
+                r#""auth_required":true,"auth_provider":"huggingface","#,
+                r#""save_path":"checkpoints/flux1-dev.safetensors","#,
                 r#""dependencies":["ae","clip \"l\""],"description":"größer / ≥ 12B"}"#
             ))
         );

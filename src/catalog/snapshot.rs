@@ -94,6 +94,21 @@ impl Snapshot {
         Ok(snapshot)
     }
 
+    /// Removes the models that break one of `rules` and lists them as rejected; returns them with their reasons. A model
+    /// whose row is rejected already keeps the reason of its row.
+    pub fn check_again(&mut self, rules: &Rules) -> Vec<(Box<str>, Box<str>)> {
+        let broken = |entry: &Entry| {
+            let error = entry.check(rules).err()?;
+            Some((String::from_utf8_lossy(entry.id()).into(), error.to_string().into()))
+        };
+        let rejected: Vec<(Box<str>, Box<str>)> = self.iter().filter_map(broken).collect();
+        for (id, reason) in &rejected {
+            self.remove(id);
+            Arc::make_mut(&mut self.rejected).entry(id.clone()).or_insert_with(|| reason.clone());
+        }
+        rejected
+    }
+
     /// Adds an entry, or replaces the one with the same id, which is returned.
     fn insert(&mut self, entry: Entry) -> Option<Entry> {
         self.bytes += size(&entry);
@@ -123,7 +138,8 @@ fn size(entry: &Entry) -> usize {
 
 /// Builds the next snapshot from rows.
 ///
-/// A row that breaks a rule is rejected alone, and the last accepted version of its model stays served. Of several
+/// A row that breaks a rule is rejected alone, and the last accepted version of its model stays served: every model of
+/// `previous` must pass the same rules, see [`Snapshot::check_again`]. Of several
 /// valid rows with the same id the one with the smallest JSON is served, so that every replica serves the same.
 pub struct Refresh<'a> {
     previous: &'a Snapshot,
@@ -334,6 +350,25 @@ mod tests {
         }
         let never_valid = full(&Snapshot::default(), &[("a", "../x")]).snapshot;
         assert_eq!((never_valid.len(), never_valid.rejected().len()), (0, 1));
+    }
+
+    #[test]
+    fn models_that_break_tightened_rules_are_removed_and_rejected() {
+        let loose = Rules { url_schemes: vec!["https".into(), "ftp".into()] };
+        let none = Snapshot::default();
+        let mut refresh = Refresh::full(&none, &loose);
+        refresh.row("https", row("https", "a"));
+        let ftp = row("ftp", "b").map(|row| RawModel { download_url: Some("ftp://example.org/x"), ..row });
+        refresh.row("ftp", ftp);
+        let mut snapshot = refresh.finish().snapshot;
+        assert_eq!((snapshot.check_again(&loose).len(), snapshot.len()), (0, 2));
+
+        let rejected = snapshot.check_again(&Rules::default());
+        assert_eq!((rejected.len(), snapshot.rejected().len()), (1, 1));
+        assert_eq!(content(&snapshot).keys().collect::<Vec<_>>(), ["https"]);
+        assert_eq!(snapshot.revision(), full(&none, &[("https", "a")]).snapshot.revision());
+        let reason = &snapshot.rejected()["ftp"];
+        assert_eq!(&**reason, "download_url has the scheme `ftp`: allowed are http, https");
     }
 
     #[test]

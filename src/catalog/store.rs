@@ -14,7 +14,7 @@ pub enum SyncMode {
     Live,
     /// Notifications are lost on the way: changes are read at intervals.
     Polling,
-    /// The source is a read-only copy that sends no notifications: everything is read at intervals.
+    /// The source is a read-only copy that sends no notifications: changes are read at intervals.
     Standby,
 }
 
@@ -25,6 +25,8 @@ pub struct LastSync {
     pub at: Instant,
     /// The mode of the connection it was made on; `None` if the source is not a database but an upstream.
     pub mode: Option<SyncMode>,
+    /// If the source is a copy, the age in seconds of the last change that it had received.
+    pub replay_lag_seconds: Option<f64>,
 }
 
 /// The current snapshot, once the first was published.
@@ -66,6 +68,12 @@ impl Publisher {
         Self { store, retired: Vec::new() }
     }
 
+    /// Whether there is a snapshot to serve.
+    #[must_use]
+    pub fn has_published(&self) -> bool {
+        self.store.load().is_some()
+    }
+
     /// Replaces the current snapshot; requests that begin after this returns are served from the new one.
     pub fn publish(&mut self, snapshot: Snapshot) -> Arc<Snapshot> {
         let snapshot = Arc::new(snapshot);
@@ -74,9 +82,9 @@ impl Publisher {
         snapshot
     }
 
-    /// Records that the current snapshot equals the content of the source at `at` or later.
-    pub fn record_sync(&mut self, at: Instant, mode: Option<SyncMode>) {
-        self.store.last_sync.store(Some(Arc::new(LastSync { at, mode })));
+    /// Records that the current snapshot equals the content of the source at `sync.at` or later.
+    pub fn record_sync(&mut self, sync: LastSync) {
+        self.store.last_sync.store(Some(Arc::new(sync)));
         self.sweep();
     }
 

@@ -1,6 +1,7 @@
 //! The command line: every command and every setting, with its environment variable and default.
 
 mod parse;
+mod pull;
 mod upstream;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use hyper::header::HeaderName;
 use ipnet::IpNet;
 
+pub use self::pull::{PullArgs, Verify};
 use crate::catalog::model::Rules;
 use crate::http::cors::Cors;
 use crate::postgres::config::{DatabaseConfig, DatabaseUrlError, Environment};
@@ -46,6 +48,9 @@ pub enum Command {
         /// The server.
         #[command(flatten)]
         server: ServerArgs,
+        /// Print commands to try once the catalog is loaded.
+        #[arg(long)]
+        examples: bool,
     },
     /// Serve a sample catalog from an ephemeral Postgres, which is removed when the program ends.
     Demo {
@@ -120,6 +125,13 @@ pub enum Command {
         #[arg(long)]
         live: bool,
     },
+    /// Download the models that a GPU machine needs, verified, and then become the command that uses them.
+    ///
+    /// Exit status 0: every model is there; 1: a model is missing; 2: invalid option; 143: stopped by a signal; 126,
+    /// 127: the command cannot be started. With a command, its own status is the last word; it is started even if a
+    /// model is
+    /// missing, unless --strict is set.
+    Pull(PullArgs),
 }
 
 /// Logging.
@@ -237,6 +249,10 @@ pub struct ServerArgs {
     #[arg(long, env = "CATALOG_POLL_INTERVAL", default_value = "10s", value_name = "DURATION")]
     #[arg(value_parser = parse::duration)]
     pub poll_interval: Duration,
+    /// Time between two reads of a hot standby, which sends no notifications.
+    #[arg(long, env = "CATALOG_STANDBY_POLL_INTERVAL", default_value = "250ms", value_name = "DURATION")]
+    #[arg(value_parser = parse::duration)]
+    pub standby_poll_interval: Duration,
     /// Time between two audits, plus or minus 20 %. An audit reads the whole view and compares it with what is served.
     #[arg(long, env = "CATALOG_AUDIT_INTERVAL", default_value = "1h", value_name = "DURATION")]
     #[arg(value_parser = parse::duration)]
@@ -355,10 +371,16 @@ pub enum ReportFormat {
     Json,
 }
 
+/// The command line. A demo has no load balancer that it must wait for: it stops at the first Ctrl-C.
+fn command() -> clap::Command {
+    let without_grace = |demo: clap::Command| demo.mut_arg("drain_grace", |arg| arg.default_value("0s"));
+    Cli::command().mut_subcommand("demo", without_grace)
+}
+
 /// Parses the command line of this process; exits with a message if it is invalid.
 #[must_use]
 pub fn parse() -> Cli {
-    let parsed = Cli::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     parsed.unwrap_or_else(|error| with_variable(error).exit())
 }
 
@@ -388,7 +410,7 @@ fn with_variable(mut error: clap::Error) -> clap::Error {
 /// The environment variable of `--flag <VALUE>`.
 fn variable_of(argument: &str) -> Option<String> {
     let flag = argument.split_whitespace().next().unwrap_or_default().trim_start_matches("--");
-    let commands = Cli::command();
+    let commands = command();
     let all = commands.get_subcommands().flat_map(clap::Command::get_arguments).chain(commands.get_arguments());
     let mut named = all.filter(|argument| argument.get_long() == Some(flag));
     named.find_map(|argument| Some(argument.get_env()?.to_string_lossy().into_owned()))

@@ -38,7 +38,7 @@ impl UpstreamArgs {
         let locations = self.upstream.iter().zip(1..).map(|(url, number)| Location::parse(url.expose(), number));
         let locations = locations.collect::<Result<Vec<_>, _>>()?;
         let token = self.upstream_token.as_ref().map(|token| config::bearer(token.expose())).transpose()?;
-        let settings = upstream::Settings { locations, interval: self.upstream_interval, token, rules: rules.text() };
+        let settings = upstream::Settings { locations, interval: self.upstream_interval, token, rules: rules.clone() };
         Ok(Some(settings).filter(|settings| !settings.locations.is_empty()))
     }
 }

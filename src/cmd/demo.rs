@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tracing::info;
 
-use super::serve::{self, Source};
-use super::{CommandResult, runtime};
+use super::serve::{self, Listeners, Source};
+use super::{CommandResult, examples, runtime};
 use crate::cli::ServerArgs;
 use crate::postgres::config::{DatabaseConfig, Environment};
 use crate::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
@@ -19,8 +19,10 @@ const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Runs the command until a signal stops it.
 ///
 /// # Errors
-/// Postgres could not be started, or what [`serve::serve`] reports.
+/// An address is in use, Postgres could not be started, or what [`serve::serve`] reports.
 pub fn run(args: &ServerArgs) -> CommandResult {
+    // Before anything is created: the port may be taken.
+    let listeners = Listeners::bind(args)?;
     info!("starting an ephemeral Postgres");
     let postgres = EphemeralPostgres::start(EphemeralOptions { loopback: true, ..EphemeralOptions::default() })?;
     let url = postgres.url("postgres");
@@ -31,16 +33,10 @@ pub fn run(args: &ServerArgs) -> CommandResult {
         client.batch_execute(SAMPLE).await?;
         CommandResult::Ok(())
     })?;
-    let postgres_port = postgres.port();
-    serve::serve(Source::Database(Box::new(database)), args, |address| {
-        println!(
-            "\nmodel-catalog serves http://{address} from an ephemeral Postgres at 127.0.0.1:{postgres_port}. \
-             Ctrl-C stops both. Try:\n\n  \
-             curl http://{address}/api/models/flux-dev\n  \
-             curl -d '{{\"model_ids\":[\"flux-dev\",\"sdxl-base\",\"no-such-model\"]}}' http://{address}/api/models/batch\n  \
-             psql -h 127.0.0.1 -p {postgres_port} -U postgres \
-             -c \"UPDATE models SET description = 'changed just now' WHERE id = 'flux-dev'\"\n\n\
-             and the first command again: it shows the change.\n"
-        );
+    let connection = postgres.loopback_url("postgres");
+    serve::serve(Source::Database(Box::new(database)), args, listeners, async |address, store| {
+        serve::first_snapshot(store).await;
+        println!("\nAn ephemeral Postgres with a sample catalog is running; Ctrl-C stops it and removes it.");
+        examples::print_commands(address, &["flux-dev", "sdxl-base"], Some(&connection));
     })
 }

@@ -2,6 +2,7 @@
 //!
 //! It sends one GET under a deadline, and needs nothing but the address.
 
+use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -99,21 +100,23 @@ async fn get(address: SocketAddr, path: &str) -> io::Result<(StatusCode, String)
     let exchange = async {
         let response = sender.send_request(request).await.map_err(invalid)?;
         let (status, body) = (response.status(), Limited::new(response.into_body(), MAX_RESPONSE_BYTES));
-        let body = body.collect().await.map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+        let body = body.collect().await.map_err(|error| match error.downcast::<hyper::Error>() {
+            Ok(error) => invalid(*error),
+            Err(_) => io::Error::new(ErrorKind::InvalidData, format!("more than {MAX_RESPONSE_BYTES} bytes")),
+        })?;
         Ok((status, String::from_utf8_lossy(&body.to_bytes()).into_owned()))
     };
-    // The connection must be polled for the exchange to proceed; the exchange reports its errors.
+    // The connection must be polled for the exchange to proceed.
     tokio::select! {
         response = exchange => response,
         Err(error) = connection => Err(invalid(error)),
     }
 }
 
+/// The I/O error behind an error of hyper. All others mean that the other end does not speak HTTP.
 fn invalid(error: hyper::Error) -> io::Error {
-    let message = match error {
-        error if error.is_parse_too_large() => format!("more than {MAX_RESPONSE_BYTES} bytes"),
-        error if error.is_parse() => "not an HTTP response".into(),
-        error => return io::Error::new(ErrorKind::InvalidData, error),
-    };
-    io::Error::new(ErrorKind::InvalidData, message)
+    match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
+        Some(source) => io::Error::new(source.kind(), source.to_string()),
+        None => io::Error::new(ErrorKind::InvalidData, "not an HTTP response"),
+    }
 }

@@ -2,10 +2,12 @@
 
 pub mod check;
 pub mod demo;
+mod examples;
 pub mod export;
 pub mod health;
 pub mod import;
 pub mod migrate;
+pub mod pull;
 pub mod serve;
 mod terminal;
 

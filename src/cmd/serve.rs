@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use super::{CommandResult, runtime};
+use super::{CommandResult, examples, runtime};
+use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
 use crate::cli::{DatabaseArgs, ServerArgs, UpstreamArgs};
@@ -28,7 +29,8 @@ use crate::http::connection::Timeouts;
 use crate::http::fd_limit::{self, ConnectionLimits};
 use crate::http::handlers::snapshot::SnapshotFeed;
 use crate::http::memory_budget::MemoryBudget;
-use crate::http::{Api, Limits, Routes, server};
+use crate::http::server::{self, BindError};
+use crate::http::{Api, Limits, Routes};
 use crate::loader::persist::{self, Pending};
 use crate::loader::snapshot_file::PersistedSnapshot;
 use crate::loader::upstream::{self, Upstream};
@@ -49,24 +51,35 @@ pub enum Source {
     Upstream(upstream::Settings),
 }
 
-/// Runs the command until a signal stops it.
+/// Runs the command until a signal stops it. `print_examples` prints commands to try once there is a catalog of a
+/// database.
 ///
 /// # Errors
-/// An invalid connection string or upstream, or what [`serve`] reports.
-pub fn run(database: &DatabaseArgs, upstream: &UpstreamArgs, args: &ServerArgs) -> CommandResult {
-    let source = match upstream.settings(&args.rules.rules())? {
-        Some(settings) => Source::Upstream(settings),
-        None => Source::Database(Box::new(database.config()?)),
-    };
-    serve(source, args, |_| {})
+/// An invalid connection string or upstream, or what [`Listeners::bind`] and [`serve`] report.
+pub fn run(database: &DatabaseArgs, upstream: &UpstreamArgs, args: &ServerArgs, print_examples: bool) -> CommandResult {
+    if let Some(settings) = upstream.settings(&args.rules.rules())? {
+        return serve(Source::Upstream(settings), args, Listeners::bind(args)?, async |_, _| {});
+    }
+    let database = Box::new(database.config()?);
+    let listeners = Listeners::bind(args)?;
+    if !print_examples {
+        return serve(Source::Database(database), args, listeners, async |_, _| {});
+    }
+    let inspected = database.clone();
+    let announce = async |address, store: &Store| examples::announce(address, store, &inspected).await;
+    serve(Source::Database(database), args, listeners, announce)
 }
 
-/// Serves until a signal stops it. Calls `on_ready` with the address of the API once there is a catalog.
+/// Serves until a signal stops it. Runs `announce` meanwhile, with the address of the API.
 ///
 /// # Errors
-/// An address, a file descriptor or a thread that could not be allocated. After the start, no error ends it.
-pub fn serve(source: Source, args: &ServerArgs, on_ready: impl FnOnce(SocketAddr)) -> CommandResult {
-    let listeners = Listeners::bind(args)?;
+/// A thread that could not be started. After the start, no error ends it.
+pub fn serve(
+    source: Source,
+    args: &ServerArgs,
+    listeners: Listeners,
+    announce: impl AsyncFnOnce(SocketAddr, &Store),
+) -> CommandResult {
     let address = listeners.api[0].local_addr()?;
     let threads = listeners.api.len();
     let store = Arc::new(Store::default());
@@ -91,17 +104,14 @@ pub fn serve(source: Source, args: &ServerArgs, on_ready: impl FnOnce(SocketAddr
         Source::Upstream(settings) => spawn_loader(move || context.follow_upstream(settings.clone()))?,
     };
 
-    info!(%address, threads, "serving");
+    info!(%address, threads, "listening");
     let drained = runtime.block_on(async {
-        let ready = async {
-            while api.store.load().is_none() {
-                tokio::time::sleep(READY_POLL).await;
-            }
-            on_ready(address);
+        let announced = async {
+            tokio::join!(log_first_snapshot(&api.store), announce(address, &api.store));
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            () = ready => {}
+            () = announced => {}
             () = signal.recv() => {}
         }
         drain(args, &api, &workers, &shutdown, &mut signal).await
@@ -113,8 +123,32 @@ pub fn serve(source: Source, args: &ServerArgs, on_ready: impl FnOnce(SocketAddr
     Ok(())
 }
 
+async fn log_first_snapshot(store: &Store) {
+    let snapshot = first_snapshot(store).await;
+    info!(models = snapshot.len(), revision = format!("{:016x}", snapshot.revision()), "first catalog loaded");
+}
+
+/// Waits for the first catalog.
+pub async fn first_snapshot(store: &Store) -> Arc<Snapshot> {
+    loop {
+        if let Some(snapshot) = store.load().as_ref() {
+            return Arc::clone(snapshot);
+        }
+        tokio::time::sleep(READY_POLL).await;
+    }
+}
+
+/// An address that the server cannot listen on.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}; set {variable} or {flag} to another address, or stop the process that uses this one")]
+pub struct ListenError {
+    variable: &'static str,
+    flag: &'static str,
+    source: BindError,
+}
+
 /// The bound sockets, and how many connections they may accept.
-struct Listeners {
+pub struct Listeners {
     /// One socket per worker.
     api: Vec<TcpListener>,
     admin: Option<TcpListener>,
@@ -122,12 +156,18 @@ struct Listeners {
 }
 
 impl Listeners {
-    fn bind(args: &ServerArgs) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    /// Binds the addresses of the API and of the admin routes.
+    ///
+    /// # Errors
+    /// An address or enough file descriptors could not be allocated.
+    pub fn bind(args: &ServerArgs) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let threads = args.threads.or_else(|| std::thread::available_parallelism().ok());
         let threads = threads.map_or(1, |threads| threads.get());
         let limits = fd_limit::allocate(args.max_connections.get(), threads)?;
-        let api = server::bind(args.listen.addr, threads)?;
-        let admin = args.listen.admin_addr.map(|address| server::bind(address, 1)).transpose()?;
+        let in_use = |variable, flag| move |source| ListenError { variable, flag, source };
+        let api = server::bind(args.listen.addr, threads).map_err(in_use("CATALOG_ADDR", "--addr"))?;
+        let admin = args.listen.admin_addr.map(|address| server::bind(address, 1)).transpose();
+        let admin = admin.map_err(in_use("CATALOG_ADMIN_ADDR", "--admin-addr"))?;
         Ok(Self { api, admin: admin.and_then(|mut sockets| sockets.pop()), limits })
     }
 
@@ -180,6 +220,7 @@ fn loader_settings(args: &ServerArgs, database: DatabaseConfig, address: SocketA
         replica: args.replica_name.clone().unwrap_or_else(default_name),
         database,
         poll_interval: args.poll_interval,
+        standby_poll_interval: args.standby_poll_interval,
         audit_interval: args.audit_interval,
         rules: args.rules.rules(),
     }
@@ -219,27 +260,29 @@ struct LoaderContext {
 
 impl LoaderContext {
     fn follow_database(&self, settings: loader::Settings) -> CommandResult {
+        let persisted = self.persisted(&settings.rules);
         let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
         let mut loader = Loader::new(settings, store, metrics, self.pending.clone());
-        if let Some(persisted) = self.persisted() {
+        if let Some(persisted) = persisted {
             loader.restore(persisted);
         }
         self.run(loader.run())
     }
 
     fn follow_upstream(&self, settings: upstream::Settings) -> CommandResult {
+        let persisted = self.persisted(&settings.rules);
         let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
         let mut upstream = Upstream::new(settings, store, metrics, self.pending.clone())?;
-        if let Some(persisted) = self.persisted() {
+        if let Some(persisted) = persisted {
             upstream.restore(persisted);
         }
         self.run(upstream.run())
     }
 
     /// The content of the snapshot file, at the first start of the loader.
-    fn persisted(&self) -> Option<PersistedSnapshot<Snapshot>> {
+    fn persisted(&self, rules: &Rules) -> Option<PersistedSnapshot<Snapshot>> {
         let path = self.snapshot_file.as_ref().filter(|_| self.store.load().is_none())?;
-        persist::restore(path, &self.metrics)
+        persist::restore(path, rules, &self.metrics)
     }
 
     fn run(&self, loader: impl Future<Output = Infallible>) -> CommandResult {
@@ -289,8 +332,8 @@ impl ShutdownSignal {
     }
 }
 
-/// Reports not ready, serves on for the grace period, then accepts no connections and waits for the open ones to finish.
-/// Returns false if a second signal interrupted it.
+/// Reports not ready, serves on for the grace period, then accepts no connections and waits for the open ones to
+/// finish. Returns false if a second signal interrupted it.
 async fn drain(
     args: &ServerArgs,
     api: &Api,

@@ -60,6 +60,10 @@ fn item(file: &mut String, entry: &Entry) {
     let _ = writeln!(file, "\n# id: {}", quoted(&model.id));
     if let Some(size) = model.file_size_gb {
         let _ = writeln!(file, "# size: {size} GB");
+        if let Ok(size) = size.get().parse::<f64>() {
+            // As exact as the catalog is, which rounds.
+            let _ = writeln!(file, "# bytes: {:.0}", size * 1e9);
+        }
     }
     let _ = writeln!(file, "# auth_required: {}", model.auth_required);
     if let Some(provider) = &model.auth_provider {

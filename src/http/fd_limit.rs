@@ -27,7 +27,8 @@ pub struct ConnectionLimits {
 /// The limit is too low to serve at all.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "only {allowed} file descriptors are allowed and at least {required} are needed: raise `ulimit -n` (LimitNOFILE= in a unit)"
+    "only {allowed} file descriptors are allowed and at least {required} are needed: \
+     raise `ulimit -n` (LimitNOFILE= in a unit)"
 )]
 pub struct TooFewDescriptors {
     allowed: u64,

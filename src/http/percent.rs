@@ -1,4 +1,5 @@
-//! Percent-decoding of path segments and query values. Strict: a lenient decoder would turn a client's mistake into 404.
+//! Percent-decoding of path segments and query values. Strict, because a lenient decoder would turn a client's
+//! mistake into a 404.
 
 use std::borrow::Cow;
 

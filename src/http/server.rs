@@ -34,7 +34,7 @@ const DEFER_SECONDS: libc::c_int = 1;
 
 /// A port could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}; choose another address or stop the process that uses it")]
+#[error("cannot listen on {address}: {source}")]
 pub struct BindError {
     address: SocketAddr,
     source: io::Error,

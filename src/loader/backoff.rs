@@ -12,6 +12,21 @@ const MAX_DELAY: Duration = Duration::from_secs(10);
 /// Interval at which a lasting outage is logged again.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
+const EXPLAIN: &str = "; run `model-catalog check` with the same settings, which says what to change";
+
+/// What is wrong with the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Problem {
+    /// It can't be reached, or the connection was lost.
+    Unavailable,
+    /// It can be reached, but rejects the user, the password, the database name or the lack of a right.
+    Rejected,
+    /// It accepts the connection, but the catalog can't be read: an object is missing, forbidden or of another type.
+    Unreadable,
+    /// An upstream has a snapshot that can't be served.
+    Refused,
+}
+
 /// Exponential backoff with full jitter, so that a thousand replicas do not reconnect at the same time.
 pub struct ReconnectBackoff {
     /// The name of the source in log lines.
@@ -24,8 +39,7 @@ struct Outage {
     since: Instant,
     attempts: u32,
     logged_at: Instant,
-    /// The source can be reached, but not read.
-    unreadable: bool,
+    problem: Problem,
 }
 
 impl ReconnectBackoff {
@@ -36,19 +50,24 @@ impl ReconnectBackoff {
     }
 
     /// Records a failed attempt, logs it if it is the first, of another kind or the last log line is old, and returns
-    /// how long to wait before the next one. `unreadable` tells whether the source could be reached.
-    pub fn next_delay(&mut self, error: &dyn Display, unreadable: bool, poll_interval: Duration) -> Duration {
+    /// how long to wait before the next one. `serving` tells whether there is a snapshot to serve.
+    pub fn next_delay(
+        &mut self,
+        error: &dyn Display,
+        problem: Problem,
+        serving: bool,
+        poll_interval: Duration,
+    ) -> Duration {
         let now = Instant::now();
-        let outage = self.outage.get_or_insert(Outage { since: now, attempts: 0, logged_at: now, unreadable });
-        let kind_changed = std::mem::replace(&mut outage.unreadable, unreadable) != unreadable;
+        let outage = self.outage.get_or_insert(Outage { since: now, attempts: 0, logged_at: now, problem });
+        let kind_changed = std::mem::replace(&mut outage.problem, problem) != problem;
         if outage.attempts == 0 || kind_changed || outage.logged_at.elapsed() >= LOG_INTERVAL {
             outage.logged_at = now;
-            let problem = match unreadable {
-                true => "the catalog can't be read".into(),
-                false => format!("the {} is unavailable", self.source),
-            };
-            let (attempts, lasted) = (outage.attempts, outage.since.elapsed());
-            warn!(%error, attempts, ?lasted, "{problem}; serving the last snapshot and retrying");
+            let text = describe(self.source, problem, serving);
+            match outage.attempts {
+                0 => warn!(%error, "{text}"),
+                attempts => warn!(%error, attempts, lasted = ?outage.since.elapsed(), "{text}"),
+            }
         }
         let limit = FIRST_DELAY.saturating_mul(1 << outage.attempts.min(16)).min(poll_interval).min(MAX_DELAY);
         outage.attempts = outage.attempts.saturating_add(1);
@@ -73,6 +92,18 @@ impl ReconnectBackoff {
     }
 }
 
+/// What is wrong, what is served meanwhile, and what to do.
+fn describe(source: &str, problem: Problem, serving: bool) -> String {
+    let (what, advice) = match problem {
+        Problem::Unavailable => (format!("the {source} is unavailable"), ""),
+        Problem::Rejected => (format!("the {source} rejects the connection"), EXPLAIN),
+        Problem::Unreadable => ("the catalog can't be read".into(), EXPLAIN),
+        Problem::Refused => (format!("the snapshot of the {source} is refused"), ""),
+    };
+    let meanwhile = if serving { "serving the last snapshot" } else { "there is no catalog to serve yet" };
+    format!("{what}; {meanwhile}, retrying{advice}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,7 +113,8 @@ mod tests {
         let mut backoff = ReconnectBackoff::new("database");
         for (poll_interval, limit) in [(Duration::from_secs(1), Duration::from_secs(1)), (Duration::MAX, MAX_DELAY)] {
             for attempt in 0..40 {
-                let delay = backoff.next_delay(&"refused", attempt % 2 == 0, poll_interval);
+                let problem = if attempt % 2 == 0 { Problem::Unreadable } else { Problem::Unavailable };
+                let delay = backoff.next_delay(&"refused", problem, true, poll_interval);
                 let expected = FIRST_DELAY.saturating_mul(1 << attempt.min(20)).min(limit);
                 assert!(delay <= expected && backoff.is_active(), "attempt {attempt}: {delay:?}");
             }

@@ -13,7 +13,7 @@ use tracing::{debug, error, info};
 
 use crate::catalog::model::Rules;
 use crate::catalog::snapshot::{Refresh, Refreshed, Snapshot};
-use crate::catalog::store::{Store, SyncMode};
+use crate::catalog::store::{LastSync, Store, SyncMode};
 use crate::metrics::Metrics;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::{ConnectError, ReadError};
@@ -28,15 +28,17 @@ pub mod replica;
 pub mod report;
 mod resume;
 pub mod snapshot_file;
+mod standby;
 pub mod upstream;
 
-use backoff::ReconnectBackoff;
+use backoff::{Problem, ReconnectBackoff};
 use output::Output;
 use persist::Pending;
 use replica::application_name;
 use report::RefreshKind;
 use resume::ResumePoint;
 use snapshot_file::PersistedSnapshot;
+use standby::Standby;
 
 /// Number of consecutive deltas that may time out before a full load is tried instead: reading all of a slow view can
 /// succeed where one lookup for each of very many changes does not.
@@ -49,6 +51,8 @@ pub struct Settings {
     pub database: DatabaseConfig,
     /// Time between two deltas when no notification arrives.
     pub poll_interval: Duration,
+    /// Time between two deltas on a hot standby.
+    pub standby_poll_interval: Duration,
     /// Time between two audits, varied at random by up to 20 %.
     pub audit_interval: Duration,
     /// The rules that rows must pass.
@@ -60,7 +64,7 @@ pub struct Settings {
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
-    #[error("cannot connect: {0}")]
+    #[error("{0}")]
     Connect(#[from] ConnectError),
     #[error("cannot read: {0}")]
     Read(#[from] ReadError),
@@ -80,8 +84,9 @@ pub struct Loader {
     /// The position at which `current` equals the database; `None` requires a full load.
     position: Option<Position>,
     resume: ResumePoint,
+    standby: Standby,
     next_audit: Instant,
-    logged_mode: Option<SyncMode>,
+    logged_mode: Option<(SyncMode, bool)>,
     /// The application name of the current session, empty before it is set.
     application_name: String,
     /// Holds a permit while notifications are unhandled.
@@ -103,6 +108,7 @@ impl Loader {
             current,
             position: None,
             resume: ResumePoint::default(),
+            standby: Standby::default(),
             next_audit,
             logged_mode: None,
             application_name: String::new(),
@@ -112,8 +118,8 @@ impl Loader {
         }
     }
 
-    /// Publishes a persisted snapshot. One whose rows passed other rules is served as well, until the full load that it
-    /// requires.
+    /// Publishes a persisted snapshot, whose rows must pass the rules of the settings. A file that was written under other
+    /// rules requires a full load, which may accept rows that were rejected then.
     pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) {
         let restored = self.output.restore(persisted);
         self.current = restored.snapshot;
@@ -139,35 +145,42 @@ impl Loader {
         };
         // LISTEN comes before the first read, so that a change committed in between sends a notification.
         let mut session = Session::open(&self.database(), on_notification).await?;
-        self.log_sync_mode(session.sync_mode());
+        let by_standby_delta = session.sync_mode() == SyncMode::Standby && session.is_direct();
+        let every = if by_standby_delta { self.settings.standby_poll_interval } else { self.settings.poll_interval };
+        self.log_sync_mode((session.sync_mode(), session.is_direct()), every);
         self.application_name.clear();
         self.set_application_name(&session, application_name(&self.settings.replica, None));
-        self.position = self.position.take().and_then(|_| self.resume.position().cloned());
-        self.sync_once(&session).await?;
+        // A standby may have been rewound, or be another one of the same name: both would go unnoticed.
+        let resumable = session.sync_mode() != SyncMode::Standby;
+        self.position = self.position.take().and_then(|_| self.resume.position().cloned()).filter(|_| resumable);
+        self.standby = Standby::default();
+        let mut took = self.sync_once(&session).await?;
         self.metrics.listener_connected.set(i64::from(session.sync_mode() == SyncMode::Live));
         self.backoff.reset();
         loop {
             tokio::select! {
                 () = self.notified.notified() => {}
-                () = tokio::time::sleep(self.settings.poll_interval) => {}
+                () = tokio::time::sleep(if by_standby_delta { standby::pause_after(took, every) } else { every }) => {}
                 reason = session.closed() => return Err(SessionError::Closed(reason)),
             }
-            self.sync_once(&session).await?;
+            took = self.sync_once(&session).await?;
         }
     }
 
-    /// Reads what changed, publishes it, and reports the new position in the application name.
-    async fn sync_once(&mut self, session: &Session) -> Result<(), SessionError> {
+    /// Reads what changed, publishes it, and reports the new position in the application name. Returns the duration of
+    /// the read.
+    async fn sync_once(&mut self, session: &Session) -> Result<Duration, SessionError> {
+        let started = Instant::now();
         self.refresh(session).await?;
+        let took = started.elapsed();
         let served = self.position.as_ref().map(|position| (self.current.revision(), position));
         self.set_application_name(session, application_name(&self.settings.replica, served));
-        Ok(())
+        Ok(took)
     }
 
-    /// Sets the application name if it changed. Not on a standby, where a position does not identify what is served,
-    /// and not through a pooler, whose connections are shared with other clients.
+    /// Sets the application name if it changed. Not through a pooler, whose connections are shared with other clients.
     fn set_application_name(&mut self, session: &Session, name: String) {
-        if session.sync_mode() == SyncMode::Live && self.application_name != name {
+        if session.is_direct() && self.application_name != name {
             session.set_application_name(&name);
             self.application_name = name;
         }
@@ -181,13 +194,22 @@ impl Loader {
 
     /// One read of the kind that is due.
     async fn refresh(&mut self, session: &Session) -> Result<(), SessionError> {
-        if session.sync_mode() == SyncMode::Standby {
-            // No delta: snapshots of a standby do not list the transactions in progress.
-            self.full_refresh(session, RefreshKind::Full).await?;
-            // After a promotion to primary it accepts LISTEN.
-            let promoted = self.position.as_ref().is_some_and(|position| !position.is_standby());
-            return if promoted { Err(SessionError::Promoted) } else { Ok(()) };
+        if session.sync_mode() != SyncMode::Standby {
+            return self.refresh_by_delta(session).await;
         }
+        if session.is_direct() {
+            self.refresh_by_delta(session).await?;
+        } else {
+            // Two transactions through a pooler can run on two standbys, the second of which is behind the first.
+            self.full_refresh(session, RefreshKind::Full).await?;
+        }
+        // After a promotion to primary it accepts LISTEN.
+        let promoted = self.position.as_ref().is_some_and(|position| !position.is_standby());
+        if promoted { Err(SessionError::Promoted) } else { Ok(()) }
+    }
+
+    /// A delta if there is a position to read from, otherwise a full load; an audit when it is due.
+    async fn refresh_by_delta(&mut self, session: &Session) -> Result<(), SessionError> {
         if self.position.is_some() && Instant::now() >= self.next_audit {
             return Ok(self.full_refresh(session, RefreshKind::Audit).await?);
         }
@@ -240,7 +262,7 @@ impl Loader {
 
     /// Publishes the changes since `since`; false if that position belongs to another history.
     async fn delta(&mut self, session: &Session, since: &Position) -> Result<bool, ReadError> {
-        if session.sync_mode() == SyncMode::Live {
+        if session.is_direct() {
             return self.read_delta(session, since).await;
         }
         // Outside of a transaction, a pooler may run each statement on another connection.
@@ -256,7 +278,11 @@ impl Loader {
         let mut refresh = Refresh::delta(&previous, &self.settings.rules);
         let mut position = None;
         let (mut ages, mut rows_read) = (Vec::new(), 0);
-        let mut rows = session.delta(since).await?;
+        let standby = session.sync_mode() == SyncMode::Standby;
+        let mut rows = match standby {
+            true => session.standby_delta(&self.standby.unread(since), &since.history).await?,
+            false => session.delta(since).await?,
+        };
         while let Some(chunk) = rows.next().await? {
             for row in &chunk {
                 if position.is_none() {
@@ -264,7 +290,13 @@ impl Loader {
                     if !since.precedes(&now) {
                         return Ok(false);
                     }
+                    if standby {
+                        self.standby.on_replay(rows::replay(row)?)?;
+                    }
                     position = Some(now);
+                }
+                if standby && let Some(xid) = rows::xid(row)? {
+                    self.standby.record(xid);
                 }
                 let Some(change) = rows::change(row)? else { continue };
                 rows_read += 1;
@@ -278,6 +310,9 @@ impl Loader {
                     ages.push(change.age_seconds);
                 }
             }
+        }
+        if let Some(now) = &position {
+            self.standby.trim(now);
         }
         self.publish(refresh.finish(), position, (started, session.sync_mode()), (RefreshKind::Delta, rows_read));
         for age in ages {
@@ -329,8 +364,10 @@ impl Loader {
             self.current = self.output.publish(snapshot);
             self.persist();
         }
-        self.output.record_sync(started, Some(mode));
-        report::record_sync(&self.metrics, kind, started, rows, changed, &self.current);
+        let replay_lag_seconds = self.standby.replay_lag_seconds();
+        self.metrics.replay_lag.set(replay_lag_seconds.unwrap_or_default());
+        self.output.record_sync(LastSync { at: started, mode: Some(mode), replay_lag_seconds });
+        report::record_sync(&self.metrics, (kind, Some(mode)), started, rows, changed, &self.current);
         report::log_rejections(&newly_rejected);
     }
 
@@ -343,16 +380,20 @@ impl Loader {
     }
 
     /// Logs how changes are read, when it differs from the last session.
-    fn log_sync_mode(&mut self, mode: SyncMode) {
+    fn log_sync_mode(&mut self, mode: (SyncMode, bool), every: Duration) {
         if self.logged_mode.replace(mode) != Some(mode) {
-            report::log_sync_mode(mode, self.settings.poll_interval);
+            report::log_sync_mode(mode, every);
         }
     }
 
     /// Returns how long to wait before the next connect.
     fn on_disconnect(&mut self, error: &SessionError) -> Duration {
-        let unreadable = matches!(error, SessionError::Read(error) if error.is_about_the_schema());
-        self.backoff.next_delay(error, unreadable, self.settings.poll_interval)
+        let problem = match error {
+            SessionError::Connect(error) if error.is_about_the_configuration() => Problem::Rejected,
+            SessionError::Read(error) if error.is_about_the_schema() => Problem::Unreadable,
+            _ => Problem::Unavailable,
+        };
+        self.backoff.next_delay(error, problem, self.output.has_published(), self.settings.poll_interval)
     }
 }
 

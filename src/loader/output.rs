@@ -2,7 +2,6 @@
 //! snapshot file and `GET /api/snapshot` are written from.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -10,7 +9,7 @@ use super::persist::Pending;
 use super::report;
 use super::snapshot_file::PersistedSnapshot;
 use crate::catalog::snapshot::Snapshot;
-use crate::catalog::store::{Publisher, Store, SyncMode};
+use crate::catalog::store::{LastSync, Publisher, Store};
 use crate::metrics::Metrics;
 
 /// The only writer of a [`Store`].
@@ -34,6 +33,12 @@ impl Output {
         snapshot
     }
 
+    /// Whether there is a snapshot to serve.
+    #[must_use]
+    pub fn has_published(&self) -> bool {
+        self.publisher.has_published()
+    }
+
     /// Hands the published snapshot, with what is needed to resume from it, to the snapshot file and `/api/snapshot`.
     pub fn persist(&self, state: PersistedSnapshot<Arc<Snapshot>>) {
         self.pending.send_replace(Some(state));
@@ -50,8 +55,8 @@ impl Output {
         state
     }
 
-    /// Records that the published snapshot equals the content of the source at `at` or later.
-    pub fn record_sync(&mut self, at: Instant, mode: Option<SyncMode>) {
-        self.publisher.record_sync(at, mode);
+    /// Records that the published snapshot equals the content of the source at `sync.at` or later.
+    pub fn record_sync(&mut self, sync: LastSync) {
+        self.publisher.record_sync(sync);
     }
 }

@@ -9,7 +9,9 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use super::report;
 use super::snapshot_file::{self, PersistedSnapshot, SnapshotFileError};
+use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
 use crate::metrics::Metrics;
 
@@ -75,11 +77,12 @@ fn save(path: &Path, persisted: &PersistedSnapshot<Arc<Snapshot>>, metrics: &Met
     result.is_ok()
 }
 
-/// Reads the snapshot file at startup. A file that cannot be used is logged, counted and quarantined; it never prevents
-/// the start.
-pub fn restore(path: &Path, metrics: &Metrics) -> Option<PersistedSnapshot<Snapshot>> {
+/// Reads the snapshot file at startup. Rows that were accepted under other rules are checked again, and those that break
+/// one of `rules` are not served. A file that cannot be used is logged and counted, and quarantined if it is damaged; it
+/// never prevents the start.
+pub fn restore(path: &Path, rules: &Rules, metrics: &Metrics) -> Option<PersistedSnapshot<Snapshot>> {
     let started = Instant::now();
-    let result = snapshot_file::read(path);
+    let result = snapshot_file::read(path).map(|persisted| check_again(persisted, rules));
     let outcome = match &result {
         Ok(_) => "ok",
         Err(SnapshotFileError::Missing) => "missing",
@@ -93,10 +96,7 @@ pub fn restore(path: &Path, metrics: &Metrics) -> Option<PersistedSnapshot<Snaps
             return Some(persisted);
         }
         Err(SnapshotFileError::Missing) => info!(path = %path.display(), "no snapshot file yet"),
-        Err(error @ SnapshotFileError::NotAFile) => {
-            warn!(path = %path.display(), %error, "the snapshot file can't be used, waiting for the database");
-        }
-        Err(error) => {
+        Err(error @ SnapshotFileError::Damaged(_)) => {
             let renamed_to = snapshot_file::quarantine(path)
                 .map_or_else(|error| format!("not renamed: {error}"), |quarantined| quarantined.display().to_string());
             warn!(
@@ -104,6 +104,23 @@ pub fn restore(path: &Path, metrics: &Metrics) -> Option<PersistedSnapshot<Snaps
                 "the snapshot file can't be used, waiting for the database"
             );
         }
+        Err(error) => {
+            warn!(path = %path.display(), %error, "the snapshot file can't be used, waiting for the database");
+        }
     }
     None
+}
+
+/// Removes the rows that break one of today's rules, unless the file was written under the same rules.
+fn check_again(mut persisted: PersistedSnapshot<Snapshot>, rules: &Rules) -> PersistedSnapshot<Snapshot> {
+    if persisted.rules != rules.text() {
+        let rejected = persisted.snapshot.check_again(rules);
+        let (written_under, removed) = (&persisted.rules, rejected.len());
+        info!(
+            written_under,
+            removed, "the rules for rows differ from those of the snapshot file, its rows are checked"
+        );
+        report::log_rejections(&rejected);
+    }
+    persisted
 }

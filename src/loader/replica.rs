@@ -48,11 +48,12 @@ fn suffix(text: &str, bytes: usize) -> String {
 }
 
 /// The application name of a replica that serves this revision as of this position; `None` before its first read.
+/// Positions of a standby do not list the running transactions, so only those below xmin are known to be served.
 #[must_use]
 pub fn application_name(name: &str, served: Option<(u64, &Position)>) -> String {
     let alone = format!("{} {name}", env!("CARGO_PKG_NAME"));
     let Some((revision, position)) = served else { return alone };
-    let xmax = position.xmax();
+    let xmax = if position.is_standby() { position.xmin() } else { position.xmax() };
     let running = position.running();
 
     let omitted = |count: usize| if count > 0 { format!("+{count}") } else { String::new() };

@@ -44,10 +44,11 @@ pub fn record_refresh(metrics: &Metrics, kind: RefreshKind, started: Instant, ok
     metrics.refreshes.with_label_values(&[kind.label(), outcome]).inc();
 }
 
-/// Records that a read succeeded, and logs it: one that found nothing is only a heartbeat.
+/// Records that a read succeeded, and logs it: one that found nothing is only a heartbeat. On a standby, where a delta may
+/// repeat what was read, that is one that changes nothing.
 pub fn record_sync(
     metrics: &Metrics,
-    kind: RefreshKind,
+    (kind, mode): (RefreshKind, Option<SyncMode>),
     started: Instant,
     rows: usize,
     changed: usize,
@@ -55,7 +56,8 @@ pub fn record_sync(
 ) {
     metrics.last_sync.set(UNIX_EPOCH.elapsed().map_or(0.0, |now| now.as_secs_f64()));
     let (label, revision, took) = (kind.label(), format!("{:016x}", now.revision()), started.elapsed());
-    if rows > 0 || matches!(kind, RefreshKind::Full | RefreshKind::Audit) {
+    let heartbeat = rows == 0 || mode == Some(SyncMode::Standby) && changed == 0;
+    if matches!(kind, RefreshKind::Full | RefreshKind::Audit) || !heartbeat {
         info!(kind = label, rows, changed, models = now.len(), ?took, revision, "refreshed");
     } else {
         debug!(kind = label, rows, ?took, revision, "heartbeat");
@@ -81,7 +83,7 @@ pub fn log_rejections(rejected: &[(Box<str>, Box<str>)]) {
 }
 
 /// Logs a mode in which changes arrive late. `every` is the interval at which they are read.
-pub fn log_sync_mode(mode: SyncMode, every: Duration) {
+pub fn log_sync_mode((mode, direct): (SyncMode, bool), every: Duration) {
     match mode {
         SyncMode::Live => {}
         SyncMode::Polling => {
@@ -91,8 +93,15 @@ pub fn log_sync_mode(mode: SyncMode, every: Duration) {
                  connect to Postgres directly"
             );
         }
+        SyncMode::Standby if direct => {
+            info!(?every, "this is a hot standby, which sends no notifications: changes are read at intervals");
+        }
         SyncMode::Standby => {
-            warn!(?every, "this is a hot standby, which sends no notifications: everything is read at intervals");
+            warn!(
+                ?every,
+                "this is a hot standby behind a transaction pooler, which may change servers between two reads: \
+                 everything is read at intervals; connect to Postgres directly"
+            );
         }
     }
 }

@@ -18,8 +18,11 @@ use crate::catalog::entry::{Entry, EntryBuilder, read_id};
 use crate::catalog::snapshot::{Rejected, Snapshot};
 use crate::postgres::position::Position;
 
-/// Incremented whenever an older file would be misread: another format, other rules for rows, other JSON.
+/// Version of the format, incremented when an older program would misread the file. The rules for rows are not part of
+/// the format: the header names those that the rows passed, see [`Rules::text`](crate::catalog::model::Rules::text).
 const VERSION: u32 = 2;
+/// The oldest version that can be read. Version 1 differs only in the rules that its rows passed.
+const OLDEST_VERSION: u32 = 1;
 const FORMAT: &str = "model-catalog snapshot";
 const BUFFER: usize = 1 << 20;
 /// Largest number of entries for which memory is reserved in advance: the header of a forged file must not make us
@@ -37,7 +40,8 @@ pub struct PersistedSnapshot<S> {
     pub position: Position,
     /// The position that the catalog is of; `position` may be older, see [`ResumePoint`](super::resume::ResumePoint).
     pub as_of: Position,
-    /// The rules that its rows passed; see [`Rules::text`](crate::catalog::model::Rules::text).
+    /// The rules that its rows passed; see [`Rules::text`](crate::catalog::model::Rules::text). Under other rules the
+    /// rows must be checked again before they are served.
     pub rules: String,
 }
 
@@ -50,8 +54,11 @@ pub enum SnapshotFileError {
     /// The system reported an error.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The file was written by a version of the program with another format.
-    #[error("it has version {0}, this program reads version {VERSION}")]
+    /// The file was written by a version of the program with another format, mostly a newer one.
+    #[error(
+        "it has version {0} and this program reads versions {OLDEST_VERSION} to {VERSION}: use the version of the \
+         program that wrote it, or let this one replace the file once it has read the database"
+    )]
     Version(u32),
     /// The content is not what was written.
     #[error("it is damaged: {0}")]
@@ -188,14 +195,23 @@ pub fn read_from(reader: impl BufRead, previous: &Snapshot) -> Result<PersistedS
     Ok(PersistedSnapshot { snapshot, position, as_of, rules })
 }
 
+/// The part of the header that every version has.
+#[derive(Deserialize)]
+struct AnyHeader {
+    format: String,
+    version: u32,
+}
+
 fn parse_header(line: &[u8]) -> Result<Header<'static>, SnapshotFileError> {
-    let not_a_header = SnapshotFileError::Damaged("the first line is not a header");
-    match serde_json::from_slice::<Header<'static>>(line) {
-        Ok(header) if header.format != FORMAT => Err(not_a_header),
-        Ok(header) if header.version != VERSION => Err(SnapshotFileError::Version(header.version)),
-        Ok(header) => Ok(header),
-        Err(_) => Err(not_a_header),
+    let not_a_header = |_| SnapshotFileError::Damaged("the first line is not a header");
+    let any: AnyHeader = serde_json::from_slice(line).map_err(not_a_header)?;
+    if any.format != FORMAT {
+        return Err(SnapshotFileError::Damaged("it is not a snapshot file"));
     }
+    if !(OLDEST_VERSION..=VERSION).contains(&any.version) {
+        return Err(SnapshotFileError::Version(any.version));
+    }
+    serde_json::from_slice(line).map_err(not_a_header)
 }
 
 fn read_entry(

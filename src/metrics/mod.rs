@@ -1,9 +1,11 @@
 //! Every metric of the program, in one struct that owns its registry.
 //!
-//! Request metrics are in `requests.rs`. All others change a few times a second and use the types of the prometheus crate.
+//! Request metrics are in `requests.rs`. All others change a few times a second and use the types of the prometheus
+//! crate.
 
 mod requests;
 mod top_missing;
+mod upstream;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,12 +13,12 @@ use std::sync::Arc;
 use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use self::requests::RequestCollector;
-pub use self::requests::{RequestMetrics, Route, templates};
+pub use self::requests::{RequestMetrics, Route, statuses, templates};
 use self::top_missing::Id;
 pub use self::top_missing::{ID_BYTES, truncate};
+pub use self::upstream::UpstreamMetrics;
 
 const REFRESH_KINDS: [&str; 4] = ["delta", "full", "audit", "upstream"];
-const UPSTREAM_OUTCOMES: [&str; 4] = ["changed", "unchanged", "refused", "error"];
 
 /// Upper bounds in seconds, from one changed row to a full load of millions.
 const REFRESH_SECONDS: [f64; 13] = [5e-4, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0];
@@ -43,6 +45,8 @@ pub struct Metrics {
     pub propagation_seconds: Histogram,
     /// `catalog_last_sync_timestamp_seconds`
     pub last_sync: Gauge,
+    /// `catalog_replay_lag_seconds`
+    pub replay_lag: Gauge,
     /// `catalog_listener_connected`
     pub listener_connected: IntGauge,
     /// `catalog_notifications_total`
@@ -51,14 +55,8 @@ pub struct Metrics {
     pub audit_mismatches: IntCounter,
     /// `catalog_snapshot_file_operations_total{operation,outcome}`
     pub snapshot_file: IntCounterVec,
-    /// `catalog_snapshot_waiters`
-    pub snapshot_waiters: IntGauge,
-    /// `catalog_upstream_connected`
-    pub upstream_connected: IntGauge,
-    /// `catalog_upstream_requests_total{outcome}`
-    pub upstream_requests: IntCounterVec,
-    /// `catalog_upstream_received_bytes_total`
-    pub upstream_received_bytes: IntCounter,
+    /// Metrics of following an upstream and of being one.
+    pub upstream: UpstreamMetrics,
 }
 
 impl Metrics {
@@ -67,8 +65,6 @@ impl Metrics {
     /// # Errors
     /// A name that is invalid or taken: a fault of this file.
     pub fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let requests = RequestCollector::new()?;
         let refresh = HistogramOpts::new("catalog_refresh_duration_seconds", "Time a refresh took, by kind.")
             .buckets(REFRESH_SECONDS.into());
         let propagation =
@@ -93,6 +89,10 @@ impl Metrics {
                 "catalog_last_sync_timestamp_seconds",
                 "Unix time at which the catalog was last known to equal its source; 0 = never.",
             )?,
+            replay_lag: Gauge::new(
+                "catalog_replay_lag_seconds",
+                "Age of the last transaction that the hot standby had replayed at the last read; 0 on a primary.",
+            )?,
             listener_connected: IntGauge::new(
                 "catalog_listener_connected",
                 "1 while this process receives notifications from the database.",
@@ -109,65 +109,50 @@ impl Metrics {
                 ),
                 &["operation", "outcome"],
             )?,
-            snapshot_waiters: IntGauge::new(
-                "catalog_snapshot_waiters",
-                "Requests for /api/snapshot that wait for a change.",
-            )?,
-            upstream_connected: IntGauge::new(
-                "catalog_upstream_connected",
-                "1 while the last request to an upstream was successful.",
-            )?,
-            upstream_requests: IntCounterVec::new(
-                Opts::new("catalog_upstream_requests_total", "Requests to upstreams, by outcome."),
-                &["outcome"],
-            )?,
-            upstream_received_bytes: IntCounter::new(
-                "catalog_upstream_received_bytes_total",
-                "Bytes of snapshots received from upstreams, as transferred.",
-            )?,
-            requests: requests.clone(),
-            registry,
+            upstream: UpstreamMetrics::new()?,
+            requests: RequestCollector::new()?,
+            registry: Registry::new(),
         };
-        let build_info = IntGauge::with_opts(
-            Opts::new("catalog_build_info", "Build information; always 1.")
-                .const_label("version", env!("CARGO_PKG_VERSION")),
-        )?;
-        build_info.set(1);
         for kind in REFRESH_KINDS {
             metrics.refresh_seconds.with_label_values(&[kind]);
             for outcome in ["ok", "error"] {
                 metrics.refreshes.with_label_values(&[kind, outcome]);
             }
         }
-        for outcome in UPSTREAM_OUTCOMES {
-            metrics.upstream_requests.with_label_values(&[outcome]);
-        }
         for outcome in ["ok", "error"] {
             metrics.snapshot_file.with_label_values(&["write", outcome]);
         }
-
-        let registry = &metrics.registry;
-        registry.register(Box::new(requests))?;
-        registry.register(Box::new(build_info))?;
-        registry.register(Box::new(metrics.ready.clone()))?;
-        registry.register(Box::new(metrics.connections_limit.clone()))?;
-        registry.register(Box::new(metrics.models.clone()))?;
-        registry.register(Box::new(metrics.models_rejected.clone()))?;
-        registry.register(Box::new(metrics.snapshot_bytes.clone()))?;
-        registry.register(Box::new(metrics.refreshes.clone()))?;
-        registry.register(Box::new(metrics.refresh_seconds.clone()))?;
-        registry.register(Box::new(metrics.propagation_seconds.clone()))?;
-        registry.register(Box::new(metrics.last_sync.clone()))?;
-        registry.register(Box::new(metrics.listener_connected.clone()))?;
-        registry.register(Box::new(metrics.notifications.clone()))?;
-        registry.register(Box::new(metrics.audit_mismatches.clone()))?;
-        registry.register(Box::new(metrics.snapshot_file.clone()))?;
-        registry.register(Box::new(metrics.snapshot_waiters.clone()))?;
-        registry.register(Box::new(metrics.upstream_connected.clone()))?;
-        registry.register(Box::new(metrics.upstream_requests.clone()))?;
-        registry.register(Box::new(metrics.upstream_received_bytes.clone()))?;
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        metrics.register_all()?;
         Ok(metrics)
+    }
+
+    fn register_all(&self) -> prometheus::Result<()> {
+        let build_info = IntGauge::with_opts(
+            Opts::new("catalog_build_info", "Build information; always 1.")
+                .const_label("version", env!("CARGO_PKG_VERSION")),
+        )?;
+        build_info.set(1);
+
+        let registry = &self.registry;
+        registry.register(Box::new(self.requests.clone()))?;
+        registry.register(Box::new(build_info))?;
+        registry.register(Box::new(self.ready.clone()))?;
+        registry.register(Box::new(self.connections_limit.clone()))?;
+        registry.register(Box::new(self.models.clone()))?;
+        registry.register(Box::new(self.models_rejected.clone()))?;
+        registry.register(Box::new(self.snapshot_bytes.clone()))?;
+        registry.register(Box::new(self.refreshes.clone()))?;
+        registry.register(Box::new(self.refresh_seconds.clone()))?;
+        registry.register(Box::new(self.propagation_seconds.clone()))?;
+        registry.register(Box::new(self.last_sync.clone()))?;
+        registry.register(Box::new(self.replay_lag.clone()))?;
+        registry.register(Box::new(self.listener_connected.clone()))?;
+        registry.register(Box::new(self.notifications.clone()))?;
+        registry.register(Box::new(self.audit_mismatches.clone()))?;
+        registry.register(Box::new(self.snapshot_file.clone()))?;
+        self.upstream.register(registry)?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(())
     }
 
     /// The request metrics of one more worker thread.

@@ -93,7 +93,11 @@ impl DatabaseConfig {
         channel: &str,
         timeout: Duration,
     ) -> Result<Self, DatabaseUrlError> {
-        let Split { rest, sslmode, sslrootcert } = if url.contains("://") { split_url(url) } else { split_pairs(url) };
+        let scheme = url_scheme(url);
+        if scheme.is_some_and(|scheme| !["postgres", "postgresql"].contains(&scheme)) {
+            return Err(DatabaseUrlError::Syntax("is a URL whose scheme is not postgres".into()));
+        }
+        let Split { rest, sslmode, sslrootcert } = if scheme.is_some() { split_url(url) } else { split_pairs(url) };
         let mut driver = parse_driver(&rest)?;
         let sslmode = sslmode.or_else(|| environment.sslmode.clone());
         let mode = sslmode.map_or(Ok(Mode::Prefer), |mode| mode.parse())?;
@@ -126,11 +130,35 @@ impl DatabaseConfig {
         shuffled
     }
 
+    /// The addresses to try, as `host:port` or the path of the unix socket, for error messages.
+    #[must_use]
+    pub fn address(&self) -> String {
+        let ports = self.driver.get_ports();
+        let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(5432);
+        let hosts = self.driver.get_hosts().iter().enumerate().map(|(index, host)| match host {
+            Host::Tcp(name) => format!("{name}:{}", port(index)),
+            Host::Unix(directory) => format!("{}/.s.PGSQL.{}", directory.display(), port(index)),
+        });
+        let addresses = self.driver.get_hostaddrs().iter().enumerate();
+        let mut all: Vec<_> = hosts.collect();
+        if all.is_empty() {
+            all = addresses.map(|(index, address)| format!("{address}:{}", port(index))).collect();
+        }
+        all.join(", ")
+    }
+
     /// Number of hosts to try.
     #[must_use]
     pub fn hosts(&self) -> u32 {
         u32::try_from(self.driver.get_hosts().len().max(1)).unwrap_or(u32::MAX)
     }
+}
+
+/// The scheme, if the connection string is a URL and not pairs.
+fn url_scheme(text: &str) -> Option<&str> {
+    let (scheme, _) = text.split_once("://")?;
+    let valid = |c: char| c.is_ascii_alphanumeric() || "+-.:".contains(c);
+    (!scheme.is_empty() && scheme.chars().all(valid)).then_some(scheme)
 }
 
 fn parse_driver(text: &str) -> Result<Config, DatabaseUrlError> {

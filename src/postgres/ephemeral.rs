@@ -1,34 +1,44 @@
 //! An ephemeral Postgres server for `demo` and for tests: the installed programs on a new data directory, removed when
 //! dropped.
 //!
-//! Postgres runs under a shell that reads from a pipe whose other end only this process holds. So the server stops
-//! however this process ends, `kill -9` included. (PR_SET_PDEATHSIG would fire when the spawning thread ends.)
+//! `initdb` and Postgres run under a shell that reads from a pipe whose other end only this process holds. So they stop
+//! however this process ends, `kill -9` included, and [`TempDir`] then removes the directory.
+//!
+//! The unix socket is in a directory that only the server's account can enter, and needs no password. On the loopback
+//! interface every local user could connect, and a superuser can run programs as the server's account: there the
+//! server demands a random password.
 
-use std::io::{self, Write};
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
 use std::net::TcpListener;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::temp_dir::TempDir;
 
 /// The path of a unix socket is limited to 107 bytes, and the name of the socket is `/.s.PGSQL.65535`.
 const MAX_DIRECTORY: usize = 107 - 15;
 /// Maximum time to start; the first start on a slow disk can take long.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// `$1` is the directory to remove, the rest is the server's command line. `read` returns at the end of the pipe, or
-/// with the request to keep the data of a server that is already stopping. SIGINT is Postgres' fast shutdown: it
-/// terminates sessions and leaves the data consistent. `wait` reaps the server, because the next start would consider
-/// the data of a zombie as in use.
+/// Runs the command line in `$@`. `read` returns at the end of the pipe, or with the request to let the program end by
+/// itself. SIGINT is Postgres' fast shutdown, which terminates sessions and leaves the data consistent; `initdb` ends
+/// after its current step. `wait` reaps the program, because the next start of a server would consider the data of a
+/// zombie as in use. The standard output is a [`TempDir::hold`], which the program inherits as descriptor 3.
 const GUARD: &str = r#"
-directory=$1; shift
-"$@" & server=$!
+exec 3>&1 >&2
+"$@" & program=$!
+exec >/dev/null 2>&1
 read -r request
-[ "$request" = keep ] || kill -INT $server 2>/dev/null
-wait $server
-[ "$request" = keep ] || [ -z "$directory" ] || rm -rf "$directory"
+[ "$request" = keep ] || kill -INT $program
+wait $program
 "#;
+
+/// The request to let the program end by itself.
+const KEEP: &[u8] = b"keep\n";
 
 /// Why the server could not be started or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -74,14 +84,15 @@ pub struct EphemeralOptions {
 }
 
 /// A running server; dropping it stops the server and removes its directory.
-#[derive(Debug)]
 pub struct EphemeralPostgres {
     programs: PathBuf,
     account: Option<Account>,
-    directory: PathBuf,
     port: u16,
+    password: String,
     options: EphemeralOptions,
     guard: Option<(Child, ChildStdin)>,
+    // Dropped last: the server must have stopped.
+    directory: TempDir,
 }
 
 /// The account the server runs as if this process runs as root, which Postgres refuses to.
@@ -98,7 +109,12 @@ impl EphemeralPostgres {
     /// See [`EphemeralError`].
     pub fn start(options: EphemeralOptions) -> Result<Self, EphemeralError> {
         let mut server = Self::create(options)?;
-        server.run_program("initdb", &["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"])?;
+        let password_file = server.write_password()?;
+        let password_option = format!("--pwfile={}", password_file.display());
+        let authentication = ["--auth-local=trust", "--auth-host=scram-sha-256", &password_option];
+        let encoding = ["-E", "UTF8", "--no-locale", "--no-sync", "-U", "postgres"];
+        server.run_program("initdb", &[&authentication[..], &encoding].concat())?;
+        std::fs::remove_file(&password_file).map_err(io_error("remove the password file"))?;
         server.resume()?;
         Ok(server)
     }
@@ -109,6 +125,7 @@ impl EphemeralPostgres {
     /// See [`EphemeralError`].
     pub fn standby_of(primary: &Self) -> Result<Self, EphemeralError> {
         let mut standby = Self::create(primary.options.clone())?;
+        standby.password.clone_from(&primary.password);
         let source = primary.url("postgres");
         standby.run_program("pg_basebackup", &["-d", &source, "-R", "-X", "stream", "-c", "fast", "--no-sync"])?;
         standby.resume()?;
@@ -126,19 +143,33 @@ impl EphemeralPostgres {
                 io::Error::other(format!("its path is longer than {MAX_DIRECTORY} bytes; set TMPDIR to a shorter one"));
             return Err(io_error(format!("use {} for a socket", directory.display()))(long));
         }
-        let created = std::fs::DirBuilder::new().mode(0o700).create(&directory);
-        created.map_err(io_error(format!("create {}", directory.display())))?;
+        let directory =
+            TempDir::create(directory.clone()).map_err(io_error(format!("create {}", directory.display())))?;
         if let Some(Account { uid, gid }) = account {
-            chown(&directory, Some(uid), Some(gid)).map_err(io_error("give the directory to the server's account"))?;
+            chown(directory.path(), Some(uid), Some(gid))
+                .map_err(io_error("give the directory to the server's account"))?;
         }
         let port = if options.loopback { free_port().map_err(io_error("find a free port"))? } else { 5432 };
-        Ok(Self { programs, account, directory, port, options, guard: None })
+        let password = random_password().map_err(io_error("read /dev/urandom"))?;
+        Ok(Self { programs, account, port, password, options, guard: None, directory })
+    }
+
+    /// Writes the password to a file that only the server's account can read.
+    fn write_password(&self) -> Result<PathBuf, EphemeralError> {
+        let path = self.directory.path().join("password");
+        let written = || {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            writeln!(file, "{}", self.password)?;
+            self.account.map_or(Ok(()), |Account { uid, gid }| chown(&path, Some(uid), Some(gid)))
+        };
+        written().map_err(io_error("write the password file"))?;
+        Ok(path)
     }
 
     /// The directory of its unix socket, which libpq accepts as a host.
     #[must_use]
     pub fn socket_directory(&self) -> &Path {
-        &self.directory
+        self.directory.path()
     }
 
     /// Its port, on the loopback interface and in the name of the socket.
@@ -150,13 +181,19 @@ impl EphemeralPostgres {
     /// The server's data directory.
     #[must_use]
     pub fn data_directory(&self) -> PathBuf {
-        self.directory.join("data")
+        self.directory.path().join("data")
     }
 
     /// A connection string for `database` over the unix socket.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
-        format!("host={} port={} user=postgres dbname={database}", self.directory.display(), self.port)
+        format!("host={} port={} user=postgres dbname={database}", self.directory.path().display(), self.port)
+    }
+
+    /// A connection string for `database` over the loopback interface, with the password.
+    #[must_use]
+    pub fn loopback_url(&self, database: &str) -> String {
+        format!("postgres://postgres:{}@127.0.0.1:{}/{database}", self.password, self.port)
     }
 
     /// A command that runs one of the server's programs under the server's account.
@@ -175,13 +212,31 @@ impl EphemeralPostgres {
         }
     }
 
+    /// Starts a program of the server under the guard; its output goes to `output`.
+    fn spawn_guarded(&self, name: &str, arguments: &[&str], output: Stdio) -> io::Result<(Child, ChildStdin)> {
+        let mut command = Command::new("/bin/sh");
+        self.drop_privileges(&mut command);
+        command.args(["-c", GUARD, "model-catalog-guard"]).arg(self.programs.join(name));
+        command.arg("-D").arg(self.data_directory()).args(arguments);
+        command.stdin(Stdio::piped()).stdout(self.directory.hold()?).stderr(output);
+        let mut guard = command.spawn()?;
+        let pipe = guard.stdin.take().ok_or_else(|| io::Error::other("its stdin is not a pipe"))?;
+        Ok((guard, pipe))
+    }
+
     fn run_program(&self, name: &'static str, arguments: &[&str]) -> Result<(), EphemeralError> {
-        let output = self.program(name).arg("-D").arg(self.data_directory()).args(arguments).output();
-        let output = output.map_err(io_error(format!("run {name}")))?;
-        if output.status.success() {
+        let run = || {
+            let (mut guard, mut pipe) = self.spawn_guarded(name, arguments, Stdio::piped())?;
+            let mut output = Vec::new();
+            // Ends with the program.
+            guard.stderr.take().map(|mut errors| errors.read_to_end(&mut output)).transpose()?;
+            pipe.write_all(KEEP)?;
+            Ok((guard.wait()?, output))
+        };
+        let (status, output) = run().map_err(io_error(format!("run {name}")))?;
+        if status.success() {
             return Ok(());
         }
-        let output = [output.stdout, output.stderr].concat();
         Err(EphemeralError::Failed { program: name, output: String::from_utf8_lossy(&output).into_owned() })
     }
 
@@ -190,25 +245,15 @@ impl EphemeralPostgres {
     /// # Errors
     /// See [`EphemeralError`].
     pub fn resume(&mut self) -> Result<(), EphemeralError> {
-        let log_path = self.directory.join("server.log");
+        let log_path = self.directory.path().join("server.log");
         let log = std::fs::File::create(&log_path).map_err(io_error("create the server's log"))?;
-        let errors = log.try_clone().map_err(io_error("create the server's log"))?;
-        let listen = if self.options.loopback { "127.0.0.1" } else { "" };
-        let mut command = Command::new("/bin/sh");
-        self.drop_privileges(&mut command);
-        command.args(["-c", GUARD, "model-catalog-guard"]).arg(&self.directory);
-        command.arg(self.programs.join("postgres")).arg("-D").arg(self.data_directory());
-        command.arg("-k").arg(&self.directory).args(["-p", &self.port.to_string()]);
-        command.args(["-c", &format!("listen_addresses={listen}"), "-c", "unix_socket_permissions=0700"]);
-        for (name, value) in &self.options.settings {
-            command.args(["-c", &format!("{name}={value}")]);
-        }
-        let mut guard = command.stdin(Stdio::piped()).stdout(log).stderr(errors).spawn();
-        let pipe = guard.as_mut().ok().and_then(|guard| guard.stdin.take());
-        let guard = guard.map_err(io_error("start /bin/sh"))?;
-        let pipe =
-            pipe.ok_or_else(|| io::Error::other("its stdin is not a pipe")).map_err(io_error("start /bin/sh"))?;
-        self.guard = Some((guard, pipe));
+        let (directory, port) = (self.directory.path().display().to_string(), self.port.to_string());
+        let listen = format!("listen_addresses={}", if self.options.loopback { "127.0.0.1" } else { "" });
+        let settings: Vec<_> = self.options.settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let mut arguments = vec!["-k", &*directory, "-p", &port, "-c", &listen, "-c", "unix_socket_permissions=0700"];
+        arguments.extend(settings.iter().flat_map(|setting| ["-c", setting]));
+        let guard = self.spawn_guarded("postgres", &arguments, log.into());
+        self.guard = Some(guard.map_err(io_error("start /bin/sh"))?);
         self.wait_until_ready().inspect_err(|_| self.shut_down())
     }
 
@@ -222,7 +267,7 @@ impl EphemeralPostgres {
                 return Ok(());
             }
             if Instant::now() > deadline || self.postmaster_exited() {
-                let log = std::fs::read_to_string(self.directory.join("server.log")).unwrap_or_default();
+                let log = std::fs::read_to_string(self.directory.path().join("server.log")).unwrap_or_default();
                 return Err(EphemeralError::Failed { program: "postgres", output: log });
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -232,7 +277,7 @@ impl EphemeralPostgres {
     /// Whether the server exited by itself, which leaves its guard reading from the pipe without a child process.
     fn postmaster_exited(&mut self) -> bool {
         let Some((guard, _)) = &mut self.guard else { return true };
-        let log = std::fs::metadata(self.directory.join("server.log")).map_or(0, |log| log.len());
+        let log = std::fs::metadata(self.directory.path().join("server.log")).map_or(0, |log| log.len());
         log > 0 && !children(guard.id()).split_whitespace().any(is_running)
     }
 
@@ -253,7 +298,7 @@ impl EphemeralPostgres {
             let backends = children(pid);
             let killed = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
             killed.map_err(io_error("run kill"))?;
-            pipe.write_all(b"keep\n").map_err(io_error("write to the guard"))?;
+            pipe.write_all(KEEP).map_err(io_error("write to the guard"))?;
             guard.wait().map_err(io_error("wait for the guard"))?;
             // The backends of a killed server exit a moment later; until then they hold shared memory that the next
             // start needs.
@@ -275,7 +320,6 @@ impl EphemeralPostgres {
 impl Drop for EphemeralPostgres {
     fn drop(&mut self) {
         self.shut_down();
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
@@ -294,6 +338,13 @@ fn is_running(pid: &str) -> bool {
     let stat = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap_or_default();
     // The name before the state is in parentheses and may contain anything.
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// 128 random bits in hex, which need no escaping in a URL.
+fn random_password() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
 }
 
 fn free_port() -> io::Result<u16> {

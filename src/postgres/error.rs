@@ -2,17 +2,88 @@
 
 use std::time::Duration;
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
+
+use super::config::DatabaseConfig;
+
+/// The oldest major version of Postgres with which this program is tested. Older ones lack what the migrations use.
+pub const OLDEST_MAJOR: u32 = 14;
+/// The newest major version of Postgres with which this program is tested.
+pub const NEWEST_MAJOR: u32 = 18;
+
+/// The major version in the parameter `server_version`, such as `15.18 (Debian 15.18-1)` or `19beta1`.
+#[must_use]
+pub fn major_version(server_version: &str) -> Option<u32> {
+    let end = server_version.find(|c: char| !c.is_ascii_digit()).unwrap_or(server_version.len());
+    server_version[..end].parse().ok()
+}
 
 /// Why connecting failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// No response in time.
-    #[error("the database did not respond within {}", humantime::format_duration(*.0))]
-    Timeout(Duration),
+    #[error(
+        "the database at {address} (DATABASE_URL) did not respond within {}",
+        humantime::format_duration(*limit)
+    )]
+    Timeout {
+        /// The addresses that were tried.
+        address: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The server is older than the program supports.
+    #[error(
+        "the database at {address} (DATABASE_URL) is PostgreSQL {version}, which is not supported: this program needs \
+         PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR}; upgrade the server, or connect to another one"
+    )]
+    Unsupported {
+        /// The addresses that were tried.
+        address: String,
+        /// Its version.
+        version: String,
+    },
     /// Refused, by the network or by Postgres.
-    #[error("{}", describe(.0))]
-    Postgres(#[from] tokio_postgres::Error),
+    #[error("cannot connect to the database at {address} (DATABASE_URL): {}", describe(.source))]
+    Postgres {
+        /// The addresses that were tried.
+        address: String,
+        /// Why it failed.
+        source: tokio_postgres::Error,
+    },
+}
+
+impl ConnectError {
+    /// `database` did not respond within `limit`.
+    #[must_use]
+    pub fn timeout(database: &DatabaseConfig, limit: Duration) -> Self {
+        Self::Timeout { address: database.address(), limit }
+    }
+
+    /// `database` or the network refused the connection.
+    #[must_use]
+    pub fn refused(database: &DatabaseConfig, source: tokio_postgres::Error) -> Self {
+        Self::Postgres { address: database.address(), source }
+    }
+
+    /// Whether the server responds and retrying does not help: its version, the user, the password, the database or the right
+    /// to connect is wrong (SQLSTATE class 28, 3D000, 42501), or the driver lacks a password.
+    #[must_use]
+    pub fn is_about_the_configuration(&self) -> bool {
+        let source = match self {
+            Self::Postgres { source, .. } => source,
+            Self::Unsupported { .. } => return true,
+            Self::Timeout { .. } => return false,
+        };
+        match source.code() {
+            Some(code) => {
+                code.code().starts_with("28")
+                    || [SqlState::INVALID_CATALOG_NAME, SqlState::INSUFFICIENT_PRIVILEGE].contains(code)
+            }
+            // The driver does not publish the kinds of its errors.
+            None => source.to_string().starts_with("invalid configuration"),
+        }
+    }
 }
 
 /// Why reading from the database failed.
@@ -24,6 +95,18 @@ pub enum ReadError {
     /// The connection or the statement failed.
     #[error("{}", describe(.0))]
     Postgres(#[source] tokio_postgres::Error),
+    /// The replay position of a standby is before an earlier one of the same session.
+    #[error(
+        "the standby's replay position went back from {} to {}: it was rewound, or the connection leads to another \
+         standby",
+        lsn(*.from), lsn(*.to)
+    )]
+    ReplayWentBack {
+        /// The earlier position.
+        from: u64,
+        /// The position now.
+        to: u64,
+    },
     /// The view does not have the expected columns.
     #[error("{0}")]
     View(String),
@@ -40,13 +123,13 @@ pub enum ReadError {
 
 impl ReadError {
     /// Whether the database works but its contents do not: an object is missing, forbidden or of another type
-    /// (SQLSTATE class 42), or an expression of the view fails for some value (class 22).
+    /// (SQLSTATE classes 42 and 3F), or an expression of the view fails for some value (class 22).
     #[must_use]
     pub fn is_about_the_schema(&self) -> bool {
         match self {
             Self::View(_) | Self::NoView(_) | Self::NotMigrated(_) => true,
-            Self::Postgres(error) => error.code().is_some_and(|code| ["42", "22"].contains(&&code.code()[..2])),
-            Self::Timeout(_) => false,
+            Self::Postgres(error) => error.code().is_some_and(|code| ["42", "3F", "22"].contains(&&code.code()[..2])),
+            Self::Timeout(_) | Self::ReplayWentBack { .. } => false,
         }
     }
 }
@@ -64,11 +147,27 @@ impl From<tokio_postgres::Error> for ReadError {
     }
 }
 
+/// A WAL position as Postgres prints it.
+fn lsn(position: u64) -> String {
+    format!("{:X}/{:X}", position >> 32, position & 0xffff_ffff)
+}
+
 /// The error with its causes: the text of tokio-postgres alone is often no more than "db error".
 pub fn describe(error: &tokio_postgres::Error) -> String {
+    describe_with(error, None)
+}
+
+/// Like [`describe`], with the detail. It may quote values of rows, and thereby secrets: only for statements that read and
+/// write no models.
+pub fn describe_with_detail(error: &tokio_postgres::Error) -> String {
+    describe_with(error, error.as_db_error().and_then(DbError::detail))
+}
+
+fn describe_with(error: &tokio_postgres::Error, detail: Option<&str>) -> String {
     if let Some(db) = error.as_db_error() {
+        let detail = detail.map(|detail| format!(": {detail}")).unwrap_or_default();
         let hint = db.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
-        return format!("{}{hint} [{}]", db.message(), db.code().code());
+        return format!("{}{detail}{hint} [{}]", db.message(), db.code().code());
     }
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

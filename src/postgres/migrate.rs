@@ -3,7 +3,7 @@
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
-use super::error::{ConnectError, describe};
+use super::error::{ConnectError, describe_with_detail};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -23,7 +23,7 @@ pub enum MigrateError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// A statement failed.
-    #[error("cannot {doing}: {}", describe(.source))]
+    #[error("cannot {doing}: {}", describe_with_detail(.source))]
     Statement {
         /// What the statement was for.
         doing: &'static str,
@@ -31,8 +31,19 @@ pub enum MigrateError {
         source: tokio_postgres::Error,
     },
     /// A numbered migration failed, or differs from the one that was applied before.
-    #[error("cannot apply the migrations: {0}")]
+    #[error("cannot apply the migrations: {}", describe_migration(.0))]
     Migrations(#[from] refinery::Error),
+}
+
+/// The error with what Postgres said, which the text of refinery lacks.
+fn describe_migration(error: &refinery::Error) -> String {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref());
+    match (error.kind(), cause) {
+        (refinery::error::Kind::Connection(doing, _), Some(cause)) => {
+            format!("{doing}: {}", describe_with_detail(cause))
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// Number of the newest migration.

@@ -23,6 +23,12 @@ impl Position {
         Ok(Self { snapshot: row.try_get(0)?, history: row.try_get(1)? })
     }
 
+    /// The oldest transaction that may have been in progress: all below it had ended.
+    #[must_use]
+    pub fn xmin(&self) -> u64 {
+        self.snapshot.split(':').next().and_then(|xmin| xmin.parse().ok()).unwrap_or(0)
+    }
+
     /// The first transaction id that was not assigned yet.
     #[must_use]
     pub fn xmax(&self) -> u64 {

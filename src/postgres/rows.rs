@@ -1,4 +1,4 @@
-//! Result rows: how they are received, and what the columns of `sql/delta.sql` mean.
+//! Result rows: how they are received, and what the columns of `sql/delta.sql` and `sql/delta_standby.sql` mean.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -22,6 +22,11 @@ pub(super) const AUTH_REQUIRED: usize = 5;
 const CHANGED_ID: usize = 2;
 const AGE: usize = 3;
 const FIRST_MODEL_COLUMN: usize = 4;
+/// Columns of `sql/delta_standby.sql` after those of `sql/delta.sql`.
+const XID: usize = 14;
+const REPLAY_LSN: usize = 15;
+const REPLAY_LAG: usize = 16;
+const CAUGHT_UP: usize = 17;
 
 /// The rows of a statement, in chunks as they arrive.
 pub struct RowChunks {
@@ -85,6 +90,47 @@ pub fn change(row: &Row) -> Result<Option<Change<'_>>, tokio_postgres::Error> {
         model => Some(model),
     };
     Ok(Some(Change { id, age_seconds, row }))
+}
+
+/// Ranges of transaction ids, as two arrays in Postgres' text format.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnreadXids {
+    /// The first id of each range.
+    pub first: String,
+    /// The id after the end of each range; `NULL` for a range without an end.
+    pub end: String,
+}
+
+/// The state of replay on a standby.
+#[derive(Debug, Clone, Copy)]
+pub struct Replay {
+    /// The WAL position up to which was replayed, as a number.
+    pub lsn: u64,
+    /// Age of the last transaction that was replayed, by the clocks of both servers; `None` if there was none yet.
+    pub lag_seconds: Option<f64>,
+    /// Whether all received WAL was replayed and the connection to the primary is established.
+    pub caught_up: bool,
+}
+
+/// The state of replay in a row of a standby's delta.
+///
+/// # Errors
+/// A column of another type than the statement returns.
+pub fn replay(row: &Row) -> Result<Replay, tokio_postgres::Error> {
+    Ok(Replay {
+        lsn: row.try_get::<_, Option<i64>>(REPLAY_LSN)?.unwrap_or_default().cast_unsigned(),
+        // The standby's clock may be behind the primary's.
+        lag_seconds: row.try_get::<_, Option<f64>>(REPLAY_LAG)?.map(|seconds| seconds.max(0.0)),
+        caught_up: row.try_get(CAUGHT_UP)?,
+    })
+}
+
+/// The transaction of the change in a row of a standby's delta.
+///
+/// # Errors
+/// A column of another type than the statement returns.
+pub fn xid(row: &Row) -> Result<Option<u64>, tokio_postgres::Error> {
+    Ok(row.try_get::<_, Option<i64>>(XID)?.map(i64::cast_unsigned))
 }
 
 fn model(row: &Row) -> Result<RawModel<'_>, RowError> {

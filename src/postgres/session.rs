@@ -14,18 +14,21 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, SimpleQueryMessage, SimpleQueryRow, Socket, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::warn;
 
 use super::config::DatabaseConfig;
 use super::copy::{CopyStream, Order};
-use super::error::{ConnectError, ReadError, describe, with_timeout};
+use super::error::{ConnectError, NEWEST_MAJOR, OLDEST_MAJOR, ReadError, describe, major_version, with_timeout};
 use super::position::Position;
-use super::rows::RowChunks;
+use super::rows::{RowChunks, UnreadXids};
 use crate::catalog::store::SyncMode;
 
 const SESSION: &str = include_str!("../../sql/session.sql");
 const POSITION: &str = include_str!("../../sql/position.sql");
 /// The delta; public so that a test can explain its plan.
 pub const DELTA: &str = include_str!("../../sql/delta.sql");
+/// The delta on a standby; public so that a test can explain its plan.
+pub const STANDBY_DELTA: &str = include_str!("../../sql/delta_standby.sql");
 
 /// A setting that is passed when connecting and read back afterwards: a pooler rejects it or loses it.
 const DIRECT_OPTION: &str = "-c model_catalog.direct=yes";
@@ -58,7 +61,18 @@ async fn dial(database: &DatabaseConfig, driver: &Config) -> Result<(Client, Dia
             connected => connected,
         }
     };
-    Ok(tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::Timeout(limit))??)
+    let connected = tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::timeout(database, limit))?;
+    let (client, connection) = connected.map_err(|source| ConnectError::refused(database, source))?;
+    let version = connection.parameter("server_version").unwrap_or_default();
+    match major_version(version) {
+        Some(..OLDEST_MAJOR) => Err(ConnectError::Unsupported { address: database.address(), version: version.into() }),
+        major => {
+            if major > Some(NEWEST_MAJOR) {
+                warn!(version, "PostgreSQL {NEWEST_MAJOR} is the newest version that this program is tested with");
+            }
+            Ok((client, connection))
+        }
+    }
 }
 
 /// Whether no line of pg_hba.conf allows the connection.
@@ -72,7 +86,7 @@ async fn dial_with_option(database: &DatabaseConfig) -> Result<(Client, DialedCo
     driver.options(format!("{} {DIRECT_OPTION}", driver.get_options().unwrap_or_default()));
     match dial(database, &driver).await {
         // The message of PgBouncer since its first release; its SQLSTATE is that of any protocol violation.
-        Err(ConnectError::Postgres(error)) if describe(&error).contains("unsupported startup parameter") => {
+        Err(ConnectError::Postgres { source, .. }) if describe(&source).contains("unsupported startup parameter") => {
             dial(database, &database.driver).await
         }
         dialed => dialed,
@@ -106,6 +120,8 @@ pub struct Session {
     client: Client,
     timeout: Duration,
     sync_mode: SyncMode,
+    /// Whether the connection leads to one server session, and not through a pooler.
+    direct: bool,
     /// The delta, parsed once, because parsing takes two thirds of its time. A pooler loses it between transactions.
     delta: OnceCell<Statement>,
     closed: oneshot::Receiver<Option<tokio_postgres::Error>>,
@@ -125,14 +141,22 @@ impl Session {
         let closed = drive(connection, on_notification);
         let timeout = database.timeout;
         let prepared = tokio::time::timeout(timeout, prepare(&client, &database.channel)).await;
-        let sync_mode = prepared.map_err(|_| ConnectError::Timeout(timeout))??;
-        Ok(Self { client, timeout, sync_mode, delta: OnceCell::new(), closed })
+        let prepared = prepared.map_err(|_| ConnectError::timeout(database, timeout))?;
+        let (sync_mode, direct) = prepared.map_err(|source| ConnectError::refused(database, source))?;
+        Ok(Self { client, timeout, sync_mode, direct, delta: OnceCell::new(), closed })
     }
 
     /// How this connection lets the loader follow the database.
     #[must_use]
     pub fn sync_mode(&self) -> SyncMode {
         self.sync_mode
+    }
+
+    /// Whether the connection leads to one server session. A transaction pooler may run each transaction on another
+    /// server, and shares its sessions with other clients.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.direct
     }
 
     /// Sets the name in `pg_stat_activity`. The statement is sent without waiting for its result, so that the next one
@@ -156,7 +180,7 @@ impl Session {
     /// # Errors
     /// See [`ReadError`].
     pub async fn delta(&self, since: &Position) -> Result<RowChunks, ReadError> {
-        if self.sync_mode != SyncMode::Live {
+        if !self.direct {
             let parameters = [(&since.snapshot, Type::TEXT), (&since.history, Type::TEXT)];
             return self.stream(DELTA, parameters).await;
         }
@@ -167,13 +191,26 @@ impl Session {
         Ok(RowChunks::new(with_timeout(self.timeout, stream).await?, self.timeout))
     }
 
+    /// Reads the changes of the given transactions on a standby in one snapshot: one row each, and at least one row.
+    /// See [`change`](super::rows::change) and [`replay`](super::rows::replay). Must not be used through a pooler.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn standby_delta(&self, unread: &UnreadXids, history: &String) -> Result<RowChunks, ReadError> {
+        let prepare =
+            || with_timeout(self.timeout, self.client.prepare_typed(STANDBY_DELTA, &[const { Type::TEXT }; 3]));
+        let delta = self.delta.get_or_try_init(prepare).await?;
+        let stream = self.client.query_raw(delta, [&unread.first, &unread.end, history]);
+        Ok(RowChunks::new(with_timeout(self.timeout, stream).await?, self.timeout))
+    }
+
     /// Begins a transaction that reads from one snapshot; returns the position of that snapshot.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub async fn begin(&self) -> Result<Position, ReadError> {
         self.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-        if self.sync_mode != SyncMode::Live {
+        if !self.direct {
             self.execute(&SESSION.replace("\nSET ", "\nSET LOCAL ")).await?;
         }
         let mut rows = self.stream(POSITION, []).await?;
@@ -229,8 +266,9 @@ impl Session {
     }
 }
 
-/// Finds out what the connection supports; prepares the session and listens unless a pooler is in between.
-async fn prepare(client: &Client, channel: &str) -> Result<SyncMode, tokio_postgres::Error> {
+/// Finds out what the connection supports and whether it is direct; prepares the session and listens unless a pooler is
+/// in between.
+async fn prepare(client: &Client, channel: &str) -> Result<(SyncMode, bool), tokio_postgres::Error> {
     let probe = client.query_typed(PROBE, &[]).await?;
     let (direct, standby) = match probe.first() {
         Some(row) => (row.try_get::<_, Option<bool>>(0)?.unwrap_or(false), row.try_get(1)?),
@@ -238,11 +276,11 @@ async fn prepare(client: &Client, channel: &str) -> Result<SyncMode, tokio_postg
     };
     let (mode, listen) = match (direct, standby) {
         // Settings made on a pooler's connection would stay there for its next client.
-        (false, true) => return Ok(SyncMode::Standby),
-        (false, false) => return Ok(SyncMode::Polling),
+        (false, true) => return Ok((SyncMode::Standby, direct)),
+        (false, false) => return Ok((SyncMode::Polling, direct)),
         (true, true) => (SyncMode::Standby, String::new()),
         (true, false) => (SyncMode::Live, format!("LISTEN {};", escape_identifier(channel))),
     };
     client.batch_execute(&format!("{SESSION}{listen}")).await?;
-    Ok(mode)
+    Ok((mode, direct))
 }

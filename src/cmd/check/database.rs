@@ -11,7 +11,7 @@ use super::error::CheckError;
 use super::report::Report;
 use crate::catalog::store::SyncMode;
 use crate::postgres::config::DatabaseConfig;
-use crate::postgres::error::ConnectError;
+use crate::postgres::error::ReadError;
 use crate::postgres::migrate;
 use crate::postgres::session::{self, Session};
 
@@ -28,9 +28,14 @@ pub async fn server(session: &Session, database: &DatabaseConfig, report: &mut R
     tls(text, database.verifies_server, report);
     match session.sync_mode() {
         SyncMode::Live => report.ok("server", "a primary, connected directly: it notifies of changes"),
-        SyncMode::Standby => report.ok(
+        SyncMode::Standby if session.is_direct() => report.ok(
             "server",
-            "a hot standby, which can't notify of changes: everything is read every CATALOG_POLL_INTERVAL",
+            "a hot standby, which can't notify of changes: they are read every CATALOG_STANDBY_POLL_INTERVAL",
+        ),
+        SyncMode::Standby => report.warning(
+            "server",
+            "a hot standby behind a pooler that does not keep sessions: everything is read every CATALOG_POLL_INTERVAL",
+            "use the port of Postgres itself in DATABASE_URL, or configure the pooler for session pooling",
         ),
         SyncMode::Polling => report.warning(
             "server",
@@ -107,7 +112,8 @@ pub async fn rights(session: &Session, report: &mut Report) -> Result<Rights, Ch
 fn create_hint(name: &str) -> &'static str {
     match name {
         "model_catalog.entries" => {
-            "model-catalog migrate   # creates it over public.models, or define it yourself: docs/postgres.md#serving-existing-tables"
+            "model-catalog migrate   # creates it over public.models, or define it yourself: \
+             docs/postgres.md#serving-existing-tables"
         }
         _ => "model-catalog migrate",
     }
@@ -162,8 +168,8 @@ pub async fn notification(
     let started = Instant::now();
     let channel: [(&(dyn ToSql + Sync), Type); 1] = [(&database.channel, Type::TEXT)];
     let notify = other.query_typed("SELECT pg_catalog.pg_notify($1, '')", &channel);
-    let timeout = |_| ConnectError::Timeout(database.timeout);
-    tokio::time::timeout(database.timeout, notify).await.map_err(timeout)?.map_err(ConnectError::from)?;
+    let notified_in_time = tokio::time::timeout(database.timeout, notify).await;
+    notified_in_time.map_err(|_| ReadError::Timeout(database.timeout))?.map_err(ReadError::from)?;
     match tokio::time::timeout(database.timeout, notified.notified()).await {
         Ok(()) => {
             let took = started.elapsed().as_secs_f64() * 1e3;

@@ -6,7 +6,7 @@ use crate::postgres::error::{ConnectError, ReadError};
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// The database could not be reached.
-    #[error("cannot connect: {0}; check DATABASE_URL")]
+    #[error("{0}")]
     Connect(#[from] ConnectError),
     /// The database could not be read.
     #[error("cannot read: {0}")]

@@ -70,8 +70,8 @@ async fn rebuild_view_sql(session: &Session, casts: &[String]) -> Result<String,
     let columns = casts.join(",\n       ");
     let (owner, grants) = (text("owner"), row.get("grants").map(|grants| format!("{grants}\n")).unwrap_or_default());
     Ok(format!(
-        "BEGIN;\nDROP VIEW model_catalog.entries;\nCREATE VIEW model_catalog.entries{options} AS\nSELECT {columns}\nFROM (\n\
-         {definition}\n) v;\nALTER VIEW model_catalog.entries OWNER TO {owner};\n{grants}\
+        "BEGIN;\nDROP VIEW model_catalog.entries;\nCREATE VIEW model_catalog.entries{options} AS\n\
+         SELECT {columns}\nFROM (\n{definition}\n) v;\nALTER VIEW model_catalog.entries OWNER TO {owner};\n{grants}\
          SELECT model_catalog.reload();\nCOMMIT;"
     ))
 }
@@ -144,7 +144,8 @@ fn check_source(row: &tokio_postgres::SimpleQueryRow, report: &mut Report) {
     };
     if let Some(kind) = unwatchable {
         let finding = format!(
-            "{name} is {kind} and can't be watched: its changes are found only by audits; to publish a change at once, run"
+            "{name} is {kind} and can't be watched: its changes are found only by audits; to publish a change at \
+             once, run"
         );
         report.warning("source", finding, "SELECT model_catalog.reload();");
         return;

@@ -71,7 +71,8 @@ impl Shape {
 }
 
 impl<'a> Entries<'a> {
-    /// Splits a text into its entries, without decoding them. simd-json unescapes strings in `buffer`, a copy of the text.
+    /// Splits a text into its entries, without decoding them. simd-json unescapes strings in `buffer`, a copy of the
+    /// text.
     ///
     /// # Errors
     /// See [`InputError`].
@@ -198,7 +199,7 @@ struct ApiModel {
     id: Option<String>,
     name: Option<String>,
     download_url: Option<String>,
-    file_size_gb: Option<serde_json::Number>,
+    file_size_gb: Option<serde_json::Value>,
     hash: Option<String>,
     auth_required: Option<bool>,
     auth_provider: Option<String>,

@@ -1,5 +1,5 @@
-//! `GET /api/catalog`: the state of the catalog, the rejected rows with the reasons, and the most requested unknown ids.
-//! Every list is bounded, whatever the table holds and whatever clients send.
+//! `GET /api/catalog`: the state of the catalog, the rejected rows with the reasons, and the most requested unknown
+//! ids. Every list is bounded, whatever the table holds and whatever clients send.
 
 use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, HeaderValue};

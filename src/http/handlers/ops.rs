@@ -35,6 +35,9 @@ pub struct CatalogStatus {
     source: Option<&'static str>,
     synced_seconds_ago: Option<f64>,
     follow: Option<&'static str>,
+    /// Only on a standby.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replay_lag_seconds: Option<f64>,
 }
 
 impl CatalogStatus {
@@ -50,16 +53,23 @@ impl CatalogStatus {
                 Some(LastSync { mode: None, .. }) => "upstream",
                 Some(_) => "postgres",
             }),
-            // Rounded to milliseconds.
-            synced_seconds_ago: sync.map(|sync| (sync.at.elapsed().as_secs_f64() * 1e3).round() / 1e3),
+            synced_seconds_ago: sync.map(|sync| milliseconds(sync.at.elapsed().as_secs_f64())),
             follow: sync.map(|sync| match sync.mode {
                 None => "upstream",
                 Some(SyncMode::Live) => "live",
                 Some(SyncMode::Polling) => "polling",
                 Some(SyncMode::Standby) => "standby",
             }),
+            // The lag grows while nothing is read.
+            replay_lag_seconds: sync
+                .and_then(|sync| Some(milliseconds(sync.replay_lag_seconds? + sync.at.elapsed().as_secs_f64()))),
         }
     }
+}
+
+/// Rounds seconds to milliseconds.
+fn milliseconds(seconds: f64) -> f64 {
+    (seconds * 1e3).round() / 1e3
 }
 
 fn status(api: &Api, loaded: bool) -> &'static str {

@@ -1,7 +1,7 @@
 //! `GET /`: a single self-contained page for people. It shows what the API returns and cannot change anything.
 //!
-//! Rows are untrusted text to it. Its Content-Security-Policy allows only its own script and style, and requests to this
-//! server only, so that even a bug in the page could not turn a row into more than text.
+//! Rows are untrusted text to it. Its Content-Security-Policy allows only its own script and style, and requests to
+//! this server only, so that even a bug in the page could not turn a row into more than text.
 
 use std::sync::LazyLock;
 

@@ -101,7 +101,7 @@ pub async fn respond(api: &Api, uri: Uri, headers: HeaderMap, draining: bool) ->
 async fn wait_for_change(api: &Api, known: u64, wait: Duration) {
     let feed = &api.snapshots;
     let Ok(_permit) = feed.waiters.try_acquire() else { return };
-    let _gauge = WaiterGauge::new(&api.metrics.snapshot_waiters);
+    let _gauge = WaiterGauge::new(&api.metrics.upstream.waiters);
     let mut latest = feed.latest.clone();
     let changed = latest.wait_for(|state| state.as_ref().is_some_and(|state| state.snapshot.revision() != known));
     let _ = tokio::time::timeout(wait, changed).await;

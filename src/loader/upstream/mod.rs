@@ -17,14 +17,15 @@ pub mod config;
 use client::{Client, FetchError, Fetched};
 use config::Location;
 
-use super::backoff::ReconnectBackoff;
+use super::backoff::{Problem, ReconnectBackoff};
 use super::jittered;
 use super::output::Output;
 use super::persist::Pending;
 use super::report::{self, RefreshKind};
 use super::snapshot_file::{PersistedSnapshot, SnapshotFileError};
+use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
-use crate::catalog::store::Store;
+use crate::catalog::store::{LastSync, Store};
 use crate::metrics::Metrics;
 
 /// How long a request to a server waits there for a change. Its response is what shows that the server is alive.
@@ -47,7 +48,7 @@ pub struct Settings {
     /// The bearer token of requests.
     pub token: Option<reqwest::header::HeaderValue>,
     /// The rules that the upstream must have checked its rows by.
-    pub rules: String,
+    pub rules: Rules,
 }
 
 /// Why a request brought no snapshot that can be served.
@@ -147,18 +148,26 @@ impl Upstream {
                         info!(upstream = %self.sources[self.active].location, "following an upstream");
                         self.backoff.reset();
                     }
-                    self.metrics.upstream_connected.set(1);
+                    self.metrics.upstream.connected.set(1);
                     tokio::time::sleep(pause).await;
                 }
                 Err(error) => {
                     self.connected = false;
-                    self.metrics.upstream_connected.set(0);
-                    let refused = matches!(error, UpstreamError::Refused(_));
-                    let outcome = if refused { "refused" } else { "error" };
-                    self.metrics.upstream_requests.with_label_values(&[outcome]).inc();
+                    self.metrics.upstream.connected.set(0);
+                    let (problem, outcome) = match error {
+                        UpstreamError::Refused(_) => (Problem::Refused, "refused"),
+                        UpstreamError::Fetch(_) => (Problem::Unavailable, "error"),
+                    };
+                    self.metrics.upstream.requests.with_label_values(&[outcome]).inc();
                     let error = format!("{}: {error}", self.sources[self.active].location);
                     self.active = (self.active + 1) % self.sources.len();
-                    tokio::time::sleep(self.backoff.next_delay(&error, refused, Duration::MAX)).await;
+                    tokio::time::sleep(self.backoff.next_delay(
+                        &error,
+                        problem,
+                        self.output.has_published(),
+                        Duration::MAX,
+                    ))
+                    .await;
                 }
             }
         }
@@ -173,22 +182,22 @@ impl Upstream {
         match (fetched, source.refused.clone()) {
             (Fetched::Unchanged, Some(reason)) => return Err(UpstreamError::Refused(reason)),
             (Fetched::Unchanged, None) => {
-                self.metrics.upstream_requests.with_label_values(&["unchanged"]).inc();
+                self.metrics.upstream.requests.with_label_values(&["unchanged"]).inc();
                 if let Some(current) = &self.current {
-                    self.output.record_sync(Instant::now(), None);
-                    report::record_sync(&self.metrics, RefreshKind::Upstream, started, 0, 0, &current.snapshot);
+                    self.output.record_sync(LastSync { at: Instant::now(), mode: None, replay_lag_seconds: None });
+                    report::record_sync(&self.metrics, (RefreshKind::Upstream, None), started, 0, 0, &current.snapshot);
                 }
                 if wait.is_zero() && self.sources[self.active].location.can_wait() {
                     return Ok(Duration::ZERO);
                 }
             }
             (Fetched::Snapshot { body, tag, received_at }, _) => {
-                self.metrics.upstream_received_bytes.inc_by(body.len() as u64);
+                self.metrics.upstream.received_bytes.inc_by(body.len() as u64);
                 let accepted = self.accept(&body, received_at);
                 report::record_refresh(&self.metrics, RefreshKind::Upstream, received_at, accepted.is_ok());
                 self.remember(tag, accepted.as_ref().err());
                 let changed = accepted.map_err(|refusal| UpstreamError::Refused(refusal.to_string().into()))?;
-                self.metrics.upstream_requests.with_label_values(&["changed"]).inc();
+                self.metrics.upstream.requests.with_label_values(&["changed"]).inc();
                 if changed && self.sources[self.active].location.can_wait() {
                     return Ok(received_at.elapsed() * PAUSE_PER_TRANSFER);
                 }
@@ -210,14 +219,14 @@ impl Upstream {
 
     /// What is published, unless its rows passed other rules than those of now.
     fn trusted(&self) -> Option<&PersistedSnapshot<Arc<Snapshot>>> {
-        self.current.as_ref().filter(|current| current.rules == self.settings.rules)
+        self.current.as_ref().filter(|current| current.rules == self.settings.rules.text())
     }
 
     /// Publishes a snapshot, or says why not; returns whether it differs from the one before.
     fn accept(&mut self, body: &[u8], received_at: Instant) -> Result<bool, Refusal> {
         let previous = self.current.as_ref().map(|current| Arc::clone(&current.snapshot)).unwrap_or_default();
         let received = client::read(body, &previous)?;
-        if received.rules != self.settings.rules {
+        if received.rules != self.settings.rules.text() {
             return Err(Refusal::Rules(received.rules));
         }
         let revision = received.snapshot.revision();
@@ -232,8 +241,8 @@ impl Upstream {
         let snapshot = self.output.publish(snapshot);
         let state = PersistedSnapshot { snapshot, position, as_of, rules };
         self.output.persist(state.clone());
-        self.output.record_sync(received_at, None);
-        report::record_sync(&self.metrics, RefreshKind::Upstream, received_at, rows, changed, &state.snapshot);
+        self.output.record_sync(LastSync { at: received_at, mode: None, replay_lag_seconds: None });
+        report::record_sync(&self.metrics, (RefreshKind::Upstream, None), received_at, rows, changed, &state.snapshot);
         self.current = Some(state);
         Ok(changed > 0)
     }

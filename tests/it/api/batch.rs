@@ -1,9 +1,9 @@
-//! `POST /api/models/batch`: order, repeats, limits, and what is wrong with a body.
+//! `POST /api/models/batch`: order, duplicates, limits and invalid bodies.
 
 use serde_json::json;
 
 use crate::support::raw::Raw;
-use crate::support::{Db, Reply, Server, plain};
+use crate::support::{Db, Response, Server, model_json};
 
 const ONE_MIB: usize = 1 << 20;
 
@@ -16,14 +16,14 @@ async fn with_models(ids: &[&str], settings: &[(&str, &str)]) -> (Db, Server) {
     (db, server)
 }
 
-fn answer(models: &[&str], not_found: &str) -> String {
-    let models: Vec<_> = models.iter().map(|id| plain(id)).collect();
+fn batch_json(models: &[&str], not_found: &str) -> String {
+    let models: Vec<_> = models.iter().map(|id| model_json(id)).collect();
     format!(r#"{{"models":[{}],"not_found":[{not_found}]}}"#, models.join(","))
 }
 
-fn assert_error(reply: &Reply, status: u16, message: &str) {
+fn assert_error(response: &Response, status: u16, message: &str) {
     let body = json!({ "error": message }).to_string();
-    assert_eq!((reply.status, reply.header("content-type"), reply.text()), (status, "application/json", body));
+    assert_eq!((response.status, response.header("content-type"), response.text()), (status, "application/json", body));
 }
 
 /// A batch body with this many different ids.
@@ -38,25 +38,25 @@ fn padded(bytes: usize) -> String {
 }
 
 #[tokio::test]
-async fn models_come_in_the_order_asked_each_once() {
+async fn models_keep_request_order_without_duplicates() {
     let (_db, server) = with_models(&["a", "b", "c"], &[]).await;
     for (body, expected) in [
-        (r#"{"model_ids":["a","b"]}"#, answer(&["a", "b"], "")),
-        (r#"{"model_ids":["c","a","b"]}"#, answer(&["c", "a", "b"], "")),
-        (r#"{"model_ids":["b","a","b","b","a"]}"#, answer(&["b", "a"], "")),
-        (r#"{"model_ids":["x","c","y","a","x","c","x"]}"#, answer(&["c", "a"], r#""x","y","x","x""#)),
-        (r#"{"model_ids":["x\"\\\u0001ß","é/😀"]}"#, answer(&[], r#""x\"\\\u0001ß","é/😀""#)),
-        (r#"{"model_ids":["\u0061"]}"#, answer(&["a"], "")),
-        (r#"{"model_ids":[]}"#, answer(&[], "")),
+        (r#"{"model_ids":["a","b"]}"#, batch_json(&["a", "b"], "")),
+        (r#"{"model_ids":["c","a","b"]}"#, batch_json(&["c", "a", "b"], "")),
+        (r#"{"model_ids":["b","a","b","b","a"]}"#, batch_json(&["b", "a"], "")),
+        (r#"{"model_ids":["x","c","y","a","x","c","x"]}"#, batch_json(&["c", "a"], r#""x","y","x","x""#)),
+        (r#"{"model_ids":["x\"\\\u0001ß","é/😀"]}"#, batch_json(&[], r#""x\"\\\u0001ß","é/😀""#)),
+        (r#"{"model_ids":["\u0061"]}"#, batch_json(&["a"], "")),
+        (r#"{"model_ids":[]}"#, batch_json(&[], "")),
     ] {
-        let reply = server.batch(body).await;
-        assert_eq!((reply.status, reply.text()), (200, expected), "{body}");
-        assert_eq!(reply.header("content-type"), "application/json");
+        let response = server.batch(body).await;
+        assert_eq!((response.status, response.text()), (200, expected), "{body}");
+        assert_eq!(response.header("content-type"), "application/json");
     }
 }
 
 #[tokio::test]
-async fn a_large_batch_keeps_order_and_drops_repeats_like_a_small_one() {
+async fn large_batch_keeps_order_and_drops_duplicates() {
     let (db, server) = with_models(&[], &[]).await;
     db.sql(
         "INSERT INTO models (id, name, download_url, save_path)
@@ -71,26 +71,26 @@ async fn a_large_batch_keeps_order_and_drops_repeats_like_a_small_one() {
     let twice = [&ids[..], &ids[..]].concat();
     let found: Vec<_> = (0..300).rev().map(|number| format!("m{number}")).collect();
     let missing: Vec<_> = (300..400).rev().map(|number| format!("\"m{number}\"")).collect();
-    let reply = server.batch(&json!({ "model_ids": twice }).to_string()).await;
+    let response = server.batch(&json!({ "model_ids": twice }).to_string()).await;
     let found: Vec<_> = found.iter().map(String::as_str).collect();
     let missing = missing.join(",");
-    assert_eq!(reply.text(), answer(&found, &format!("{missing},{missing}")));
+    assert_eq!(response.text(), batch_json(&found, &format!("{missing},{missing}")));
 }
 
 #[tokio::test]
-async fn any_content_type_and_unknown_keys_are_taken() {
+async fn any_content_type_and_unknown_keys_are_accepted() {
     let (_db, server) = with_models(&["a"], &[]).await;
     let body = r#"{"comment":{"model_ids":["x"]},"model_ids":["a"],"n":[1.5,null,true]}"#;
     for content_type in ["application/json", "text/plain", "application/x-www-form-urlencoded", "nonsense", ""] {
         let mut request = server.request("POST", "/api/models/batch", body);
         request.headers_mut().insert("content-type", content_type.parse().unwrap());
-        assert_eq!(server.send(request).await.text(), answer(&["a"], ""), "{content_type}");
+        assert_eq!(server.send(request).await.text(), batch_json(&["a"], ""), "{content_type}");
     }
-    assert_eq!(server.batch(body).await.text(), answer(&["a"], ""), "no content type");
+    assert_eq!(server.batch(body).await.text(), batch_json(&["a"], ""), "no content type");
 }
 
 #[tokio::test]
-async fn what_is_no_json_is_400_and_says_where() {
+async fn invalid_json_returns_400_with_the_position() {
     let (_db, server) = with_models(&["a"], &[]).await;
     for (body, message) in [
         ("", "invalid JSON: EOF while parsing a value at line 1 column 0"),
@@ -105,7 +105,7 @@ async fn what_is_no_json_is_400_and_says_where() {
 }
 
 #[tokio::test]
-async fn what_is_no_array_of_strings_is_400() {
+async fn model_ids_other_than_a_string_array_return_400() {
     let (_db, server) = with_models(&["a"], &[]).await;
     for body in [
         "{}",
@@ -127,10 +127,10 @@ async fn what_is_no_array_of_strings_is_400() {
 }
 
 #[tokio::test]
-async fn more_ids_than_the_limit_are_400() {
+async fn too_many_ids_return_400() {
     let (db, server) = with_models(&["m0"], &[]).await;
-    let reply = server.batch(&many(1000)).await;
-    assert_eq!((reply.status, reply.json()["not_found"].as_array().unwrap().len()), (200, 999));
+    let response = server.batch(&many(1000)).await;
+    assert_eq!((response.status, response.json()["not_found"].as_array().unwrap().len()), (200, 999));
     let too_many = "model_ids has 1001 ids, the limit is 1000: ask in several batches";
     assert_error(&server.batch(&many(1001)).await, 400, too_many);
 
@@ -138,49 +138,49 @@ async fn more_ids_than_the_limit_are_400() {
     assert_eq!(server.batch(&many(3)).await.status, 200);
     let too_many = "model_ids has 4 ids, the limit is 3: ask in several batches";
     assert_error(&server.batch(&many(4)).await, 400, too_many);
-    // Repeats count as they were asked.
+    // Duplicates count, too.
     assert_error(&server.batch(r#"{"model_ids":["a","a","a","a"]}"#).await, 400, too_many);
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_413_and_is_not_waited_for() {
+async fn oversized_body_returns_413_before_it_is_received() {
     let (_db, server) = with_models(&["a"], &[]).await;
     let fits = server.batch(&padded(ONE_MIB)).await;
-    assert_eq!((fits.status, fits.text()), (200, answer(&["a"], "")));
+    assert_eq!((fits.status, fits.text()), (200, batch_json(&["a"], "")));
 
-    // Only the head is sent: an answer means that nobody waited for the rest.
+    // Only the head is sent: a response means that the server did not wait for the body.
     let mut raw = Raw::open(&server.address);
     raw.send(&format!("POST /api/models/batch HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", ONE_MIB + 1));
     let message = "the body is larger than the limit of 1048576 bytes: ask in several batches";
-    assert_error(&raw.answer(), 413, message);
-    raw.ends();
+    assert_error(&raw.response(), 413, message);
+    raw.expect_close();
 }
 
 #[tokio::test]
-async fn chunks_are_read_up_to_the_limit_and_no_further() {
+async fn chunked_body_over_the_limit_returns_413() {
     let (_db, server) = with_models(&["a"], &[("CATALOG_MAX_BODY_BYTES", "100")]).await;
     let head = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
     let body = padded(100);
 
     let mut raw = Raw::open(&server.address);
     raw.send(&format!("{head}3c\r\n{}\r\n28\r\n{}\r\n0\r\nx-sum: 1\r\n\r\n", &body[..60], &body[60..]));
-    assert_eq!(raw.answer().text(), answer(&["a"], ""), "exactly the limit, and a trailer");
+    assert_eq!(raw.response().text(), batch_json(&["a"], ""), "exactly the limit, and a trailer");
 
-    // After a chunked body the connection ends: it may have had another length, which nobody has seen.
-    raw.ends();
+    // The connection closes after a chunked body: an intermediary may have read it with another length.
+    raw.expect_close();
 
     let mut raw = Raw::open(&server.address);
-    // The last chunk, which would end the body, is never sent.
+    // The last chunk is never sent.
     raw.send(&format!("{head}3c\r\n{}\r\n29\r\n{} \r\n", &body[..60], &body[60..]));
-    assert_error(&raw.answer(), 413, "the body is larger than the limit of 100 bytes: ask in several batches");
-    raw.ends();
+    assert_error(&raw.response(), 413, "the body is larger than the limit of 100 bytes: ask in several batches");
+    raw.expect_close();
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_harms_nobody() {
+async fn truncated_body_does_not_affect_other_requests() {
     let (_db, server) = with_models(&["a"], &[]).await;
     let mut raw = Raw::open(&server.address);
     raw.send("POST /api/models/batch HTTP/1.1\r\nhost: x\r\ncontent-length: 19\r\n\r\n{\"model_ids\"");
     drop(raw);
-    assert_eq!(server.batch(r#"{"model_ids":["a"]}"#).await.text(), answer(&["a"], ""));
+    assert_eq!(server.batch(r#"{"model_ids":["a"]}"#).await.text(), batch_json(&["a"], ""));
 }

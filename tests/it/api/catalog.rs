@@ -1,4 +1,4 @@
-//! `GET /api/catalog`: what is served, what is refused and why, what is asked for in vain.
+//! `GET /api/catalog`: state of the catalog, rejected rows with their reasons, most requested unknown ids.
 
 use hyper::Request;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ async fn catalog(server: &Server) -> Value {
     server.get("/api/catalog").await.json()
 }
 
-/// Models without a bell to wait for, and of these `bad-…` with a path that is refused.
+/// Adds models before the server starts: `good-…`, and `bad-…` with a `save_path` that is rejected.
 async fn add(db: &Db, good: usize, bad: usize) {
     for (prefix, path, count) in [("good", "checkpoints/x", good), ("bad", "../x", bad)] {
         db.sql(&format!(
@@ -23,28 +23,28 @@ async fn add(db: &Db, good: usize, bad: usize) {
 }
 
 #[tokio::test]
-async fn it_says_what_is_served_and_which_rows_are_not_and_why() {
+async fn catalog_reports_counts_and_rejected_rows_with_reasons() {
     let db = Db::new().await;
     add(&db, 3, 2).await;
     let server = Server::start(&db).await;
-    let reply = server.get("/api/catalog").await;
-    assert_eq!((reply.status, reply.header("content-type")), (200, "application/json"));
-    assert_eq!(reply.header("cache-control"), "no-store");
-    assert_eq!(reply.revision(), server.get("/api/models/good-001").await.revision());
-    let age = reply.json()["synced_seconds_ago"].as_f64().unwrap();
+    let response = server.get("/api/catalog").await;
+    assert_eq!((response.status, response.header("content-type")), (200, "application/json"));
+    assert_eq!(response.header("cache-control"), "no-store");
+    assert_eq!(response.revision(), server.get("/api/models/good-001").await.revision());
+    let age = response.json()["synced_seconds_ago"].as_f64().unwrap();
     assert!((0.0..30.0).contains(&age), "{age}");
     let reason = "save_path escapes the models folder: it must be relative to the models folder, without `..` \
                   and without backslashes";
-    let whole = format!(
+    let expected = format!(
         r#"{{"revision":"{}","models":3,"rejected":2,"source":"postgres","synced_seconds_ago":{age:?},"follow":"live","rejected_rows":[{{"id":"bad-001","reason":"{reason}"}},{{"id":"bad-002","reason":"{reason}"}}],"not_found":0,"not_found_ids":[]}}"#,
-        reply.revision()
+        response.revision()
     );
-    assert_eq!(reply.text(), whole);
+    assert_eq!(response.text(), expected);
 
     // The list follows the table.
     db.sql("UPDATE models SET save_path = 'x' WHERE id = 'bad-001'; DELETE FROM models WHERE id = 'bad-002'").await;
     server
-        .until("no row is refused", |s| async {
+        .until("no row is rejected", |s| async {
             let now = catalog(s).await;
             (&now["models"], &now["rejected"], &now["rejected_rows"]) == (&json!(4), &json!(0), &json!([]))
         })
@@ -52,27 +52,30 @@ async fn it_says_what_is_served_and_which_rows_are_not_and_why() {
 }
 
 #[tokio::test]
-async fn it_is_asked_like_every_other_answer() {
+async fn catalog_follows_the_common_rules_for_methods_and_paths() {
     let db = Db::new().await;
     add(&db, 1, 0).await;
     let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
-    server.until("it serves", |s| async move { s.get("/api/catalog").await.status == 200 }).await;
+    server.until("the catalog is served", |s| async move { s.get("/api/catalog").await.status == 200 }).await;
     let revision = server.get("/api/models/good-001").await.revision();
 
     let head = server.send(server.request("HEAD", "/api/catalog", "")).await;
     assert_eq!((head.status, head.body.len(), head.revision()), (200, 0, revision.clone()));
     assert!(head.header("content-length").parse::<usize>().unwrap() > 100, "{head:?}");
     for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
-        let reply = server.send(server.request(method, "/api/catalog", "")).await;
-        assert_eq!((reply.status, reply.header("allow")), (405, "GET, HEAD"), "{method}");
-        assert_eq!((reply.text(), reply.revision()), (r#"{"error":"Method not allowed"}"#.into(), revision.clone()));
+        let response = server.send(server.request(method, "/api/catalog", "")).await;
+        assert_eq!((response.status, response.header("allow")), (405, "GET, HEAD"), "{method}");
+        assert_eq!(
+            (response.text(), response.revision()),
+            (r#"{"error":"Method not allowed"}"#.into(), revision.clone())
+        );
     }
     for path in ["/api/catalog/", "/api/catalog/x", "/api/catalogs", "/catalog"] {
         assert_eq!(server.get(path).await.status, 404, "{path}");
     }
-    // A query changes nothing, as everywhere.
+    // A query string is ignored, as on every route.
     assert_eq!(server.get("/api/catalog?x=1").await.status, 200);
-    // A connection that was plain until then goes on.
+    // The connection stays open between different routes.
     let mut raw = Raw::open(&server.address);
     for (path, status) in [("/api/models/good-001", 200), ("/api/catalog", 200), ("/api/models/good-001", 200)] {
         assert_eq!(raw.get(path).status, status, "{path}");
@@ -80,27 +83,27 @@ async fn it_is_asked_like_every_other_answer() {
 
     let line = server.log().into_iter().find(|line| line.contains("serving the admin routes")).unwrap();
     let admin = serde_json::from_str::<Value>(&line).unwrap()["address"].as_str().unwrap().to_owned();
-    let apart = |path: &str| Request::get(format!("http://{admin}{path}")).body(Default::default()).unwrap();
-    assert_eq!(server.send(apart("/api/catalog")).await.status, 404);
-    let metrics = server.send(apart("/metrics")).await.text();
+    let on_admin_port = |path: &str| Request::get(format!("http://{admin}{path}")).body(Default::default()).unwrap();
+    assert_eq!(server.send(on_admin_port("/api/catalog")).await.status, 404);
+    let metrics = server.send(on_admin_port("/metrics")).await.text();
     assert!(metrics.contains(r#"catalog_http_requests_total{route="/api/catalog",status="405"} 5"#), "{metrics}");
 }
 
 #[tokio::test]
-async fn before_anything_is_loaded_it_is_503_like_the_rest() {
+async fn catalog_returns_503_before_the_first_load() {
     let server = Server::spawn("host=/nonexistent user=nobody dbname=none", &[]).await;
-    let reply = server.get("/api/catalog").await;
-    assert_eq!((reply.status, reply.text()), (503, r#"{"error":"Catalog not loaded yet"}"#.into()));
-    assert_eq!((reply.header("retry-after"), reply.revision()), ("1", String::new()));
+    let response = server.get("/api/catalog").await;
+    assert_eq!((response.status, response.text()), (503, r#"{"error":"Catalog not loaded yet"}"#.into()));
+    assert_eq!((response.header("retry-after"), response.revision()), ("1", String::new()));
 }
 
 #[tokio::test]
-async fn ids_that_do_not_exist_are_counted_whichever_way_they_are_asked() {
+async fn unknown_ids_are_counted_on_every_route() {
     let db = Db::new().await;
     add(&db, 1, 0).await;
     let server = Server::start(&db).await;
-    // Two ways a batch is answered, three ways a single id is.
-    let body = r#"{"model_ids":["nope","good-001","seldom","nope"]}"#;
+    // Batches with and without further headers; single ids by GET, percent-encoded and by HEAD.
+    let body = r#"{"model_ids":["nope","good-001","rare","nope"]}"#;
     let length = body.len();
     let post = |header: &str| {
         format!("POST /api/models/batch HTTP/1.1\r\nhost: x\r\n{header}content-length: {length}\r\n\r\n{body}")
@@ -108,29 +111,29 @@ async fn ids_that_do_not_exist_are_counted_whichever_way_they_are_asked() {
     let mut raw = Raw::open(&server.address);
     for header in ["", "te: trailers\r\n"] {
         raw.send(&post(header));
-        assert_eq!(raw.answer().status, 200);
+        assert_eq!(raw.response().status, 200);
     }
     assert_eq!(server.get("/api/models/nope").await.status, 404);
     assert_eq!(server.get("/api/models/%6eope").await.status, 404);
     assert_eq!(server.send(server.request("HEAD", "/api/models/nope", "")).await.status, 404);
-    // What is no look-up is not counted.
+    // Invalid requests look nothing up and are not counted.
     server.get("/api/models/%zz").await;
     server.batch(r#"{"model_ids":["nope",1]}"#).await;
 
     let now = catalog(&server).await;
     assert_eq!(now["not_found"], 9);
-    assert_eq!(now["not_found_ids"], json!([{"id": "nope", "asked": 7}, {"id": "seldom", "asked": 2}]));
+    assert_eq!(now["not_found_ids"], json!([{"id": "nope", "asked": 7}, {"id": "rare", "asked": 2}]));
     assert_eq!(server.metric(r#"catalog_lookups_total{outcome="not_found"}"#).await, 9.0);
 
-    // What exists by now is no longer listed.
+    // An id that exists by now is no longer listed.
     db.add("nope").await;
-    let seldom = json!([{"id": "seldom", "asked": 2}]);
-    server.until("it is off the list", |s| async { catalog(s).await["not_found_ids"] == seldom }).await;
+    let rare = json!([{"id": "rare", "asked": 2}]);
+    server.until("it is no longer listed", |s| async { catalog(s).await["not_found_ids"] == rare }).await;
     assert_eq!(catalog(&server).await["not_found"], 9);
 }
 
 #[tokio::test]
-async fn the_lists_are_bounded_and_hostile_ids_are_escaped_and_cut() {
+async fn lists_are_bounded_and_hostile_ids_escaped_and_truncated() {
     let db = Db::new().await;
     add(&db, 0, 130).await;
     db.sql("INSERT INTO models SELECT repeat('é', 5000), 'x', 'x', 1, NULL, true, NULL, 'x'").await;
@@ -143,14 +146,14 @@ async fn the_lists_are_bounded_and_hostile_ids_are_escaped_and_cut() {
     server.batch(&json!({ "model_ids": ids }).to_string()).await;
     server.batch(&json!({ "model_ids": [hostile, hostile, hostile, long, long] }).to_string()).await;
 
-    let reply = server.get("/api/catalog").await;
-    let now = reply.json();
+    let response = server.get("/api/catalog").await;
+    let now = response.json();
     assert_eq!((&now["rejected"], &now["not_found"]), (&json!(131), &json!(155)));
     assert_eq!(now["rejected_rows"].as_array().unwrap().len(), 100);
     assert_eq!(now["not_found_ids"].as_array().unwrap().len(), 100);
     assert_eq!(now["not_found_ids"][0], json!({"id": hostile, "asked": 3}));
     assert_eq!(now["not_found_ids"][1], json!({"id": format!("{}…", "ü".repeat(100)), "asked": 2}));
-    let text = reply.text();
+    let text = response.text();
     assert!(text.contains(r#""id":"</script>\"\\\u001b[2J\u0000"#), "{text}");
     assert!(!text.chars().any(char::is_control), "{text}");
     assert!(text.len() < 40_000, "{} bytes", text.len());
@@ -159,22 +162,22 @@ async fn the_lists_are_bounded_and_hostile_ids_are_escaped_and_cut() {
 }
 
 #[tokio::test]
-async fn a_flood_of_random_ids_pushes_no_favourite_out() {
+async fn random_ids_do_not_displace_frequent_ones() {
     let db = Db::new().await;
-    // Both threads' lists are read as one.
+    // The lists of both threads are merged.
     let server = Server::start_with(&db.url, &[("CATALOG_THREADS", "2")]).await;
     for round in 0..100 {
         let mut ids: Vec<_> = (0..999).map(|number| format!("{round}-{number}-{}", fastrand::u64(..))).collect();
-        ids.push(if round % 2 == 0 { "even-favourite" } else { "odd-favourite" }.to_owned());
+        ids.push(if round % 2 == 0 { "even-frequent" } else { "odd-frequent" }.to_owned());
         assert_eq!(server.batch(&json!({ "model_ids": ids }).to_string()).await.status, 200);
-        let favourite = format!("/api/models/{}", "the-favourite");
-        (0..5).for_each(|_| assert_eq!(Raw::open(&server.address).get(&favourite).status, 404));
+        let frequent = format!("/api/models/{}", "most-frequent");
+        (0..5).for_each(|_| assert_eq!(Raw::open(&server.address).get(&frequent).status, 404));
     }
-    let reply = server.get("/api/catalog").await;
-    let now = reply.json();
+    let response = server.get("/api/catalog").await;
+    let now = response.json();
     assert_eq!(now["not_found"], 100_500);
     let listed = now["not_found_ids"].as_array().unwrap();
-    assert_eq!((listed.len(), &listed[0]["id"]), (100, &json!("the-favourite")), "{:?}", &listed[..3]);
+    assert_eq!((listed.len(), &listed[0]["id"]), (100, &json!("most-frequent")), "{:?}", &listed[..3]);
     let asked = listed[0]["asked"].as_u64().unwrap();
     assert!((300..=500).contains(&asked), "{asked}");
 }

@@ -2,11 +2,11 @@
 
 use serde_json::json;
 
-use crate::support::{Db, Reply, Server, plain};
+use crate::support::{Db, Response, Server, model_json};
 
 const ARIA2: &str = "/api/models/batch?format=aria2";
 
-/// a → b c, b → d, c → d x, d → a; e stands alone.
+/// a → b c, b → d, c → d x, d → a; e has no dependencies.
 async fn diamond(settings: &[(&str, &str)]) -> (Db, Server) {
     let db = Db::new().await;
     for id in ["a", "b", "c", "d", "e"] {
@@ -19,55 +19,55 @@ async fn diamond(settings: &[(&str, &str)]) -> (Db, Server) {
     (db, server)
 }
 
-fn ids(reply: &Reply) -> Vec<String> {
-    let json = reply.json();
+fn ids(response: &Response) -> Vec<String> {
+    let json = response.json();
     json["models"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap().to_owned()).collect()
 }
 
 #[tokio::test]
-async fn dependencies_come_first_and_what_is_missing_is_said() {
+async fn dependencies_come_first_and_missing_ones_are_reported() {
     let (_db, server) = diamond(&[]).await;
-    let reply = server.batch(r#"{"model_ids":["e","a","y","b"],"resolve_dependencies":true}"#).await;
-    assert_eq!((reply.status, reply.header("content-type")), (200, "application/json"));
-    assert_eq!(ids(&reply), ["e", "d", "b", "c", "a"]);
+    let response = server.batch(r#"{"model_ids":["e","a","y","b"],"resolve_dependencies":true}"#).await;
+    assert_eq!((response.status, response.header("content-type")), (200, "application/json"));
+    assert_eq!(ids(&response), ["e", "d", "b", "c", "a"]);
     let tail = r#"],"not_found":["y"],"missing_dependencies":[{"id":"x","required_by":"c"}]}"#;
-    assert!(reply.text().ends_with(tail), "{}", reply.text());
-    assert_eq!(reply.revision(), server.get("/api/models/a").await.revision());
+    assert!(response.text().ends_with(tail), "{}", response.text());
+    assert_eq!(response.revision(), server.get("/api/models/a").await.revision());
 
-    let nothing = server.batch(r#"{"resolve_dependencies":true,"model_ids":[]}"#).await;
-    assert_eq!(nothing.text(), r#"{"models":[],"not_found":[],"missing_dependencies":[]}"#);
+    let empty = server.batch(r#"{"resolve_dependencies":true,"model_ids":[]}"#).await;
+    assert_eq!(empty.text(), r#"{"models":[],"not_found":[],"missing_dependencies":[]}"#);
 }
 
 #[tokio::test]
-async fn without_the_key_nothing_changes() {
+async fn dependencies_are_resolved_only_on_request() {
     let (_db, server) = diamond(&[]).await;
-    let expected = format!(r#"{{"models":[{}],"not_found":["y"]}}"#, plain("e"));
+    let expected = format!(r#"{{"models":[{}],"not_found":["y"]}}"#, model_json("e"));
     for body in [r#"{"model_ids":["e","y"]}"#, r#"{"model_ids":["e","y"],"resolve_dependencies":false}"#] {
         assert_eq!(server.batch(body).await.text(), expected, "{body}");
     }
     for value in ["null", "1", "\"true\""] {
-        let reply = server.batch(&format!(r#"{{"model_ids":[],"resolve_dependencies":{value}}}"#)).await;
+        let response = server.batch(&format!(r#"{{"model_ids":[],"resolve_dependencies":{value}}}"#)).await;
         let error = json!({"error": "resolve_dependencies must be a boolean"});
-        assert_eq!((reply.status, reply.json()), (400, error), "{value}");
+        assert_eq!((response.status, response.json()), (400, error), "{value}");
     }
 }
 
 #[tokio::test]
-async fn the_limit_holds_for_what_is_answered() {
+async fn batch_limit_includes_resolved_dependencies() {
     let (_db, server) = diamond(&[("CATALOG_MAX_BATCH_IDS", "4")]).await;
-    let reply = server.batch(r#"{"model_ids":["a"],"resolve_dependencies":true}"#).await;
-    assert_eq!((reply.status, ids(&reply).len()), (200, 4));
+    let response = server.batch(r#"{"model_ids":["a"],"resolve_dependencies":true}"#).await;
+    assert_eq!((response.status, ids(&response).len()), (200, 4));
     for path in ["/api/models/batch", ARIA2] {
         let body = r#"{"model_ids":["a","e"],"resolve_dependencies":true}"#;
-        let reply = server.send(server.request("POST", path, body)).await;
+        let response = server.send(server.request("POST", path, body)).await;
         let message = "model_ids and their dependencies are 5 models or more, the limit is 4: ask in several batches";
-        assert_eq!((reply.status, reply.json()), (400, json!({ "error": message })));
-        assert_ne!(reply.revision(), "");
+        assert_eq!((response.status, response.json()), (400, json!({ "error": message })));
+        assert_ne!(response.revision(), "");
     }
 }
 
 #[tokio::test]
-async fn an_input_file_for_aria2_has_all_that_a_download_needs() {
+async fn aria2_input_file_has_every_download_option() {
     let (db, server) = diamond(&[]).await;
     let hash = "0123456789ABCDEF".repeat(4);
     db.sql(&format!(
@@ -76,13 +76,13 @@ async fn an_input_file_for_aria2_has_all_that_a_download_needs() {
          UPDATE models SET save_path = '${{HOME}}/x', dependencies = '[]' WHERE id = 'd'"
     ))
     .await;
-    server.until("c has a size", |s| async move { s.field("d", "dependencies").await == json!([]) }).await;
-    // Of the models alone, what is not found is said, too.
-    let alone = server.send(server.request("POST", ARIA2, r#"{"model_ids":["d","nobody"]}"#)).await.text();
-    assert!(alone.starts_with("# model-catalog: 1 models;") && alone.contains("# not found: \"nobody\""), "{alone}");
+    server.until("both changes are served", |s| async move { s.field("d", "dependencies").await == json!([]) }).await;
+    // Without dependencies, unknown ids are listed, too.
+    let alone = server.send(server.request("POST", ARIA2, r#"{"model_ids":["d","unknown"]}"#)).await.text();
+    assert!(alone.starts_with("# model-catalog: 1 models;") && alone.contains("# not found: \"unknown\""), "{alone}");
     let body = r#"{"model_ids":["c","y\n  out=evil"],"resolve_dependencies":true}"#;
-    let reply = server.send(server.request("POST", ARIA2, body)).await;
-    assert_eq!((reply.status, reply.header("content-type")), (200, "text/plain; charset=utf-8"));
+    let response = server.send(server.request("POST", ARIA2, body)).await;
+    assert_eq!((response.status, response.header("content-type")), (200, "text/plain; charset=utf-8"));
     let expected = format!(
         r#"# model-catalog: 2 models; run aria2c in the models folder
 # not found: "y\n  out=evil"
@@ -94,6 +94,7 @@ async fn an_input_file_for_aria2_has_all_that_a_download_needs() {
 
 # id: "c"
 # size: 23.8 GB
+# bytes: 23800000000
 # auth_required: true
 # auth_provider: "hug \"f\""
 https://example.org/%C3%A4%20b
@@ -103,30 +104,31 @@ https://example.org/%C3%A4%20b
 "#,
         hash.to_lowercase()
     );
-    assert_eq!(reply.text(), expected);
-    assert_eq!(reply.revision(), server.get("/api/models/c").await.revision());
+    assert_eq!(response.text(), expected);
+    assert_eq!(response.revision(), server.get("/api/models/c").await.revision());
 
-    // Without dependencies: the order asked, each once.
-    let reply = server.send(server.request("POST", ARIA2, r#"{"model_ids":["e","c","e"]}"#)).await;
-    let ids: Vec<_> = reply.text().lines().filter_map(|line| line.strip_prefix("# id: ").map(str::to_owned)).collect();
+    // Without dependencies: request order, without duplicates.
+    let response = server.send(server.request("POST", ARIA2, r#"{"model_ids":["e","c","e"]}"#)).await;
+    let ids: Vec<_> =
+        response.text().lines().filter_map(|line| line.strip_prefix("# id: ").map(str::to_owned)).collect();
     assert_eq!(ids, ["\"e\"", "\"c\""]);
 }
 
 #[tokio::test]
-async fn a_format_that_there_is_not_is_400() {
+async fn unknown_format_returns_400() {
     let (_db, server) = diamond(&[]).await;
     let body = r#"{"model_ids":["e"]}"#;
     for query in ["?format=xml", "?format=", "?format=ARIA2", "?format=aria2&format=x"] {
-        let reply = server.send(server.request("POST", &format!("/api/models/batch{query}"), body)).await;
+        let response = server.send(server.request("POST", &format!("/api/models/batch{query}"), body)).await;
         let error = json!({"error": "format must be json or aria2"});
-        assert_eq!((reply.status, reply.json()), (400, error), "{query}");
+        assert_eq!((response.status, response.json()), (400, error), "{query}");
     }
     let plain = server.batch(body).await.text();
     for query in ["?format=json", "?x=aria2", "?"] {
-        let reply = server.send(server.request("POST", &format!("/api/models/batch{query}"), body)).await;
-        assert_eq!((reply.status, reply.text()), (200, plain.clone()), "{query}");
+        let response = server.send(server.request("POST", &format!("/api/models/batch{query}"), body)).await;
+        assert_eq!((response.status, response.text()), (200, plain.clone()), "{query}");
     }
-    // What is wrong with a body is said as ever.
-    let reply = server.send(server.request("POST", ARIA2, "{}")).await;
-    assert_eq!((reply.status, reply.json()), (400, json!({"error": "model_ids must be an array"})));
+    // Errors in the body are reported as JSON in every format.
+    let response = server.send(server.request("POST", ARIA2, "{}")).await;
+    assert_eq!((response.status, response.json()), (400, json!({"error": "model_ids must be an array"})));
 }

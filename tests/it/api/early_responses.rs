@@ -1,18 +1,18 @@
-//! Clients that send a request body which is not read must still see the response: the connection is closed only after
-//! what they sent has been read and discarded, or the kernel would reset it.
+//! Responses sent before the request body was read must reach the client: the connection is closed only after the body
+//! was read and discarded, or the kernel would reset it.
 
 use std::io::Write;
 use std::process::{Command, Output};
 
 use crate::deploy::rolling::Balancer;
-use crate::limits::slow_clients::{connect, rest, statuses};
-use crate::support::{Server, until, with_a};
+use crate::support::raw::{connect, read_to_close, statuses};
+use crate::support::{Server, start_with_model_a, until};
 
-/// Debian's, which has the requests module.
+/// Debian's Python, which has the requests module.
 const PYTHON: &str = "/usr/bin/python3";
 /// Bytes: a fifth over the limit of 1 MiB, and more than the kernel buffers.
 const SIZES: [usize; 2] = [1_200_000, 3 * 1024 * 1024];
-/// As often as each client asks.
+/// Requests per client and size.
 const TIMES: usize = 20;
 
 const HTTP_CLIENT: &str = r#"
@@ -34,7 +34,7 @@ for _ in range(times):
 const NODE_HTTP: &str = r#"
 const http = require('http');
 const [host, path, size, times] = process.argv.slice(1);
-const ask = () => new Promise((done, failed) => {
+const send = () => new Promise((done, failed) => {
   const [hostname, port] = host.split(':');
   const request = http.request({ hostname, port, path, method: 'POST', headers: { 'content-length': size } }, response => {
     let body = '';
@@ -43,7 +43,7 @@ const ask = () => new Promise((done, failed) => {
   request.on('error', failed);
   request.end(Buffer.alloc(Number(size), ' '));
 });
-(async () => { for (let i = 0; i < times; i++) console.log(await ask()); })();
+(async () => { for (let i = 0; i < times; i++) console.log(await send()); })();
 "#;
 const NODE_FETCH: &str = r#"
 const [host, path, size, times] = process.argv.slice(1);
@@ -80,16 +80,16 @@ fn run(client: &str, address: &str, path: &str, size: usize) -> Output {
     command.output().unwrap_or_else(|error| panic!("{client}: {error}: `make test-tools` installs it"))
 }
 
-/// An open file with this content that no name leads to.
+/// An open, unlinked file with this content.
 fn tempfile(content: &str) -> std::fs::File {
-    let path = std::env::temp_dir().join(format!("refused-{:x}", fastrand::u64(..)));
+    let path = std::env::temp_dir().join(format!("request-body-{:x}", fastrand::u64(..)));
     std::fs::write(&path, content).unwrap();
     let file = std::fs::File::open(&path).unwrap();
     std::fs::remove_file(path).unwrap();
     file
 }
 
-/// Every client sees every response, directly or through HAProxy.
+/// Fails unless every client sees every response.
 async fn every_client_sees(address: &str, path: &str, expected: &str) {
     for client in ["curl", "http.client", "requests", "node http", "node fetch"] {
         for size in SIZES {
@@ -104,29 +104,29 @@ async fn every_client_sees(address: &str, path: &str, expected: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_send_before_they_read_see_413() {
-    let (_db, server) = with_a(&[]).await;
+    let (_db, server) = start_with_model_a(&[]).await;
     every_client_sees(&server.address, "/api/models/batch", "the limit of 1048576 bytes").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_send_before_they_read_see_404_and_405() {
-    let (_db, server) = with_a(&[]).await;
+    let (_db, server) = start_with_model_a(&[]).await;
     every_client_sees(&server.address, "/absent", r#"{"error":"Not found"}"#).await;
     every_client_sees(&server.address, "/api/models/a", r#"{"error":"Method not allowed"}"#).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_behind_haproxy_see_413() {
-    let (db, one) = with_a(&[]).await;
+    let (db, one) = start_with_model_a(&[]).await;
     db.add("b").await;
     let two = Server::start(&db).await;
     let replicas = [one, two];
-    let balancer = Balancer::before(&replicas, &[]).await;
+    let balancer = Balancer::start(&replicas, &[]).await;
     every_client_sees(&balancer.address, "/api/models/batch", "the limit of 1048576 bytes").await;
 }
 
-/// Sends a refused request and goes on sending until the connection ends; gives the number of bytes taken.
-fn send_without_end(server: &Server) -> usize {
+/// Sends a request with an unread body until the connection is closed; returns the number of bytes accepted.
+fn send_endless_body(server: &Server) -> usize {
     let mut stream = connect(&server.address);
     let head = "POST /absent HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
@@ -138,15 +138,15 @@ fn send_without_end(server: &Server) -> usize {
 }
 
 #[tokio::test]
-async fn a_lingering_close_is_bounded_in_bytes_and_time() {
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "1h"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
-    let sent = send_without_end(&server);
-    // What the kernel buffers on both sides comes on top of the 8 MiB that are discarded.
-    assert!((8 << 20..64 << 20).contains(&sent), "{sent} bytes were taken");
+async fn lingering_close_is_bounded_in_bytes_and_time() {
+    let (_db, server) = start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "1h"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
+    let sent = send_endless_body(&server);
+    // The kernel's buffers on both sides add to the 8 MiB that are discarded.
+    assert!((8 << 20..64 << 20).contains(&sent), "{sent} bytes were accepted");
 
-    // A client that is silent after the refusal: no other timeout would end its connection.
+    // A client that stays silent after the response: no other timeout would close its connection.
     let mut stream = connect(&server.address);
     stream.write_all(b"POST /absent HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n").unwrap();
-    assert_eq!(statuses(&rest(&mut stream)), [404]);
-    until("the connection has ended", async || server.metric("catalog_http_connections").await <= 1.0).await;
+    assert_eq!(statuses(&read_to_close(&mut stream)), [404]);
+    until("the connection is closed", async || server.metric("catalog_http_connections").await <= 1.0).await;
 }

@@ -1,30 +1,30 @@
-//! `GET /api/models`: all models in order, page by page, the search in them, and what a look through them may cost.
+//! `GET /api/models`: pages, order, search, and the limit on concurrent scans.
 
 use std::time::Duration;
 
 use hyper::Request;
 use serde_json::{Value, json};
 
-use crate::support::{Db, ONLY_THE_BELL, Reply, Server, plain};
+use crate::support::{Db, NOTIFY_ONLY, Response, Server, model_json};
 
-fn ids(reply: &Reply) -> Vec<String> {
-    assert_eq!(reply.status, 200, "{reply:?}");
-    let models = reply.json()["models"].as_array().unwrap().clone();
+fn ids(response: &Response) -> Vec<String> {
+    assert_eq!(response.status, 200, "{response:?}");
+    let models = response.json()["models"].as_array().unwrap().clone();
     models.iter().map(|model| model["id"].as_str().unwrap().to_owned()).collect()
 }
 
 #[tokio::test]
-async fn pages_put_together_are_the_whole_catalog_in_order() {
+async fn pages_cover_the_whole_catalog_in_order() {
     let db = Db::new().await;
     for id in ["b", "a", "black-forest-labs/FLUX & co+", "ä", "Z"] {
         db.add(id).await;
     }
     let server = Server::start(&db).await;
-    let reply = server.get("/api/models").await;
-    assert_eq!((reply.header("content-type"), reply.header("cache-control")), ("application/json", "no-cache"));
+    let response = server.get("/api/models").await;
+    assert_eq!((response.header("content-type"), response.header("cache-control")), ("application/json", "no-cache"));
     let order = ["Z", "a", "b", "black-forest-labs/FLUX & co+", "ä"];
-    let whole = format!(r#"{{"models":[{}],"next":null}}"#, order.map(plain).join(","));
-    assert_eq!((reply.text(), reply.revision()), (whole, server.get("/api/models/a").await.revision()));
+    let expected = format!(r#"{{"models":[{}],"next":null}}"#, order.map(model_json).join(","));
+    assert_eq!((response.text(), response.revision()), (expected, server.get("/api/models/a").await.revision()));
 
     let (mut all, mut path) = (Vec::new(), "/api/models?limit=2".to_owned());
     loop {
@@ -48,24 +48,24 @@ async fn pages_put_together_are_the_whole_catalog_in_order() {
     ] {
         assert_eq!(ids(&server.get(&format!("/api/models?{query}")).await), found, "{query}");
     }
-    // A look through the list is no look-up of its ids.
+    // Listing does not count as a lookup of each id.
     assert_eq!(server.metric(r#"catalog_lookups_total{outcome="found"}"#).await, 1.0);
     assert_eq!(server.metric(r#"catalog_lookups_total{outcome="not_found"}"#).await, 0.0);
 }
 
 #[tokio::test]
-async fn it_is_asked_like_every_other_answer() {
+async fn list_follows_the_common_rules_for_methods_and_paths() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
-    server.until("it serves", |s| async move { s.get("/api/models").await.status == 200 }).await;
-    let reply = server.get("/api/models").await;
+    server.until("the list is served", |s| async move { s.get("/api/models").await.status == 200 }).await;
+    let response = server.get("/api/models").await;
     let head = server.send(server.request("HEAD", "/api/models", "")).await;
-    assert_eq!((head.status, head.body.len(), head.revision()), (200, 0, reply.revision()));
-    assert_eq!(head.header("content-length"), reply.body.len().to_string());
+    assert_eq!((head.status, head.body.len(), head.revision()), (200, 0, response.revision()));
+    assert_eq!(head.header("content-length"), response.body.len().to_string());
     for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
-        let refused = server.send(server.request(method, "/api/models?q=a", "")).await;
-        assert_eq!((refused.status, refused.header("allow")), (405, "GET, HEAD"), "{method}");
+        let rejected = server.send(server.request(method, "/api/models?q=a", "")).await;
+        assert_eq!((rejected.status, rejected.header("allow")), (405, "GET, HEAD"), "{method}");
     }
     for (query, error) in [
         ("q=%zz", "`q` is not valid percent-encoding: `%` needs two hexadecimal digits"),
@@ -74,50 +74,50 @@ async fn it_is_asked_like_every_other_answer() {
         ("limit=201", "`limit` must be a whole number from 1 to 200"),
         ("q=a&q=b", "`q` is given twice: give it once"),
     ] {
-        let refused = server.get(&format!("/api/models?{query}")).await;
-        assert_eq!((refused.status, refused.json()), (400, json!({ "error": error })), "{query}");
-        assert_eq!(refused.revision(), reply.revision());
+        let rejected = server.get(&format!("/api/models?{query}")).await;
+        assert_eq!((rejected.status, rejected.json()), (400, json!({ "error": error })), "{query}");
+        assert_eq!(rejected.revision(), response.revision());
     }
     let line = server.log().into_iter().find(|line| line.contains("serving the admin routes")).unwrap();
     let admin = serde_json::from_str::<Value>(&line).unwrap()["address"].as_str().unwrap().to_owned();
-    let apart = |path: &str| Request::get(format!("http://{admin}{path}")).body(Default::default()).unwrap();
+    let on_admin_port = |path: &str| Request::get(format!("http://{admin}{path}")).body(Default::default()).unwrap();
     for path in ["/api/models", "/"] {
-        assert_eq!(server.send(apart(path)).await.status, 404, "{path}");
+        assert_eq!(server.send(on_admin_port(path)).await.status, 404, "{path}");
     }
-    let metrics = server.send(apart("/metrics")).await.text();
+    let metrics = server.send(on_admin_port("/metrics")).await.text();
     assert!(metrics.contains(r#"catalog_http_requests_total{route="/api/models",status="400"} 5"#), "{metrics}");
 }
 
 #[tokio::test]
-async fn an_entity_tag_spares_the_look_until_something_changes() {
+async fn matching_etag_returns_304_until_a_change() {
     let db = Db::new().await;
     db.add("a").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let etag = server.get("/api/models").await.header("etag").to_owned();
-    let again = || {
+    let get_if_changed = || {
         let mut request = server.request("GET", "/api/models", "");
         request.headers_mut().insert("if-none-match", etag.parse().unwrap());
         server.send(request)
     };
-    let unchanged = again().await;
+    let unchanged = get_if_changed().await;
     assert_eq!((unchanged.status, unchanged.header("etag"), unchanged.body.len()), (304, &*etag, 0));
     db.add("b").await;
-    server.until("it is listed", |_| async { again().await.status == 200 }).await;
-    assert_eq!(ids(&again().await), ["a", "b"]);
+    server.until("it is listed", |_| async { get_if_changed().await.status == 200 }).await;
+    assert_eq!(ids(&get_if_changed().await), ["a", "b"]);
 }
 
 #[tokio::test]
-async fn before_anything_is_loaded_it_is_503_like_the_rest() {
+async fn list_returns_503_before_the_first_load() {
     let server = Server::spawn("host=/nonexistent user=nobody dbname=none", &[]).await;
-    let reply = server.get("/api/models?q=%zz").await;
-    assert_eq!((reply.status, reply.text()), (503, r#"{"error":"Catalog not loaded yet"}"#.into()));
-    assert_eq!(reply.header("retry-after"), "1");
-    // The page stands all the same.
+    let response = server.get("/api/models?q=%zz").await;
+    assert_eq!((response.status, response.text()), (503, r#"{"error":"Catalog not loaded yet"}"#.into()));
+    assert_eq!(response.header("retry-after"), "1");
+    // The HTML page does not need a catalog.
     assert_eq!(server.get("/").await.status, 200);
 }
 
 #[tokio::test]
-async fn a_crowd_is_told_to_come_back_and_look_ups_go_on() {
+async fn concurrent_scans_are_limited_and_lookups_continue() {
     let db = Db::new().await;
     db.add("a").await;
     db.sql(
@@ -126,16 +126,16 @@ async fn a_crowd_is_told_to_come_back_and_look_ups_go_on() {
     )
     .await;
     let server = Server::start_with(&db.url, &[("CATALOG_THREADS", "1")]).await;
-    let crowd = (0..40).map(|_| server.get("/api/models?q=nothing+has+this"));
-    let (replies, look_up) = tokio::join!(futures_util::future::join_all(crowd), server.get("/api/models/a"));
-    assert_eq!(look_up.status, 200);
-    let refused: Vec<_> = replies.iter().filter(|reply| reply.status == 429).collect();
-    assert!(!refused.is_empty() && refused.len() <= 32, "{} of 40 refused", refused.len());
-    for reply in refused {
-        assert_eq!((reply.header("retry-after"), reply.revision().len()), ("1", 16));
+    let scans = (0..40).map(|_| server.get("/api/models?q=nothing+has+this"));
+    let (responses, lookup) = tokio::join!(futures_util::future::join_all(scans), server.get("/api/models/a"));
+    assert_eq!(lookup.status, 200);
+    let rejected: Vec<_> = responses.iter().filter(|response| response.status == 429).collect();
+    assert!(!rejected.is_empty() && rejected.len() <= 32, "{} of 40 rejected", rejected.len());
+    for response in rejected {
+        assert_eq!((response.header("retry-after"), response.revision().len()), ("1", 16));
     }
-    assert!(replies.iter().all(|reply| matches!(reply.status, 200 | 429)), "{replies:?}");
-    // Places are given back.
+    assert!(responses.iter().all(|response| matches!(response.status, 200 | 429)), "{responses:?}");
+    // Scans that ended free their slots.
     tokio::time::timeout(Duration::from_secs(30), async {
         assert_eq!(server.get("/api/models?limit=1").await.status, 200);
     })

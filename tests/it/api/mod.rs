@@ -2,6 +2,7 @@
 
 mod batch;
 mod catalog;
+mod cors;
 mod dependencies;
 mod early_responses;
 mod list;
@@ -14,3 +15,4 @@ mod revision;
 mod shutdown;
 mod single;
 mod snapshot;
+mod statuses;

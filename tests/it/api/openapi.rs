@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::support::{Db, Reply, Server};
+use crate::support::{Db, Response, Server};
 
 const SAMPLE: &str = include_str!("../../../sql/sample_models.sql");
 
@@ -18,7 +18,7 @@ async fn with_samples() -> (Db, Server, Value) {
 }
 
 fn object(value: &Value) -> &Map<String, Value> {
-    value.as_object().unwrap_or_else(|| panic!("no object: {value}"))
+    value.as_object().unwrap_or_else(|| panic!("not an object: {value}"))
 }
 
 #[tokio::test]
@@ -35,9 +35,10 @@ async fn description_has_the_routes_and_methods_of_the_server() {
             // GET of the batch path is the model with the id `batch`.
             let model = path == "/api/models/batch" && method == "get";
             let documented = model || !document["paths"][path][method].is_null();
-            let reply = server.send(server.request(&method.to_uppercase(), &path.replace("{id}", "clip-l"), "")).await;
-            assert_eq!(reply.status != 405, documented, "{method} {path}: {reply:?}");
-            assert_ne!(reply.text(), r#"{"error":"Not found"}"#, "{method} {path}");
+            let response =
+                server.send(server.request(&method.to_uppercase(), &path.replace("{id}", "clip-l"), "")).await;
+            assert_eq!(response.status != 405, documented, "{method} {path}: {response:?}");
+            assert_ne!(response.text(), r#"{"error":"Not found"}"#, "{method} {path}");
         }
     }
 }
@@ -48,8 +49,8 @@ async fn examples_are_real_responses() {
     let single = &document["paths"]["/api/models/{id}"];
     let mut compared = 0;
     for (name, id) in object(&single["parameters"][0]["examples"]) {
-        let reply = server.get(&format!("/api/models/{}", id["value"].as_str().unwrap())).await;
-        compared += equals_example(&single["get"], name, &reply);
+        let response = server.get(&format!("/api/models/{}", id["value"].as_str().unwrap())).await;
+        compared += equals_example(&single["get"], name, &response);
     }
     let batch = &document["paths"]["/api/models/batch"]["post"];
     for (name, body) in object(&batch["requestBody"]["content"]["application/json"]["examples"]) {
@@ -69,12 +70,12 @@ async fn examples_are_real_responses() {
 }
 
 /// Fails unless the response to the request of an example has its status and body.
-fn equals_example(operation: &Value, name: &str, reply: &Reply) -> usize {
-    let response = &operation["responses"][reply.status.to_string()];
-    let example = &response["content"]["application/json"]["examples"][name]["value"];
-    assert_eq!(*example, reply.json(), "the example `{name}`; the response was {}", reply.text());
-    for (header, _) in object(&response["headers"]) {
-        assert_ne!(reply.header(header), "", "{name} has no {header}");
+fn equals_example(operation: &Value, name: &str, response: &Response) -> usize {
+    let documented = &operation["responses"][response.status.to_string()];
+    let example = &documented["content"]["application/json"]["examples"][name]["value"];
+    assert_eq!(*example, response.json(), "the example `{name}`; the response was {}", response.text());
+    for (header, _) in object(&documented["headers"]) {
+        assert_ne!(response.header(header), "", "{name} has no {header}");
     }
     1
 }
@@ -84,11 +85,7 @@ async fn description_is_served_on_the_api_port() {
     let server =
         Server::spawn("host=/nonexistent user=nobody dbname=none", &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
     let document = server.get("/openapi.json").await;
-    assert_eq!(
-        (document.status, document.json()["openapi"].clone()),
-        (200, json!("3.1.0")),
-        "before anything is loaded"
-    );
+    assert_eq!((document.status, document.json()["openapi"].clone()), (200, json!("3.1.0")), "before the first load");
 }
 
 /// Collects every limit in a part of the document, by its JSON pointer.
@@ -129,20 +126,20 @@ async fn limits_of_requests_are_those_of_the_server() {
     let mut limits = Limits(BTreeMap::new());
     collect_limits(&document["paths"], "/paths", &mut limits.0);
     let expect = async |path: &str, status: u16| {
-        let reply = server.get(path).await;
-        assert_eq!(reply.status, status, "{path}: {}", reply.text());
-        reply
+        let response = server.get(path).await;
+        assert_eq!(response.status, status, "{path}: {}", response.text());
+        response
     };
 
     let q = limits.take(&format!("{LIST}/parameters/0/schema/maxLength"));
     expect(&format!("/api/models?q={}", "q".repeat(q)), 200).await;
-    let refused = expect(&format!("/api/models?q={}", "q".repeat(q + 1)), 400).await;
-    assert!(refused.text().contains(&format!("the limit is {q}\"")), "{}", refused.text());
+    let rejected = expect(&format!("/api/models?q={}", "q".repeat(q + 1)), 400).await;
+    assert!(rejected.text().contains(&format!("the limit is {q}\"")), "{}", rejected.text());
     let described = document.pointer(&format!("{LIST}/parameters/0/description")).unwrap().as_str().unwrap();
     assert!(described.contains(&format!("at most {q} bytes")), "{described}");
 
     let limit = &document.pointer(&format!("{LIST}/parameters/2")).unwrap()["schema"];
-    let page = |reply: Reply| reply.json()["models"].as_array().unwrap().len();
+    let page = |response: Response| response.json()["models"].as_array().unwrap().len();
     assert_eq!(json!(page(expect("/api/models", 200).await)), limit["default"]);
     let (minimum, maximum) = (
         limits.take(&format!("{LIST}/parameters/2/schema/minimum")),
@@ -169,8 +166,8 @@ async fn limits_of_requests_are_those_of_the_server() {
     assert_eq!(server.batch(&body(bytes)).await.status, 200);
     assert_eq!(server.batch(&body(bytes + 1)).await.status, 413);
 
-    let responses = format!("{LIST}/responses/");
-    limits.0.retain(|pointer, _| !pointer.starts_with(&responses));
+    let documented = format!("{LIST}/responses/");
+    limits.0.retain(|pointer, _| !pointer.starts_with(&documented));
     assert!(limits.0.is_empty(), "not tested: {:#?}", limits.0);
 }
 
@@ -207,15 +204,19 @@ async fn limits_of_responses_are_those_of_the_server() {
         });
         db.sql(&format!("{insert} VALUES ({})", values.join(", "))).await;
     }
-    server.until("the five are rejected", |s| async move { s.get("/readyz").await.json()["rejected"] == 5 }).await;
+    server.until("the five rows are rejected", |s| async move { s.get("/readyz").await.json()["rejected"] == 5 }).await;
     db.sql(&format!("{insert} SELECT 'bad-' || n, 'x', 'x', 'x', 1 FROM generate_series(6, {}) n", rejected + 1)).await;
     db.sql(&format!(
         "{insert} SELECT 'm' || n, 'x', 'https://example.org/x', 'x', 1 FROM generate_series(0, {page}) n"
     ))
     .await;
     let all = rejected + 1;
-    server.until("all are rejected", |s| async move { s.get("/readyz").await.json()["rejected"] == all }).await;
-    server.until("all are served", |s| async move { s.field(&format!("m{page}"), "id").await.is_string() }).await;
+    server
+        .until("all bad rows are rejected", |s| async move { s.get("/readyz").await.json()["rejected"] == all })
+        .await;
+    server
+        .until("all good rows are served", |s| async move { s.field(&format!("m{page}"), "id").await.is_string() })
+        .await;
     let unknown: Vec<_> = (0..=missing).map(|number| format!("unknown-{number}")).collect();
     server.batch(&json!({ "model_ids": unknown }).to_string()).await;
 
@@ -226,7 +227,7 @@ async fn limits_of_responses_are_those_of_the_server() {
     assert_eq!((length(&catalog["rejected_rows"]), &catalog["rejected"]), (rejected, &json!(rejected + 1)));
     assert_eq!(length(&catalog["not_found_ids"]), missing);
 
-    // What is left are counters and texts that are never empty.
+    // The remaining limits: counters, and texts that are never empty.
     let asked = limits.take(&format!("{SCHEMAS}/Catalog/properties/not_found_ids/items/properties/asked/minimum"));
     assert!(catalog["not_found_ids"][0]["asked"].as_u64().unwrap() >= asked as u64);
     assert_eq!(limits.take(&format!("{SCHEMAS}/Error/properties/error/minLength")), 1);

@@ -1,54 +1,54 @@
-//! `/livez`, `/readyz`, `/metrics`, before and after there is a catalog, and on a port of their own.
+//! `/livez`, `/readyz`, `/metrics`: before and after the first load, and on the admin port.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyper::Request;
 
 use crate::support::raw::Raw;
-use crate::support::{Db, Reply, Server};
+use crate::support::{Db, Response, Server};
 
-/// A database that is not there.
-const NOWHERE: &str = "host=/nonexistent user=nobody dbname=none";
+/// A database that does not exist.
+const NO_DATABASE: &str = "host=/nonexistent user=nobody dbname=none";
 
-fn keys(reply: &Reply) -> Vec<String> {
+fn keys(response: &Response) -> Vec<String> {
     // serde_json's own map sorts its keys; the order is part of the contract.
-    let text = reply.text();
+    let text = response.text();
     let pairs = text.trim_matches(['{', '}']).split(',');
     pairs.map(|pair| pair.split(':').next().unwrap().trim_matches('"').to_owned()).collect()
 }
 
 #[tokio::test]
-async fn before_anything_is_loaded_the_api_is_503_and_the_process_alive() {
-    let server = Server::spawn(NOWHERE, &[]).await;
+async fn api_returns_503_and_livez_200_before_the_first_load() {
+    let server = Server::spawn(NO_DATABASE, &[]).await;
     for request in [
         server.request("GET", "/api/models/a", ""),
         server.request("POST", "/api/models/batch", r#"{"model_ids":["a"]}"#),
         server.request("POST", "/api/models/batch", r#"{"model_ids":[]}"#),
     ] {
-        let reply = server.send(request).await;
-        assert_eq!((reply.status, reply.text()), (503, r#"{"error":"Catalog not loaded yet"}"#.into()));
-        assert_eq!((reply.header("content-type"), reply.header("retry-after")), ("application/json", "1"));
+        let response = server.send(request).await;
+        assert_eq!((response.status, response.text()), (503, r#"{"error":"Catalog not loaded yet"}"#.into()));
+        assert_eq!((response.header("content-type"), response.header("retry-after")), ("application/json", "1"));
     }
     let ready = server.get("/readyz").await;
-    let nothing = r#"{"status":"loading","revision":null,"models":0,"rejected":0,"source":null,"synced_seconds_ago":null,"follow":null}"#;
-    assert_eq!((ready.status, ready.text()), (503, nothing.into()));
+    let loading = r#"{"status":"loading","revision":null,"models":0,"rejected":0,"source":null,"synced_seconds_ago":null,"follow":null}"#;
+    assert_eq!((ready.status, ready.text()), (503, loading.into()));
     assert_eq!(server.get("/livez").await.status, 200);
     assert_eq!(server.metric("catalog_listener_connected").await, 0.0);
     assert_eq!(server.metric("catalog_last_sync_timestamp_seconds").await, 0.0);
 }
 
 #[tokio::test]
-async fn ready_says_what_is_served() {
+async fn readyz_describes_the_catalog() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
     db.add("bad").await;
     db.sql("UPDATE models SET save_path = '../../etc/passwd' WHERE id = 'bad'").await;
     let server = Server::start(&db).await;
-    let reply = server.get("/readyz").await;
-    assert_eq!((reply.status, reply.header("content-type")), (200, "application/json"));
-    assert_eq!(keys(&reply), ["status", "revision", "models", "rejected", "source", "synced_seconds_ago", "follow"]);
-    let json = reply.json();
+    let response = server.get("/readyz").await;
+    assert_eq!((response.status, response.header("content-type")), (200, "application/json"));
+    assert_eq!(keys(&response), ["status", "revision", "models", "rejected", "source", "synced_seconds_ago", "follow"]);
+    let json = response.json();
     assert_eq!(json["revision"], server.get("/api/models/a").await.revision());
     assert_eq!((&json["status"], &json["source"]), (&"ready".into(), &"postgres".into()));
     assert_eq!(json["follow"], "live");
@@ -60,41 +60,45 @@ async fn ready_says_what_is_served() {
 }
 
 #[tokio::test]
-async fn operations_move_to_a_port_of_their_own() {
+async fn ops_routes_move_to_the_admin_port() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
     let line = server.log().into_iter().find(|line| line.contains("serving the admin routes")).unwrap();
     let admin = serde_json::from_str::<serde_json::Value>(&line).unwrap()["address"].as_str().unwrap().to_owned();
-    let apart =
+    let on_admin_port =
         |path: &str| server.send(Request::get(format!("http://{admin}{path}")).body(Default::default()).unwrap());
 
-    server.until("it serves", |s| async move { s.get("/api/models/a").await.status == 200 }).await;
+    server.until("the catalog is served", |s| async move { s.get("/api/models/a").await.status == 200 }).await;
     for (path, status) in [("/livez", 200), ("/readyz", 200), ("/metrics", 200), ("/api/models/a", 404), ("/", 404)] {
-        let reply = apart(path).await;
-        assert_eq!(reply.status, status, "{path} on the port for operations");
-        assert!(status == 200 || reply.text() == r#"{"error":"Not found"}"#, "{reply:?}");
+        let response = on_admin_port(path).await;
+        assert_eq!(response.status, status, "{path} on the admin port");
+        assert!(status == 200 || response.text() == r#"{"error":"Not found"}"#, "{response:?}");
     }
     let batch = Request::post(format!("http://{admin}/api/models/batch")).body(r#"{"model_ids":[]}"#.into()).unwrap();
     assert_eq!(server.send(batch).await.status, 404);
     for path in ["/livez", "/readyz", "/metrics"] {
-        let reply = server.get(path).await;
-        assert_eq!((reply.status, reply.text()), (404, r#"{"error":"Not found"}"#.into()), "{path} on the API's port");
-        assert_eq!(reply.revision().len(), 16);
+        let response = server.get(path).await;
+        assert_eq!(
+            (response.status, response.text()),
+            (404, r#"{"error":"Not found"}"#.into()),
+            "{path} on the API port"
+        );
+        assert_eq!(response.revision().len(), 16);
     }
-    // Both ports are counted in one place.
-    let metrics = apart("/metrics").await.text();
+    // Requests to both ports are counted together.
+    let metrics = on_admin_port("/metrics").await.text();
     assert!(metrics.contains(r#"catalog_http_requests_total{route="/readyz",status="200"} 1"#), "{metrics}");
     assert!(metrics.contains(r#"catalog_http_requests_total{route="/api/models/{id}",status="200"}"#), "{metrics}");
 }
 
 #[tokio::test]
-async fn requests_are_counted_by_template_and_status() {
+async fn requests_are_counted_by_route_template_and_status() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::start(&db).await;
-    let reply = server.get("/metrics").await;
-    assert_eq!((reply.status, reply.header("content-type")), (200, "text/plain; version=0.0.4"));
+    let response = server.get("/metrics").await;
+    assert_eq!((response.status, response.header("content-type")), (200, "text/plain; version=0.0.4"));
 
     let etag = server.get("/api/models/a").await.header("etag").to_owned();
     let mut known = server.request("GET", "/api/models/a", "");
@@ -144,19 +148,19 @@ async fn requests_are_counted_by_template_and_status() {
 }
 
 #[tokio::test]
-async fn the_catalog_and_its_refreshes_are_measured() {
+async fn metrics_describe_the_catalog_and_its_refreshes() {
     let db = Db::new().await;
     for id in ["a", "b", "bad"] {
         db.add(id).await;
     }
     db.sql("UPDATE models SET save_path = '/etc/passwd' WHERE id = 'bad'").await;
-    let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
-    // A heartbeat would count as a refresh of its own.
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    // A heartbeat would count as a refresh.
     let server = Server::start_with(&db.url, &[("CATALOG_POLL_INTERVAL", "1h")]).await;
-    // It says so after its first load, which is when it is ready.
+    // The gauge is set after the first load, which also makes the server ready.
     let connected = "catalog_listener_connected";
-    server.until("it listens", |s| async move { s.metric(connected).await == 1.0 }).await;
-    let bytes: usize = ["a", "b"].map(|id| id.len() + crate::support::plain(id).len()).iter().sum();
+    server.until("the listener is connected", |s| async move { s.metric(connected).await == 1.0 }).await;
+    let bytes: usize = ["a", "b"].map(|id| id.len() + crate::support::model_json(id).len()).iter().sum();
     for (metric, value) in [
         ("catalog_ready", 1.0),
         ("catalog_models", 2.0),
@@ -172,7 +176,7 @@ async fn the_catalog_and_its_refreshes_are_measured() {
         assert_eq!(server.metric(metric).await, value, "{metric}");
     }
     let synced = server.metric("catalog_last_sync_timestamp_seconds").await;
-    assert!((begun - 1.0..begun + 60.0).contains(&synced), "{synced} is not near {begun}");
+    assert!((started - 1.0..started + 60.0).contains(&synced), "{synced} is not near {started}");
 
     db.sql("UPDATE models SET hash = 'x' WHERE id IN ('a', 'b')").await;
     let deltas = r#"catalog_refreshes_total{kind="delta",outcome="ok"}"#;
@@ -191,9 +195,9 @@ async fn the_catalog_and_its_refreshes_are_measured() {
 }
 
 #[tokio::test]
-async fn what_alerts_count_is_there_before_it_happens() {
+async fn alert_metrics_exist_before_the_first_event() {
     let settings = [("CATALOG_MAX_CONNECTIONS", "123")];
-    let text = Server::spawn(NOWHERE, &settings).await.get("/metrics").await.text();
+    let text = Server::spawn(NO_DATABASE, &settings).await.get("/metrics").await.text();
     let mut expected = vec!["catalog_ready 0".to_owned(), "catalog_http_connections_limit 123".into()];
     for route in ["/api/models/{id}", "/api/models/batch"] {
         for status in ["200", "500", "503"] {
@@ -229,11 +233,11 @@ async fn open_connections_are_counted() {
         let mut client = Raw::open(&server.address);
         assert_eq!(client.get("/api/models/a").status, 200);
         clients.push(client);
-        // The scraper's own is one more, and the test's other client keeps some for a while.
+        // The scraper's connection is one more, and the server's pooled client keeps some open.
         let all = open();
         let expected = f64::from(count + 1)..f64::from(count + 5);
-        assert!(expected.contains(&all), "{all} connections are counted, not {expected:?}");
+        assert!(expected.contains(&all), "{all} connections are counted, expected {expected:?}");
     }
     drop(clients);
-    server.until("they are gone", |_| std::future::ready(open() < 5.0)).await;
+    server.until("the connections are closed", |_| std::future::ready(open() < 5.0)).await;
 }

@@ -22,8 +22,8 @@ async fn page_has_an_etag_and_allows_only_its_own_script() {
     let mut known = server.request("GET", "/", "");
     known.headers_mut().insert("if-none-match", page.header("etag").parse().unwrap());
     assert_eq!(server.send(known).await.status, 304);
-    let refused = server.send(server.request("POST", "/", "")).await;
-    assert_eq!((refused.status, refused.header("allow")), (405, "GET, HEAD"));
+    let rejected = server.send(server.request("POST", "/", "")).await;
+    assert_eq!((rejected.status, rejected.header("allow")), (405, "GET, HEAD"));
     assert_eq!(server.metric(r#"catalog_http_requests_total{route="/",status="304"}"#).await, 1.0);
 }
 
@@ -48,14 +48,14 @@ async fn page_is_usable_by_keyboard_shows_changes_and_renders_hostile_rows_as_te
 
     for (scheme, width) in [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)] {
         let screen = json!({"width": width, "height": 1400, "deviceScaleFactor": 1, "mobile": width < 500});
-        browser.tools("Emulation.setDeviceMetricsOverride", screen).await;
+        browser.devtools("Emulation.setDeviceMetricsOverride", screen).await;
         let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
-        browser.tools("Emulation.setEmulatedMedia", media).await;
+        browser.devtools("Emulation.setEmulatedMedia", media).await;
         let brightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0] < 128";
         assert_eq!(browser.eval(brightness).await, scheme == "dark", "{scheme}");
         // Nothing overflows the viewport horizontally.
         assert_eq!(browser.eval("document.documentElement.scrollWidth <= innerWidth").await, true, "{width}");
-        assert!(browser.picture(&format!("page-{scheme}-{width}")).await > 10_000);
+        assert!(browser.screenshot(&format!("page-{scheme}-{width}")).await > 10_000);
     }
 
     // `/`, the text, Tab to the first row, Enter.
@@ -68,7 +68,7 @@ async fn page_is_usable_by_keyboard_shows_changes_and_renders_hostile_rows_as_te
         .until("document.getElementById('details').open && document.querySelectorAll('#fields dd').length === 10")
         .await;
     assert_eq!(browser.eval("document.querySelector('#fields a').rel").await, "noopener noreferrer");
-    assert!(browser.picture("details").await > 10_000);
+    assert!(browser.screenshot("details").await > 10_000);
     db.sql("UPDATE models SET description = 'changed just now' WHERE id = 'flux-dev'").await;
     browser.until("document.getElementById('fields').textContent.includes('changed just now')").await;
     browser.press("\u{e00c}").await;
@@ -90,8 +90,8 @@ async fn page_is_usable_by_keyboard_shows_changes_and_renders_hostile_rows_as_te
     );
     assert!(shown.contains("sdxl-bse"), "{shown}");
     assert!(!shown.contains("hush"), "{shown}");
-    let nothing = "window.hurt === undefined && !document.querySelector('img') && ![...document.links].some((link) => !/^https?:/.test(link.href))";
-    assert_eq!(browser.eval(nothing).await, true);
+    let harmless = "window.hurt === undefined && !document.querySelector('img') && ![...document.links].some((link) => !/^https?:/.test(link.href))";
+    assert_eq!(browser.eval(harmless).await, true);
 
     let own = format!("http://{}/", server.address);
     for entry in browser.log("performance").await {
@@ -106,7 +106,7 @@ async fn page_is_usable_by_keyboard_shows_changes_and_renders_hostile_rows_as_te
 
     drop(server);
     browser.until("document.getElementById('notice').textContent.includes('not responded since')").await;
-    assert!(browser.picture("offline").await > 10_000);
+    assert!(browser.screenshot("offline").await > 10_000);
     browser.quit().await;
 }
 
@@ -136,7 +136,7 @@ async fn page_shows_list_pages_and_empty_results() {
     browser.open(&format!("http://{}/", server.address)).await;
     says("found", "The catalog is empty.").await;
     says("rejected-note", "None.").await;
-    assert!(browser.picture("empty").await > 10_000);
+    assert!(browser.screenshot("empty").await > 10_000);
 
     for number in 100..160 {
         db.add(&format!("m-{number}")).await;
@@ -162,7 +162,7 @@ async fn page_shows_list_pages_and_empty_results() {
 
 #[tokio::test]
 async fn page_reports_a_missing_catalog_and_an_exceeded_rate_limit() {
-    let browser = Browser::start("waits").await;
+    let browser = Browser::start("errors").await;
     let says = async |id: &str, text: &str| {
         browser.until(&format!("document.getElementById('{id}').textContent.includes({})", json!(text))).await;
     };
@@ -170,7 +170,7 @@ async fn page_reports_a_missing_catalog_and_an_exceeded_rate_limit() {
     browser.open(&format!("http://{}/", server.address)).await;
     says("health", "Loading").await;
     says("notice", "waiting for Postgres").await;
-    assert!(browser.picture("loading").await > 10_000);
+    assert!(browser.screenshot("loading").await > 10_000);
     drop(server);
 
     let db = Db::new().await;
@@ -178,10 +178,10 @@ async fn page_reports_a_missing_catalog_and_an_exceeded_rate_limit() {
     // The page sends two API requests when it opens, then one every two seconds.
     let limits = [("CATALOG_RATE_LIMIT", "1"), ("CATALOG_RATE_BURST", "2")];
     let server = Server::spawn(&db.url, &limits).await;
-    server.until("it has a catalog", |s| async move { s.get("/readyz").await.status == 200 }).await;
+    server.until("the catalog is loaded", |s| async move { s.get("/readyz").await.status == 200 }).await;
     browser.open(&format!("http://{}/", server.address)).await;
     says("found", "1 model").await;
-    // Another client at the same address uses up the limit.
+    // Another client with the same address exhausts the limit.
     let greedy = async {
         loop {
             server.get("/api/models/a").await;

@@ -1,4 +1,4 @@
-//! Properties that hold whatever comes, each against a model of it that is too simple to be wrong.
+//! Property tests, each against a reference model that is too simple to be wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use serde_json::{Value, json};
 
-/// What is found becomes a test with a name, so nothing else is kept.
+/// A failure becomes a named test, so proptest keeps no regression files.
 fn config() -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
 }
@@ -40,7 +40,7 @@ const IDS: [&str; 14] = [
     "'; DROP TABLE models; --",
 ];
 
-/// A row of the table. It is good if it has a name.
+/// A row of the table, valid if it has a name.
 #[derive(Debug, Clone)]
 struct Row {
     name: Option<String>,
@@ -50,7 +50,7 @@ struct Row {
     description: Option<String>,
 }
 
-/// Text without control characters, which are refused.
+/// Text without control characters, which are rejected.
 fn text() -> impl Strategy<Value = String> {
     "[^\\p{Cc}]{0,12}"
 }
@@ -68,7 +68,7 @@ fn row() -> impl Strategy<Value = Row> {
     })
 }
 
-/// What happens to some ids at once; `None` = deleted.
+/// Changes read by one delta; `None` = deleted.
 type Delta = BTreeMap<&'static str, Option<Row>>;
 
 fn delta() -> impl Strategy<Value = Delta> {
@@ -76,7 +76,7 @@ fn delta() -> impl Strategy<Value = Delta> {
 }
 
 impl Row {
-    /// Gives the row as the database would.
+    /// Passes the row to a refresh as the database would.
     fn put(&self, refresh: &mut Refresh<'_>, id: &str) {
         let size = self.size.map(|hundredths| format!("{}.{:02}", hundredths / 100, hundredths % 100));
         let dependencies = json!(self.dependencies).to_string();
@@ -94,8 +94,8 @@ impl Row {
         refresh.row(id, Ok(raw));
     }
 
-    /// The answer by the contract, written by hand.
-    fn answer(&self, id: &str) -> String {
+    /// The JSON required by the contract, written by hand.
+    fn expected_json(&self, id: &str) -> String {
         let size = self.size.map_or("null".into(), |hundredths| (f64::from(hundredths) / 100.0).to_string());
         format!(
             r#"{{"id":{},"name":{},"download_url":"https://example.org/x","file_size_gb":{size},"hash":null,"auth_required":{},"auth_provider":null,"save_path":"a/b","dependencies":{},"description":{}}}"#,
@@ -124,26 +124,26 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn any_sequence_of_deltas_equals_a_rebuild_from_scratch(deltas in prop::collection::vec(delta(), 1..30)) {
+    fn any_sequence_of_deltas_equals_a_full_load(deltas in prop::collection::vec(delta(), 1..30)) {
         let rules = Rules::default();
         let mut snapshot = Snapshot::default();
-        // The table; of it what was good when it was last good; and the ids whose row is bad now.
-        let (mut table, mut good, mut bad) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        // The table, the last valid version of each row, and the ids whose row is invalid now.
+        let (mut table, mut valid, mut invalid) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
         for delta in deltas {
             let mut refresh = Refresh::delta(&snapshot, &rules);
             for (id, row) in delta {
-                bad.remove(id);
+                invalid.remove(id);
                 let Some(row) = row else {
                     refresh.deleted(id);
                     table.remove(id);
-                    good.remove(id);
+                    valid.remove(id);
                     continue;
                 };
                 row.put(&mut refresh, id);
                 if row.name.is_some() {
-                    good.insert(id, row.clone());
+                    valid.insert(id, row.clone());
                 } else {
-                    bad.insert(id);
+                    invalid.insert(id);
                 }
                 table.insert(id, row);
             }
@@ -151,14 +151,14 @@ proptest! {
             prop_assert_eq!(refreshed.changed == 0, refreshed.snapshot.revision() == snapshot.revision());
             snapshot = refreshed.snapshot;
 
-            let scratch = full(&Snapshot::default(), &good).snapshot;
-            let wanted = good.iter().map(|(id, row)| ((*id).to_owned(), row.answer(id))).collect();
-            prop_assert_eq!(&content(&snapshot), &wanted);
-            prop_assert_eq!(content(&scratch), wanted);
+            let scratch = full(&Snapshot::default(), &valid).snapshot;
+            let expected = valid.iter().map(|(id, row)| ((*id).to_owned(), row.expected_json(id))).collect();
+            prop_assert_eq!(&content(&snapshot), &expected);
+            prop_assert_eq!(content(&scratch), expected);
             prop_assert_eq!(snapshot.revision(), scratch.revision());
             prop_assert_eq!((snapshot.len(), snapshot.bytes()), (scratch.len(), scratch.bytes()));
-            prop_assert!(snapshot.rejected().keys().map(|id| &**id).eq(bad.iter().copied()));
-            // What the audit does: all of the table on top of this changes nothing.
+            prop_assert!(snapshot.rejected().keys().map(|id| &**id).eq(invalid.iter().copied()));
+            // As in an audit: reading the whole table again changes nothing.
             let audit = full(&snapshot, &table);
             prop_assert_eq!((audit.changed, audit.newly_rejected.len()), (0, 0));
             prop_assert_eq!(audit.snapshot.rejected(), snapshot.rejected());
@@ -166,7 +166,7 @@ proptest! {
     }
 
     #[test]
-    fn any_ids_in_any_order_get_the_contracts_answer(
+    fn any_batch_matches_the_reference_model(
         served in subsequence(&IDS[..], 0..=IDS.len()),
         some in prop::collection::vec(prop_oneof![9 => select(&IDS[..]).prop_map(String::from), 1 => any::<String>()], 0..150),
         space in select(&["", " ", "\n\t "][..]),
@@ -174,53 +174,53 @@ proptest! {
         let catalog = Catalog::of(&served);
         let (mut models, mut not_found) = (Vec::new(), Vec::new());
         for id in &some {
-            let answer = catalog.rows.get(id.as_str()).map(|row| row.answer(id));
-            match answer {
+            let response = catalog.rows.get(id.as_str()).map(|row| row.expected_json(id));
+            match response {
                 None => not_found.push(json!(id).to_string()),
                 Some(model) if !models.contains(&model) => models.push(model),
                 Some(_) => {}
             }
         }
-        let wanted = format!(r#"{{"models":[{}],"not_found":[{}]}}"#, models.join(","), not_found.join(","));
+        let expected = format!(r#"{{"models":[{}],"not_found":[{}]}}"#, models.join(","), not_found.join(","));
         let quoted: Vec<String> = some.iter().map(|id| json!(id).to_string()).collect();
         let comma = format!("{space},{space}");
         let body = format!(r#"{{{space}"model_ids"{space}:[{space}{}{space}]}}"#, quoted.join(&comma));
-        let answer = catalog.ask("POST", "/api/models/batch", &body);
-        prop_assert_eq!(answer, (200, wanted));
+        let response = catalog.request("POST", "/api/models/batch", &body);
+        prop_assert_eq!(response, (200, expected));
     }
 
     #[test]
-    fn any_id_in_a_path_gets_the_contracts_answer(
+    fn any_id_in_a_path_matches_the_reference_model(
         served in subsequence(&IDS[..], 0..=IDS.len()),
         id in prop_oneof![select(&IDS[..]).prop_map(String::from), "\\PC{1,9}", any::<String>()],
     ) {
         let catalog = Catalog::of(&served);
         let segment: String = id.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let wanted = match catalog.rows.get(id.as_str()) {
+        let expected = match catalog.rows.get(id.as_str()) {
             _ if id.is_empty() => (404, json!({"error": "Not found"}).to_string()),
-            Some(row) => (200, row.answer(&id)),
+            Some(row) => (200, row.expected_json(&id)),
             None => (404, format!(r#"{{"error":"Model not found","model_id":{}}}"#, json!(id))),
         };
-        prop_assert_eq!(catalog.ask("GET", &format!("/api/models/{segment}"), ""), wanted);
+        prop_assert_eq!(catalog.request("GET", &format!("/api/models/{segment}"), ""), expected);
     }
 
     #[test]
-    fn any_json_is_read_as_a_batch_like_a_tree_of_it(body in body(), limit in 0..6_usize) {
+    fn batch_parser_agrees_with_serde_json(body in body(), limit in 0..6_usize) {
         let mut parser = BatchParser::default();
         let read = parser.parse(body.as_bytes(), limit).map_err(|error| error.to_string());
-        let read = read.map(|asked| {
-            (asked.ids.iter().map(ToString::to_string).collect::<Vec<_>>(), asked.resolve_dependencies)
+        let read = read.map(|batch| {
+            (batch.ids.iter().map(ToString::to_string).collect::<Vec<_>>(), batch.resolve_dependencies)
         });
         prop_assert_eq!(read, naive_batch(&body, limit), "{}", body);
     }
 }
 
-/// The contract's list of what can be wrong with a batch, over a tree of all of it.
+/// The rules of the contract for a batch body, applied to a parsed `serde_json::Value`.
 fn naive_batch(body: &str, limit: usize) -> Result<(Vec<String>, bool), String> {
     let tree: Value = serde_json::from_str(body).map_err(|error| format!("invalid JSON: {error}"))?;
     let ids = tree.get("model_ids").and_then(Value::as_array).ok_or("model_ids must be an array")?;
-    let text = |(place, id): (usize, &Value)| {
-        id.as_str().map(String::from).ok_or_else(|| format!("model_ids[{place}] must be a string"))
+    let text = |(index, id): (usize, &Value)| {
+        id.as_str().map(String::from).ok_or_else(|| format!("model_ids[{index}] must be a string"))
     };
     let texts: Vec<String> = ids.iter().enumerate().map(text).collect::<Result<_, _>>()?;
     let resolve = match tree.get("resolve_dependencies") {
@@ -235,7 +235,7 @@ fn naive_batch(body: &str, limit: usize) -> Result<(Vec<String>, bool), String> 
     }
 }
 
-/// Bodies of which many are nearly a batch.
+/// Random bodies, many of them almost a valid batch.
 fn body() -> impl Strategy<Value = String> {
     let pieces = [
         "{",
@@ -282,7 +282,7 @@ fn body() -> impl Strategy<Value = String> {
     prop_oneof![chaos, started, ids, tree.prop_map(|tree| tree.to_string()), pretty]
 }
 
-/// A catalog and who answers for it, without sockets.
+/// A catalog and its request handler, without sockets.
 struct Catalog {
     rows: BTreeMap<&'static str, Row>,
     handler: Arc<Handler>,
@@ -308,13 +308,13 @@ impl Catalog {
     }
 
     /// Status and body.
-    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+    fn request(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| tokio::runtime::Runtime::new().unwrap());
         RUNTIME.block_on(async {
             let request = Request::builder().method(method).uri(path).body(Full::from(body.to_owned())).unwrap();
-            let answer = self.handler.handle::<Full<Bytes>>(request, None, std::time::Instant::now()).await.response;
-            let status = answer.status().as_u16();
-            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            let response = self.handler.handle::<Full<Bytes>>(request, None, std::time::Instant::now()).await.response;
+            let status = response.status().as_u16();
+            let body = response.into_body().collect().await.unwrap().to_bytes();
             (status, String::from_utf8(body.to_vec()).unwrap())
         })
     }

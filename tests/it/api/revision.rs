@@ -1,14 +1,14 @@
-//! `Catalog-Revision`: which catalog an answer is from.
+//! `Catalog-Revision`: identifies the catalog that a response comes from.
 
 use crate::support::raw::Raw;
 use crate::support::{Db, Server};
 
-async fn until_revision(server: &Server, what: &str, wanted: impl Fn(&str) -> bool) {
-    server.until(what, |s| async { wanted(&s.get("/api/models/a").await.revision()) }).await;
+async fn until_revision(server: &Server, what: &str, condition: impl Fn(&str) -> bool) {
+    server.until(what, |s| async { condition(&s.get("/api/models/a").await.revision()) }).await;
 }
 
 #[tokio::test]
-async fn every_answer_carries_it_errors_too() {
+async fn every_response_carries_the_revision() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::start(&db).await;
@@ -31,40 +31,40 @@ async fn every_answer_carries_it_errors_too() {
         ("POST", batch, r#"{"model_ids":[0]}"#, 400),
         ("POST", batch, &" ".repeat((1 << 20) + 1), 413),
     ] {
-        let reply = if status == 413 {
-            // The whole of it can't be sent: the server stops reading.
+        let response = if status == 413 {
+            // The whole body cannot be sent: the server stops reading.
             let mut raw = Raw::open(&server.address);
             raw.send(&format!("POST {batch} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len()));
-            raw.answer()
+            raw.response()
         } else {
             server.send(server.request(method, path, body)).await
         };
-        assert_eq!((reply.status, reply.revision()), (status, revision.clone()), "{method} {path} {body}");
+        assert_eq!((response.status, response.revision()), (status, revision.clone()), "{method} {path} {body}");
     }
     let mut request = server.request("GET", "/api/models/a", "");
     request.headers_mut().insert("if-none-match", etag.parse().unwrap());
-    let reply = server.send(request).await;
-    assert_eq!((reply.status, reply.revision()), (304, revision));
+    let response = server.send(request).await;
+    assert_eq!((response.status, response.revision()), (304, revision));
 }
 
 #[tokio::test]
-async fn it_is_the_same_on_every_replica_and_after_a_restart() {
+async fn revision_is_equal_on_replicas_and_after_a_restart() {
     let db = Db::new().await;
     for id in ["c", "a", "b"] {
         db.add(id).await;
     }
     let first = Server::start(&db).await;
     let revision = first.get("/api/models/a").await.revision();
-    // The second reads the rows in another order, and no delta has told it of them.
+    // The second replica reads the rows in another order, and by a full load instead of a delta.
     db.sql("CREATE TABLE again AS SELECT * FROM models ORDER BY id DESC; TRUNCATE models; INSERT INTO models SELECT * FROM again")
         .await;
     let second = Server::start(&db).await;
     assert_eq!(second.get("/api/models/a").await.revision(), revision);
 
-    // A catalog that followed a change equals one that was loaded after it.
+    // A catalog updated by a delta equals one loaded after the change.
     db.sql("UPDATE models SET hash = 'x' WHERE id = 'b'; DELETE FROM models WHERE id = 'c'").await;
     until_revision(&first, "the change is served", |now| now != revision && !now.is_empty()).await;
-    server_follows(&first).await;
+    until_both_changes(&first).await;
     let changed = first.get("/api/models/a").await.revision();
     until_revision(&second, "the replica serves the same", |now| now == changed).await;
     drop(first);
@@ -73,7 +73,7 @@ async fn it_is_the_same_on_every_replica_and_after_a_restart() {
 }
 
 /// Waits until `b` has its hash and `c` is gone.
-async fn server_follows(server: &Server) {
+async fn until_both_changes(server: &Server) {
     server
         .until("both changes are served", |s| async {
             s.get("/api/models/c").await.status == 404 && s.get("/api/models/b").await.json()["hash"] == "x"
@@ -82,7 +82,7 @@ async fn server_follows(server: &Server) {
 }
 
 #[tokio::test]
-async fn a_change_and_its_reverse_lead_back_to_it() {
+async fn reverted_change_restores_the_revision() {
     let db = Db::new().await;
     for id in ["a", "b"] {
         db.add(id).await;
@@ -98,14 +98,14 @@ async fn a_change_and_its_reverse_lead_back_to_it() {
         ),
     ] {
         db.sql(change).await;
-        until_revision(&server, "the revision moves", |now| now != revision).await;
+        until_revision(&server, "the revision changes", |now| now != revision).await;
         db.sql(reverse).await;
         until_revision(&server, "the revision is back", |now| now == revision).await;
     }
 }
 
 #[tokio::test]
-async fn it_stands_still_when_nothing_changed() {
+async fn revision_is_stable_without_changes() {
     let db = Db::new().await;
     db.add("a").await;
     let server = Server::start_with(&db.url, &[("CATALOG_POLL_INTERVAL", "20ms")]).await;
@@ -113,16 +113,16 @@ async fn it_stands_still_when_nothing_changed() {
     let deltas = "catalog_refreshes_total{kind=\"delta\",outcome=\"ok\"}";
     let full = "catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}";
 
-    // Rows that are written as they were, and one that came and went within a transaction.
+    // Updates that change nothing, a rolled-back delete, and a change reverted within its transaction.
     db.sql("UPDATE models SET name = name; BEGIN; DELETE FROM models; ROLLBACK").await;
     db.sql("BEGIN; UPDATE models SET hash = 'x'; UPDATE models SET hash = NULL; COMMIT").await;
     let before = server.metric(deltas).await;
-    server.until("it has looked twice", |s| async move { s.metric(deltas).await >= before + 2.0 }).await;
+    server.until("two heartbeats have run", |s| async move { s.metric(deltas).await >= before + 2.0 }).await;
     assert_eq!(server.get("/api/models/a").await.revision(), revision);
 
-    // Everything read again.
+    // A full reload.
     let before = server.metric(full).await;
     db.sql("SELECT model_catalog.reload()").await;
-    server.until("all is read again", |s| async move { s.metric(full).await > before }).await;
+    server.until("the full load is done", |s| async move { s.metric(full).await > before }).await;
     assert_eq!(server.get("/api/models/a").await.revision(), revision);
 }

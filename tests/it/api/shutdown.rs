@@ -1,4 +1,4 @@
-//! SIGTERM: not ready at once, a grace period, the end of what is in flight; and a fault of ours, which ends nothing.
+//! Shutdown: readiness, grace period, requests in flight, timeout. And a panicking handler, which must not end the process.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use model_catalog::http::{Api, Handler, Limits, Routes};
 use model_catalog::metrics::Metrics;
 
 use crate::support::raw::Raw;
-use crate::support::{Server, plain, with_a};
+use crate::support::{Server, model_json, start_with_model_a};
 
 const BATCH: &str = r#"{"model_ids":["a"]}"#;
 
-/// A batch whose head the server has read and whose body it waits for: it says so before it reads a body.
+/// Sends half of a batch request. The `100 Continue` shows that the server has read the head and waits for the body.
 fn half_sent(server: &Server) -> Raw {
     let mut raw = Raw::open(&server.address);
     assert_eq!(raw.get("/api/models/a").status, 200);
@@ -37,92 +37,92 @@ fn half_sent(server: &Server) -> Raw {
 
 async fn until_no_new_connections(server: &Server) {
     let refused = |s: &Server| std::net::TcpStream::connect(&s.address).is_err();
-    server.until("nothing more is accepted", |s| std::future::ready(refused(s))).await;
+    server.until("connections are refused", |s| std::future::ready(refused(s))).await;
 }
 
-async fn until_ended(server: &Server) {
-    server.until("it has ended", |s| std::future::ready(s.exited().is_some())).await;
+async fn until_exited(server: &Server) {
+    server.until("the process has exited", |s| std::future::ready(s.exited().is_some())).await;
     assert_eq!(server.exited().unwrap().code(), Some(0));
 }
 
 #[tokio::test]
-async fn through_the_grace_period_it_answers_and_is_not_ready() {
-    let (_db, server) = with_a(&[("CATALOG_DRAIN_GRACE", "2s")]).await;
+async fn grace_period_serves_requests_and_is_not_ready() {
+    let (_db, server) = start_with_model_a(&[("CATALOG_DRAIN_GRACE", "2s")]).await;
     assert_eq!(server.get("/api/models/a").await.header("connection"), "");
-    let begun = Instant::now();
+    let started = Instant::now();
     server.signal("TERM");
-    server.until("it is not ready", |s| async move { s.get("/readyz").await.status == 503 }).await;
+    server.until("it is no longer ready", |s| async move { s.get("/readyz").await.status == 503 }).await;
     assert_eq!(server.get("/readyz").await.json()["status"], "draining");
     assert_eq!(server.metric("catalog_ready").await, 0.0);
     for request in [server.request("GET", "/api/models/a", ""), server.request("POST", "/api/models/batch", BATCH)] {
-        let reply = server.send(request).await;
-        assert_eq!((reply.status, reply.header("connection")), (200, "close"));
+        let response = server.send(request).await;
+        assert_eq!((response.status, response.header("connection")), (200, "close"));
     }
     let mut raw = Raw::open(&server.address);
     assert_eq!(raw.get("/api/models/a").status, 200);
-    raw.ends();
+    raw.expect_close();
     assert_eq!(server.get("/livez").await.status, 200);
-    until_ended(&server).await;
-    assert!(begun.elapsed() >= Duration::from_secs(2), "the grace period was cut short: {:?}", begun.elapsed());
+    until_exited(&server).await;
+    assert!(started.elapsed() >= Duration::from_secs(2), "the grace period was cut short: {:?}", started.elapsed());
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn second_signal_exits_at_once() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM")] {
-        let (_db, server) = with_a(&[("CATALOG_DRAIN_GRACE", "1h"), ("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
+        let (_db, server) = start_with_model_a(&[("CATALOG_DRAIN_GRACE", "1h"), ("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
         let _in_flight = half_sent(&server);
         server.signal(first);
-        server.until("it is not ready", |s| async move { s.get("/readyz").await.status == 503 }).await;
+        server.until("it is no longer ready", |s| async move { s.get("/readyz").await.status == 503 }).await;
         server.signal(second);
-        until_ended(&server).await;
+        until_exited(&server).await;
     }
 }
 
 #[tokio::test]
-async fn what_is_in_flight_is_finished() {
-    let (_db, server) = with_a(&[("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
+async fn requests_in_flight_are_completed() {
+    let (_db, server) = start_with_model_a(&[("CATALOG_DRAIN_TIMEOUT", "1h")]).await;
     let mut idle = Raw::open(&server.address);
     assert_eq!(idle.get("/api/models/a").status, 200);
     let mut in_flight = half_sent(&server);
 
     server.signal("TERM");
     until_no_new_connections(&server).await;
-    idle.ends();
-    assert!(server.exited().is_none(), "it ended with a request in flight");
+    idle.expect_close();
+    assert!(server.exited().is_none(), "it exited with a request in flight");
     in_flight.send(&BATCH[7..]);
-    let reply = in_flight.answer();
-    let body = format!(r#"{{"models":[{}],"not_found":[]}}"#, plain("a"));
-    assert_eq!((reply.status, reply.header("connection"), reply.text()), (200, "close", body));
-    in_flight.ends();
-    until_ended(&server).await;
+    let response = in_flight.response();
+    let body = format!(r#"{{"models":[{}],"not_found":[]}}"#, model_json("a"));
+    assert_eq!((response.status, response.header("connection"), response.text()), (200, "close", body));
+    in_flight.expect_close();
+    until_exited(&server).await;
 }
 
 #[tokio::test]
-async fn what_never_finishes_is_not_waited_for_without_end() {
-    let (_db, server) = with_a(&[("CATALOG_DRAIN_TIMEOUT", "100ms")]).await;
+async fn drain_timeout_ends_stalled_requests() {
+    let (_db, server) = start_with_model_a(&[("CATALOG_DRAIN_TIMEOUT", "100ms")]).await;
     let _never_finished = half_sent(&server);
     server.signal("TERM");
-    until_ended(&server).await;
+    until_exited(&server).await;
     server.until_logged("exiting with open connections", 1).await;
 }
 
-/// A request's body that is our own fault.
-struct Faulty;
+/// A request body that panics when it is read.
+struct PanickingBody;
 
-impl Body for Faulty {
+impl Body for PanickingBody {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
     fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        panic!("a fault of ours")
+        panic!("deliberate panic")
     }
 }
 
 #[tokio::test]
-async fn a_fault_of_ours_is_500_and_the_next_request_is_answered() {
+async fn handler_panic_returns_500_and_keeps_serving() {
     let store = Arc::new(Store::default());
-    let (nothing, rules) = (Snapshot::default(), Rules::default());
-    let mut refresh = Refresh::full(&nothing, &rules);
+    let (empty, rules) = (Snapshot::default(), Rules::default());
+    let mut refresh = Refresh::full(&empty, &rules);
     let text = Some("a");
     let url = Some("https://example.org/a");
     let model = RawModel {
@@ -140,12 +140,14 @@ async fn a_fault_of_ours_is_500_and_the_next_request_is_answered() {
     let api = Api::new(store, Arc::clone(&metrics), limits, MemoryBudget::new(1000));
     let handler = Arc::new(Handler::new(Arc::new(api), Routes::All));
 
-    let answer =
-        handler.handle(Request::post("/api/models/batch").body(Faulty).unwrap(), None, Instant::now()).await.response;
-    assert_eq!(answer.status(), 500);
-    assert_eq!(answer.headers()["content-type"], "application/json");
-    assert_eq!(answer.headers()["catalog-revision"], hex(snapshot.revision()));
-    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    let response = handler
+        .handle(Request::post("/api/models/batch").body(PanickingBody).unwrap(), None, Instant::now())
+        .await
+        .response;
+    assert_eq!(response.status(), 500);
+    assert_eq!(response.headers()["content-type"], "application/json");
+    assert_eq!(response.headers()["catalog-revision"], hex(snapshot.revision()));
+    let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, r#"{"error":"Internal server error"}"#);
 
     let next = handler

@@ -1,7 +1,7 @@
-//! `GET /api/models/{id}`, and what is true of every path and method.
+//! `GET /api/models/{id}`, and the rules for paths and methods.
 
 use crate::support::raw::Raw;
-use crate::support::{Db, Reply, Server, plain};
+use crate::support::{Db, Response, Server, model_json};
 
 const FLUX: &str = r#"{"id":"flux-dev","name":"flux1-dev.safetensors","download_url":"https://huggingface.co/black-forest-labs/FLUX.1-dev/resolve/main/flux1-dev.safetensors","file_size_gb":23.8,"hash":"7fac5935ad7b22c0e9147b26ae3f890b","auth_required":true,"auth_provider":"huggingface","save_path":"checkpoints/flux1-dev.safetensors","dependencies":["flux-vae","clip-l"],"description":"FLUX.1-dev – \"professional\" \\ größer 模型"}"#;
 
@@ -18,23 +18,23 @@ async fn with_flux() -> (Db, Server) {
     (db, server)
 }
 
-fn json_of(reply: &Reply) -> (u16, &str, String) {
-    (reply.status, reply.header("content-type"), reply.text())
+fn json_of(response: &Response) -> (u16, &str, String) {
+    (response.status, response.header("content-type"), response.text())
 }
 
 #[tokio::test]
-async fn a_model_is_answered_with_its_ten_fields_in_order() {
+async fn single_model_has_ten_fields_in_order() {
     let (_db, server) = with_flux().await;
-    let reply = server.get("/api/models/flux-dev").await;
-    assert_eq!(json_of(&reply), (200, "application/json", FLUX.into()));
-    assert_eq!(reply.header("cache-control"), "no-cache");
-    assert_eq!(reply.header("content-length"), FLUX.len().to_string());
+    let response = server.get("/api/models/flux-dev").await;
+    assert_eq!(json_of(&response), (200, "application/json", FLUX.into()));
+    assert_eq!(response.header("cache-control"), "no-cache");
+    assert_eq!(response.header("content-length"), FLUX.len().to_string());
     let queried = server.get("/api/models/flux-dev?as=json").await;
-    assert_eq!(queried.text(), FLUX, "a query string changes nothing");
+    assert_eq!(queried.text(), FLUX, "a query string is ignored");
 }
 
 #[tokio::test]
-async fn what_is_null_is_null_and_dependencies_are_always_an_array() {
+async fn null_fields_are_null_and_dependencies_are_always_an_array() {
     let db = Db::new().await;
     db.sql("ALTER TABLE models ALTER dependencies DROP NOT NULL").await;
     db.add("bare").await;
@@ -45,7 +45,7 @@ async fn what_is_null_is_null_and_dependencies_are_always_an_array() {
         db.sql(&format!("UPDATE models SET file_size_gb = {size} WHERE id = '{size}'")).await;
     }
     let server = Server::start(&db).await;
-    assert_eq!(server.get("/api/models/bare").await.text(), plain("bare"));
+    assert_eq!(server.get("/api/models/bare").await.text(), model_json("bare"));
     let shortest = ["23.8", "6", "6.94", "0.05", "100", "0", "10.1"];
     for (size, shortest) in sizes.into_iter().zip(shortest) {
         let text = server.get(&format!("/api/models/{size}")).await.text();
@@ -54,29 +54,29 @@ async fn what_is_null_is_null_and_dependencies_are_always_an_array() {
 }
 
 #[tokio::test]
-async fn head_is_get_without_the_body() {
+async fn head_matches_get_without_a_body() {
     let (_db, server) = with_flux().await;
     let mut raw = Raw::open(&server.address);
     let get = raw.get("/api/models/flux-dev");
     raw.send("HEAD /api/models/flux-dev HTTP/1.1\r\nhost: x\r\n\r\n");
     let mut head = raw.head();
     let mut expected = get.headers.clone();
-    // The clock may move between the two.
+    // The clock may advance between the two.
     expected.remove("date");
     head.headers.remove("date");
     assert_eq!((head.status, &head.headers), (200, &expected));
     assert_eq!(head.header("content-length"), FLUX.len().to_string());
-    // A body would stand where the next answer's head is.
+    // A body would be read as the head of the next response.
     raw.send("HEAD /api/models/absent HTTP/1.1\r\nhost: x\r\n\r\n");
     assert_eq!(raw.head().status, 404);
     assert_eq!(raw.get("/livez").status, 200);
 }
 
 #[tokio::test]
-async fn the_entity_tag_follows_the_content_and_saves_the_body() {
+async fn etag_follows_the_content_and_a_match_returns_304() {
     let (db, server) = with_flux().await;
     let etag = server.get("/api/models/flux-dev").await.header("etag").to_owned();
-    assert!(etag.len() == 18 && etag.starts_with('"') && etag.ends_with('"'), "not a strong tag: {etag}");
+    assert!(etag.len() == 18 && etag.starts_with('"') && etag.ends_with('"'), "not a strong ETag: {etag}");
 
     for (tags, status) in [
         (etag.clone(), 304),
@@ -87,28 +87,28 @@ async fn the_entity_tag_follows_the_content_and_saves_the_body() {
     ] {
         let mut raw = Raw::open(&server.address);
         raw.send(&format!("GET /api/models/flux-dev HTTP/1.1\r\nhost: x\r\nif-none-match: {tags}\r\n\r\n"));
-        let reply = if status == 304 { raw.head() } else { raw.answer() };
-        assert_eq!((reply.status, reply.header("etag")), (status, &*etag), "{tags}");
-        assert_eq!(reply.header("cache-control"), "no-cache");
-        // RFC 9110 §8.6: the length of what a 200 would have, or none.
-        assert!(status != 304 || !reply.headers.contains_key("content-length"), "{reply:?}");
-        // A body would stand where the next answer's head is.
+        let response = if status == 304 { raw.head() } else { raw.response() };
+        assert_eq!((response.status, response.header("etag")), (status, &*etag), "{tags}");
+        assert_eq!(response.header("cache-control"), "no-cache");
+        // RFC 9110 §8.6: the length that a 200 would have, or none.
+        assert!(status != 304 || !response.headers.contains_key("content-length"), "{response:?}");
+        // A body would be read as the head of the next response.
         assert_eq!(raw.get("/livez").status, 200);
     }
 
     db.sql("UPDATE models SET description = NULL").await;
     server
-        .until("the old tag is stale", |s| async {
+        .until("the old ETag no longer matches", |s| async {
             let mut request = s.request("GET", "/api/models/flux-dev", "");
             request.headers_mut().insert("if-none-match", etag.parse().unwrap());
-            let reply = s.send(request).await;
-            reply.status == 200 && reply.header("etag") != etag
+            let response = s.send(request).await;
+            response.status == 200 && response.header("etag") != etag
         })
         .await;
 }
 
 #[tokio::test]
-async fn an_id_is_one_percent_encoded_segment() {
+async fn id_is_one_percent_encoded_segment() {
     let db = Db::new().await;
     for id in ["black-forest-labs/FLUX.1-dev", "größer 模型", "a+b", "100%", "batch"] {
         db.add(id).await;
@@ -122,13 +122,13 @@ async fn an_id_is_one_percent_encoded_segment() {
         ("100%25", "100%"),
         ("%62atch", "batch"),
     ] {
-        let reply = server.get(&format!("/api/models/{path}")).await;
-        assert_eq!((reply.status, reply.text()), (200, plain(id)), "{path}");
+        let response = server.get(&format!("/api/models/{path}")).await;
+        assert_eq!((response.status, response.text()), (200, model_json(id)), "{path}");
     }
 }
 
 #[tokio::test]
-async fn an_unknown_id_is_404_and_named() {
+async fn unknown_id_returns_404_with_the_id() {
     let (_db, server) = with_flux().await;
     for (path, id) in [
         ("nope", "nope"),
@@ -137,41 +137,41 @@ async fn an_unknown_id_is_404_and_named() {
         ("gr%C3%B6%C3%9Fer", "größer"),
         ("a%00%0Ab", r"a\u0000\nb"),
     ] {
-        let reply = server.get(&format!("/api/models/{path}")).await;
+        let response = server.get(&format!("/api/models/{path}")).await;
         let body = format!(r#"{{"error":"Model not found","model_id":"{id}"}}"#);
-        assert_eq!(json_of(&reply), (404, "application/json", body));
+        assert_eq!(json_of(&response), (404, "application/json", body));
     }
 }
 
 #[tokio::test]
-async fn broken_encodings_are_400() {
+async fn invalid_encodings_return_400() {
     let (_db, server) = with_flux().await;
     let encoding = r#"{"error":"the model id is not valid percent-encoding: `%` needs two hexadecimal digits"}"#;
     let utf8 = r#"{"error":"the model id is not valid UTF-8"}"#;
     for (path, body) in
         [("%", encoding), ("a%2", encoding), ("%zz", encoding), ("%+1", encoding), ("%ff", utf8), ("a%C3", utf8)]
     {
-        // Not by the client, which might mend it.
-        let reply = Raw::open(&server.address).get(&format!("/api/models/{path}"));
-        assert_eq!(json_of(&reply), (400, "application/json", body.into()), "{path}");
+        // Not by the HTTP client, which might normalize the path.
+        let response = Raw::open(&server.address).get(&format!("/api/models/{path}"));
+        assert_eq!(json_of(&response), (400, "application/json", body.into()), "{path}");
     }
 }
 
 #[tokio::test]
-async fn other_paths_are_404() {
+async fn unknown_paths_return_404() {
     let (_db, server) = with_flux().await;
     let paths = ["/api", "/api/models/", "/api/models/a/b", "/api/models/batch/", "/API/models/a", "/x"];
     for path in paths {
         for method in ["GET", "POST", "DELETE"] {
-            let reply = server.send(server.request(method, path, "")).await;
+            let response = server.send(server.request(method, path, "")).await;
             let not_found = (404, "application/json", r#"{"error":"Not found"}"#.into());
-            assert_eq!(json_of(&reply), not_found, "{method} {path}");
+            assert_eq!(json_of(&response), not_found, "{method} {path}");
         }
     }
 }
 
 #[tokio::test]
-async fn other_methods_are_405_and_the_right_ones_named() {
+async fn unsupported_methods_return_405_with_allow() {
     let (_db, server) = with_flux().await;
     let mut table = Vec::new();
     for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"] {
@@ -182,22 +182,22 @@ async fn other_methods_are_405_and_the_right_ones_named() {
         table.push((method, "/api/models/batch", "GET, HEAD, POST"));
     }
     for (method, path, allow) in table {
-        let reply = server.send(server.request(method, path, "")).await;
+        let response = server.send(server.request(method, path, "")).await;
         let body = if method == "HEAD" { "" } else { r#"{"error":"Method not allowed"}"# };
-        assert_eq!(json_of(&reply), (405, "application/json", body.into()), "{method} {path}");
-        assert_eq!(reply.header("allow"), allow, "{method} {path}");
+        assert_eq!(json_of(&response), (405, "application/json", body.into()), "{method} {path}");
+        assert_eq!(response.header("allow"), allow, "{method} {path}");
     }
 }
 
 #[tokio::test]
-async fn get_batch_is_the_model_with_the_id_batch() {
+async fn get_on_the_batch_path_returns_the_model_named_batch() {
     let (db, server) = with_flux().await;
     let missing = server.get("/api/models/batch").await;
     let body = r#"{"error":"Model not found","model_id":"batch"}"#;
     assert_eq!(json_of(&missing), (404, "application/json", body.into()));
     db.add("batch").await;
     server.until_named("batch", "batch.safetensors").await;
-    assert_eq!(server.get("/api/models/batch").await.text(), plain("batch"));
+    assert_eq!(server.get("/api/models/batch").await.text(), model_json("batch"));
     assert_eq!(server.send(server.request("HEAD", "/api/models/batch", "")).await.status, 200);
     assert_eq!(server.batch(r#"{"model_ids":["batch"]}"#).await.json()["models"][0]["id"], "batch");
     let counted = r#"catalog_http_requests_total{route="/api/models/{id}",status="404"}"#;
@@ -205,11 +205,11 @@ async fn get_batch_is_the_model_with_the_id_batch() {
 }
 
 #[tokio::test]
-async fn requests_sent_at_once_are_answered_in_order() {
+async fn pipelined_200_and_404_keep_request_order() {
     let (_db, server) = with_flux().await;
     let mut raw = Raw::open(&server.address);
     let get = |id: &str| format!("GET /api/models/{id} HTTP/1.1\r\nhost: x\r\n\r\n");
     raw.send(&[get("flux-dev"), get("absent"), get("flux-dev")].concat());
-    let statuses: Vec<_> = (0..3).map(|_| raw.answer().status).collect();
+    let statuses: Vec<_> = (0..3).map(|_| raw.response().status).collect();
     assert_eq!(statuses, [200, 404, 200]);
 }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use flate2::read::GzDecoder;
 use hyper::header::{ACCEPT_ENCODING, IF_NONE_MATCH};
 
-use crate::support::{Reply, Server, plain, with_a};
+use crate::support::{Response, Server, model_json, start_with_model_a};
 
-async fn get(server: &Server, path: &str, tag: &str, encoding: &str) -> Reply {
+async fn get(server: &Server, path: &str, tag: &str, encoding: &str) -> Response {
     let mut request = server.request("GET", path, "");
     request.headers_mut().insert(IF_NONE_MATCH, tag.parse().unwrap());
     request.headers_mut().insert(ACCEPT_ENCODING, encoding.parse().unwrap());
@@ -16,8 +16,8 @@ async fn get(server: &Server, path: &str, tag: &str, encoding: &str) -> Reply {
 }
 
 #[tokio::test]
-async fn snapshot_is_the_snapshot_file_plain_or_compressed() {
-    let (db, server) = with_a(&[]).await;
+async fn snapshot_has_the_format_of_the_snapshot_file_and_is_compressed_on_request() {
+    let (db, server) = start_with_model_a(&[]).await;
     db.add("b").await;
     server.until("b is served", |s| async move { s.get("/api/models/b").await.status == 200 }).await;
     let reply = server.get("/api/snapshot").await;
@@ -30,7 +30,7 @@ async fn snapshot_is_the_snapshot_file_plain_or_compressed() {
         (&"model-catalog snapshot".into(), &2.into(), &reply.revision().into())
     );
     lines[1..3].sort_unstable();
-    assert_eq!(lines[1..3], [plain("a"), plain("b")]);
+    assert_eq!(lines[1..3], [model_json("a"), model_json("b")]);
     assert!(lines.len() == 4 && lines[3].starts_with(r#"{"checksum":"#), "{text}");
     assert_eq!(reply.header("etag"), format!("\"{}\"", reply.revision()));
     assert_eq!((reply.header("vary"), reply.header("cache-control")), ("accept-encoding", "no-cache"));
@@ -50,8 +50,8 @@ async fn snapshot_is_the_snapshot_file_plain_or_compressed() {
 }
 
 #[tokio::test]
-async fn unchanged_snapshots_are_304_and_a_wait_ends_with_a_change() {
-    let (db, server) = with_a(&[]).await;
+async fn unchanged_snapshot_returns_304_and_a_change_ends_the_wait() {
+    let (db, server) = start_with_model_a(&[]).await;
     let tag = server.get("/api/snapshot").await.header("etag").to_owned();
     let unchanged = get(&server, "/api/snapshot", &tag, "gzip").await;
     assert_eq!((unchanged.status, unchanged.body.len(), unchanged.header("etag")), (304, 0, &*tag));
@@ -78,10 +78,10 @@ async fn unchanged_snapshots_are_304_and_a_wait_ends_with_a_change() {
     assert!(wrong.status == 400 && wrong.text().contains("such as 30s"), "{}", wrong.text());
 }
 
-/// Half of the connections may wait: the others must find the server usable.
+/// Half of the connections may wait, so that the server stays usable for others.
 #[tokio::test]
 async fn waiting_requests_are_limited_and_end_with_the_server() {
-    let (_db, server) = with_a(&[("CATALOG_MAX_CONNECTIONS", "8"), ("CATALOG_THREADS", "1")]).await;
+    let (_db, server) = start_with_model_a(&[("CATALOG_MAX_CONNECTIONS", "8"), ("CATALOG_THREADS", "1")]).await;
     let tag = server.get("/api/snapshot").await.header("etag").to_owned();
     let waiting = || get(&server, "/api/snapshot?wait=30s", &tag, "gzip");
     let started = Instant::now();
@@ -101,7 +101,7 @@ async fn waiting_requests_are_limited_and_end_with_the_server() {
 /// The deadline of a request is extended by its wait.
 #[tokio::test]
 async fn waits_may_be_longer_than_the_request_timeout() {
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "500ms")]).await;
+    let (_db, server) = start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "500ms")]).await;
     let tag = server.get("/api/snapshot").await.header("etag").to_owned();
     let started = Instant::now();
     assert_eq!(get(&server, "/api/snapshot?wait=1500ms", &tag, "gzip").await.status, 304);
@@ -109,7 +109,7 @@ async fn waits_may_be_longer_than_the_request_timeout() {
 }
 
 #[tokio::test]
-async fn without_a_catalog_the_snapshot_is_503() {
+async fn snapshot_returns_503_before_the_first_load() {
     let server = Server::spawn("host=/nonexistent user=nobody dbname=none", &[]).await;
     let reply = server.get("/api/snapshot?wait=30s").await;
     assert_eq!((reply.status, reply.header("retry-after")), (503, "1"));

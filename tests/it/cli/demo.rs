@@ -1,4 +1,4 @@
-//! `model-catalog demo` as a newcomer tries it: the lines it prints, Ctrl-C, and a kill that leaves no time to tidy.
+//! `model-catalog demo`: the commands it prints, Ctrl-C, SIGKILL, and Postgres failing to start.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -6,8 +6,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
-use crate::support::{PATIENCE, until};
+use model_catalog::postgres::session;
+
+use crate::support::{WAIT_LIMIT, database, until};
 
 /// The program with its private Postgres, in a temporary directory and a process group of its own.
 struct Demo {
@@ -18,15 +21,15 @@ struct Demo {
 
 impl Demo {
     fn start(name: &str) -> Self {
-        // Short, for a socket's path may have 107 bytes; in memory where that can be had.
+        // Short, because a socket path is limited to 107 bytes; on tmpfs if possible.
         let parent = ["/dev/shm", "/tmp"].map(Path::new).into_iter().find(|path| path.is_dir()).unwrap();
         let directory = parent.join(format!("demo-{name}-{}", std::process::id()));
         std::fs::create_dir(&directory).unwrap();
-        // As /tmp is: when we are root, the server runs as another account and removes its directory.
+        // As for /tmp: if the test runs as root, Postgres runs as another user and removes its directory.
         std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o1777)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
         command.arg("demo").env("TMPDIR", &directory).env("CATALOG_ADDR", "127.0.0.1:0");
-        command.env("CATALOG_DRAIN_GRACE", "0s").env_remove("DATABASE_URL").process_group(0);
+        command.env_remove("CATALOG_DRAIN_GRACE").env_remove("DATABASE_URL").process_group(0);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
         let output = BufReader::new(child.stdout.take().unwrap());
@@ -34,10 +37,10 @@ impl Demo {
         Self { child, directory, lines }
     }
 
-    /// The lines to try, as soon as they are printed.
-    fn lines_to_try(&self) -> [String; 3] {
+    /// The suggested commands, as soon as they are printed.
+    fn suggested_commands(&self) -> [String; 3] {
         let line = || loop {
-            let line = self.lines.recv_timeout(PATIENCE).expect("the demo printed no three lines to try");
+            let line = self.lines.recv_timeout(WAIT_LIMIT).expect("the demo did not print three commands");
             if let Some(command) = line.strip_prefix("  ") {
                 return command.to_owned();
             }
@@ -49,7 +52,7 @@ impl Demo {
         assert!(Command::new("kill").args(arguments).arg("--").arg(of).status().unwrap().success());
     }
 
-    /// Command lines of the processes that work in its directory.
+    /// Command lines of the processes that use its directory.
     fn processes(&self) -> Vec<String> {
         let directory = self.directory.to_str().unwrap();
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
@@ -61,7 +64,7 @@ impl Demo {
         std::fs::read_dir(&self.directory).unwrap().flatten().map(|entry| entry.path()).collect()
     }
 
-    fn nothing_is_left(&self) -> bool {
+    fn is_cleaned_up(&self) -> bool {
         self.processes().is_empty() && self.files().is_empty()
     }
 }
@@ -74,7 +77,7 @@ impl Drop for Demo {
     }
 }
 
-/// What a line prints when a newcomer pastes it into a shell.
+/// The output of a command run by a shell.
 fn shell(line: &str) -> String {
     let output = Command::new("sh").args(["-c", line]).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -83,15 +86,13 @@ fn shell(line: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_three_lines_do_what_they_say_and_ctrl_c_ends_all_of_it() {
+async fn printed_commands_work_and_ctrl_c_stops_everything() {
     let mut demo = Demo::start("lines");
-    let [single, batch, change] = demo.lines_to_try();
+    let [single, batch, change] = demo.suggested_commands();
     assert!(single.starts_with("curl ") && batch.starts_with("curl ") && change.starts_with("psql "));
     let server = |command: &String| command.contains("postgres -D");
     assert!(demo.processes().iter().any(server), "no server in {:?}", demo.processes());
 
-    // It is announced when it takes connections, which may be before it has a catalog.
-    until("there is a catalog", || std::future::ready(!shell(&single).contains("not loaded"))).await;
     let before = shell(&single);
     let model: serde_json::Value = serde_json::from_str(&before).unwrap();
     assert_eq!(model["id"], "flux-dev");
@@ -103,49 +104,49 @@ async fn the_three_lines_do_what_they_say_and_ctrl_c_ends_all_of_it() {
 
     assert_eq!(shell(&change), "UPDATE 1\n");
     let after = before.replace("FLUX.1-dev - Professional AI image generation model", "changed just now");
-    until("the first line shows the change", || std::future::ready(shell(&single) == after)).await;
+    until("the first command shows the change", || std::future::ready(shell(&single) == after)).await;
 
-    // As a terminal sends it: to the whole group. When the program has ended, all the rest has.
+    // Sent to the whole process group, as a terminal does. Nothing may be left when the program has exited.
     demo.signal(&["-INT"], &format!("-{}", demo.child.id()));
-    let mut ended = None;
-    until("it has ended", || {
-        ended = demo.child.try_wait().unwrap();
-        std::future::ready(ended.is_some())
+    let mut status = None;
+    until("the demo has exited", || {
+        status = demo.child.try_wait().unwrap();
+        std::future::ready(status.is_some())
     })
     .await;
-    assert_eq!(ended.unwrap().code(), Some(0));
-    assert!(demo.nothing_is_left(), "{:?} {:?}", demo.processes(), demo.files());
+    assert_eq!(status.unwrap().code(), Some(0));
+    assert!(demo.is_cleaned_up(), "{:?} {:?}", demo.processes(), demo.files());
 }
 
 #[tokio::test]
-async fn a_kill_leaves_no_postgres_behind() {
+async fn sigkill_leaves_no_postgres_behind() {
     let mut demo = Demo::start("kill");
-    demo.lines_to_try();
-    assert!(!demo.nothing_is_left());
+    demo.suggested_commands();
+    assert!(!demo.is_cleaned_up());
     demo.signal(&["-KILL"], &demo.child.id().to_string());
     demo.child.wait().unwrap();
-    until("its Postgres and its directory are gone", || std::future::ready(demo.nothing_is_left())).await;
+    until("Postgres and its directory are gone", || std::future::ready(demo.is_cleaned_up())).await;
 }
 
-/// What a demo with these variables says before it ends without having served.
-fn refusal(variables: &[(&str, &Path)]) -> String {
+/// The messages of a demo that fails to start with these variables.
+fn startup_error(variables: &[(&str, &Path)]) -> String {
     let mut command = Command::new("/usr/bin/timeout");
     command.args(["30", env!("CARGO_BIN_EXE_model-catalog"), "demo"]).env("CATALOG_ADDR", "127.0.0.1:0");
     let output = command.envs(variables.iter().copied()).stdin(Stdio::null()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    said
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    stderr
 }
 
 #[test]
-fn what_keeps_a_private_postgres_from_starting_is_said() {
+fn postgres_start_failures_are_reported() {
     let folder = std::env::temp_dir().join(format!("programs-{:x}", fastrand::u64(..)));
     let long = folder.join("x".repeat(120));
     std::fs::create_dir_all(&long).unwrap();
     for path in [&folder, &long] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o1777)).unwrap();
     }
-    assert!(refusal(&[("TMPDIR", &long)]).contains("set TMPDIR to a shorter one"));
+    assert!(startup_error(&[("TMPDIR", &long)]).contains("set TMPDIR to a shorter one"));
 
     let program = |name: &str, text: &str| {
         let path = folder.join(name);
@@ -154,8 +155,72 @@ fn what_keeps_a_private_postgres_from_starting_is_said() {
     };
     program("postgres", "echo this server will not start; exit 1");
     program("initdb", "echo no room for a cluster >&2; exit 1");
-    assert!(refusal(&[("PGBIN", &folder)]).contains("no room for a cluster"));
+    assert!(startup_error(&[("PGBIN", &folder)]).contains("no room for a cluster"));
     program("initdb", "while [ \"$1\" != -D ]; do shift; done; mkdir -p \"$2\"");
-    assert!(refusal(&[("PGBIN", &folder)]).contains("this server will not start"));
+    assert!(startup_error(&[("PGBIN", &folder)]).contains("this server will not start"));
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn demo_postgres_demands_a_password_on_tcp() {
+    let demo = Demo::start("tcp");
+    let [_, _, change] = demo.suggested_commands();
+    let url = change.split('"').nth(1).unwrap();
+    let connect = async |url: &str| session::connect(&database(url)).await.map(drop).map_err(|error| error.to_string());
+    assert_eq!(connect(url).await, Ok(()));
+    let (user, rest) = url.split_once("postgres:").unwrap();
+    let (password, rest) = rest.strip_prefix("//postgres:").unwrap().split_once('@').unwrap();
+    assert!(user.is_empty() && password.len() >= 32, "{url}");
+    for (login, expected) in [("postgres", "password missing"), ("postgres:x", "password authentication failed")] {
+        let refused = connect(&format!("postgres://{login}@{rest}")).await;
+        assert!(refused.clone().is_err_and(|error| error.contains(expected)), "{login}: {refused:?}");
+    }
+    let lines = demo.processes().join("\n");
+    assert!(!lines.contains(password), "a command line shows the password: {lines}");
+    // Replication is a right to read everything, and has rules of its own.
+    let rules = std::fs::read_to_string(demo.files()[0].join("data/pg_hba.conf")).unwrap();
+    let tcp: Vec<_> = rules.lines().filter(|line| line.starts_with("host")).collect();
+    assert!(!tcp.is_empty() && tcp.iter().all(|line| line.ends_with("scram-sha-256")), "{tcp:?}");
+}
+
+#[tokio::test]
+async fn demo_interrupted_while_starting_leaves_nothing_behind() {
+    // From the first moment at which something exists to a running server.
+    for (stage, signal) in [
+        ("", "-INT"),
+        ("data", "-INT"),
+        ("data/global", "-KILL"),
+        ("data/base/1", "-INT"),
+        ("data/base/1/PG_VERSION", "-KILL"),
+        ("server.log", "-INT"),
+        ("data/postmaster.pid", "-INT"),
+    ] {
+        let mut demo = Demo::start("start");
+        let deadline = Instant::now() + WAIT_LIMIT;
+        while !demo.files().first().is_some_and(|directory| directory.join(stage).exists()) {
+            assert!(Instant::now() < deadline, "no {stage:?} in {:?}", demo.files());
+            assert!(demo.child.try_wait().unwrap().is_none(), "the demo ended by itself before {stage:?}");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        demo.signal(&[signal], &format!("-{}", demo.child.id()));
+        demo.child.wait().unwrap();
+        let left = || (demo.processes(), demo.files());
+        until(&format!("nothing is left after {signal} at {stage:?}"), || {
+            std::future::ready(left() == (Vec::new(), Vec::new()))
+        })
+        .await;
+    }
+}
+
+#[test]
+fn demo_with_an_address_in_use_creates_no_postgres() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
+    let output = command.arg("demo").env("CATALOG_ADDR", &address).stdin(Stdio::null()).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains(&format!("cannot listen on {address}")), "{errors}");
+    assert!(errors.contains("set CATALOG_ADDR or --addr"), "{errors}");
+    assert!(!errors.contains("Postgres"), "{errors}");
 }

@@ -1,4 +1,4 @@
-//! `model-catalog export`: what the fleet serves, in a form that `import` takes.
+//! `model-catalog export`: the served models, in a form that `import` accepts.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use crate::cli::import::run;
 use crate::support::{Db, Server};
 
-/// The exported text and the status.
+/// Runs an export; returns its output and exit status.
 fn export(url: &str) -> (String, Option<i32>) {
     let output = run(&["export"], url, "");
     (String::from_utf8(output.stdout).unwrap(), output.status.code())
 }
 
-/// Models with all that text can hold.
+/// Adds models with quotes, backslashes, control-like and non-ASCII characters.
 async fn fill(db: &Db) {
     db.sql(
         r#"INSERT INTO models
@@ -25,7 +25,7 @@ async fn fill(db: &Db) {
 }
 
 #[tokio::test]
-async fn exported_imported_and_exported_again_it_is_the_same_to_the_byte() {
+async fn export_import_round_trip_is_byte_identical() {
     let (first, second) = (Db::new().await, Db::new().await);
     assert_eq!(export(&first.url), ("[]\n".into(), Some(0)));
     fill(&first).await;
@@ -35,7 +35,7 @@ async fn exported_imported_and_exported_again_it_is_the_same_to_the_byte() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "300 added, 0 changed, 0 unchanged, 0 rejected\n");
     assert_eq!(export(&second.url), (text.clone(), Some(0)));
 
-    // It is what servers answer, of equal content, ordered by id.
+    // The export equals what the servers respond, ordered by id, and both have the same revision.
     let (one, other) = (Server::start(&first).await, Server::start(&second).await);
     assert_eq!(one.get("/api/catalog").await.revision(), other.get("/api/catalog").await.revision());
     let models: Vec<&str> = text.lines().filter(|line| line.len() > 1).map(|line| line.trim_end_matches(',')).collect();
@@ -49,13 +49,13 @@ async fn exported_imported_and_exported_again_it_is_the_same_to_the_byte() {
 }
 
 #[tokio::test]
-async fn rows_that_are_not_served_are_left_out_and_said() {
+async fn rejected_rows_are_skipped_and_reported() {
     let db = Db::new().await;
     for id in ["a", "bad", "c"] {
         db.add(id).await;
     }
     db.sql("UPDATE models SET save_path = '../x' WHERE id = 'bad'").await;
-    // The view may hold an id twice: the smaller answer is served.
+    // The view may return an id twice: the entry that sorts first is served.
     let view = "SELECT id, name, download_url, file_size_gb::numeric, hash, auth_required, auth_provider, save_path,
                        dependencies, description";
     db.sql(&format!(
@@ -68,17 +68,17 @@ async fn rows_that_are_not_served_are_left_out_and_said() {
     let output = run(&["export"], &db.url, "");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{errors}");
-    for said in
+    for message in
         ["rejected=2", "id=bad reason=save_path escapes", "id=a reason=another row has the same id", "rejected rows: 2"]
     {
-        assert!(errors.contains(said), "no `{said}` in {errors}");
+        assert!(errors.contains(message), "no `{message}` in {errors}");
     }
     let served = ["a", "c"].map(|id| format!("/api/models/{id}"));
     let [a, c] = [server.get(&served[0]).await.text(), server.get(&served[1]).await.text()];
     assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("[\n{a},\n{c}\n]\n"));
 }
 
-/// A directory of a test's own, gone with it.
+/// A temporary directory, removed on drop.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -101,17 +101,17 @@ impl Drop for Directory {
 }
 
 #[tokio::test]
-async fn a_file_is_whole_or_as_it_was() {
+async fn failed_export_leaves_the_file_unchanged() {
     let db = Db::new().await;
     fill(&db).await;
-    let directory = Directory::new("whole");
+    let directory = Directory::new("complete");
     let file = directory.0.join("catalog.json");
     let to = |file: &Path| run(&["export", file.to_str().unwrap()], &db.url, "");
     assert_eq!(to(&file).status.code(), Some(0));
     let text = std::fs::read_to_string(&file).unwrap();
     assert_eq!(text, export(&db.url).0);
 
-    // A row in the middle that can't be read ends it half-way.
+    // A row that cannot be read makes the export fail half-way.
     db.sql(
         "CREATE OR REPLACE VIEW model_catalog.entries AS
          SELECT id, name, download_url, (1 / (CASE WHEN name = 'name 299' THEN 0 ELSE 1 END))::numeric AS file_size_gb,
@@ -128,7 +128,7 @@ async fn a_file_is_whole_or_as_it_was() {
 }
 
 #[tokio::test]
-async fn many_bad_rows_are_not_all_named_and_what_can_not_be_written_is_said() {
+async fn reported_rows_are_limited_and_write_errors_name_the_file() {
     let db = Db::new().await;
     db.sql(
         "INSERT INTO models (id, name, download_url, save_path) \
@@ -136,17 +136,17 @@ async fn many_bad_rows_are_not_all_named_and_what_can_not_be_written_is_said() {
     )
     .await;
     let output = run(&["export"], &db.url, "");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!((output.status.code(), said.matches("escapes the models folder").count()), (Some(3), 20), "{said}");
-    assert!(said.contains("further rejected rows are not logged"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), stderr.matches("escapes the models folder").count()), (Some(3), 20), "{stderr}");
+    assert!(stderr.contains("further rejected rows are not logged"), "{stderr}");
 
     let output = run(&["export", "/nonexistent/catalog.json"], &db.url, "");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(1) && said.contains("/nonexistent/catalog.json"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && stderr.contains("/nonexistent/catalog.json"), "{stderr}");
 }
 
 #[tokio::test]
-async fn it_needs_no_right_but_the_servers() {
+async fn export_needs_only_the_rights_of_the_server() {
     let db = Db::new().await;
     db.add("a").await;
     let role = format!("exporter_{}", db.name);
@@ -156,11 +156,11 @@ async fn it_needs_no_right_but_the_servers() {
     );
     db.sql(&grants).await;
     let url = db.url.replace("user=postgres", &format!("user={role}"));
-    assert_eq!(export(&url), (format!("[\n{}\n]\n", crate::support::plain("a")), Some(0)));
+    assert_eq!(export(&url), (format!("[\n{}\n]\n", crate::support::model_json("a")), Some(0)));
 }
 
 #[tokio::test]
-async fn a_pipe_is_written_to_and_stays_a_pipe() {
+async fn export_to_a_pipe_does_not_replace_it() {
     let db = Db::new().await;
     db.add("a").await;
     let pipe = std::env::temp_dir().join(format!("export-{:x}", fastrand::u64(..)));

@@ -1,4 +1,4 @@
-//! `model-catalog import`: the two kinds of file, what is rejected, what is written and what is not.
+//! `model-catalog import`: ComfyUI-Manager lists and API responses, rejected entries, and what is written.
 
 use std::future::poll_fn;
 use std::io::{Read, Write};
@@ -9,25 +9,25 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 use tokio_postgres::{AsyncMessage, Client};
 
-use crate::support::{Db, ONLY_THE_BELL, Server, plain, sql, until};
+use crate::support::{Db, NOTIFY_ONLY, Server, model_json, sql, until};
 
 const LIST: &str = include_str!("model-list.json");
 
-/// Runs the program with this text as its standard input.
+/// Runs the program with `input` on its standard input.
 pub fn run(arguments: &[&str], url: &str, input: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
     command.args(arguments).env_clear().env("DATABASE_URL", url);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_owned();
-    // A program that ends early reads no further.
+    // A program that exits early does not read everything.
     let writing = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
     let output = child.wait_with_output().unwrap();
     writing.join().unwrap();
     output
 }
 
-/// What an import printed, and its status.
+/// Runs an import; returns its exit status and output.
 fn import(url: &str, options: &[&str], input: &str) -> (i32, String) {
     let output = run(&[&["import", "-"], options].concat(), url, input);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -45,7 +45,7 @@ async fn table(client: &Client) -> String {
     sql(client, all).await.unwrap()
 }
 
-/// The file as a list with the order of its models changed.
+/// The list with its models in reverse order.
 fn reversed() -> String {
     let mut list: Value = serde_json::from_str(LIST).unwrap();
     list["models"].as_array_mut().unwrap().reverse();
@@ -69,11 +69,11 @@ rejected .models[12] Unsure \\u{1b}[31mof its size: size \"about 2 GB\" can't be
 ";
 
 #[tokio::test]
-async fn a_list_of_comfyui_manager_becomes_models_that_are_served() {
+async fn comfyui_manager_list_is_imported_and_served() {
     let db = Db::new().await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
-    // The program itself reads a file by its name, too.
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/lists/model-list.json");
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
+    // The file is named on the command line here, and read from standard input below.
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/cli/model-list.json");
     let output = run(&["import", file.to_str().unwrap(), "--dry-run"], &db.url, "");
     assert_eq!(String::from_utf8_lossy(&output.stdout), LIST_DRY);
     assert_eq!((output.status.code(), table(&db.client).await.as_str()), (Some(3), "[]"));
@@ -82,7 +82,7 @@ async fn a_list_of_comfyui_manager_becomes_models_that_are_served() {
     assert_eq!(summary(&written), (3, "7 added, 0 changed, 0 unchanged, 5 rejected, 1 repeated"));
     assert!(!written.1.contains("added MoGe"), "{}", written.1);
     let path = "/api/models/checkpoints~SDXL~model.safetensors";
-    server.until("it is served", |s| async move { s.get(path).await.status == 200 }).await;
+    server.until("the model is served", |s| async move { s.get(path).await.status == 200 }).await;
     let model = r#"{"id":"checkpoints~SDXL~model.safetensors","name":"model.safetensors","download_url":"https://example.org/xl/resolve/main/model.safetensors","file_size_gb":11.9,"hash":null,"auth_required":false,"auth_provider":null,"save_path":"checkpoints/SDXL/model.safetensors","dependencies":[],"description":"Big XL: base (UNET) - First line. NOTE: second line"}"#;
     assert_eq!(server.get(path).await.text(), model);
     for (id, field, value) in [
@@ -97,15 +97,15 @@ async fn a_list_of_comfyui_manager_becomes_models_that_are_served() {
 }
 
 #[tokio::test]
-async fn the_same_list_again_changes_nothing_whatever_its_order() {
+async fn repeated_import_changes_nothing_in_any_order() {
     let db = Db::new().await;
     import(&db.url, &[], LIST);
-    // What the list does not know is the DBA's to say.
+    // Columns that the list does not have belong to the DBA.
     db.sql("UPDATE models SET hash = 'h', auth_required = true, auth_provider = 'p', dependencies = '[\"x\"]' WHERE id LIKE 'vae~%'")
         .await;
     db.add("of another source").await;
     let before = table(&db.client).await;
-    let bell = Bell::listen(&db.url).await;
+    let listener = Listener::listen(&db.url).await;
     for list in [LIST, &reversed()] {
         assert_eq!(
             summary(&import(&db.url, &[], list)),
@@ -113,7 +113,7 @@ async fn the_same_list_again_changes_nothing_whatever_its_order() {
         );
         assert_eq!(table(&db.client).await, before);
     }
-    assert_eq!(bell.rung(&db).await, 0);
+    assert_eq!(listener.take(&db).await, 0);
 
     let moved = LIST.replace("https://example.org/vae/", "https://mirror.example/vae/").replace("12KB", "120MB");
     let dry = import(&db.url, &["--dry-run"], &moved);
@@ -122,25 +122,25 @@ async fn the_same_list_again_changes_nothing_whatever_its_order() {
     }
     assert_eq!(table(&db.client).await, before);
     assert_eq!(summary(&import(&db.url, &[], &moved)), (3, "0 added, 2 changed, 5 unchanged, 5 rejected, 1 repeated"));
-    assert_eq!(bell.rung(&db).await, 1);
+    assert_eq!(listener.take(&db).await, 1);
     let kept = db.sql(
         "SELECT concat_ws(' ', hash, auth_required, auth_provider, dependencies) FROM models WHERE id LIKE 'vae~%'",
     );
     assert_eq!(kept.await.as_deref(), Some("h t p [\"x\"]"));
 }
 
-/// Hears the announcements of a database.
-struct Bell {
-    heard: Arc<Mutex<Vec<String>>>,
-    /// The connection ends with it.
+/// Counts the notifications of a database.
+struct Listener {
+    received: Arc<Mutex<Vec<String>>>,
+    /// Keeps the connection open.
     _client: Client,
 }
 
-impl Bell {
+impl Listener {
     async fn listen(url: &str) -> Self {
         let (client, mut connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
-        let heard = Arc::<Mutex<Vec<String>>>::default();
-        let copy = Arc::clone(&heard);
+        let received = Arc::<Mutex<Vec<String>>>::default();
+        let copy = Arc::clone(&received);
         tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
                 if let AsyncMessage::Notification(notification) = message {
@@ -148,22 +148,23 @@ impl Bell {
                 }
             }
         });
-        client.batch_execute("LISTEN model_catalog; LISTEN end_of_list").await.unwrap();
-        Self { heard, _client: client }
+        client.batch_execute("LISTEN model_catalog; LISTEN end_marker").await.unwrap();
+        Self { received, _client: client }
     }
 
-    /// Rings since the last time.
-    async fn rung(&self, db: &Db) -> usize {
-        // Announcements come in the order of their commits.
-        db.sql("NOTIFY end_of_list").await;
-        let ended = || std::future::ready(self.heard.lock().unwrap().last().is_some_and(|last| last == "end_of_list"));
-        until("all is heard", ended).await;
-        std::mem::take(&mut *self.heard.lock().unwrap()).len() - 1
+    /// The number of notifications since the last call.
+    async fn take(&self, db: &Db) -> usize {
+        // Notifications arrive in commit order.
+        db.sql("NOTIFY end_marker").await;
+        let complete =
+            || std::future::ready(self.received.lock().unwrap().last().is_some_and(|last| last == "end_marker"));
+        until("all notifications have arrived", complete).await;
+        std::mem::take(&mut *self.received.lock().unwrap()).len() - 1
     }
 }
 
 #[tokio::test]
-async fn answers_of_the_api_are_taken_in_every_form() {
+async fn api_responses_are_imported_in_every_form() {
     let db = Db::new().await;
     for id in ["a", "b", "c"] {
         db.add(id).await;
@@ -189,26 +190,30 @@ async fn answers_of_the_api_are_taken_in_every_form() {
                     1 added, 1 changed, 1 unchanged, 0 rejected (dry run: nothing was written)\n";
     assert_eq!(dry, (0, expected.into()));
     assert_eq!(import(&db.url, &["--strict"], &batch), (0, "1 added, 1 changed, 1 unchanged, 0 rejected\n".into()));
-    // All is as it was, and what the file does not name is there.
-    server.until("it is served again", |s| async { s.get("/api/models/a").await.text() == single }).await;
-    server.until("the other, too", |s| async { s.get("/api/models/not%20in%20the%20file").await.status == 200 }).await;
+    // The imported models are restored, and models that the file does not name are kept.
+    server.until("the imported model is served", |s| async { s.get("/api/models/a").await.text() == single }).await;
+    server
+        .until("the other model is served", |s| async {
+            s.get("/api/models/not%20in%20the%20file").await.status == 200
+        })
+        .await;
     assert_eq!(server.batch(r#"{"model_ids":["a","b","nope","c"]}"#).await.text(), batch);
     assert_eq!(summary(&import(&db.url, &[], "[]")), (0, "0 added, 0 changed, 0 unchanged, 0 rejected"));
 }
 
 #[tokio::test]
-async fn a_bad_entry_is_listed_with_its_place_and_stops_only_a_strict_import() {
+async fn bad_entries_are_listed_and_abort_only_strict_imports() {
     let db = Db::new().await;
     let long = "i".repeat(2001);
     let with = |id: &str, field: &str, value: Value| {
-        let mut model: Value = serde_json::from_str(&plain(id)).unwrap();
+        let mut model: Value = serde_json::from_str(&model_json(id)).unwrap();
         model[field] = value;
         model
     };
     let entries = json!([
         with("good", "file_size_gb", json!(1.005)),
         7,
-        with("climbs", "save_path", json!("a/../../b")),
+        with("traversal", "save_path", json!("a/../../b")),
         with("escape", "id", json!("\u{1b}[2J")),
         with("scheme", "download_url", json!("ftp://example.org/x")),
         with("typo", "file_size", json!(3)),
@@ -224,7 +229,7 @@ async fn a_bad_entry_is_listed_with_its_place_and_stops_only_a_strict_import() {
     let before = table(&db.client).await;
     let listed = [
         ".[1]: invalid type: integer `7`",
-        ".[2] climbs: save_path escapes",
+        ".[2] traversal: save_path escapes",
         ".[3] \\u{1b}[2J: id contains the control character U+001B",
         ".[4] scheme: download_url has the scheme `ftp`",
         ".[5] typo: unknown field `file_size`",
@@ -249,13 +254,13 @@ async fn a_bad_entry_is_listed_with_its_place_and_stops_only_a_strict_import() {
     }
     assert_eq!(db.sql("SELECT string_agg(id, ' ' ORDER BY id) FROM models").await.as_deref(), Some("few good"));
 
-    for (input, said) in [
+    for (input, message) in [
         ("{\"models\":[", "it is not valid JSON"),
         ("{\"error\":\"Model not found\",\"model_id\":\"x\"}", "its entries are neither"),
         ("[[]]", "its entries are neither"),
     ] {
         let (status, printed) = import(&db.url, &[], input);
-        assert!(status == 1 && printed.contains("cannot import -") && printed.contains(said), "{status} {printed}");
+        assert!(status == 1 && printed.contains("cannot import -") && printed.contains(message), "{status} {printed}");
     }
     let output = run(&["import", "/nonexistent/list.json"], &db.url, "");
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -263,26 +268,28 @@ async fn a_bad_entry_is_listed_with_its_place_and_stops_only_a_strict_import() {
 }
 
 #[tokio::test]
-async fn it_needs_no_right_but_to_read_and_write_the_table() {
+async fn import_needs_only_select_insert_and_update() {
     let db = Db::new().await;
     let role = format!("importer_{}", db.name);
     db.sql(&format!("CREATE ROLE {role} LOGIN; GRANT SELECT, INSERT, UPDATE ON public.models TO {role}")).await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let url = db.url.replace("user=postgres", &format!("user={role}"));
     assert_eq!(summary(&import(&url, &[], LIST)).0, 3);
-    server.until("it is served", |s| async move { s.get("/api/models/etc~tokens.bin").await.status == 200 }).await;
-    // A name of the role's own can't stand in for the table or for a function.
+    server
+        .until("the model is served", |s| async move { s.get("/api/models/etc~tokens.bin").await.status == 200 })
+        .await;
+    // Revoking INSERT makes the import fail with a message.
     db.sql(&format!("REVOKE INSERT ON public.models FROM {role}")).await;
-    let (status, printed) = import(&url, &[], &format!("[{}]", plain("new")));
+    let (status, printed) = import(&url, &[], &format!("[{}]", model_json("new")));
     assert!(status == 1 && printed.contains("permission denied for table models"), "{printed}");
 }
 
 #[tokio::test]
-async fn more_than_fits_into_one_message_arrives_whole() {
+async fn import_larger_than_one_copy_message_is_complete() {
     let db = Db::new().await;
     let models: Vec<_> = (0..2_000)
         .map(|number| {
-            plain(&format!("m{number}"))
+            model_json(&format!("m{number}"))
                 .replace("\"description\":null", &format!("\"description\":\"{}\"", "x".repeat(200)))
         })
         .collect();
@@ -292,7 +299,7 @@ async fn more_than_fits_into_one_message_arrives_whole() {
 }
 
 #[tokio::test]
-async fn a_filename_that_is_a_path_is_no_name_of_a_file() {
+async fn filename_that_is_a_path_is_rejected() {
     let db = Db::new().await;
     for filename in ["a/b.pth", "..", "c:x"] {
         let mut list: Value = serde_json::from_str(LIST).unwrap();
@@ -305,7 +312,7 @@ async fn a_filename_that_is_a_path_is_no_name_of_a_file() {
 }
 
 #[tokio::test]
-async fn what_would_not_be_served_is_not_written() {
+async fn models_that_would_not_be_served_are_not_written() {
     let db = Db::empty().await;
     let (status, printed) = import(&db.url, &[], LIST);
     assert!(status == 1 && printed.contains("run `model-catalog migrate` first"), "{printed}");
@@ -324,36 +331,39 @@ async fn what_would_not_be_served_is_not_written() {
     db.sql(&format!("CREATE TABLE elsewhere AS TABLE models; {}", view("elsewhere"))).await;
     let before = table(&db.client).await;
     for options in [&[][..], &["--dry-run"]] {
-        let (status, printed) = import(&db.url, options, &format!("[{}]", plain("new")));
+        let (status, printed) = import(&db.url, options, &format!("[{}]", model_json("new")));
         assert!(status == 1 && printed.contains("does not read public.models"), "{printed}");
     }
     assert_eq!(table(&db.client).await, before);
 }
 
 #[tokio::test]
-async fn another_writer_is_waited_for_and_not_for_ever() {
+async fn import_waits_for_other_writers_up_to_the_timeout() {
     let db = Db::new().await;
     db.add("a").await;
     let mut writer = db.connect().await;
     let other = writer.transaction().await.unwrap();
     other.batch_execute("UPDATE models SET hash = 'theirs'").await.unwrap();
     let arguments = ["import", "-", "--database-timeout", "300ms"];
-    let output = run(&arguments, &db.url, &format!("[{}]", plain("a")));
+    let output = run(&arguments, &db.url, &format!("[{}]", model_json("a")));
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && errors.contains("cannot lock public.models"), "{errors}");
-    // A dry run waits for nobody.
-    assert_eq!(summary(&import(&db.url, &["--dry-run"], &format!("[{}]", plain("a")))).0, 0);
+    // A dry run takes no lock.
+    assert_eq!(summary(&import(&db.url, &["--dry-run"], &format!("[{}]", model_json("a")))).0, 0);
     other.commit().await.unwrap();
-    assert_eq!(import(&db.url, &[], &format!("[{}]", plain("a"))).1, "0 added, 1 changed, 0 unchanged, 0 rejected\n");
+    assert_eq!(
+        import(&db.url, &[], &format!("[{}]", model_json("a"))).1,
+        "0 added, 1 changed, 0 unchanged, 0 rejected\n"
+    );
 }
 
 #[tokio::test]
-async fn a_bar_is_shown_on_a_terminal_after_a_second_and_nowhere_else() {
+async fn progress_bar_is_shown_on_terminals_only() {
     let db = Db::new().await;
     let mut writer = db.connect().await;
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/lists/model-list.json");
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/cli/model-list.json");
     let command = format!("{} import {} 2>&1", env!("CARGO_BIN_EXE_model-catalog"), file.display());
-    // `script` gives what it runs a terminal.
+    // `script` runs the command on a terminal.
     for (program, arguments, terminal) in
         [("script", &["-qefc", &command, "/dev/null"][..], true), ("sh", &["-c", &command], false)]
     {
@@ -375,9 +385,12 @@ async fn a_bar_is_shown_on_a_terminal_after_a_second_and_nowhere_else() {
                        WHERE d.datname = current_database() AND NOT l.granted";
         if terminal {
             let bar = || std::future::ready(shown.lock().unwrap().contains("waiting for other writers"));
-            until("the bar is shown", bar).await;
+            until("the progress bar is shown", bar).await;
         } else {
-            until("it waits longer than a bar would", || async { db.sql(waiting).await.as_deref() == Some("t") }).await;
+            until("it has waited longer than the delay of the bar", || async {
+                db.sql(waiting).await.as_deref() == Some("t")
+            })
+            .await;
         }
         other.rollback().await.unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(3));

@@ -1,7 +1,9 @@
-//! The commands and settings of the program.
+//! Commands, settings and their messages.
 
 pub mod check;
+mod configuration_errors;
 mod demo;
+mod examples;
 mod export;
 mod health;
 pub mod import;
@@ -9,3 +11,4 @@ mod migrate;
 mod secrets;
 mod settings;
 mod smoke;
+mod versions;

@@ -1,5 +1,5 @@
-//! No secret leaves: neither the database's password nor a token in an address is anywhere where people look, with
-//! everything logged that there is to log.
+//! Neither the database password nor tokens in download URLs appear in logs, metrics, errors, session names or command
+//! lines, even at trace level.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -8,13 +8,13 @@ use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 
 use crate::support::{Server, migrated, sql, until};
 
-/// The database's.
+/// The database password.
 const PASSWORD: &str = "hunter2-of-the-database";
-/// In the addresses of two models.
+/// A token in download URLs.
 const TOKEN: &str = "hf_tokenOfAnAddress";
 
-/// A Postgres that asks for a password on the network.
-async fn guarded() -> (EphemeralPostgres, tokio_postgres::Client) {
+/// A Postgres that requires a password over TCP.
+async fn password_postgres() -> (EphemeralPostgres, tokio_postgres::Client) {
     let tmpfs = std::path::PathBuf::from("/dev/shm");
     let parent = tmpfs.is_dir().then_some(tmpfs);
     let settings = vec![("fsync".to_owned(), "off".to_owned())];
@@ -37,12 +37,12 @@ fn command_lines() -> String {
 
 fn assert_without(secret: &str, what: &str, text: &str) {
     if let Some(line) = text.lines().find(|line| line.contains(secret)) {
-        panic!("{what} gives a secret away: {line}");
+        panic!("{what} exposes a secret: {line}");
     }
 }
 
-/// Everything a server says, to whomever.
-async fn all_it_says(server: &Server, client: &tokio_postgres::Client) -> Vec<(&'static str, String)> {
+/// Everything that a server exposes.
+async fn all_output(server: &Server, client: &tokio_postgres::Client) -> Vec<(&'static str, String)> {
     let sessions = "SELECT string_agg(s::text, E'\\n') FROM pg_stat_activity s";
     let mut all = vec![
         ("the log", server.log().join("\n")),
@@ -51,21 +51,21 @@ async fn all_it_says(server: &Server, client: &tokio_postgres::Client) -> Vec<(&
         ("a wrong batch", server.batch("{").await.text()),
     ];
     for path in ["/api/catalog", "/readyz", "/livez", "/metrics", "/", "/api/models/absent", "/api/models/%"] {
-        let reply = server.get(path).await;
-        all.push((path, format!("{:?} {}", reply.headers, reply.text())));
+        let response = server.get(path).await;
+        all.push((path, format!("{:?} {}", response.headers, response.text())));
     }
     all
 }
 
 #[tokio::test]
-async fn a_server_that_logs_everything_says_no_secret() {
-    let (postgres, client) = guarded().await;
+async fn server_exposes_no_secret_at_trace_level() {
+    let (postgres, client) = password_postgres().await;
     sql(
         &client,
         &format!(
             "INSERT INTO models (id, name, download_url, save_path) VALUES \
              ('served', 'x', 'https://example.org/x?type=Model&token={TOKEN}', 'x'), \
-             ('refused', 'x', 'https://user:{TOKEN}@example.org/x', 'x'), \
+             ('credentials', 'x', 'https://user:{TOKEN}@example.org/x', 'x'), \
              ('broken', 'x', 'https://exa mple.org/x?token={TOKEN}', 'x'), \
              ('schemed', 'x', 'gopher://example.org/x?token={TOKEN}', 'x')"
         ),
@@ -90,30 +90,31 @@ async fn a_server_that_logs_everything_says_no_secret() {
         sql(&client, "UPDATE models SET description = random()").await;
         sql(&client, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'reader'").await;
         server.until("it is back", |s| async move { s.logged("the database is available") > 0 }).await;
-        for (what, text) in all_it_says(&server, &client).await {
+        for (what, text) in all_output(&server, &client).await {
             assert_without(PASSWORD, what, &text);
             assert_without(TOKEN, what, &text);
         }
         server.until_logged("row rejected", 3).await;
         assert!(server.logged("\"level\":\"TRACE\"") > 0, "{:#?}", server.log());
         assert!(server.get("/api/catalog").await.text().contains("\"rejected\":3"));
-        // Machines are given all of it.
+        // GPU machines get the complete URL.
         assert!(server.get("/api/models/served").await.text().contains(TOKEN));
     }
     std::fs::remove_file(passfile).unwrap();
 
     let wrong = format!("postgres://reader:{PASSWORD}-not@127.0.0.1:{port}/postgres");
-    let nobody = format!("postgres://reader:{PASSWORD}@127.0.0.1:1/postgres");
-    for url in [wrong, nobody] {
+    let unreachable = format!("postgres://reader:{PASSWORD}@127.0.0.1:1/postgres");
+    for (url, problem) in [(wrong, "the database rejects the connection"), (unreachable, "the database is unavailable")]
+    {
         let server = Server::spawn(&url, &[("CATALOG_LOG", "trace")]).await;
-        server.until("it says why", |s| async move { s.logged("the database is unavailable") > 0 }).await;
-        for (what, text) in all_it_says(&server, &client).await {
+        server.until("the failed connection is logged", |s| async move { s.logged(problem) > 0 }).await;
+        for (what, text) in all_output(&server, &client).await {
             assert_without(PASSWORD, what, &text);
         }
     }
 }
 
-/// What a command prints and logs.
+/// The output and log of a command.
 fn run(url: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
     command.args(arguments).env_clear().env("DATABASE_URL", url).env("CATALOG_LOG", "trace");
@@ -123,7 +124,7 @@ fn run(url: &str, arguments: &[&str]) -> String {
 
 #[tokio::test]
 async fn no_command_prints_a_secret() {
-    let (postgres, _client) = guarded().await;
+    let (postgres, _client) = password_postgres().await;
     let list = std::env::temp_dir().join(format!("list-{:x}.json", fastrand::u64(..)));
     let model = |id: &str, url: &str| serde_json::json!({"id": id, "name": "x", "download_url": url, "save_path": "x"});
     let models = [

@@ -1,40 +1,40 @@
-//! The command line: wrong settings are said in full, passwords never, and the documents list all settings and metrics.
+//! Settings: error messages for invalid values, passwords kept out of them, and documentation of every setting and metric.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 use crate::docs::{self, CONFIGURATION, METRICS};
-use crate::support::{Db, PATIENCE, Server};
+use crate::support::{Db, Server, WAIT_LIMIT};
 
 const COMMANDS: [&str; 6] = ["serve", "demo", "migrate", "check", "import", "export"];
-/// Refused at once by the system, so that a setting that is taken by mistake does no harm.
-const NOWHERE: &str = "host=/nonexistent user=nobody dbname=none";
+/// A database that cannot be reached, so that a command that accepts an invalid setting fails anyway.
+const NO_DATABASE: &str = "host=/nonexistent user=nobody dbname=none";
 
-/// Runs the program with nothing but these variables, to its end.
+/// Runs the program with only these variables, until it exits.
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
     command.args(arguments).env_clear().envs(variables.iter().copied());
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_LIMIT;
     while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
         std::thread::sleep(std::time::Duration::from_millis(3));
     }
-    let ran_on = child.try_wait().unwrap().is_none();
+    let still_running = child.try_wait().unwrap().is_none();
     child.kill().unwrap();
     let output = child.wait_with_output().unwrap();
-    assert!(!ran_on, "{arguments:?} {variables:?} did not end: {}", said(&output));
+    assert!(!still_running, "{arguments:?} {variables:?} did not exit: {}", printed(&output));
     output
 }
 
-fn said(output: &Output) -> String {
+fn printed(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 #[test]
-fn a_wrong_value_is_named_with_its_variable_and_what_would_do() {
+fn invalid_value_error_names_the_variable_and_a_valid_value() {
     let long = "c".repeat(64);
-    for (variable, value, what_would_do) in [
+    for (variable, value, valid_example) in [
         ("CATALOG_ADDR", "localhost", "127.0.0.1:3000"),
         ("CATALOG_ADMIN_ADDR", "9000", "127.0.0.1:3000"),
         ("CATALOG_THREADS", "0", "a whole number above 0"),
@@ -54,6 +54,7 @@ fn a_wrong_value_is_named_with_its_variable_and_what_would_do() {
         ("CATALOG_POLL_INTERVAL", "10", "such as 500ms, 10s or 1h"),
         ("CATALOG_POLL_INTERVAL", "0s", "such as 500ms, 10s or 1h"),
         ("CATALOG_UPSTREAM_INTERVAL", "0s", "such as 500ms, 10s or 1h"),
+        ("CATALOG_STANDBY_POLL_INTERVAL", "250", "such as 500ms, 10s or 1h"),
         ("CATALOG_AUDIT_INTERVAL", "300years", "at most 1year"),
         ("CATALOG_DATABASE_TIMEOUT", "soon", "such as 500ms, 10s or 1h"),
         ("CATALOG_DRAIN_GRACE", "5 apples", "such as 500ms, 10s or 1h"),
@@ -65,56 +66,58 @@ fn a_wrong_value_is_named_with_its_variable_and_what_would_do() {
         ("CATALOG_LOG", "info,http=loud", "a level such as info"),
         ("CATALOG_LOG_FORMAT", "xml", "text, json"),
     ] {
-        let output = run(&["serve"], &[("DATABASE_URL", NOWHERE), (variable, value)]);
-        let said = said(&output);
-        assert_eq!(output.status.code(), Some(2), "{variable}={value}: {said}");
-        // Of a list the wrong element is shown, of everything else all.
+        let output = run(&["serve"], &[("DATABASE_URL", NO_DATABASE), (variable, value)]);
+        let text = printed(&output);
+        assert_eq!(output.status.code(), Some(2), "{variable}={value}: {text}");
+        // The message shows the invalid element of a list, and the whole of any other value.
         let shown = value.rsplit(',').next().unwrap();
-        for part in [variable, shown, what_would_do] {
-            assert!(said.contains(part), "{variable}={value}: no `{part}` in {said}");
+        for part in [variable, shown, valid_example] {
+            assert!(text.contains(part), "{variable}={value}: no `{part}` in {text}");
         }
     }
 }
 
 #[test]
-fn the_flag_and_the_variable_are_the_same_setting() {
-    let output = run(&["serve", "--threads", "none"], &[("DATABASE_URL", NOWHERE)]);
-    let said = said(&output);
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("'--threads <NUMBER>' or 'CATALOG_THREADS'"), "{said}");
+fn invalid_flag_error_names_the_variable() {
+    let output = run(&["serve", "--threads", "none"], &[("DATABASE_URL", NO_DATABASE)]);
+    let text = printed(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("'--threads <NUMBER>' or 'CATALOG_THREADS'"), "{text}");
 }
 
 #[test]
-fn a_missing_database_is_said_by_the_name_of_its_variable() {
+fn missing_database_url_error_names_the_variable() {
     for command in ["serve", "migrate"] {
         let output = run(&[command], &[]);
-        let said = said(&output);
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(said.contains("DATABASE_URL") && said.contains("--database-url"), "{said}");
+        let text = printed(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains("DATABASE_URL") && text.contains("--database-url"), "{text}");
     }
 }
 
 #[test]
-fn a_missing_argument_without_a_variable_is_said_by_its_own_name() {
-    let output = run(&["import"], &[("DATABASE_URL", NOWHERE)]);
-    assert!(output.status.code() == Some(2) && said(&output).contains("<FILE>"), "{}", said(&output));
+fn missing_argument_error_names_the_argument() {
+    let output = run(&["import"], &[("DATABASE_URL", NO_DATABASE)]);
+    assert!(output.status.code() == Some(2) && printed(&output).contains("<FILE>"), "{}", printed(&output));
 }
 
 #[test]
-fn an_address_in_use_is_an_error_that_names_it() {
+fn address_in_use_error_names_the_address() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     for variable in ["CATALOG_ADDR", "CATALOG_ADMIN_ADDR"] {
-        let variables = [("CATALOG_ADDR", "127.0.0.1:0"), ("DATABASE_URL", NOWHERE), (variable, &address)];
+        let variables = [("CATALOG_ADDR", "127.0.0.1:0"), ("DATABASE_URL", NO_DATABASE), (variable, &address)];
         let output = run(&["serve"], &variables);
-        let said = said(&output);
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains(&format!("cannot listen on {address}")), "{said}");
+        let text = printed(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        let flag = if variable == "CATALOG_ADDR" { "--addr" } else { "--admin-addr" };
+        let advice = format!("set {variable} or {flag} to another address");
+        assert!(text.contains(&format!("cannot listen on {address}")) && text.contains(&advice), "{text}");
     }
 }
 
 #[test]
-fn a_malformed_database_url_is_an_error_that_keeps_the_password() {
+fn malformed_database_url_error_hides_the_password() {
     for url in [
         "",
         "user=me password=s3cret dbname=models",
@@ -132,30 +135,30 @@ fn a_malformed_database_url_is_an_error_that_keeps_the_password() {
     ] {
         for command in ["serve", "migrate"] {
             let output = run(&[command], &[("DATABASE_URL", url), ("CATALOG_LOG", "off")]);
-            let said = said(&output);
-            assert_eq!(output.status.code(), Some(2), "{url}: {said}");
-            assert!(!said.contains("s3cret"), "{url}: {said}");
+            let text = printed(&output);
+            assert_eq!(output.status.code(), Some(2), "{url}: {text}");
+            assert!(!text.contains("s3cret"), "{url}: {text}");
             let mode = url.contains("perhaps");
-            let what_would_do =
+            let valid_example =
                 if mode { "use disable, prefer, require" } else { "postgres://user@host:5432/database" };
-            for part in ["DATABASE_URL", what_would_do] {
-                assert!(said.contains(part), "{url}: no `{part}` in {said}");
+            for part in ["DATABASE_URL", valid_example] {
+                assert!(text.contains(part), "{url}: no `{part}` in {text}");
             }
         }
     }
 }
 
 #[tokio::test]
-async fn a_database_out_of_reach_does_not_bring_the_password_to_light() {
-    // Nobody listens on port 1.
+async fn unreachable_database_error_hides_the_password() {
+    // Nothing listens on port 1.
     for url in ["postgres://me:s3cret@127.0.0.1:1/models", "host=/nonexistent user=me password=s3cret"] {
         let output = run(&["migrate"], &[("DATABASE_URL", url), ("CATALOG_LOG", "trace")]);
-        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-        assert!(said(&output).contains("ERROR") && !said(&output).contains("s3cret"), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(1), "{}", printed(&output));
+        assert!(printed(&output).contains("ERROR") && !printed(&output).contains("s3cret"), "{}", printed(&output));
 
         let server = Server::spawn(url, &[("CATALOG_LOG", "trace")]).await;
-        let away = |s: &Server| std::future::ready(s.logged("the database is unavailable") > 0);
-        server.until("it has said that the database is away", away).await;
+        let unavailable = |s: &Server| std::future::ready(s.logged("the database is unavailable") > 0);
+        server.until("the failed connection is logged", unavailable).await;
         assert_eq!(server.logged("s3cret"), 0, "{:#?}", server.log());
     }
 }
@@ -169,11 +172,11 @@ fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
 
 fn settings(command: &str) -> Vec<Setting> {
     let output = run(&[command, "--help"], &[]);
-    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
-    let help = said(&output);
+    assert_eq!(output.status.code(), Some(0), "{}", printed(&output));
+    let help = printed(&output);
     let options = help.split_once("Options:").unwrap().1.split("\n      --").skip(1);
     let options = options.map(|option| option.split("\n  -").next().unwrap());
-    // A switch belongs to one run, unless it shows a variable.
+    // A switch without a variable is not a setting.
     let takes_value = |option: &str| option.split_whitespace().nth(1).is_some_and(|value| value.starts_with('<'));
     let options = options.filter(|option| takes_value(option) || option.contains("[env: "));
     options
@@ -188,7 +191,7 @@ fn settings(command: &str) -> Vec<Setting> {
 }
 
 #[test]
-fn help_and_documents_show_every_setting() {
+fn help_and_documentation_list_every_setting() {
     let mut all = BTreeMap::new();
     for command in COMMANDS {
         let settings = settings(command);
@@ -201,7 +204,13 @@ fn help_and_documents_show_every_setting() {
             let serves = ["serve", "demo"].contains(&command);
             assert_eq!(has(variable), serves, "{command}: {variable}");
         }
-        all.extend(settings.into_iter().map(|(flag, variable, default)| (variable, (flag, default))));
+        // A demo, which comes after `serve`, waits for no load balancer.
+        let grace = settings.iter().find(|(_, name, _)| name == "CATALOG_DRAIN_GRACE");
+        let grace = grace.and_then(|(_, _, default)| default.as_deref());
+        assert!(grace.is_none_or(|grace| grace == if command == "demo" { "0s" } else { "5s" }), "{command}: {grace:?}");
+        for (flag, variable, default) in settings {
+            all.entry(variable).or_insert((flag, default));
+        }
     }
     assert!(all.len() > 10, "the help could not be read: {all:?}");
     for (variable, (flag, default)) in &all {
@@ -211,11 +220,28 @@ fn help_and_documents_show_every_setting() {
     }
     for (document, text) in docs::ALL {
         for word in text.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
-            // What machines read is not the program's.
+            // CATALOG_URL is read by GPU machines, not by the program.
             let setting = word == "DATABASE_URL" || word.starts_with("CATALOG_") && word != "CATALOG_URL";
             assert!(!setting || all.contains_key(word), "{document} names {word}, which no command takes");
         }
     }
+}
+
+#[test]
+fn the_documents_for_machines_list_every_setting_of_pull() {
+    let document = include_str!("../../../docs/gpu-machines.md");
+    let mut count = 0;
+    for (flag, variable, default) in settings("pull") {
+        if variable.starts_with("CATALOG_LOG") {
+            continue;
+        }
+        let default = default.map_or("–".into(), |default| format!("`{default}`"));
+        let row = format!("\n| `{variable}` | `{flag}` | {default} | ");
+        assert!(document.contains(&row), "docs/gpu-machines.md lacks the row {row}");
+        count += 1;
+    }
+    let rows = document.lines().filter(|line| line.starts_with("| `M") || line.starts_with("| `CATALOG")).count();
+    assert_eq!(rows, count, "docs/gpu-machines.md lists a setting that there is not");
 }
 
 /// The metrics of an exposition with the names of their labels.
@@ -226,7 +252,7 @@ fn metrics(text: &str) -> BTreeMap<String, Vec<String>> {
         let samples = text.lines().filter_map(|line| line.strip_prefix(name)?.split_once('{'));
         let mut labels = Vec::new();
         for (_, rest) in samples.filter(|(suffix, _)| ["", "_bucket"].contains(suffix)) {
-            // A template holds braces, but no quote and no comma.
+            // A route template has braces, but no quote and no comma.
             let pairs = rest.rsplit_once('}').unwrap().0.split(',');
             labels.extend(pairs.map(|pair| pair.split('=').next().unwrap().to_owned()));
         }
@@ -241,7 +267,7 @@ fn metrics(text: &str) -> BTreeMap<String, Vec<String>> {
 #[tokio::test]
 async fn every_metric_is_documented_with_its_labels() {
     let db = Db::new().await;
-    // Some metrics show themselves only with the part that moves them.
+    // Some metrics are exposed only if their feature is enabled.
     let server = Server::start_with(&db.url, &[("CATALOG_SNAPSHOT_FILE", "/nonexistent/catalog")]).await;
     let exposed = metrics(&server.get("/metrics").await.text());
     assert!(exposed.len() > 10, "{exposed:?}");

@@ -1,16 +1,16 @@
-//! compose.yaml and the Kubernetes manifests: every name that one part refers to is defined by another.
+//! compose.yaml and the Kubernetes manifests: every name that one part refers to is defined in another.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{duration, files, help, list, longest_end, place, text, word, yaml};
+use super::{duration, files, help, list, max_shutdown_time, repository_path, string_at, text, yaml};
 use crate::support::{Db, Server};
 
 const COMPOSE: &str = "deploy/compose/compose.yaml";
 const NAME: &str = "app.kubernetes.io/name";
 
-/// The services of compose.yaml, with what they take over from others.
+/// The services of compose.yaml, with YAML merge keys resolved.
 fn services() -> Vec<(String, Value)> {
     let compose = yaml(COMPOSE);
     let services = compose["services"].as_object().unwrap().clone();
@@ -30,20 +30,23 @@ fn service(name: &str) -> Value {
 }
 
 #[test]
-fn compose_services_wait_for_and_mount_what_there_is() {
+fn compose_dependencies_and_mounts_exist() {
     let declared = yaml(COMPOSE)["volumes"].as_object().unwrap().clone();
     let mut used = BTreeSet::new();
     for (name, service) in services() {
         let waits = &service["depends_on"];
-        let conditions = waits.as_object().into_iter().flatten().map(|(on, how)| (on.clone(), word(how, "/condition")));
+        let conditions =
+            waits.as_object().into_iter().flatten().map(|(on, how)| (on.clone(), string_at(how, "/condition")));
         let plain = list(waits, "").iter().map(|on| (on.as_str().unwrap().to_owned(), "service_started"));
         for (on, condition) in conditions.chain(plain) {
-            let awaited = self::service(&on);
+            let dependency = self::service(&on);
             match condition {
                 "service_started" => {}
-                "service_healthy" => assert!(awaited["healthcheck"]["test"].is_array(), "{name}: {on} has no check"),
+                "service_healthy" => {
+                    assert!(dependency["healthcheck"]["test"].is_array(), "{name}: {on} has no health check")
+                }
                 "service_completed_successfully" => {
-                    assert!(awaited["restart"].is_null(), "{name} waits for {on}, which is started again for ever");
+                    assert!(dependency["restart"].is_null(), "{name} waits for {on}, which is restarted for ever");
                 }
                 other => panic!("{name}: {other}"),
             }
@@ -51,18 +54,21 @@ fn compose_services_wait_for_and_mount_what_there_is() {
         for volume in list(&service, "/volumes") {
             let source = volume.as_str().unwrap().split(':').next().unwrap();
             if source.starts_with('.') {
-                assert!(place("deploy/compose").join(source).exists(), "{name}: there is no {source}");
+                assert!(repository_path("deploy/compose").join(source).exists(), "{name}: there is no {source}");
             } else {
                 assert!(declared.contains_key(source), "{name}: the volume {source} is not declared");
                 assert!(used.insert(source.to_owned()), "two services share the volume {source}");
             }
         }
         for port in list(&service, "/ports") {
-            assert!(port.as_str().unwrap().starts_with("127.0.0.1:"), "{name} is open to the network: {port}");
+            assert!(
+                port.as_str().unwrap().starts_with("127.0.0.1:"),
+                "{name} publishes a port beyond loopback: {port}"
+            );
         }
         if service["image"] == "model-catalog" {
-            let context = place("deploy/compose").join(word(&service, "/build/context"));
-            assert!(context.join(word(&service, "/build/dockerfile")).is_file(), "{name}");
+            let context = repository_path("deploy/compose").join(string_at(&service, "/build/context"));
+            assert!(context.join(string_at(&service, "/build/dockerfile")).is_file(), "{name}");
             let command = list(&service, "/command").first().map_or("serve", |word| word.as_str().unwrap());
             assert!(help(command).contains("DATABASE_URL"), "{name} runs {command}");
         }
@@ -71,7 +77,7 @@ fn compose_services_wait_for_and_mount_what_there_is() {
 }
 
 #[test]
-fn the_parts_of_compose_know_each_other() {
+fn compose_addresses_match_between_services() {
     let replicas: Vec<_> = services().into_iter().filter(|(name, _)| name.starts_with("catalog-")).collect();
     assert_eq!(replicas.len(), 2);
     let balancer = service("balancer")["environment"].clone();
@@ -85,12 +91,12 @@ fn the_parts_of_compose_know_each_other() {
     assert_eq!(balancer["CHECK_PORT"], admin);
     for (name, replica) in replicas {
         let known = ["REPLICA_1", "REPLICA_2"].iter().any(|number| balancer[number] == format!("{name}:{api}"));
-        assert!(known, "the balancer does not know {name}");
-        assert!(prometheus.contains(&format!("\"{name}:{admin}\"")), "Prometheus does not know {name}");
-        let mount = word(&replica, "/volumes/0").split(':').nth(1).unwrap().to_owned();
+        assert!(known, "the load balancer lacks {name}");
+        assert!(prometheus.contains(&format!("\"{name}:{admin}\"")), "prometheus.yaml lacks {name}");
+        let mount = string_at(&replica, "/volumes/0").split(':').nth(1).unwrap().to_owned();
         assert!(image.contains(&format!("CATALOG_SNAPSHOT_FILE={mount}/")) && image.contains(&format!(" {mount}\n")));
         let setting = |variable: &str| replica["environment"][variable].as_str().map(str::to_owned);
-        assert!(duration(word(&replica, "/stop_grace_period")) >= longest_end(setting), "{name}");
+        assert!(duration(string_at(&replica, "/stop_grace_period")) >= max_shutdown_time(setting), "{name}");
         assert_eq!(
             (&replica["read_only"], &replica["cap_drop"]),
             (&true.into(), &serde_json::json!(["ALL"])),
@@ -98,9 +104,9 @@ fn the_parts_of_compose_know_each_other() {
         );
     }
     let source = yaml("deploy/compose/grafana/datasource.yaml");
-    assert_eq!(word(&source, "/datasources/0/url"), "http://prometheus:9090");
+    assert_eq!(string_at(&source, "/datasources/0/url"), "http://prometheus:9090");
     let provider = yaml("deploy/compose/grafana/dashboards.yaml");
-    let directory = word(&provider, "/providers/0/options/path").to_owned();
+    let directory = string_at(&provider, "/providers/0/options/path").to_owned();
     let mounted = list(&service("grafana"), "/volumes")
         .iter()
         .any(|volume| volume.as_str().unwrap().contains(&format!("dashboard.json:{directory}/")));
@@ -108,24 +114,24 @@ fn the_parts_of_compose_know_each_other() {
 }
 
 #[tokio::test]
-async fn the_role_of_compose_may_serve_and_no_more() {
+async fn compose_role_can_serve_and_nothing_else() {
     let roles = text("deploy/compose/roles.sql");
     let replica = service("catalog-a");
-    let password = word(&replica, "/environment/PGPASSWORD").to_owned();
+    let password = string_at(&replica, "/environment/PGPASSWORD").to_owned();
     assert!(roles.contains(&format!("CREATE ROLE catalog LOGIN PASSWORD '{password}'")));
-    assert!(word(&replica, "/environment/DATABASE_URL").starts_with("postgres://catalog@postgres:"));
+    assert!(string_at(&replica, "/environment/DATABASE_URL").starts_with("postgres://catalog@postgres:"));
 
-    // In the order of compose.yaml: the roles, migrate, the sample, the servers.
+    // In the order of compose.yaml: roles, migrations, sample catalog, servers.
     let db = Db::empty().await;
     db.sql(&roles).await;
     model_catalog::postgres::migrate::migrate(&mut db.connect().await, "model_catalog").await.unwrap();
     db.sql(&text("sql/sample_models.sql")).await;
     let url = db.url.replace("user=postgres", "user=catalog");
-    let server = Server::start_with(&url, crate::support::ONLY_THE_BELL).await;
+    let server = Server::start_with(&url, crate::support::NOTIFY_ONLY).await;
     db.sql("UPDATE models SET name = 'changed' WHERE id = 'flux-dev'").await;
     server.until_named("flux-dev", "changed").await;
-    let refused = crate::support::connect(&url).await.simple_query("SELECT FROM models").await.unwrap_err();
-    assert_eq!(refused.code().map(|code| code.code()), Some("42501"));
+    let error = crate::support::connect(&url).await.simple_query("SELECT FROM models").await.unwrap_err();
+    assert_eq!(error.code().map(|code| code.code()), Some("42501"));
 }
 
 /// The manifests that kustomization.yaml lists, by kind.
@@ -140,13 +146,14 @@ fn manifest(kind: &str) -> Value {
 fn kustomization_lists_every_manifest() {
     let listed = yaml("deploy/kubernetes/kustomization.yaml");
     let names: BTreeSet<_> = list(&listed, "/resources").iter().map(|name| name.as_str().unwrap().to_owned()).collect();
-    let there = files(&place("deploy/kubernetes")).into_iter();
-    let mut there: BTreeSet<_> = there.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+    let existing = files(&repository_path("deploy/kubernetes")).into_iter();
+    let mut existing: BTreeSet<_> =
+        existing.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
     // The job is run separately, because it needs the privileges of the database owner; the other file is the list.
-    assert!(there.remove("migrate.yaml") && there.remove("kustomization.yaml"));
-    assert_eq!(names, there);
+    assert!(existing.remove("migrate.yaml") && existing.remove("kustomization.yaml"));
+    assert_eq!(names, existing);
     let dashboard = yaml("deploy/grafana/kustomization.yaml");
-    assert!(place("deploy/grafana").join(word(&dashboard, "/configMapGenerator/0/files/0")).is_file());
+    assert!(repository_path("deploy/grafana").join(string_at(&dashboard, "/configMapGenerator/0/files/0")).is_file());
     let labels = [&dashboard["generatorOptions"]["labels"]].into_iter().cloned();
     let manifests = names.iter().map(|name| yaml(&format!("deploy/kubernetes/{name}"))["metadata"]["labels"].clone());
     for labels in labels.chain(manifests) {
@@ -161,7 +168,7 @@ fn kustomization_lists_every_manifest() {
 }
 
 #[test]
-fn selectors_ports_and_volumes_of_the_manifests_meet() {
+fn manifest_selectors_ports_and_volumes_match() {
     let deployment = manifest("Deployment");
     let labels = &deployment["spec"]["template"]["metadata"]["labels"];
     for (selector, labels) in [
@@ -177,7 +184,7 @@ fn selectors_ports_and_volumes_of_the_manifests_meet() {
     assert!(spread.len() == 2 && spread.iter().all(|s| s["labelSelector"]["matchLabels"][NAME] == labels[NAME]));
     // The alert rules expect the value of that label as the job.
     let monitor = manifest("ServiceMonitor");
-    assert_eq!((word(&monitor, "/spec/jobLabel"), &labels[NAME]), (NAME, &"model-catalog".into()));
+    assert_eq!((string_at(&monitor, "/spec/jobLabel"), &labels[NAME]), (NAME, &"model-catalog".into()));
     assert!(text("deploy/prometheus/alerts.yaml").contains("job=\"model-catalog\""));
 
     let container = &deployment["spec"]["template"]["spec"]["containers"][0];
@@ -195,32 +202,32 @@ fn selectors_ports_and_volumes_of_the_manifests_meet() {
         assert_eq!(container[probe]["httpGet"]["port"], "admin");
     }
     let service = manifest("Service");
-    let offered = list(&service, "/spec/ports");
-    assert!(offered.iter().all(|offered| port(word(offered, "/targetPort")).is_u64()));
-    let scraped = word(&monitor, "/spec/endpoints/0/port");
-    assert!(offered.iter().any(|offered| offered["name"] == scraped && offered["targetPort"] == "admin"));
+    let ports = list(&service, "/spec/ports");
+    assert!(ports.iter().all(|offered| port(string_at(offered, "/targetPort")).is_u64()));
+    let scraped = string_at(&monitor, "/spec/endpoints/0/port");
+    assert!(ports.iter().any(|offered| offered["name"] == scraped && offered["targetPort"] == "admin"));
     let target = &manifest("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"];
     assert_eq!((&target["kind"], &target["name"]), (&deployment["kind"], &deployment["metadata"]["name"]));
 
     let mount = &container["volumeMounts"][0];
-    assert!(variable("CATALOG_SNAPSHOT_FILE").unwrap().starts_with(&format!("{}/", word(mount, "/mountPath"))));
+    assert!(variable("CATALOG_SNAPSHOT_FILE").unwrap().starts_with(&format!("{}/", string_at(mount, "/mountPath"))));
     assert_eq!(mount["name"], deployment["spec"]["template"]["spec"]["volumes"][0]["name"]);
     let grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap();
-    assert!(grace >= longest_end(variable).as_secs(), "{grace} s");
+    assert!(grace >= max_shutdown_time(variable).as_secs(), "{grace} s");
     // A pod must be removed from the Service before it stops accepting connections.
     let probe = &container["readinessProbe"];
-    let seen = probe["periodSeconds"].as_u64().unwrap() * probe["failureThreshold"].as_u64().unwrap();
-    assert!(seen < duration(&variable("CATALOG_DRAIN_GRACE").unwrap()).as_secs());
+    let removal = probe["periodSeconds"].as_u64().unwrap() * probe["failureThreshold"].as_u64().unwrap();
+    assert!(removal < duration(&variable("CATALOG_DRAIN_GRACE").unwrap()).as_secs());
 }
 
 #[test]
-fn every_pod_is_restricted_and_takes_its_database_from_a_secret() {
+fn pods_are_restricted_and_read_the_database_url_from_a_secret() {
     for workload in [manifest("Deployment"), yaml("deploy/kubernetes/migrate.yaml")] {
         let pod = &workload["spec"]["template"]["spec"];
         let container = &pod["containers"][0];
         // Required by the pod security standard "restricted", plus a read-only root file system.
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
-        assert_eq!(word(pod, "/securityContext/seccompProfile/type"), "RuntimeDefault");
+        assert_eq!(string_at(pod, "/securityContext/seccompProfile/type"), "RuntimeDefault");
         let restrictions = serde_json::json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
                                              "capabilities": {"drop": ["ALL"]}});
         assert_eq!(container["securityContext"], restrictions);
@@ -230,8 +237,8 @@ fn every_pod_is_restricted_and_takes_its_database_from_a_secret() {
             "{user} is not the image's user"
         );
         let database = list(container, "/env").iter().find(|variable| variable["name"] == "DATABASE_URL").unwrap();
-        assert!(word(database, "/valueFrom/secretKeyRef/name").starts_with("model-catalog-"));
+        assert!(string_at(database, "/valueFrom/secretKeyRef/name").starts_with("model-catalog-"));
         assert!(container["resources"]["limits"]["memory"].is_string());
-        help(word(container, "/args/0"));
+        help(string_at(container, "/args/0"));
     }
 }

@@ -1,5 +1,5 @@
-//! What Prometheus and Grafana are given, held against the real ones: promtool runs the rules' own tests, and a Prometheus
-//! with the shipped configuration scrapes a server, evaluates every rule and answers every panel of the dashboard.
+//! Alert rules and dashboard: promtool runs the tests of the rules, and a Prometheus with the shipped configuration
+//! scrapes a server, evaluates every rule and runs the query of every panel.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -11,14 +11,14 @@ use hyper::Request;
 use serde_json::Value;
 
 use crate::docs::METRICS;
-use crate::support::{Db, PATIENCE, Server};
+use crate::support::{Db, Server, WAIT_LIMIT};
 
 const RULES: &str = include_str!("../../../deploy/prometheus/alerts.yaml");
 const RULE_TESTS: &str = include_str!("../../../deploy/prometheus/alerts.test.yaml");
 const CONFIGURATION: &str = include_str!("../../../deploy/prometheus/prometheus.yaml");
 const DASHBOARD: &str = include_str!("../../../deploy/grafana/dashboard.json");
 
-/// A Prometheus from the system's package, with the shipped configuration pointed at one server.
+/// A Prometheus with the shipped configuration, which scrapes one server.
 struct Prometheus {
     child: Child,
     directory: PathBuf,
@@ -31,9 +31,10 @@ impl Prometheus {
         std::fs::create_dir(&directory).unwrap();
         std::fs::write(directory.join("alerts.yaml"), RULES).unwrap();
         let target = format!(r#"["{}"]"#, server.address);
-        let ours = CONFIGURATION.replace(r#"["catalog-a:3001", "catalog-b:3001"]"#, &target).replace("15s", "200ms");
-        assert!(ours.contains(&target) && ours.contains("200ms"), "{CONFIGURATION}");
-        std::fs::write(directory.join("prometheus.yaml"), ours).unwrap();
+        let configuration =
+            CONFIGURATION.replace(r#"["catalog-a:3001", "catalog-b:3001"]"#, &target).replace("15s", "200ms");
+        assert!(configuration.contains(&target) && configuration.contains("200ms"), "{CONFIGURATION}");
+        std::fs::write(directory.join("prometheus.yaml"), configuration).unwrap();
         let mut command = Command::new("prometheus");
         command.arg("--web.listen-address=127.0.0.1:0").current_dir(&directory);
         command.args(["--config.file=prometheus.yaml", "--storage.tsdb.path=data"]);
@@ -41,14 +42,14 @@ impl Prometheus {
             panic!("prometheus: {error}; `make test-tools` installs it");
         });
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let mut said = Vec::new();
+        let mut log = Vec::new();
         let address = lines.by_ref().find_map(|line| {
             let address = line.contains("Listening on").then(|| line.split("address=").nth(1)?.split(' ').next());
-            said.push(line.clone());
+            log.push(line.clone());
             address.flatten().map(str::to_owned)
         });
-        let address = address.unwrap_or_else(|| panic!("Prometheus did not start: {said:#?}"));
-        // A full pipe would halt it.
+        let address = address.unwrap_or_else(|| panic!("Prometheus did not start: {log:#?}"));
+        // Drain the pipe: Prometheus would block on a full one.
         std::thread::spawn(move || lines.for_each(drop));
         let prometheus = Self { child, directory, address };
         let ready = format!("http://{}/-/ready", prometheus.address);
@@ -61,24 +62,24 @@ impl Prometheus {
         prometheus
     }
 
-    /// Asks its HTTP API; `server` lends its client.
-    async fn ask(&self, server: &Server, path: &str) -> Value {
+    /// Queries its HTTP API with the client of `server`.
+    async fn query(&self, server: &Server, path: &str) -> Value {
         let request = Request::get(format!("http://{}/api/v1/{path}", self.address));
         let reply = server.send(request.body(Default::default()).unwrap()).await;
         assert_eq!(reply.status, 200, "{path}: {}", reply.text());
         reply.json()["data"].clone()
     }
 
-    /// How many series an expression has now.
-    async fn series(&self, server: &Server, expression: &str) -> usize {
+    /// Current number of series of an expression.
+    async fn count_series(&self, server: &Server, expression: &str) -> usize {
         let all = percent_encoding::NON_ALPHANUMERIC;
         let query = percent_encoding::utf8_percent_encode(expression, all);
-        self.ask(server, &format!("query?query={query}")).await["result"].as_array().unwrap().len()
+        self.query(server, &format!("query?query={query}")).await["result"].as_array().unwrap().len()
     }
 
     /// The rules with their state.
     async fn rules(&self, server: &Server) -> Vec<Value> {
-        self.ask(server, "rules").await["groups"][0]["rules"].as_array().cloned().unwrap_or_default()
+        self.query(server, "rules").await["groups"][0]["rules"].as_array().cloned().unwrap_or_default()
     }
 }
 
@@ -90,7 +91,7 @@ impl Drop for Prometheus {
     }
 }
 
-/// Every panel that asks something.
+/// Every panel except the row headings.
 fn panels() -> Vec<Value> {
     let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
@@ -111,7 +112,7 @@ fn metrics_of(expression: &str) -> impl Iterator<Item = &str> {
 }
 
 #[test]
-fn promtool_runs_the_tests_of_the_rules() {
+fn promtool_accepts_rules_and_runs_their_tests() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
     for arguments in [
         ["check", "rules", "alerts.yaml"].as_slice(),
@@ -120,18 +121,18 @@ fn promtool_runs_the_tests_of_the_rules() {
     ] {
         let output = Command::new("promtool").args(arguments).current_dir(&directory).output();
         let output = output.unwrap_or_else(|error| panic!("promtool: {error}; `make test-tools` installs it"));
-        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "promtool {arguments:?}: {said}");
+        let printed = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "promtool {arguments:?}: {printed}");
     }
     let names = RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
     for name in names {
-        assert!(RULE_TESTS.contains(&format!("alertname=\"{name}\"")), "no test sees {name} firing");
+        assert!(RULE_TESTS.contains(&format!("alertname=\"{name}\"")), "no test covers {name}");
         assert!(METRICS.contains(&format!("\n| `{name}` | ")), "docs/metrics.md does not list {name}");
     }
 }
 
 #[test]
-fn the_dashboard_is_one_that_grafana_can_read() {
+fn dashboard_has_valid_panels_and_variables() {
     let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
     assert!(dashboard["uid"].is_string() && dashboard["title"].is_string() && dashboard["schemaVersion"].is_u64());
     let all = dashboard["panels"].as_array().unwrap();
@@ -159,14 +160,14 @@ fn the_dashboard_is_one_that_grafana_can_read() {
         let [x, y, w, h] = places(panel);
         for other in &all[number + 1..] {
             let [ox, oy, ow, oh] = places(other);
-            let apart = x + w <= ox || ox + ow <= x || y + h <= oy || oy + oh <= y;
-            assert!(apart, "{} lies over {}", panel["title"], other["title"]);
+            let disjoint = x + w <= ox || ox + ow <= x || y + h <= oy || oy + oh <= y;
+            assert!(disjoint, "{} overlaps {}", panel["title"], other["title"]);
         }
     }
 }
 
 #[tokio::test]
-async fn a_real_prometheus_finds_all_that_rules_and_dashboard_ask() {
+async fn prometheus_has_data_for_every_rule_and_panel() {
     let db = Db::new().await;
     db.add("a").await;
     let file = std::env::temp_dir().join(format!("scraped-{:x}", fastrand::u64(..)));
@@ -175,22 +176,22 @@ async fn a_real_prometheus_finds_all_that_rules_and_dashboard_ask() {
     let known: BTreeSet<_> = expressions().iter().flat_map(|e| metrics_of(e)).map(str::to_owned).collect();
     assert!(known.len() > 20, "the dashboard could not be read: {known:?}");
 
-    // A little traffic at each look: found and unknown, one and many, and a change.
+    // Some traffic before each query: known and unknown ids, single requests and batches, and a change.
     let mut missing = expressions();
     missing.extend(RULES.lines().flat_map(metrics_of).map(str::to_owned).chain(known));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_LIMIT;
     while !missing.is_empty() {
         assert!(Instant::now() < deadline, "Prometheus has no data for {missing:#?}");
         db.sql("UPDATE models SET hash = md5(random()::text) WHERE id = 'a'").await;
         server.get("/api/models/a").await;
         server.batch(r#"{"model_ids":["a","none"]}"#).await;
-        let mut still = Vec::new();
+        let mut still_missing = Vec::new();
         for expression in missing {
-            if prometheus.series(&server, &expression).await == 0 {
-                still.push(expression);
+            if prometheus.count_series(&server, &expression).await == 0 {
+                still_missing.push(expression);
             }
         }
-        missing = still;
+        missing = still_missing;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let _ = std::fs::remove_file(&file);
@@ -198,7 +199,7 @@ async fn a_real_prometheus_finds_all_that_rules_and_dashboard_ask() {
     let rules = prometheus.rules(&server).await;
     assert_eq!(rules.len(), RULES.matches("- alert: ").count());
     server
-        .until("all rules are evaluated, and a healthy server raises no alert", |server| {
+        .until("all rules are evaluated and a healthy server raises no alert", |server| {
             let prometheus = &prometheus;
             async move {
                 let rules = prometheus.rules(server).await;
@@ -209,10 +210,10 @@ async fn a_real_prometheus_finds_all_that_rules_and_dashboard_ask() {
         })
         .await;
 
-    // The other way round: what the rules say of a server that died, with their waiting times still to run.
+    // Conversely, a killed server raises alerts, which stay pending for their `for` duration.
     server.signal("KILL");
     server
-        .until("its death is seen", |server| {
+        .until("the alerts are pending", |server| {
             let prometheus = &prometheus;
             async move {
                 let rules = prometheus.rules(server).await;

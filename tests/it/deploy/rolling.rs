@@ -1,4 +1,4 @@
-//! Two replicas behind HAProxy, restarted in turn or killed under constant load: no request fails.
+//! Two replicas behind HAProxy, restarted in turn or killed under constant load, without a failed request.
 //!
 //! `DEPLOY_RESTARTS` is the number of restarts, 10 by default.
 
@@ -11,13 +11,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::support::raw::Raw;
-use crate::support::{Db, PATIENCE, Server, plain, until};
+use crate::support::{Db, Server, WAIT_LIMIT, model_json, until};
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/haproxy.cfg");
-/// Addresses that nobody else uses, so that a port stays free while its replica is away.
+/// Addresses that nothing else uses, so that a port stays free while its replica restarts.
 const HOSTS: [&str; 2] = ["127.77.0.1", "127.77.0.2"];
 const FRONTEND: &str = "127.77.0.3";
-/// As long for the check that HAProxy makes ten times a second as the default is for one a second.
+/// In proportion to the check interval, which is 100 ms instead of 1 s.
 const GRACE: &str = "800ms";
 const CLIENTS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(4);
@@ -29,8 +29,8 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// With further variables of the configuration.
-    pub async fn before(replicas: &[Server], variables: &[(&str, &str)]) -> Self {
+    /// Starts HAProxy in front of two replicas. `variables` are further variables of its configuration.
+    pub async fn start(replicas: &[Server], variables: &[(&str, &str)]) -> Self {
         let port = TcpListener::bind((FRONTEND, 0)).unwrap().local_addr().unwrap().port();
         let address = format!("{FRONTEND}:{port}");
         let program = ["/usr/sbin/haproxy", "/usr/bin/haproxy"].into_iter().find(|path| std::fs::exists(path).unwrap());
@@ -40,7 +40,7 @@ impl Balancer {
         command.envs(variables.iter().copied());
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let balancer = Self { child, address };
-        until("HAProxy answers", async || Client::new(&balancer.address, true).ask().is_ok()).await;
+        until("HAProxy forwards requests", async || Client::new(&balancer.address, true).send().is_ok()).await;
         balancer
     }
 }
@@ -52,40 +52,40 @@ impl Drop for Balancer {
     }
 }
 
-/// A client that takes nothing but the right answer.
+/// A client that sends one batch and checks the whole response.
 struct Client {
     address: String,
-    keeps: bool,
+    keep_alive: bool,
     stream: Option<BufReader<TcpStream>>,
 }
 
 impl Client {
-    fn new(address: &str, keeps: bool) -> Self {
-        Self { address: address.into(), keeps, stream: None }
+    fn new(address: &str, keep_alive: bool) -> Self {
+        Self { address: address.into(), keep_alive, stream: None }
     }
 
-    fn ask(&mut self) -> Result<(), String> {
-        let fault = |error: std::io::Error| error.to_string();
+    fn send(&mut self) -> Result<(), String> {
+        let message = |error: std::io::Error| error.to_string();
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
             None => {
-                let stream = TcpStream::connect(&self.address).map_err(fault)?;
-                stream.set_read_timeout(Some(PATIENCE)).map_err(fault)?;
-                stream.set_nodelay(true).map_err(fault)?;
+                let stream = TcpStream::connect(&self.address).map_err(message)?;
+                stream.set_read_timeout(Some(WAIT_LIMIT)).map_err(message)?;
+                stream.set_nodelay(true).map_err(message)?;
                 BufReader::new(stream)
             }
         };
         let body = r#"{"model_ids":["a","b"]}"#;
-        let connection = if self.keeps { "keep-alive" } else { "close" };
+        let connection = if self.keep_alive { "keep-alive" } else { "close" };
         let request = format!(
             "POST /api/models/batch HTTP/1.1\r\nhost: x\r\nconnection: {connection}\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
-        stream.get_mut().write_all(request.as_bytes()).map_err(fault)?;
-        let (mut head, mut length, mut closes) = (String::new(), 0, !self.keeps);
+        stream.get_mut().write_all(request.as_bytes()).map_err(message)?;
+        let (mut head, mut length, mut closes) = (String::new(), 0, !self.keep_alive);
         loop {
             let mut line = String::new();
-            stream.read_line(&mut line).map_err(fault)?;
+            stream.read_line(&mut line).map_err(message)?;
             let lower = line.trim_end().to_ascii_lowercase();
             if let Some(value) = lower.strip_prefix("content-length: ") {
                 length = value.parse().map_err(|_| line.clone())?;
@@ -97,8 +97,8 @@ impl Client {
             head.push_str(&line);
         }
         let mut body = vec![0; length];
-        stream.read_exact(&mut body).map_err(fault)?;
-        let expected = format!(r#"{{"models":[{},{}],"not_found":[]}}"#, plain("a"), plain("b"));
+        stream.read_exact(&mut body).map_err(message)?;
+        let expected = format!(r#"{{"models":[{},{}],"not_found":[]}}"#, model_json("a"), model_json("b"));
         if !head.starts_with("HTTP/1.1 200 ") || body != expected.as_bytes() {
             return Err(format!("{head}{}", String::from_utf8_lossy(&body)));
         }
@@ -107,24 +107,24 @@ impl Client {
     }
 }
 
-/// Clients that ask all the time, half of them on a new connection each time.
+/// Clients that send requests all the time, half of them on a new connection each time.
 struct Load {
     stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
+    succeeded: Arc<AtomicU64>,
     clients: Vec<JoinHandle<Vec<String>>>,
 }
 
 impl Load {
     fn start(address: &str) -> Self {
-        let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (stop, succeeded) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let client = |number: usize| {
-            let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
+            let (stop, succeeded) = (Arc::clone(&stop), Arc::clone(&succeeded));
             let mut client = Client::new(address, number.is_multiple_of(2));
             std::thread::spawn(move || {
                 let mut failed = Vec::new();
                 while !stop.load(SeqCst) {
-                    match client.ask() {
-                        Ok(()) => drop(answered.fetch_add(1, SeqCst)),
+                    match client.send() {
+                        Ok(()) => drop(succeeded.fetch_add(1, SeqCst)),
                         Err(error) => failed.push(error),
                     }
                     std::thread::sleep(PAUSE);
@@ -133,14 +133,14 @@ impl Load {
             })
         };
         let clients = (0..CLIENTS).map(client).collect();
-        Self { stop, answered, clients }
+        Self { stop, succeeded, clients }
     }
 
-    /// Ends it; gives the number of right answers and what went wrong.
+    /// Stops the clients; returns the number of successful requests and the errors of the others.
     fn finish(self) -> (u64, Vec<String>) {
         self.stop.store(true, SeqCst);
         let failed = self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
-        (self.answered.load(SeqCst), failed)
+        (self.succeeded.load(SeqCst), failed)
     }
 }
 
@@ -149,13 +149,13 @@ async fn replica(db: &Db, address: &str) -> Server {
     Server::start_with(&db.url, &settings).await
 }
 
-async fn until_it_has_its_share(replica: &Server) {
+async fn wait_for_traffic(replica: &Server) {
     let batches = r#"catalog_http_requests_total{route="/api/models/batch",status="200"}"#;
     replica.until("HAProxy sends it requests", |s| async move { s.metric(batches).await > 20.0 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_are_restarted_in_turn_without_a_failed_request() {
+async fn rolling_restart_fails_no_request() {
     let restarts = std::env::var("DEPLOY_RESTARTS").map_or(10, |text| text.parse().expect("a number of restarts"));
     let db = Db::new().await;
     for id in ["a", "b"] {
@@ -165,16 +165,16 @@ async fn replicas_are_restarted_in_turn_without_a_failed_request() {
     for host in HOSTS {
         replicas.push(replica(&db, &format!("{host}:0")).await);
     }
-    // What fails at one replica is not asked again at the other: it would hide that a drain cuts something off.
-    let balancer = Balancer::before(&replicas, &[("RETRY_ON", "conn-failure")]).await;
+    // HAProxy must not retry failed requests on the other replica: retries would hide connections that the drain cuts.
+    let balancer = Balancer::start(&replicas, &[("RETRY_ON", "conn-failure")]).await;
     let load = Load::start(&balancer.address);
     for number in 0..restarts {
         let old = &replicas[number % replicas.len()];
         for replica in &replicas {
-            until_it_has_its_share(replica).await;
+            wait_for_traffic(replica).await;
         }
         old.signal("TERM");
-        old.until("it has ended", |s| std::future::ready(s.exited().is_some())).await;
+        old.until("the replica has exited", |s| std::future::ready(s.exited().is_some())).await;
         assert_eq!(
             (old.exited().unwrap().code(), old.logged("with open connections")),
             (Some(0), 0),
@@ -184,28 +184,30 @@ async fn replicas_are_restarted_in_turn_without_a_failed_request() {
         let address = old.address.clone();
         replicas[number % HOSTS.len()] = replica(&db, &address).await;
     }
-    let (answered, failed) = load.finish();
-    println!("{restarts} restarts, {answered} requests answered, {} failed", failed.len());
-    assert!(failed.is_empty(), "{} failed, {answered} did not: {failed:#?}", failed.len());
-    assert!(answered > 100 * restarts as u64, "{answered} requests are no load");
+    let (succeeded, failed) = load.finish();
+    println!("{restarts} restarts, {succeeded} requests succeeded, {} failed", failed.len());
+    assert!(failed.is_empty(), "{} failed, {succeeded} succeeded: {failed:#?}", failed.len());
+    assert!(succeeded > 100 * restarts as u64, "only {succeeded} requests");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_replica_costs_no_request() {
+async fn killed_replica_fails_no_request() {
     let db = Db::new().await;
     for id in ["a", "b"] {
         db.add(id).await;
     }
-    // As in the image, /readyz stands on a port of its own, the same at both.
+    // As in the image, /readyz is on an admin port, which is the same for both replicas.
     let port = TcpListener::bind((HOSTS[0], 0)).unwrap().local_addr().unwrap().port().to_string();
     let mut replicas = Vec::new();
     for host in HOSTS {
         let [api, admin] = [format!("{host}:0"), format!("{host}:{port}")];
         let replica = Server::spawn(&db.url, &[("CATALOG_ADDR", &api), ("CATALOG_ADMIN_ADDR", &admin)]).await;
-        replica.until("it has a catalog", |s| async move { s.get("/api/models/a").await.status == 200 }).await;
+        replica
+            .until("the replica serves the catalog", |s| async move { s.get("/api/models/a").await.status == 200 })
+            .await;
         replicas.push(replica);
     }
-    let balancer = Balancer::before(&replicas, &[("CHECK_PORT", &port)]).await;
+    let balancer = Balancer::start(&replicas, &[("CHECK_PORT", &port)]).await;
     let load = Load::start(&balancer.address);
     let batches = r#"catalog_http_requests_total{route="/api/models/batch",status="200"} "#;
     until("HAProxy sends it requests", async || {
@@ -215,8 +217,8 @@ async fn a_killed_replica_costs_no_request() {
     })
     .await;
     replicas[0].signal("KILL");
-    let then = load.answered.load(SeqCst);
-    until("the other answers alone", async || load.answered.load(SeqCst) > then + 300).await;
-    let (answered, failed) = load.finish();
-    assert!(failed.is_empty(), "{} failed, {answered} did not: {failed:#?}", failed.len());
+    let before = load.succeeded.load(SeqCst);
+    until("the other replica serves all requests", async || load.succeeded.load(SeqCst) > before + 300).await;
+    let (succeeded, failed) = load.finish();
+    assert!(failed.is_empty(), "{} failed, {succeeded} succeeded: {failed:#?}", failed.len());
 }

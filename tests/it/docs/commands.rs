@@ -1,5 +1,5 @@
-//! Commands in the documents: console examples print what they show, and every other command is run by a test or is
-//! listed below with the reason why not.
+//! Commands in the documents: the output of console examples is compared with the real one, and every other command is run
+//! by a test or listed below with the reason why not.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -8,26 +8,26 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{ALL, Block, SERVER_ROLE, VIEW, WEIGHTS, block, blocks, root, sql_block, texts};
-use crate::support::{Db, PATIENCE, Server};
+use crate::support::{Db, Server, WAIT_LIMIT};
 
 /// The address in the documents.
 const DOCUMENTED: &str = "http://127.0.0.1:3000";
 const SAMPLE: &str = include_str!("../../../sql/sample_models.sql");
 const LIST: &str = include_str!("../cli/model-list.json");
 
-/// Commands in `sh` blocks by their beginning, and the test that runs them.
+/// Prefixes of commands in `sh` blocks, and the test that runs them.
 const RUN: [(&str, &str); 8] = [
-    ("install ", "the_unit_starts_serves_drains_and_is_started_again"),
-    ("systemctl daemon-reload", "the_unit_starts_serves_drains_and_is_started_again"),
+    ("install ", "systemd_unit_starts_serves_drains_and_restarts"),
+    ("systemctl daemon-reload", "systemd_unit_starts_serves_drains_and_restarts"),
     ("export CATALOG_URL=", "documented_commands_download_the_models"),
     ("MACHINE_MODELS_NEEDED=", "documented_commands_download_the_models"),
     ("curl -d ", "documented_commands_download_the_models"),
     ("model-catalog export ", "export_writes_the_documented_file"),
-    ("model-catalog serve --upstream ", "an_exported_file_is_followed_and_equals_the_replicas"),
-    ("(printf ", "the_documented_prometheus_rule_is_one"),
+    ("model-catalog serve --upstream ", "exported_snapshot_is_followed_and_equals_the_replicas"),
+    ("(printf ", "documented_prometheus_rule_is_valid"),
 ];
 
-/// Commands in `sh` blocks by their beginning, and why no test runs them.
+/// Prefixes of commands in `sh` blocks, and why no test runs them.
 const NOT_RUN: [(&str, &str); 5] = [
     ("make ", "they run these tests or take minutes; that the targets exist is tested below"),
     ("SOAK_SECONDS=3600 make soak", "it takes an hour; `make test` runs ten seconds of it"),
@@ -47,24 +47,27 @@ fn commands(block: &Block) -> Vec<String> {
 }
 
 #[test]
-fn every_command_is_run_or_has_a_reason_not_to_be() {
+fn every_command_is_run_or_listed_with_a_reason() {
     let tests = texts(&root().join("tests/it"));
     for (command, test) in RUN {
-        assert!(tests.contains(&format!("fn {test}(")), "`{command}…` is said to be run by {test}: no such test");
+        assert!(
+            tests.contains(&format!("fn {test}(")),
+            "`{command}…` is listed as run by {test}, which does not exist"
+        );
     }
     let mut count = 0;
     for block in blocks() {
         let known: &[&str] = &["", "sh", "bash", "console", "sql", "psql", "text"];
         assert!(known.contains(&block.language), "{}: unknown language {}", block.document, block.language);
         for command in commands(&block) {
-            let begins = |(beginning, _): &(&str, &str)| command.starts_with(beginning);
-            let fine = match block.language {
-                // All of these are run by `console_examples_print_what_they_show`.
+            let listed = |(prefix, _): &(&str, &str)| command.starts_with(prefix);
+            let covered = match block.language {
+                // All of these are run by `console_examples_match_the_real_output`.
                 "console" => ["curl ", "psql ", "model-catalog "].iter().any(|program| command.starts_with(program)),
-                "sh" | "bash" => RUN.iter().any(begins) || NOT_RUN.iter().any(begins),
+                "sh" | "bash" => RUN.iter().any(listed) || NOT_RUN.iter().any(listed),
                 _ => continue,
             };
-            assert!(fine, "{}: no test runs `{command}`: write one, or give the reason in NOT_RUN", block.document);
+            assert!(covered, "{}: no test runs `{command}`: write one, or give the reason in NOT_RUN", block.document);
             count += 1;
         }
     }
@@ -72,7 +75,7 @@ fn every_command_is_run_or_has_a_reason_not_to_be() {
 }
 
 #[test]
-fn make_targets_are_documented_and_those_that_documents_name_exist() {
+fn make_targets_match_the_documents() {
     let makefile = include_str!("../../../Makefile");
     let phony = makefile.split_once(".PHONY:").unwrap().1.replace("\\\n", " ");
     let targets: Vec<_> = phony.lines().next().unwrap().split_whitespace().collect();
@@ -85,12 +88,12 @@ fn make_targets_are_documented_and_those_that_documents_name_exist() {
         {
             let word = text[start + 5..].split(|c: char| !(c.is_ascii_lowercase() || c == '-')).next().unwrap();
             let quoted = text[..start].ends_with(['`', '\n']);
-            assert!(!quoted || targets.contains(&word), "{document} names `make {word}`, which is no target");
+            assert!(!quoted || targets.contains(&word), "{document} names `make {word}`, which is not a target");
         }
     }
 }
 
-/// What a console block needs: a database, a folder to stand in and, for the API, a server.
+/// Environment of a console block: a database, a working directory and, for requests, a server.
 struct Console {
     db: Db,
     server: Option<Server>,
@@ -103,7 +106,7 @@ impl Console {
         std::fs::create_dir(&folder).unwrap();
         let mut console = Self { db: Db::new().await, server: None, folder };
         if block.text.contains("$ model-catalog check") {
-            console.existing_tables_with_faults().await;
+            console.create_faulty_tables().await;
         } else if block.text.contains("$ model-catalog import") {
             let list: Value = serde_json::from_str(LIST).unwrap();
             let named = |name: &str| list["models"].as_array().unwrap().iter().find(|entry| entry["name"] == name);
@@ -113,19 +116,19 @@ impl Console {
             console.db.sql(SAMPLE).await;
             let server = Server::start(&console.db).await;
             if block.text.contains("/api/catalog") {
-                console.rejected_row_and_unknown_ids(&server).await;
+                console.reject_a_row_and_request_unknown_ids(&server).await;
             }
             console.server = Some(server);
         }
         console
     }
 
-    /// The tables of docs/postgres.md, of which one is not watched, with a row that is rejected.
-    async fn existing_tables_with_faults(&self) {
+    /// The tables of docs/postgres.md, one of them unwatched, with a row that is rejected.
+    async fn create_faulty_tables(&self) {
         let watch = "SELECT model_catalog.watch('registry.needs', 'slug');";
         let view = sql_block(VIEW);
         assert!(view.contains(watch), "{view}");
-        // Roles are the cluster's, and another test creates this one by its documented name.
+        // Roles belong to the cluster, and another test creates this one under its documented name.
         let role = sql_block(SERVER_ROLE).replace("catalog_server", "catalog_checked");
         let rows = "INSERT INTO registry.weights VALUES
                         ('flux-dev', 'f', 'https://example.org/f', 1, NULL, true, 'checkpoints', NULL),
@@ -136,7 +139,7 @@ impl Console {
         }
     }
 
-    async fn rejected_row_and_unknown_ids(&self, server: &Server) {
+    async fn reject_a_row_and_request_unknown_ids(&self, server: &Server) {
         self.db.sql("UPDATE models SET save_path = '../clip_l.safetensors' WHERE id = 'clip-l'").await;
         server.until("the row is rejected", |s| async move { s.metric("catalog_models_rejected").await == 1.0 }).await;
         for id in ["flux-devv", "flux-devv", "flux-devv", "sdxl-bse"] {
@@ -144,8 +147,8 @@ impl Console {
         }
     }
 
-    /// What a command prints; of curl's errors nothing, for its progress is among them.
-    fn print(&self, command: &str) -> String {
+    /// Output of a command, without the standard error of curl, which contains its progress.
+    fn run(&self, command: &str) -> String {
         let address = self.server.as_ref().map_or(String::new(), |server| format!("http://{}", server.address));
         let bin = PathBuf::from(env!("CARGO_BIN_EXE_model-catalog"));
         let path = format!("{}:{}", bin.parent().unwrap().display(), std::env::var("PATH").unwrap());
@@ -168,16 +171,19 @@ impl Drop for Console {
     }
 }
 
-/// Commands of a console block with what they print.
+/// Commands of a console block with their documented output.
 fn examples(block: &Block) -> Vec<(String, String)> {
-    let parts = block.text.strip_prefix("$ ").unwrap_or_else(|| panic!("{} begins with output", block.document));
+    let parts = block
+        .text
+        .strip_prefix("$ ")
+        .unwrap_or_else(|| panic!("a console block of {} starts with output", block.document));
     let examples = parts.split("\n$ ").map(|part| part.split_once('\n').unwrap_or((part, "")));
     examples.map(|(command, output)| (command.to_owned(), output.to_owned())).collect()
 }
 
-/// A text without what differs from run to run: times, the number of a version, names that are the test's own.
-fn masked(text: &str) -> String {
-    let mut masked = Vec::new();
+/// Removes whatever differs from run to run: times and versions.
+fn mask(text: &str) -> String {
+    let mut lines = Vec::new();
     for line in text.trim_end().lines() {
         let line = line.split_once("PostgreSQL ").map_or(line, |(before, _)| before);
         let timestamp = line.len() > 27 && line.as_bytes()[26] == b'Z' && line.starts_with("20");
@@ -189,27 +195,27 @@ fn masked(text: &str) -> String {
                 line = format!("{start}{before}{after}{end}");
             }
         }
-        masked.push(line);
+        lines.push(line);
     }
-    masked.join("\n")
+    lines.join("\n")
 }
 
-/// Whether `actual` is `documented`, where `…` stands for any text.
+/// Whether `actual` matches `documented`, in which `…` stands for any text.
 fn matches(documented: &str, actual: &str) -> bool {
-    let (documented, actual) = (masked(documented), masked(actual));
+    let (documented, actual) = (mask(documented), mask(actual));
     let mut parts = documented.split('…');
     let Some(mut rest) = parts.next().and_then(|first| actual.strip_prefix(first)) else { return false };
-    let mut whole = rest.is_empty();
+    let mut complete = rest.is_empty();
     for part in parts {
         let at = if part.is_empty() { Some(rest.len()) } else { rest.find(part) };
         let Some(at) = at else { return false };
         rest = &rest[at + part.len()..];
-        whole = rest.is_empty();
+        complete = rest.is_empty();
     }
-    whole
+    complete
 }
 
-/// The same for `curl -i`: headers may be in any order and more than are shown; the date is not compared.
+/// The same for `curl -i`. The order of headers, headers that are not shown and the date are ignored.
 fn matches_with_head(documented: &str, actual: &str) -> bool {
     let actual = actual.replace('\r', "");
     let (Some((head, body)), Some((actual_head, actual_body))) =
@@ -223,7 +229,7 @@ fn matches_with_head(documented: &str, actual: &str) -> bool {
 }
 
 #[test]
-fn an_ellipsis_stands_for_any_text() {
+fn ellipsis_matches_any_text() {
     for (documented, actual, expected) in [
         ("{a}", "{a}", true),
         ("{a}", "{ab}", false),
@@ -238,22 +244,22 @@ fn an_ellipsis_stands_for_any_text() {
 }
 
 #[tokio::test]
-async fn console_examples_print_what_they_show() {
+async fn console_examples_match_the_real_output() {
     let mut count = 0;
     for block in blocks().iter().filter(|block| block.language == "console") {
         let console = Console::new(block).await;
         for (command, documented) in examples(block) {
             let matches = if command.contains(" -i ") { matches_with_head } else { matches };
-            // A change arrives a little after its commit, so reading it is repeated; nothing else is.
-            let deadline = Instant::now() + if command.starts_with("curl ") { PATIENCE } else { Duration::ZERO };
-            let mut actual = console.print(&command);
+            // A change is served shortly after its commit, so requests are repeated, and other commands are not.
+            let deadline = Instant::now() + if command.starts_with("curl ") { WAIT_LIMIT } else { Duration::ZERO };
+            let mut actual = console.run(&command);
             while !matches(&documented, &actual) && Instant::now() < deadline {
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                actual = console.print(&command);
+                actual = console.run(&command);
             }
             assert!(
                 matches(&documented, &actual),
-                "{}: `{command}` is documented to print\n{documented}\nand prints\n{actual}",
+                "{}: `{command}` should print\n{documented}\nbut prints\n{actual}",
                 block.document
             );
             count += 1;
@@ -266,16 +272,16 @@ async fn console_examples_print_what_they_show() {
 async fn export_writes_the_documented_file() {
     let block = Block { document: "", language: "sh", text: block(&["sh"], "model-catalog export ") };
     let console = Console::new(&block).await;
-    let printed = console.print(&block.text);
+    let output = console.run(&block.text);
     let exported = std::fs::read_to_string(console.folder.join("catalog.json"));
-    let exported = exported.unwrap_or_else(|error| panic!("{error}: {printed}"));
+    let exported = exported.unwrap_or_else(|error| panic!("{error}: {output}"));
     let models: Value = serde_json::from_str(&exported).unwrap();
     let served = console.server.as_ref().unwrap().get("/api/catalog").await.json();
     assert_eq!(models.as_array().unwrap().len() as u64, served["models"].as_u64().unwrap());
 }
 
 #[test]
-fn the_documented_prometheus_rule_is_one() {
+fn documented_prometheus_rule_is_valid() {
     let command = block(&["sh"], "kind: PrometheusRule");
     let (before, kubectl) = command.split_once(" | kubectl").unwrap();
     assert_eq!(kubectl, " apply -f -\n");
@@ -284,4 +290,36 @@ fn the_documented_prometheus_rule_is_one() {
     let rule: Value = serde_saphyr::from_str(std::str::from_utf8(&output.stdout).unwrap()).unwrap();
     assert_eq!((&rule["kind"], &rule["metadata"]["name"]), (&json!("PrometheusRule"), &json!("model-catalog")));
     assert!(rule["spec"]["groups"][0]["rules"].as_array().unwrap().len() > 10, "{rule:#}");
+}
+
+#[test]
+fn documents_install_the_program_before_they_use_it() {
+    let install = "cargo install --locked --path .";
+    for name in ["README.md", "docs/deployment.md"] {
+        let text = ALL.iter().find(|(document, _)| *document == name).unwrap().1;
+        let place = |part: &str| text.find(part).unwrap_or_else(|| panic!("{name} lacks `{part}`"));
+        assert!(place(install) < place("`model-catalog migrate`"), "{name}");
+    }
+    let deployment = ALL.iter().find(|(document, _)| *document == "docs/deployment.md").unwrap().1;
+    let (build, used) = (deployment.find("cargo build --release"), deployment.find("install target/release"));
+    assert!(build.is_some() && build < used, "docs/deployment.md installs a program that it has not built");
+}
+
+#[test]
+fn make_run_builds_the_demo_without_optimization_and_a_database_with_it() {
+    for (url, expected) in [
+        ("", ["about one minute", "cargo build \n", "target/debug/model-catalog demo"]),
+        ("host=x", ["about three minutes", "cargo build --release\n", "target/release/model-catalog serve --examples"]),
+    ] {
+        let mut make = Command::new("make");
+        make.args(["-n", "run"]).current_dir(root()).env_remove("DATABASE_URL").env_remove("MAKEFLAGS");
+        if !url.is_empty() {
+            make.env("DATABASE_URL", url);
+        }
+        let output = String::from_utf8(make.output().unwrap().stdout).unwrap();
+        for part in expected {
+            assert!(output.contains(part), "no {part:?} in {output}");
+        }
+        assert!(output.find("The first build") < output.find("cargo build"), "{output}");
+    }
 }

@@ -1,6 +1,8 @@
 //! The documents: their commands and SQL are run, their lists are complete, their links resolve.
 
 mod commands;
+mod contributing;
+mod language;
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -35,10 +37,10 @@ pub const ALL: [(&str, &str); 16] = [
     ("docs/metrics.md", METRICS),
     ("docs/postgres.md", POSTGRES),
 ];
-/// Lines that README.md may have: it is for somebody who decides within five minutes.
-const README_LINES: usize = 150;
+/// Maximum number of lines of README.md, which is for readers who decide within five minutes.
+const MAX_README_LINES: usize = 150;
 
-/// SQL that the tests below run, by a text that only this block contains.
+/// SQL blocks that the tests below run, each identified by a text that occurs in no other block.
 const WEIGHTS: &str = "CREATE TABLE registry.weights";
 const VIEW: &str = "VIEW model_catalog.entries";
 const SERVER_ROLE: &str = "ROLE catalog_server";
@@ -96,13 +98,13 @@ fn every_sql_block_is_run() {
 }
 
 #[tokio::test]
-async fn an_existing_table_is_served_by_roles_with_the_least_rights() {
+async fn existing_table_is_served_with_the_documented_rights() {
     let db = Db::new().await;
     for text in [WEIGHTS, VIEW, SERVER_ROLE, WRITER_ROLE, PROBLEMS] {
         db.sql(&sql_block(text)).await;
     }
     let as_role = |role: &str| db.url.replace("user=postgres", &format!("user={role}"));
-    // Only a notification can bring a change in time.
+    // With this poll interval only a notification delivers a change in time.
     let settings = [("CATALOG_POLL_INTERVAL", "1h")];
     let server = Server::start_with(&as_role("catalog_server"), &settings).await;
     let writer = crate::support::connect(&as_role("model_writer")).await;
@@ -110,27 +112,29 @@ async fn an_existing_table_is_served_by_roles_with_the_least_rights() {
     let weights = "INSERT INTO registry.weights VALUES ('flux-dev', 'flux1-dev.safetensors', 'https://example.org/f',
                    23802932552, NULL, true, 'checkpoints', NULL)";
     sql(&writer, weights).await;
-    server.until("it is served", |s| async move { s.get("/api/models/flux-dev").await.status == 200 }).await;
+    server.until("the model is served", |s| async move { s.get("/api/models/flux-dev").await.status == 200 }).await;
     let model = r#"{"id":"flux-dev","name":"flux1-dev.safetensors","download_url":"https://example.org/f","file_size_gb":23.8,"hash":null,"auth_required":true,"auth_provider":"huggingface","save_path":"checkpoints/flux1-dev.safetensors","dependencies":[],"description":null}"#;
     assert_eq!(server.get("/api/models/flux-dev").await.text(), model);
 
     sql(&writer, "INSERT INTO registry.needs VALUES ('flux-dev', 'flux-vae'), ('flux-dev', 'clip-l')").await;
     let needs = serde_json::json!(["clip-l", "flux-vae"]);
     server
-        .until("the other table is followed too", |s| async {
+        .until("changes of the other table are served", |s| async {
             s.get("/api/models/flux-dev").await.json()["dependencies"] == needs
         })
         .await;
     sql(&writer, "TRUNCATE registry.weights").await;
-    server.until("it is gone", |s| async move { s.get("/api/models/flux-dev").await.status == 404 }).await;
+    server
+        .until("the truncated table is served", |s| async move { s.get("/api/models/flux-dev").await.status == 404 })
+        .await;
 
     for (role, forbidden) in [
         ("catalog_server", "SELECT FROM registry.weights"),
         ("catalog_server", "SELECT model_catalog.reload()"),
         ("model_writer", "SELECT FROM model_catalog.changes"),
     ] {
-        let refused = crate::support::connect(&as_role(role)).await.simple_query(forbidden).await.unwrap_err();
-        assert_eq!(refused.code().map(|code| code.code()), Some("42501"), "{role}: {forbidden}");
+        let error = crate::support::connect(&as_role(role)).await.simple_query(forbidden).await.unwrap_err();
+        assert_eq!(error.code().map(|code| code.code()), Some("42501"), "{role}: {forbidden}");
     }
 }
 
@@ -171,9 +175,9 @@ fn names(folder: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_readme_is_short_and_every_document_is_tested() {
+fn readme_is_short_and_links_every_document() {
     let lines = README.lines().count();
-    assert!(lines <= README_LINES, "README.md has {lines} lines; move what is new into docs/");
+    assert!(lines <= MAX_README_LINES, "README.md has {lines} lines; move the new text into docs/");
     for name in names("docs") {
         let path = format!("docs/{name}");
         assert!(ALL.iter().any(|(document, _)| *document == path), "add {path} to ALL");
@@ -182,7 +186,7 @@ fn the_readme_is_short_and_every_document_is_tested() {
 }
 
 #[test]
-fn packages_that_tests_install_are_named() {
+fn packages_installed_by_make_are_named() {
     let makefile = include_str!("../../../Makefile");
     let mut count = 0;
     for target in ["\npostgres:", "\ntest-tools:", "\nlint:"] {
@@ -195,13 +199,13 @@ fn packages_that_tests_install_are_named() {
     assert!(count > 10, "the Makefile could not be read: {count}");
 }
 
-/// The anchor that a heading gets.
+/// The anchor of a heading, as GitHub makes it.
 fn anchor(heading: &str) -> String {
     let kept = heading.to_lowercase().replace(' ', "-");
     kept.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()
 }
 
-/// Headings of a document, as anchors; a `#` in a block is none.
+/// Anchors of a document's headings, without lines of code blocks that start with `#`.
 fn anchors(text: &str) -> BTreeSet<String> {
     let outside = text.split("\n```").step_by(2).flat_map(str::lines);
     outside
@@ -234,10 +238,10 @@ fn links_between_documents_resolve() {
 }
 
 /// Folders whose files the documents may name.
-const FOLDERS: [&str; 7] = [".ci/", "benches/", "deploy/", "fuzz/", "migrations/", "sql/", "tests/"];
+const FOLDERS: [&str; 8] = [".ci/", "benches/", "deploy/", "fuzz/", "migrations/", "sql/", "src/", "tests/"];
 
 #[test]
-fn files_that_documents_name_exist() {
+fn files_named_in_documents_exist() {
     for (document, text) in ALL {
         for name in text.split('`').filter(|name| FOLDERS.iter().any(|folder| name.starts_with(folder))) {
             let path = name.split(' ').next().unwrap();
@@ -253,7 +257,7 @@ fn texts(folder: &Path) -> String {
 }
 
 #[test]
-fn documents_that_the_program_and_its_manifests_point_to_exist() {
+fn documents_named_in_src_and_deploy_exist() {
     let all = texts(&root().join("src")) + &texts(&root().join("deploy"));
     let named: BTreeSet<_> = all.split("docs/").skip(1).filter_map(|rest| rest.split_once(".md")).collect();
     let named = named.into_iter().filter(|(name, _)| name.chars().all(|c| c.is_ascii_lowercase() || c == '-'));
@@ -280,46 +284,7 @@ fn every_example_schema_is_listed() {
 }
 
 #[test]
-fn every_dependency_has_a_reason() {
-    let manifest = include_str!("../../../Cargo.toml");
-    let mut inside = false;
-    for line in manifest.lines() {
-        if line.starts_with('[') {
-            inside = line.ends_with("dependencies]");
-        } else if let Some((name, _)) = line.split_once(" = ").filter(|_| inside) {
-            let rows = CONTRIBUTING.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | "));
-            let mut named = rows.flat_map(|(names, _)| names.split(", "));
-            assert!(named.any(|other| other == name), "CONTRIBUTING.md gives no reason for {name}");
-        }
-    }
-}
-
-#[test]
-fn the_number_of_dependencies_is_right() {
-    let manifest = include_str!("../../../Cargo.toml");
-    let table = manifest.split_once("[dependencies]\n").unwrap().1.split("\n\n").next().unwrap();
-    let text = format!("{} direct dependencies", table.lines().count());
-    assert!(CONTRIBUTING.contains(&text), "CONTRIBUTING.md does not say {text}");
-}
-
-#[test]
-fn every_setting_of_a_machine_is_documented() {
-    let script = include_str!("../../../deploy/machine/boot-models.sh");
-    let words = |text: &'static str| {
-        let words = text.split(|c: char| !(c.is_ascii_uppercase() || c == '_'));
-        let all = words
-            .filter(|word| word.starts_with("MACHINE_MODELS_") || word.starts_with("HF_") || word.ends_with("_TOKEN"));
-        all.chain(["CATALOG_URL", "MODELS_DIR"]).collect::<BTreeSet<_>>()
-    };
-    let (documented, read) = (words(GPU_MACHINES), words(script));
-    assert_eq!(documented, read);
-    for word in read {
-        assert!(GPU_MACHINES.contains(&format!("`{word}`")), "docs/gpu-machines.md does not explain {word}");
-    }
-}
-
-#[test]
-fn every_test_and_fuzz_target_that_the_threat_model_names_exists() {
+fn tests_and_fuzz_targets_named_in_security_md_exist() {
     let all = texts(&root().join("src")) + &texts(&root().join("tests/it"));
     let model = include_str!("../../../SECURITY.md");
     let (mut tests, mut targets) = (0, 0);

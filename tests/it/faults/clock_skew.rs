@@ -1,41 +1,60 @@
-//! `catalog_propagation_seconds` compares no two clocks: an hour between ours and the database's does not enter.
+//! `catalog_propagation_seconds` does not compare clocks: an hour of skew between server and database has no effect.
 
 use std::path::PathBuf;
 
-use crate::support::witness::{self, bump, in_step};
+use crate::support::consistency::{self, bump, in_sync};
 use crate::support::{Db, Server};
 
-/// Debian's faketime, which `make test` installs.
-pub fn library() -> PathBuf {
+/// Path of libfaketime, which `make test-tools` installs.
+fn libfaketime() -> PathBuf {
     let folders = std::fs::read_dir("/usr/lib").unwrap().flatten().map(|entry| entry.path());
-    let mut found = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1")).filter(|path| path.exists());
-    found.next().expect("no libfaketime: `make test-tools` installs it")
+    let mut libraries = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1")).filter(|path| path.exists());
+    libraries.next().expect("no libfaketime: `make test-tools` installs it")
+}
+
+/// Shared memory that libfaketime creates for a process, and removes only if the process ends by itself.
+fn shared_memory(pid: u32) -> [PathBuf; 2] {
+    ["faketime_shm_", "sem.faketime_sem_"].map(|name| PathBuf::from(format!("/dev/shm/{name}{pid}")))
+}
+
+/// Starts a server whose clock is set by `settings`. libfaketime's shared memory stays mapped, so its names are removed
+/// at once: a server that is killed would leave them behind.
+pub async fn start(url: &str, settings: &[(&str, &str)]) -> Server {
+    let library = libfaketime().display().to_string();
+    let all = [&[("LD_PRELOAD", &*library), ("DONT_FAKE_MONOTONIC", "1")], settings].concat();
+    let server = Server::spawn(url, &all).await;
+    for path in shared_memory(server.pid()) {
+        std::fs::remove_file(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    }
+    server.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
+    server
 }
 
 #[tokio::test]
-async fn an_hour_between_the_clocks_does_not_count() {
+async fn clock_skew_does_not_enter_propagation_time() {
     for (offset, hours) in [("+1h", 1.0), ("-1h", -1.0)] {
         let db = Db::new().await;
-        witness::add_pairs(&db.client, 1).await;
-        let library = library().display().to_string();
-        let settings = [("LD_PRELOAD", &*library), ("FAKETIME", offset), ("DONT_FAKE_MONOTONIC", "1")];
-        let server = Server::start_with(&db.url, &settings).await;
-        let ours: f64 = db.sql("SELECT extract(epoch FROM clock_timestamp())").await.unwrap().parse().unwrap();
-        let apart = server.metric("catalog_last_sync_timestamp_seconds").await - ours;
-        assert!((apart - hours * 3_600.0).abs() < 60.0, "its clock is only {apart} s off");
+        consistency::add_pairs(&db.client, 1).await;
+        let server = start(&db.url, &[("FAKETIME", offset)]).await;
+        let database_time: f64 = db.sql("SELECT extract(epoch FROM clock_timestamp())").await.unwrap().parse().unwrap();
+        let skew = server.metric("catalog_last_sync_timestamp_seconds").await - database_time;
+        assert!((skew - hours * 3_600.0).abs() < 60.0, "{offset}: the clock of the server is off by {skew} s");
 
         for _ in 0..5 {
             db.sql(&bump(0)).await;
-            in_step(&server, &db.client).await;
+            in_sync(&server, &db.client).await;
         }
-        // What is served is measured after it is served.
+        // A change is measured shortly after it is served.
         let count = "catalog_propagation_seconds_count";
-        server.until("all is measured", |s| async move { s.metric(count).await == 10.0 }).await;
-        let small = server.metric("catalog_propagation_seconds_bucket{le=\"2.5\"}").await;
+        server.until("all changes are measured", |s| async move { s.metric(count).await == 10.0 }).await;
+        let below = server.metric("catalog_propagation_seconds_bucket{le=\"2.5\"}").await;
         let sum = server.metric("catalog_propagation_seconds_sum").await;
-        assert_eq!(small, 10.0, "{offset}");
+        assert_eq!(below, 10.0, "{offset}");
         assert!(sum > 0.0 && sum < 10.0, "{offset}: {sum} s");
-        let request = "catalog_http_request_duration_seconds_sum{route=\"/readyz\"}";
-        assert!(server.metric(request).await < 10.0, "{offset}");
+        let request_time = "catalog_http_request_duration_seconds_sum{route=\"/readyz\"}";
+        assert!(server.metric(request_time).await < 10.0, "{offset}");
+        let shared = shared_memory(server.pid());
+        drop(server);
+        assert!(shared.iter().all(|path| !path.exists()), "{shared:?} is left behind");
     }
 }

@@ -1,155 +1,158 @@
-//! Everything that breaks between the program and its database, one fault a test. Readers watch throughout: no
-//! request may fail, no pair of models be torn, no counter go back; and soon after the fault is over the catalog is the
-//! table again, model by model, without a restart of ours.
+//! Faults between the server and its database, one per test. Readers run throughout: no request may fail, no pair of
+//! models may be torn, no counter may go back. Soon after the fault is over, the catalog must equal the table again, model
+//! by model, without a restart of the server.
 
 use std::time::{Duration, Instant};
 
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use tokio_postgres::Client;
 
+use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_loads, in_sync};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::witness::{self, Witness, bump, difference, fulls, in_step};
 use crate::support::{self, Db, Server, database, migrated, sql, until};
 
 const PAIRS: usize = 5;
-const HEARTBEAT: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// For the connect, the reads and a busy machine, on top of the heartbeat.
+/// Allowance for connecting, reading and a busy machine, on top of the poll interval.
 const SLACK: Duration = Duration::from_secs(10);
 const SETTINGS: [(&str, &str); 2] = [("CATALOG_POLL_INTERVAL", "500ms"), ("CATALOG_DATABASE_TIMEOUT", "1s")];
 
-/// A Postgres of its own behind a proxy, the program, and who watches it.
-struct Scene {
+/// A Postgres behind a proxy, a server that connects through it, and readers of the server.
+struct Setup {
     postgres: EphemeralPostgres,
     proxy: Proxy,
     client: Client,
     server: Server,
-    witness: Witness,
+    readers: ConsistencyReaders,
 }
 
-impl Scene {
+impl Setup {
     async fn new() -> Self {
-        let postgres = support::private(&[]);
+        let postgres = support::start_postgres(&[]);
         let client = migrated(&postgres.url("postgres")).await;
-        witness::add_pairs(&client, PAIRS).await;
+        consistency::add_pairs(&client, PAIRS).await;
         let proxy = Proxy::before(&postgres).await;
         let server = Server::start_with(&proxy.url("postgres"), &SETTINGS).await;
-        let witness = Witness::start(&server, PAIRS, false);
-        Self { postgres, proxy, client, server, witness }
+        let readers = ConsistencyReaders::start(&server, PAIRS, false);
+        Self { postgres, proxy, client, server, readers }
     }
 
-    /// A change that has to arrive: the fault is over.
-    async fn recovers(&self, limit: Duration) {
+    /// Makes a change, which must be served within `limit` because the fault is over.
+    async fn assert_recovers(&self, limit: Duration) {
         sql(&self.client, &bump(0)).await;
-        arrives(&self.server, &self.client, limit).await;
+        assert_in_sync(&self.server, &self.client, limit).await;
     }
 
     async fn finish(self) {
-        self.witness.finish().await;
+        self.readers.finish().await;
     }
 }
 
-async fn arrives(server: &Server, client: &Client, limit: Duration) {
-    let returned = Instant::now();
-    in_step(server, client).await;
-    assert!(returned.elapsed() < limit, "in step after {:?}, the limit is {limit:?}", returned.elapsed());
+/// The catalog must equal the table within `limit`.
+async fn assert_in_sync(server: &Server, client: &Client, limit: Duration) {
+    let start = Instant::now();
+    in_sync(server, client).await;
+    assert!(start.elapsed() < limit, "in sync after {:?}, the limit is {limit:?}", start.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn postgres_stops_and_comes_back_on_the_same_port() {
+async fn postgres_restart_is_caught_up_with_by_a_delta() {
     let tmpfs = std::path::PathBuf::from("/dev/shm");
     let parent = tmpfs.is_dir().then_some(tmpfs);
     let settings = vec![("fsync".to_owned(), "off".to_owned())];
     let mut postgres = EphemeralPostgres::start(EphemeralOptions { parent, loopback: true, settings }).unwrap();
-    let url = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", postgres.port());
+    let url = postgres.loopback_url("postgres");
     let mut client = migrated(&url).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     let server = Server::start_with(&url, &SETTINGS).await;
-    let witness = Witness::start(&server, PAIRS, false);
-    for (times, signal) in ["QUIT", "KILL", "INT"].into_iter().enumerate() {
+    let readers = ConsistencyReaders::start(&server, PAIRS, false);
+    for (previous, signal) in ["QUIT", "KILL", "INT"].into_iter().enumerate() {
         sql(&client, &bump(1)).await;
         postgres.stop(signal).unwrap();
-        let away = "the database is unavailable";
-        server.until("it is noticed", |s| async move { s.logged(away) > times }).await;
-        // A few attempts that fail, and the catalog stays ready.
-        let watched = witness.answers();
-        until("readers go on", || async { witness.answers() > watched + 100 }).await;
+        let unavailable = "the database is unavailable";
+        server.until("the loss is logged", |s| async move { s.logged(unavailable) > previous }).await;
+        // The server stays ready while its attempts to connect fail.
+        let before = readers.responses();
+        until("readers continue", || async { readers.responses() > before + 100 }).await;
         assert_eq!(server.get("/readyz").await.status, 200);
         assert_eq!(server.metric("catalog_listener_connected").await, 0.0);
         postgres.resume().unwrap();
         client = model_catalog::postgres::session::connect(&database(&url)).await.unwrap();
         sql(&client, &bump(0)).await;
-        arrives(&server, &client, HEARTBEAT + SLACK).await;
-        server.until("it listens again", |s| async { s.metric("catalog_listener_connected").await == 1.0 }).await;
+        assert_in_sync(&server, &client, POLL_INTERVAL + SLACK).await;
+        server
+            .until("the server listens again", |s| async { s.metric("catalog_listener_connected").await == 1.0 })
+            .await;
     }
-    assert_eq!(fulls(&server, 1.0).await, 1.0, "a restart is caught up with by a delta");
-    witness.finish().await;
+    assert_eq!(full_loads(&server, 1.0).await, 1.0, "a restart of Postgres caused a full load");
+    readers.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_are_cut_or_refused() {
-    let scene = Scene::new().await;
+async fn closed_or_refused_connections_are_reopened() {
+    let setup = Setup::new().await;
     for _ in 0..3 {
-        scene.proxy.cut();
-        scene.recovers(HEARTBEAT + SLACK).await;
+        setup.proxy.cut();
+        setup.assert_recovers(POLL_INTERVAL + SLACK).await;
     }
-    scene.proxy.set(Mode::Refuse).await;
-    scene.proxy.cut();
-    sql(&scene.client, &bump(1)).await;
-    scene.server.until("it tries in vain", |s| async move { s.logged("the database is unavailable") > 0 }).await;
-    scene.proxy.set(Mode::Pass).await;
-    scene.recovers(HEARTBEAT + SLACK).await;
-    assert_eq!(fulls(&scene.server, 1.0).await, 1.0);
-    scene.finish().await;
+    setup.proxy.set(Mode::Refuse).await;
+    setup.proxy.cut();
+    sql(&setup.client, &bump(1)).await;
+    setup.server.until("connecting fails", |s| async move { s.logged("the database is unavailable") > 0 }).await;
+    setup.proxy.set(Mode::Pass).await;
+    setup.assert_recovers(POLL_INTERVAL + SLACK).await;
+    assert_eq!(full_loads(&setup.server, 1.0).await, 1.0);
+    setup.finish().await;
 }
 
-/// Many rows in one transaction, so that an answer can be cut in its middle.
+/// Changes many rows in one transaction, so that the response can be cut in the middle.
 async fn rewrite_all(client: &Client) {
     sql(client, "UPDATE models SET description = (description::bigint + 1)::text").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_breaks_off_in_its_middle() {
-    let scene = Scene::new().await;
+async fn truncated_database_responses_are_discarded_and_retried() {
+    let setup = Setup::new().await;
     let many = "INSERT INTO models (id, name, download_url, save_path, description) \
                 SELECT 'm' || n, repeat('x', 100), 'https://example.org/' || n, 'a/' || n, '0' \
                 FROM generate_series(1, 1500) n";
-    sql(&scene.client, many).await;
-    in_step(&scene.server, &scene.client).await;
+    sql(&setup.client, many).await;
+    in_sync(&setup.server, &setup.client).await;
     // From the first row of a delta of 1,510 rows (about 400 kB) to its last few.
     for bytes in [1, 300, 20_000, 150_000, 300_000] {
-        scene.proxy.cut_after(bytes);
-        rewrite_all(&scene.client).await;
-        until("the answer was cut", || async { scene.proxy.has_cut() }).await;
-        arrives(&scene.server, &scene.client, HEARTBEAT + SLACK).await;
+        setup.proxy.cut_after(bytes);
+        rewrite_all(&setup.client).await;
+        until("the response was cut", || async { setup.proxy.has_cut() }).await;
+        assert_in_sync(&setup.server, &setup.client, POLL_INTERVAL + SLACK).await;
     }
-    let errors = scene.server.metric("catalog_refreshes_total{kind=\"delta\",outcome=\"error\"}").await;
-    assert!(errors >= 4.0, "{errors} deltas broke off");
-    // The same for the full load that a new epoch asks for.
-    for (times, bytes) in [20_000, 150_000].into_iter().enumerate() {
-        sql(&scene.client, "BEGIN; LOCK models IN ACCESS EXCLUSIVE MODE; SELECT model_catalog.reload()").await;
-        rewrite_all(&scene.client).await;
-        scene.proxy.cut_after(bytes);
-        sql(&scene.client, "COMMIT").await;
-        until("the load was cut", || async { scene.proxy.has_cut() }).await;
-        arrives(&scene.server, &scene.client, HEARTBEAT + SLACK).await;
-        let errors = scene.server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"error\"}").await;
-        assert_eq!(errors, times as f64 + 1.0);
+    let errors = setup.server.metric("catalog_refreshes_total{kind=\"delta\",outcome=\"error\"}").await;
+    assert!(errors >= 4.0, "only {errors} deltas failed");
+    // The same for a full load, which reload() triggers.
+    for (previous, bytes) in [20_000, 150_000].into_iter().enumerate() {
+        sql(&setup.client, "BEGIN; LOCK models IN ACCESS EXCLUSIVE MODE; SELECT model_catalog.reload()").await;
+        rewrite_all(&setup.client).await;
+        setup.proxy.cut_after(bytes);
+        sql(&setup.client, "COMMIT").await;
+        until("the load was cut", || async { setup.proxy.has_cut() }).await;
+        assert_in_sync(&setup.server, &setup.client, POLL_INTERVAL + SLACK).await;
+        let errors = setup.server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"error\"}").await;
+        assert_eq!(errors, previous as f64 + 1.0);
     }
-    scene.finish().await;
+    setup.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_first_load_that_breaks_off_serves_nothing_of_it() {
-    let postgres = support::private(&[]);
+async fn truncated_first_load_serves_nothing() {
+    let postgres = support::start_postgres(&[]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, 3_000).await;
+    consistency::add_pairs(&client, 3_000).await;
     let proxy = Proxy::before(&postgres).await;
     proxy.cut_after(300_000);
     let server = Server::spawn(&proxy.url("postgres"), &SETTINGS).await;
     until("the load was cut", || async { proxy.has_cut() }).await;
     server
-        .until("all or nothing is served", |s| async move {
+        .until("all models are served, and never a part of them", |s| async move {
             let ready = s.get("/readyz").await.json();
             assert!(ready["models"] == 0 || ready["models"] == 6_000, "{ready}");
             ready["models"] == 6_000
@@ -160,53 +163,53 @@ async fn a_first_load_that_breaks_off_serves_nothing_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_network_goes_silent_without_an_end() {
-    let scene = Scene::new().await;
-    scene.proxy.set(Mode::Swallow).await;
-    sql(&scene.client, &bump(1)).await;
-    let silent = "the database sent nothing";
-    scene.server.until("the silence is noticed", |s| async move { s.logged(silent) > 0 }).await;
-    // Connects that nobody answers, too.
-    let unanswered = |s: &Server| s.log().iter().any(|line| line.contains("did not respond"));
-    scene.proxy.cut();
-    until("a connect hangs", || async { scene.proxy.open() > 0 || unanswered(&scene.server) }).await;
-    scene.proxy.set(Mode::Pass).await;
-    // The connect that hangs has to run into its limit first: twice the timeout with one host.
-    scene.recovers(HEARTBEAT + 2 * TIMEOUT + SLACK).await;
-    scene.finish().await;
+async fn silent_connection_times_out_and_is_reopened() {
+    let setup = Setup::new().await;
+    setup.proxy.set(Mode::Swallow).await;
+    sql(&setup.client, &bump(1)).await;
+    let message = "the database sent nothing";
+    setup.server.until("the timeout is logged", |s| async move { s.logged(message) > 0 }).await;
+    // Connecting times out, too.
+    let timed_out = |s: &Server| s.log().iter().any(|line| line.contains("did not respond"));
+    setup.proxy.cut();
+    until("a connect hangs", || async { setup.proxy.open() > 0 || timed_out(&setup.server) }).await;
+    setup.proxy.set(Mode::Pass).await;
+    // The pending connect has to time out first, which takes twice the timeout with one host.
+    setup.assert_recovers(POLL_INTERVAL + 2 * TIMEOUT + SLACK).await;
+    setup.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_listening_backend_is_terminated() {
-    let scene = Scene::new().await;
+async fn terminated_backend_is_replaced() {
+    let setup = Setup::new().await;
     let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
                      WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
-    for times in 1..4 {
-        assert_eq!(sql(&scene.client, terminate).await.as_deref(), Some("1"));
-        scene.recovers(HEARTBEAT + SLACK).await;
-        scene.server.until("it is back", |s| async move { s.logged("in sync again") == times }).await;
+    for count in 1..4 {
+        assert_eq!(sql(&setup.client, terminate).await.as_deref(), Some("1"));
+        setup.assert_recovers(POLL_INTERVAL + SLACK).await;
+        setup.server.until("the server is in sync again", |s| async move { s.logged("in sync again") == count }).await;
     }
-    assert_eq!(fulls(&scene.server, 1.0).await, 1.0);
-    scene.finish().await;
+    assert_eq!(full_loads(&setup.server, 1.0).await, 1.0);
+    setup.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lock_on_the_table_outlasts_every_patience() {
+async fn table_lock_times_out_and_is_retried() {
     for timeout in ["1s", "10s"] {
         let db = Db::new().await;
-        witness::add_pairs(&db.client, PAIRS).await;
+        consistency::add_pairs(&db.client, PAIRS).await;
         let settings = [("CATALOG_POLL_INTERVAL", "500ms"), ("CATALOG_DATABASE_TIMEOUT", timeout)];
         let server = Server::start_with(&db.url, &settings).await;
-        let witness = Witness::start(&server, PAIRS, false);
+        let readers = ConsistencyReaders::start(&server, PAIRS, false);
         db.sql("BEGIN; LOCK models IN ACCESS EXCLUSIVE MODE").await;
         db.sql(&bump(0)).await;
-        // The session's own lock_timeout is 5 s; a shorter limit of ours comes first.
-        let said = if timeout == "1s" { "the database sent nothing" } else { "due to lock timeout" };
-        server.until("the wait is given up", |s| async move { s.logged(said) > 0 }).await;
+        // The session's lock_timeout is 5 s; a shorter CATALOG_DATABASE_TIMEOUT expires first.
+        let message = if timeout == "1s" { "the database sent nothing" } else { "due to lock timeout" };
+        server.until("the statement times out", |s| async move { s.logged(message) > 0 }).await;
         assert_eq!(server.get("/api/models/pair-0-a").await.json()["description"], "0");
         db.sql("COMMIT").await;
-        arrives(&server, &db.client, HEARTBEAT + SLACK).await;
-        witness.finish().await;
+        assert_in_sync(&server, &db.client, POLL_INTERVAL + SLACK).await;
+        readers.finish().await;
     }
 }
 
@@ -214,16 +217,18 @@ const VIEW: &str = "CREATE VIEW model_catalog.entries AS SELECT id, name, downlo
                     auth_required, auth_provider, save_path, dependencies, description FROM models";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_view_is_broken_and_mended() {
+async fn dropped_or_invalid_view_is_retried_until_restored() {
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let server = Server::start_with(&db.url, &SETTINGS).await;
-    let witness = Witness::start(&server, PAIRS, false);
+    let readers = ConsistencyReaders::start(&server, PAIRS, false);
 
-    // The view is away for a while: the changes of that time are in the log.
+    // The view is dropped for a while; `changes` holds the changes made meanwhile.
     db.sql("DROP VIEW model_catalog.entries").await;
     db.sql(&bump(0)).await;
-    server.until("it is said", |s| async move { s.logged("there is no view model_catalog.entries") > 0 }).await;
+    server
+        .until("the fault is logged", |s| async move { s.logged("there is no view model_catalog.entries") > 0 })
+        .await;
     db.sql("DELETE FROM models WHERE id = 'pair-4-b'; INSERT INTO models SELECT * FROM models WHERE false").await;
     db.sql(
         "INSERT INTO models (id, name, download_url, save_path, description) \
@@ -231,52 +236,54 @@ async fn the_view_is_broken_and_mended() {
     )
     .await;
     db.sql(VIEW).await;
-    arrives(&server, &db.client, HEARTBEAT + SLACK).await;
-    assert_eq!(fulls(&server, 1.0).await, 1.0, "a delta is enough");
+    assert_in_sync(&server, &db.client, POLL_INTERVAL + SLACK).await;
+    assert_eq!(full_loads(&server, 1.0).await, 1.0, "a recreated view caused a full load");
 
-    // A column goes and takes the view along; it comes back with other content, which is what reload() is for.
+    // A column is dropped together with the view. Both return with other content, which requires reload().
     let unreadable = "the catalog can't be read";
     let broken = server.logged(unreadable);
     db.sql("ALTER TABLE models DROP COLUMN hash CASCADE").await;
     db.sql(&bump(1)).await;
-    server.until("it is said", |s| async move { s.logged(unreadable) > broken }).await;
-    db.sql(&format!("ALTER TABLE models ADD COLUMN hash text DEFAULT 'mended'; {VIEW}; SELECT model_catalog.reload()"))
-        .await;
-    arrives(&server, &db.client, HEARTBEAT + SLACK).await;
-    assert_eq!(server.get("/api/models/pair-1-a").await.json()["hash"], "mended");
+    server.until("the fault is logged", |s| async move { s.logged(unreadable) > broken }).await;
+    db.sql(&format!(
+        "ALTER TABLE models ADD COLUMN hash text DEFAULT 'restored'; {VIEW}; SELECT model_catalog.reload()"
+    ))
+    .await;
+    assert_in_sync(&server, &db.client, POLL_INTERVAL + SLACK).await;
+    assert_eq!(server.get("/api/models/pair-1-a").await.json()["hash"], "restored");
 
-    // A column of another type: what can't be read is an error of the rows, and no end.
+    // A view that lacks columns: the error does not end the loader.
     db.sql("CREATE TABLE kept AS TABLE models; DROP VIEW model_catalog.entries").await;
     db.sql("CREATE VIEW model_catalog.entries AS SELECT id, name FROM models; SELECT model_catalog.reload()").await;
     let deltas = server.metric("catalog_refreshes_total{kind=\"delta\",outcome=\"error\"}").await;
     server
-        .until("it fails again", |s| async move {
+        .until("the delta fails", |s| async move {
             s.metric("catalog_refreshes_total{kind=\"delta\",outcome=\"error\"}").await > deltas
         })
         .await;
     db.sql(&format!("DROP VIEW model_catalog.entries; {VIEW}")).await;
     db.sql(&bump(2)).await;
-    arrives(&server, &db.client, HEARTBEAT + SLACK).await;
-    witness.finish().await;
+    assert_in_sync(&server, &db.client, POLL_INTERVAL + SLACK).await;
+    readers.finish().await;
 }
 
 #[tokio::test]
-async fn a_reload_reads_everything_again() {
+async fn reload_triggers_a_full_load() {
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let server = Server::start_with(&db.url, &SETTINGS).await;
-    // No trigger sees this change of the view.
+    // No trigger fires for a change of the view.
     db.sql("CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, upper(name) AS name, download_url, \
             file_size_gb::numeric, hash, auth_required, auth_provider, save_path, dependencies, description FROM models")
         .await;
     assert!(difference(&server, &db.client).await.is_some());
     db.sql("SELECT model_catalog.reload()").await;
-    arrives(&server, &db.client, HEARTBEAT + SLACK).await;
-    assert_eq!(fulls(&server, 2.0).await, 2.0);
+    assert_in_sync(&server, &db.client, POLL_INTERVAL + SLACK).await;
+    assert_eq!(full_loads(&server, 2.0).await, 2.0);
     server.until_logged("the database has another history", 1).await;
 }
 
-/// Copies a database as a DBA would, with pg_dump and psql.
+/// Copies a database with pg_dump and psql.
 fn dump_and_restore(from: (&EphemeralPostgres, &str), to: (&EphemeralPostgres, &str)) {
     let connection = |(server, name): (&EphemeralPostgres, &str)| server.url(name);
     let file = to.0.data_directory().join("dump.sql");
@@ -290,40 +297,40 @@ fn dump_and_restore(from: (&EphemeralPostgres, &str), to: (&EphemeralPostgres, &
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn a_dump_is_restored_elsewhere() {
-    let scene = Scene::new().await;
-    // Transaction ids of the old server that the new one has not reached: they lie in the dumped log.
+async fn restored_dump_is_treated_as_another_history() {
+    let setup = Setup::new().await;
+    // Transaction ids that the new server has not reached; the dump contains them in `changes`.
     for pair in 0..PAIRS {
-        sql(&scene.client, &bump(pair)).await;
+        sql(&setup.client, &bump(pair)).await;
     }
-    in_step(&scene.server, &scene.client).await;
+    in_sync(&setup.server, &setup.client).await;
 
-    // A new database in the same server, then a new server altogether, in the place of the old.
-    sql(&scene.client, "CREATE DATABASE second").await;
-    dump_and_restore((&scene.postgres, "postgres"), (&scene.postgres, "second"));
-    let other = support::private(&[]);
-    dump_and_restore((&scene.postgres, "second"), (&other, "postgres"));
-    let client = session(&other).await;
+    // Copy to another database of the same server, then from there to a new server that replaces it.
+    sql(&setup.client, "CREATE DATABASE second").await;
+    dump_and_restore((&setup.postgres, "postgres"), (&setup.postgres, "second"));
+    let other = support::start_postgres(&[]);
+    dump_and_restore((&setup.postgres, "second"), (&other, "postgres"));
+    let client = connect(&other).await;
     sql(
         &client,
         "DELETE FROM models WHERE id = 'pair-0-a'; INSERT INTO models (id, name, download_url, save_path, \
                   description) VALUES ('pair-0-a', 'new', 'https://example.org/new', 'a/b', '1')",
     )
     .await;
-    assert_eq!(fulls(&scene.server, 1.0).await, 1.0);
-    scene.proxy.point_to(&other);
-    scene.proxy.cut();
-    arrives(&scene.server, &client, HEARTBEAT + SLACK).await;
-    assert_eq!(fulls(&scene.server, 2.0).await, 2.0, "another history is read as a whole");
-    // The log that came along holds this server's future; changes arrive all the same, as deltas.
+    assert_eq!(full_loads(&setup.server, 1.0).await, 1.0);
+    setup.proxy.point_to(&other);
+    setup.proxy.cut();
+    assert_in_sync(&setup.server, &client, POLL_INTERVAL + SLACK).await;
+    assert_eq!(full_loads(&setup.server, 2.0).await, 2.0, "another history requires a full load");
+    // The restored `changes` holds transaction ids that this server has yet to assign; changes are still served by deltas.
     for pair in 0..PAIRS {
         sql(&client, &bump(pair)).await;
-        arrives(&scene.server, &client, HEARTBEAT + SLACK).await;
+        assert_in_sync(&setup.server, &client, POLL_INTERVAL + SLACK).await;
     }
-    assert_eq!(fulls(&scene.server, 2.0).await, 2.0);
-    scene.finish().await;
+    assert_eq!(full_loads(&setup.server, 2.0).await, 2.0);
+    setup.finish().await;
 }
 
-async fn session(server: &EphemeralPostgres) -> Client {
+async fn connect(server: &EphemeralPostgres) -> Client {
     model_catalog::postgres::session::connect(&database(&server.url("postgres"))).await.unwrap()
 }

@@ -1,10 +1,10 @@
-//! Faults of Postgres, the network, the clock and the program: requests are served all the while.
+//! Faults of Postgres, the network, the clock and the program itself, during which requests must be served.
 
 pub mod clock_skew;
 mod database;
 mod failover;
-mod outages;
 mod panics;
 mod pooler;
+mod reconnect;
 mod soak;
 mod tls;

@@ -1,4 +1,4 @@
-//! Through a PgBouncer that pools transactions: noticed, said, followed by polling, and nothing left behind on it.
+//! A transaction-pooling PgBouncer: it is detected and logged, the server polls, and leaves no session state behind.
 
 use std::process::{Child, Stdio};
 
@@ -6,20 +6,20 @@ use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use model_catalog::postgres::session;
 
 use crate::cli::check::check_with;
-use crate::support::witness::{self, Witness, bump, in_step};
+use crate::support::consistency::{self, ConsistencyReaders, bump, in_sync};
 use crate::support::{self, Server, database, migrated, sql, until};
 
 const PAIRS: usize = 3;
 
-/// A PgBouncer before a Postgres.
-struct Bouncer {
+/// A PgBouncer in front of a Postgres.
+struct PgBouncer {
     child: Child,
     url: String,
 }
 
-impl Bouncer {
-    /// `settings` are further lines of its file. It pools a single connection, so that everybody gets the same.
-    async fn before(postgres: &EphemeralPostgres, settings: &str) -> Self {
+impl PgBouncer {
+    /// `settings` are further lines of pgbouncer.ini. The pool has one connection, which all clients share.
+    async fn start(postgres: &EphemeralPostgres, settings: &str) -> Self {
         let directory = postgres.socket_directory().display().to_string();
         let file = postgres.data_directory().join("pgbouncer.ini");
         let ini = format!(
@@ -34,12 +34,13 @@ impl Bouncer {
         let child = postgres.program(program).arg(&file).stderr(Stdio::null()).spawn().unwrap();
         let url = format!("host={directory} port=6432 user=postgres dbname=postgres");
         let bouncer = Self { child, url };
-        until("the pooler answers", || async { session::connect(&database(&bouncer.url)).await.is_ok() }).await;
+        until("PgBouncer accepts connections", || async { session::connect(&database(&bouncer.url)).await.is_ok() })
+            .await;
         bouncer
     }
 }
 
-impl Drop for Bouncer {
+impl Drop for PgBouncer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -47,30 +48,30 @@ impl Drop for Bouncer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transaction_pooler_is_followed_by_polling() {
-    let postgres = support::private(&[]);
+async fn transaction_pooler_is_polled() {
+    let postgres = support::start_postgres(&[]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, PAIRS).await;
-    // What we set on a session of our own must not be what tells such a session apart.
+    consistency::add_pairs(&client, PAIRS).await;
+    // The server must not recognize its own sessions by a setting that a role can have, too.
     sql(&client, "ALTER ROLE postgres SET plan_cache_mode = force_custom_plan").await;
     for settings in ["", "ignore_startup_parameters = options"] {
-        let bouncer = Bouncer::before(&postgres, settings).await;
+        let bouncer = PgBouncer::start(&postgres, settings).await;
         let server = Server::start_with(&bouncer.url, &[("CATALOG_POLL_INTERVAL", "200ms")]).await;
-        let witness = Witness::start(&server, PAIRS, false);
-        let said = "connected through a transaction pooler";
+        let readers = ConsistencyReaders::start(&server, PAIRS, false);
+        let message = "connected through a transaction pooler";
         assert_eq!(server.get("/readyz").await.json()["follow"], "polling");
         for pair in 0..PAIRS {
             sql(&client, &bump(pair)).await;
-            in_step(&server, &client).await;
+            in_sync(&server, &client).await;
         }
         check_with(&bouncer.url, &[]).only("warning", "server", "behind a pooler");
         sql(&client, "SELECT model_catalog.reload()").await;
         server
-            .until("all is read again", |s| async {
+            .until("a full load is done", |s| async {
                 s.metric("catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}").await == 2.0
             })
             .await;
-        // A lost connection is no new pooler.
+        // A lost connection must not log the pooler again.
         sql(
             &client,
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' \
@@ -78,12 +79,12 @@ async fn a_transaction_pooler_is_followed_by_polling() {
         )
         .await;
         sql(&client, &bump(0)).await;
-        in_step(&server, &client).await;
-        server.until_logged(said, 1).await;
+        in_sync(&server, &client).await;
+        server.until_logged(message, 1).await;
         assert_eq!(server.metric("catalog_listener_connected").await, 0.0);
 
         assert_eq!(sql(&client, "SELECT count(*) FROM model_catalog.fleet").await.as_deref(), Some("0"));
-        // The one pooled connection, as the next client finds it.
+        // The state in which the next client finds the pooled connection.
         let pooled = session::connect(&database(&bouncer.url)).await.unwrap();
         for (setting, value) in [
             ("default_transaction_read_only", "off"),
@@ -95,6 +96,6 @@ async fn a_transaction_pooler_is_followed_by_polling() {
             assert_eq!(sql(&pooled, &format!("SHOW {setting}")).await.as_deref(), Some(value), "{setting}");
         }
         assert_eq!(sql(&pooled, "SELECT count(*) FROM pg_listening_channels()").await.as_deref(), Some("0"));
-        witness.finish().await;
+        readers.finish().await;
     }
 }

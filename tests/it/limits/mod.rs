@@ -1,6 +1,8 @@
-//! Limits of clients, memory and descriptors, and requests made to break the server.
+//! Limits on clients, memory and file descriptors, and requests intended to break the server.
 
-mod clients;
-mod resources;
-pub mod slow_clients;
+mod connections_per_address;
+mod exhaustion;
+mod rate_limit;
+mod request_size;
+mod slow_clients;
 mod smuggling;

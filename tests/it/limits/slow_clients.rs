@@ -1,61 +1,29 @@
-//! Clients that are slow, greedy or mean: each is ended or refused, and the others are answered all the while.
+//! Clients that send or read slowly, or not at all: they are disconnected, and others are served meanwhile.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Socket, Type};
-
-use crate::support::raw::Raw;
-use crate::support::{PATIENCE, Server, plain, raise_descriptors, until, with_a};
+use crate::support::raw::{Raw, connect, read_to_close};
+use crate::support::{Server, WAIT_LIMIT, model_json, raise_fd_limit, start_with_model_a, until};
 
 const HALF_A_HEAD: &str = "GET /api/models/a HTTP/1.1\r\nx: ";
-/// A shape that only the library reads.
-const HALF_OF_ANOTHER: &str = "DELETE /api/models/a HTTP/1.1\r\nx: ";
+const HALF_A_DELETE: &str = "DELETE /api/models/a HTTP/1.1\r\nx: ";
 const HALF_A_BODY: &str = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\n{";
 const HALF_A_CHUNK: &str = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2328\r\n";
 const NOTHING: &str = "";
 
-pub fn connect(address: &str) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream
-}
-
-/// Connects from another address of this machine.
-fn connect_from(source: Ipv4Addr, address: &str) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
-    socket.connect(&address.parse::<SocketAddr>().unwrap().into()).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket.into()
-}
-
-/// All that comes until the other side ends the connection, which it must.
-pub fn rest(stream: &mut TcpStream) -> String {
-    let mut all = Vec::new();
-    match stream.read_to_end(&mut all) {
-        Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("the connection was not ended"),
-        // A reset is an end, too.
-        _ => String::from_utf8_lossy(&all).into_owned(),
-    }
-}
-
-pub fn statuses(answers: &str) -> Vec<u16> {
-    let lines = answers.lines().filter_map(|line| line.split("HTTP/1.1 ").nth(1));
-    lines.filter_map(|line| line.get(..3)?.parse().ok()).collect()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_slow_is_cut_whatever_was_begun_and_who_gets_on_is_not() {
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "600ms"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
-    let (mut normal, begun) = (Raw::open(&server.address), Instant::now());
-    let slow: Vec<_> = [NOTHING, HALF_A_HEAD, HALF_OF_ANOTHER, HALF_A_BODY, HALF_A_CHUNK]
+async fn slow_clients_are_disconnected() {
+    let (_db, server) =
+        start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "600ms"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
+    let (mut normal, started) = (Raw::open(&server.address), Instant::now());
+    let slow: Vec<_> = [NOTHING, HALF_A_HEAD, HALF_A_DELETE, HALF_A_BODY, HALF_A_CHUNK]
         .into_iter()
-        // `a` is answered plainly, `absent` by the library, which goes on reading then.
-        .flat_map(|beginning| [None, Some("a"), Some("absent")].map(|before| (beginning, before)))
-        .filter(|(beginning, before)| before.is_none() || *beginning != NOTHING)
-        .map(|(beginning, before)| {
+        // On a new connection, and after a 200 and a 404.
+        .flat_map(|part| [None, Some("a"), Some("absent")].map(|before| (part, before)))
+        .filter(|(part, before)| before.is_none() || *part != NOTHING)
+        .map(|(part, before)| {
             let address = server.address.clone();
             std::thread::spawn(move || {
                 let mut stream = connect(&address);
@@ -64,25 +32,25 @@ async fn who_is_slow_is_cut_whatever_was_begun_and_who_gets_on_is_not() {
                     assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
                 }
                 stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-                let _ = stream.write_all(beginning.as_bytes());
-                let deadline = Instant::now() + PATIENCE;
+                let _ = stream.write_all(part.as_bytes());
+                let deadline = Instant::now() + WAIT_LIMIT;
                 while Instant::now() < deadline {
                     match stream.read(&mut [0; 4096]) {
                         Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                        Ok(1..) => panic!("answered: {beginning:?}"),
+                        Ok(1..) => panic!("response to {part:?}"),
                         _ => return,
                     }
-                    // One byte more each time is no progress.
-                    if beginning != NOTHING {
+                    // Single bytes must not extend the deadline.
+                    if part != NOTHING {
                         let _ = stream.write_all(b"1");
                     }
                 }
-                panic!("not cut in {PATIENCE:?}: {beginning:?}, answered before: {before:?}");
+                panic!("not disconnected in {WAIT_LIMIT:?}: {part:?}, requested before: {before:?}");
             })
         })
         .collect();
     let mut answered = 0;
-    while slow.iter().any(|client| !client.is_finished()) || begun.elapsed() < Duration::from_secs(2) {
+    while slow.iter().any(|client| !client.is_finished()) || started.elapsed() < Duration::from_secs(2) {
         assert_eq!(normal.get("/api/models/a").status, 200);
         answered += 1;
         std::thread::sleep(Duration::from_millis(20));
@@ -92,71 +60,28 @@ async fn who_is_slow_is_cut_whatever_was_begun_and_who_gets_on_is_not() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_ended_after_the_idle_timeout() {
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "100ms"), ("CATALOG_IDLE_TIMEOUT", "1s")]).await;
-    // `absent` is answered by the library, `a` is not.
+async fn idle_connections_are_closed_after_the_idle_timeout() {
+    let (_db, server) =
+        start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "100ms"), ("CATALOG_IDLE_TIMEOUT", "1s")]).await;
     for path in ["/api/models/a", "/api/models/absent"] {
         let mut idle = Raw::open(&server.address);
         idle.get(path);
         let answered = Instant::now();
-        idle.ends();
-        assert!(answered.elapsed() >= Duration::from_millis(900), "{path}: cut after {:?}", answered.elapsed());
+        idle.expect_close();
+        assert!(answered.elapsed() >= Duration::from_millis(900), "{path}: closed after {:?}", answered.elapsed());
     }
 }
 
 #[tokio::test]
-async fn one_address_has_so_many_connections_and_no_more() {
-    let (_db, server) = with_a(&[("CATALOG_MAX_CONNECTIONS_PER_ADDR", "5")]).await;
-    let request = b"GET /api/models/a HTTP/1.1\r\nhost: x\r\n\r\n";
-    let mut open = Vec::new();
-    let refusal = loop {
-        let mut stream = connect(&server.address);
-        stream.write_all(request).unwrap();
-        let mut answer = vec![0; 4096];
-        let length = stream.read(&mut answer).unwrap();
-        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
-        if !answer.starts_with("HTTP/1.1 200 ") {
-            break answer + &rest(&mut stream);
-        }
-        open.push(stream);
-        assert!(open.len() <= 5, "more than the limit");
-    };
-    // The test's own client may have one.
-    assert!(open.len() >= 4, "{}", open.len());
-    assert!(refusal.starts_with("HTTP/1.1 429 ") && refusal.contains("\r\nretry-after: 1\r\n"), "{refusal}");
-    assert!(refusal.ends_with(r#"{"error":"your address has too many connections open"}"#), "{refusal}");
-
-    let mut other = connect_from(Ipv4Addr::new(127, 77, 1, 1), &server.address);
-    other.write_all(b"GET /api/models/a HTTP/1.1\r\nconnection: close\r\n\r\n").unwrap();
-    assert_eq!(statuses(&rest(&mut other)), [200]);
-
-    drop(open);
-    until("there is room again", async || {
-        let mut stream = connect(&server.address);
-        stream.write_all(b"GET /api/models/a HTTP/1.1\r\nconnection: close\r\n\r\n").unwrap();
-        statuses(&rest(&mut stream)) == [200]
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_load_balancers_connections_are_not_counted() {
-    let settings = [("CATALOG_MAX_CONNECTIONS_PER_ADDR", "2"), ("CATALOG_TRUSTED_PROXIES", "10.0.0.0/8,127.0.0.1")];
-    let (_db, server) = with_a(&settings).await;
-    let mut open: Vec<_> = (0..10).map(|_| Raw::open(&server.address)).collect();
-    for connection in &mut open {
-        assert_eq!(connection.get("/api/models/a").status, 200);
-    }
-}
-
-#[tokio::test]
-async fn who_does_not_read_takes_little_memory_and_not_for_long() {
+async fn client_that_does_not_read_is_disconnected_with_bounded_memory() {
     let settings = [("CATALOG_REQUEST_TIMEOUT", "1s"), ("CATALOG_IDLE_TIMEOUT", "1s")];
-    let (db, server) = with_a(&settings).await;
+    let (db, server) = start_with_model_a(&settings).await;
     db.sql("UPDATE models SET description = repeat('x', 20000)").await;
-    // On connections of their own: a pooled one may be ended just when it is used.
+    // On new connections: the server may close a pooled one just when it is used.
     let get = |path: &str| Raw::open(&server.address).get(path);
-    server.until("it is large", |_| std::future::ready(get("/api/models/a").body.len() > 20_000)).await;
+    server
+        .until("the large description is served", |_| std::future::ready(get("/api/models/a").body.len() > 20_000))
+        .await;
     let memory = || {
         let metrics = get("/metrics").text();
         let value = metrics.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
@@ -167,88 +92,42 @@ async fn who_does_not_read_takes_little_memory_and_not_for_long() {
         stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
         let before = memory();
         let request = format!("GET /api/models/a HTTP/1.1\r\nhost: x\r\n{header}\r\n");
-        let taken = (0..200_000).take_while(|_| stream.write_all(request.as_bytes()).is_ok()).count();
-        assert!(taken < 200_000, "the server took everything");
+        let accepted = (0..200_000).take_while(|_| stream.write_all(request.as_bytes()).is_ok()).count();
+        assert!(accepted < 200_000, "the server accepted everything");
         let grown = memory() - before;
         assert!(grown < 16e6, "{grown} bytes for one client that does not read");
-        // It is cut with answers unsent: what is left ends in the middle, or in a reset.
-        rest(&mut stream);
+        // It is disconnected with unsent responses: the stream ends within one, or with a reset.
+        read_to_close(&mut stream);
     }
     assert_eq!(get("/api/models/a").status, 200);
 }
 
-#[tokio::test]
-async fn a_body_without_end_is_cut_at_the_limit() {
-    let (_db, server) = with_a(&[("CATALOG_MAX_BODY_BYTES", "10000")]).await;
-    let mut stream = connect(&server.address);
-    stream.write_all(b"POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
-    let chunk = format!("3e8\r\n{}\r\n", "1".repeat(1000));
-    // Until it is refused; the kernel's buffers take some more.
-    let sent = (0..1_000_000).take_while(|_| stream.write_all(chunk.as_bytes()).is_ok()).count();
-    assert!(sent < 1_000_000, "the server takes chunks without end");
-    assert_eq!(server.get("/api/models/a").await.status, 200);
-
-    // Within what the kernel takes at once, the answer arrives.
-    let mut stream = connect(&server.address);
-    let body = format!("3e8\r\n{}\r\n", "1".repeat(1000)).repeat(11);
-    let head = "POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
-    stream.write_all((head.to_owned() + &body).as_bytes()).unwrap();
-    assert_eq!(statuses(&rest(&mut stream)), [413]);
-}
-
-#[tokio::test]
-async fn a_flood_of_headers_is_431() {
-    let (_db, server) = with_a(&[]).await;
-    let long = "x".repeat(40_000);
-    let many: String = (0..101).map(|number| format!("x-{number}: 1\r\n")).collect();
-    for flood in [
-        format!("GET /api/models/a HTTP/1.1\r\n{many}\r\n"),
-        format!("GET /api/models/a HTTP/1.1\r\nx: {long}\r\n\r\n"),
-        format!("GET /api/models/a HTTP/1.1\r\nx: {long}"),
-        format!("GET /api/models/a HTTP/1.1\r\n{long}: x"),
-        format!("GET /{long} HTTP/1.1\r\n\r\n"),
-        format!("POST /api/models/batch HTTP/1.1\r\ncontent-length: 2\r\nx: {long}\r\n\r\n{{}}"),
-        format!("DELETE /api/models/a HTTP/1.1\r\n{}", "x: y\r\n".repeat(6_000)),
-    ] {
-        let mut stream = connect(&server.address);
-        let _ = stream.write_all(flood.as_bytes());
-        let answer = rest(&mut stream);
-        // What is left unread makes the end a reset, which may overtake the answer.
-        assert!(statuses(&answer) == [431] || answer.is_empty(), "{answer:?} to {}", &flood[..60]);
-    }
-    // Whose head ends where it is too long is told.
-    let mut stream = connect(&server.address);
-    stream.write_all(format!("GET /api/models/a HTTP/1.1\r\n{many}\r\n").as_bytes()).unwrap();
-    assert_eq!(statuses(&rest(&mut stream)), [431]);
-    assert_eq!(server.get("/api/models/a").await.status, 200);
-}
-
-/// Connections that each have sent the beginning of a request.
-fn hold(server: &Server, count: usize) -> Vec<TcpStream> {
-    let beginnings = [HALF_A_HEAD, HALF_OF_ANOTHER, HALF_A_BODY, HALF_A_CHUNK];
-    let begin = |number: usize| {
+/// Opens connections that each have sent the beginning of a request.
+fn open_slow(server: &Server, count: usize) -> Vec<TcpStream> {
+    let beginnings = [HALF_A_HEAD, HALF_A_DELETE, HALF_A_BODY, HALF_A_CHUNK];
+    let open = |number: usize| {
         let mut stream = connect(&server.address);
         stream.write_all(beginnings[number % beginnings.len()].as_bytes()).unwrap();
         stream
     };
-    (0..count).map(begin).collect()
+    (0..count).map(open).collect()
 }
 
 const SLOW_CLIENTS: usize = 2_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_thousand_slow_clients_keep_nobody_from_an_answer() {
-    raise_descriptors();
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "15s"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
-    let slow = hold(&server, SLOW_CLIENTS);
+async fn two_thousand_slow_clients_do_not_block_others() {
+    raise_fd_limit();
+    let (_db, server) = start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "15s"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
+    let slow = open_slow(&server, SLOW_CLIENTS);
     let open = async || server.metric("catalog_http_connections").await;
-    until("all slow clients are held", async || open().await >= SLOW_CLIENTS as f64).await;
+    until("all slow clients are connected", async || open().await >= SLOW_CLIENTS as f64).await;
     let mut kept = Raw::open(&server.address);
     for _ in 0..200 {
-        assert_eq!(kept.get("/api/models/a").text(), plain("a"));
+        assert_eq!(kept.get("/api/models/a").text(), model_json("a"));
         assert_eq!(Raw::open(&server.address).get("/api/models/a").status, 200);
     }
-    assert!(open().await >= SLOW_CLIENTS as f64, "they were cut too early for this test");
+    assert!(open().await >= SLOW_CLIENTS as f64, "the slow clients were disconnected before the measurement");
     while open().await > 10.0 {
         assert_eq!(kept.get("/api/models/a").status, 200);
         std::thread::sleep(Duration::from_millis(20));
@@ -256,14 +135,14 @@ async fn two_thousand_slow_clients_keep_nobody_from_an_answer() {
     drop(slow);
 }
 
-/// The 99th percentile of requests on a kept connection, in microseconds.
+/// The 99th percentile latency on a kept-alive connection, in microseconds.
 fn p99(server: &Server, requests: usize) -> u128 {
     let mut kept = Raw::open(&server.address);
     let mut times: Vec<_> = (0..requests)
         .map(|_| {
-            let asked = Instant::now();
+            let sent = Instant::now();
             assert_eq!(kept.get("/api/models/a").status, 200);
-            asked.elapsed().as_micros()
+            sent.elapsed().as_micros()
         })
         .collect();
     times.sort_unstable();
@@ -272,17 +151,19 @@ fn p99(server: &Server, requests: usize) -> u128 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures: make slow-clients"]
-async fn figures_beside_two_thousand_slow_clients() {
-    raise_descriptors();
-    let (_db, server) = with_a(&[("CATALOG_REQUEST_TIMEOUT", "1h")]).await;
+async fn measure_two_thousand_slow_clients() {
+    raise_fd_limit();
+    let (_db, server) = start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "1h")]).await;
     let memory = async || server.metric("process_resident_memory_bytes").await;
     p99(&server, 5_000);
     let (idle, before) = (p99(&server, 20_000), memory().await);
-    let mut slow = hold(&server, SLOW_CLIENTS);
-    until("all slow clients are held", async || server.metric("catalog_http_connections").await >= SLOW_CLIENTS as f64)
-        .await;
+    let mut slow = open_slow(&server, SLOW_CLIENTS);
+    until("all slow clients are connected", async || {
+        server.metric("catalog_http_connections").await >= SLOW_CLIENTS as f64
+    })
+    .await;
     let each = (memory().await - before) / SLOW_CLIENTS as f64;
-    // A byte each from all of them, again and again, meanwhile.
+    // Meanwhile each of them keeps sending single bytes.
     let trickle = std::thread::spawn(move || {
         for _ in 0..8 {
             slow.iter_mut().for_each(|stream| stream.write_all(b"1").unwrap());
@@ -291,14 +172,14 @@ async fn figures_beside_two_thousand_slow_clients() {
         slow
     });
     let beside = p99(&server, 20_000);
-    println!("p99 alone {idle} µs, beside {SLOW_CLIENTS} slow clients {beside} µs, {each:.0} bytes for each of these");
+    println!("p99 alone {idle} µs, beside {SLOW_CLIENTS} slow clients {beside} µs, {each:.0} bytes per slow client");
     drop(trickle.join().unwrap());
-    until("they are gone", async || server.metric("catalog_http_connections").await < 10.0).await;
+    until("the slow clients are gone", async || server.metric("catalog_http_connections").await < 10.0).await;
 
-    // The most that can be held of one connection: a plain head and another, each almost too long.
+    // The maximum memory for one connection: heads just below the limit.
     let before = memory().await;
     let heads =
-        [(HALF_A_HEAD, 16_300), (HALF_OF_ANOTHER, 32_500)].map(|(head, length)| head.to_owned() + &"x".repeat(length));
+        [(HALF_A_HEAD, 16_300), (HALF_A_DELETE, 32_500)].map(|(head, length)| head.to_owned() + &"x".repeat(length));
     let large: Vec<_> = (0..SLOW_CLIENTS)
         .map(|number| {
             let mut stream = connect(&server.address);
@@ -306,7 +187,11 @@ async fn figures_beside_two_thousand_slow_clients() {
             stream
         })
         .collect();
-    until("all of it is held", async || server.metric("catalog_http_connections").await >= SLOW_CLIENTS as f64).await;
+    until("all heads are buffered", async || server.metric("catalog_http_connections").await >= SLOW_CLIENTS as f64)
+        .await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    println!("{:.0} bytes for each with a head of almost the most", (memory().await - before) / large.len() as f64);
+    println!(
+        "{:.0} bytes per connection with a head just below the limit",
+        (memory().await - before) / large.len() as f64
+    );
 }

@@ -58,11 +58,11 @@ async fn an_empty_folder_is_filled_and_what_is_missing_stops_nothing() {
         assert!(machine.read(path) == Some(content(seed, length)), "{path} is another file");
     }
     for line in [
-        r#"missing: "no-such-model": the catalog does not have it"#,
-        r#"missing: "absent" required by "vae": the catalog does not have it"#,
-        r#"missing: "wrong": its checksum is not the one in the catalog"#,
-        r#"missing: "gone": status 404"#,
-        "6 models: 4 fetched, 0 were there, 4 missing",
+        r#"missing model="no-such-model" reason="the catalog does not have it""#,
+        r#"missing model="absent" reason="\"vae\" depends on it and the catalog does not have it""#,
+        r#"missing model="wrong" reason="its checksum is not the one in the catalog""#,
+        r#"missing model="gone" reason="status 404 from 127.0.0.1: the download address in the catalog is dead""#,
+        "models=6 fetched=4 present=0 linked=0 missing=4",
     ] {
         assert!(boot.log.contains(line), "no `{line}` in {}", boot.log);
     }
@@ -81,7 +81,7 @@ async fn an_empty_folder_is_filled_and_what_is_missing_stops_nothing() {
     // Without a command, the exit status says that something is missing.
     let again = machine.boot(&[]);
     assert_eq!(again.status, 1, "{}", again.log);
-    assert!(again.log.contains("6 models: 0 fetched, 4 were there, 4 missing"), "{}", again.log);
+    assert!(again.log.contains("models=6 fetched=0 present=4 linked=0 missing=4"), "{}", again.log);
 }
 
 #[tokio::test]
@@ -93,7 +93,7 @@ async fn what_is_there_is_not_fetched_again() {
     // Of the right size and the wrong content.
     machine.put(FILES[3], &content(8, LARGE));
     let boot = machine.boot(&[]);
-    assert!(boot.log.contains("4 models: 2 fetched, 2 were there, 1 missing"), "{}", boot.log);
+    assert!(boot.log.contains("models=4 fetched=2 present=2 linked=0 missing=1"), "{}", boot.log);
     assert_eq!(machine.read(FILES[3]), Some(content(2, LARGE)));
     let asked = [machine.hub.asked(), machine.store.asked()].concat();
     assert!(asked.iter().all(|asked| asked.path != "/flux"), "{asked:?}");
@@ -103,7 +103,7 @@ async fn what_is_there_is_not_fetched_again() {
     // A file without a hash is looked at by its size; half of one is not taken for the whole.
     machine.put(FILES[2], &content(4, 25_000));
     let boot = machine.boot(&[]);
-    assert!(boot.log.contains("4 models: 1 fetched, 3 were there"), "{}", boot.log);
+    assert!(boot.log.contains("models=4 fetched=1 present=3"), "{}", boot.log);
     assert_eq!(machine.read(FILES[2]), Some(content(4, 50_000)));
     let asked = machine.store.asked();
     assert!(asked.iter().all(|asked| asked.path == "/unhashed"), "{asked:?}");
@@ -111,7 +111,7 @@ async fn what_is_there_is_not_fetched_again() {
     // With its server away, the size in the catalog has to do.
     machine.store.put("/unhashed", Way::Status(503));
     let boot = machine.boot(&[]);
-    assert!(boot.log.contains("4 models: 0 fetched, 4 were there"), "{}", boot.log);
+    assert!(boot.log.contains("models=4 fetched=0 present=4"), "{}", boot.log);
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn strict_starts_nothing_while_something_is_missing() {
     machine.set("MACHINE_MODELS_STRICT", "1");
     let boot = machine.boot(&["echo", "started"]);
     assert_eq!((boot.status, &*boot.output), (1, ""), "{}", boot.log);
-    assert!(boot.log.contains("echo is not started"), "{}", boot.log);
+    assert!(boot.log.contains("MACHINE_MODELS_STRICT is set: the command is not started command=echo"), "{}", boot.log);
 
     db.sql("UPDATE models SET dependencies = '[]' WHERE id = 'vae'").await;
     server
@@ -159,7 +159,7 @@ async fn a_catalog_that_is_away_is_waited_for_and_then_done_without() {
         machine.set("MACHINE_MODELS_STRICT", strict);
         let boot = machine.boot(&["echo", "started"]);
         assert_eq!((boot.status, &*boot.output), (status, output), "{}", boot.log);
-        assert!(boot.log.contains("the catalog can not be asked: no answer"), "{}", boot.log);
+        assert!(boot.log.contains("the catalog cannot be asked: no response from 127.0.0.1"), "{}", boot.log);
     }
 }
 
@@ -179,10 +179,10 @@ async fn a_disk_that_is_too_small_and_a_path_that_two_want_are_said() {
     server.until("small has a size", |s| async move { s.field("small", "file_size_gb").await == 7.5 }).await;
     let boot = machine.boot(&[]);
     for line in [
-        r#"missing: "huge": it needs 90000000000000000 bytes, and "#,
-        r#"missing: "rival": another model has the save path loras/a/b/unhashed.bin"#,
-        r#"missing: "small": its server has 100 bytes, the catalog says 7500000000"#,
-        "3 models: 1 fetched, 0 were there, 3 missing",
+        r#"missing model="huge" reason="it needs 90000000000000000 bytes, and "#,
+        r#"missing model="rival" reason="another model has the save path loras/a/b/unhashed.bin""#,
+        r#"missing model="small" reason="its server has 100 bytes, the catalog says 7500000000""#,
+        "models=4 fetched=1 present=0 linked=0 missing=3",
     ] {
         assert!(boot.log.contains(line), "no `{line}` in {}", boot.log);
     }
@@ -200,8 +200,9 @@ async fn a_boot_that_is_ended_goes_on_where_it_was() {
     machine.catalog(&server);
     let boot = machine.spawn(&["echo", "started"]);
     until("half of it is there", || async {
-        let parts = std::fs::read_dir(machine.models().join(".boot-models")).into_iter().flatten().flatten();
-        parts.filter(|part| part.metadata().is_ok_and(|data| data.len() > 100_000)).count() > 0
+        let parts = std::fs::read_dir(machine.models()).into_iter().flatten().flatten();
+        parts.filter(|part| part.metadata().is_ok_and(|data| data.is_file() && data.len() > LARGE as u64 / 3)).count()
+            > 0
     })
     .await;
     assert!(Command::new("kill").args(["-TERM", &boot.id().to_string()]).status().unwrap().success());
@@ -216,7 +217,6 @@ async fn a_boot_that_is_ended_goes_on_where_it_was() {
     assert!(machine.read("slow.bin") == Some(file));
     let from = |range: &String| range.strip_prefix("bytes=")?.split('-').next()?.parse::<usize>().ok();
     let asked = machine.store.asked();
-    // aria2 asks without a range once, to learn the length, and hangs up.
     let resumed = asked.iter().filter_map(|asked| asked.range.as_ref().and_then(from)).any(|from| from > LARGE / 4);
     assert!(resumed, "it was fetched from its beginning: {asked:?}");
 }
@@ -230,9 +230,12 @@ async fn boots_that_share_a_folder_take_turns() {
         boot.wait().unwrap();
     }
     let logs: Vec<_> = boots.into_iter().map(|boot| machine.ended(boot).log).collect();
-    let fetched = logs.iter().filter(|log| log.contains("4 models: 4 fetched, 0 were there")).count();
-    let there = logs.iter().filter(|log| log.contains("4 models: 0 fetched, 4 were there")).count();
-    assert_eq!((fetched, there), (1, 2), "{logs:#?}");
+    // They divide the files among them; each is fetched by one, and is there for the others.
+    let sum = |field: &str| -> usize {
+        let number = |log: &String| log.split_once(field)?.1.split(' ').next()?.parse::<usize>().ok();
+        logs.iter().filter_map(number).sum()
+    };
+    assert_eq!((sum(" fetched="), sum(" present=")), (4, 8), "{logs:#?}");
     assert_eq!(machine.files(), FILES);
 }
 
@@ -266,7 +269,7 @@ async fn documented_commands_download_the_models() {
     machine.catalog(&server);
     let root = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     for (command, directory, printed) in [
-        ("deploy/machine/boot-models.sh echo", &root, "ComfyUI starts here\n"),
+        ("model-catalog pull -- echo", &root, "ComfyUI starts here\n"),
         ("aria2c --input-file=-", &machine.models(), ""),
     ] {
         let models = machine.models();
@@ -278,7 +281,8 @@ async fn documented_commands_download_the_models() {
         std::fs::create_dir_all(&models).unwrap();
         let mut shell = Command::new("sh");
         shell.args(["-ec", &script]).current_dir(directory).env_clear();
-        let output = shell.env("PATH", std::env::var_os("PATH").unwrap()).output().unwrap();
+        let program = std::path::Path::new(env!("CARGO_BIN_EXE_model-catalog")).parent().unwrap().display();
+        let output = shell.env("PATH", format!("{program}:{}", std::env::var("PATH").unwrap())).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.contains(printed), "{output:?}");
         for (seed, id) in [(1, "clip-l"), (2, "flux-vae")] {

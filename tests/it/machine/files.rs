@@ -18,6 +18,10 @@ pub enum Way {
     BreaksOff(Vec<u8>),
     /// The same, but of more than a byte only a half comes, and then nothing.
     Stalls(Vec<u8>),
+    /// The same, but of more than a byte 10 bytes come every 10 ms.
+    Trickles(Vec<u8>),
+    /// With these bytes, whatever they are.
+    Raw(Vec<u8>),
     /// The same, but ranges are not known and the length is not told.
     Unsized(Vec<u8>),
     /// With this status and this address.
@@ -47,6 +51,8 @@ pub struct Files {
 struct Shared {
     /// With whether it takes a token.
     ways: Mutex<HashMap<String, (bool, Way)>>,
+    /// Entity tags by path.
+    tags: Mutex<HashMap<String, String>>,
     asked: Mutex<Vec<Asked>>,
     /// Processes that showed the secret.
     leaks: Mutex<Vec<String>>,
@@ -60,6 +66,7 @@ impl Files {
         let address = listener.local_addr().unwrap().to_string();
         let shared = Arc::new(Shared {
             ways: Mutex::default(),
+            tags: Mutex::default(),
             asked: Mutex::default(),
             leaks: Mutex::default(),
             secret: secret.to_owned(),
@@ -85,6 +92,11 @@ impl Files {
     pub fn put_for_token(&self, path: &str, way: Way) -> String {
         self.shared.ways.lock().unwrap().insert(path.to_owned(), (true, way));
         format!("http://{}{path}", self.address)
+    }
+
+    /// Gives `path` an entity tag.
+    pub fn tag(&self, path: &str, tag: &str) {
+        self.shared.tags.lock().unwrap().insert(path.to_owned(), tag.to_owned());
     }
 
     /// What was asked so far, and forgets it.
@@ -126,12 +138,24 @@ impl Shared {
         let refused = for_token && token.as_deref() != Some(&format!("Bearer {}", self.secret));
         let stalls = matches!(way, Some(Way::Stalls(_)));
         let mut asked = Asked { path: path.clone(), token, range, sent: 0 };
-        let answer = match way {
+        let tag = self.tags.lock().unwrap().get(&known).map(|tag| format!("\r\netag: {tag}\r\n").into_bytes());
+        let mut answer = match way {
             _ if refused => head(401, "content-length: 0"),
             None => head(404, "content-length: 0"),
             Some(Way::Status(status)) => head(status, "content-length: 0"),
             Some(Way::Redirect(status, to)) => head(status, &format!("content-length: 0\r\nlocation: {to}")),
             Some(Way::Post(text)) => [head(200, &format!("content-length: {}", text.len())), text.into()].concat(),
+            Some(Way::Raw(bytes)) => bytes,
+            Some(Way::Trickles(file)) => {
+                let answer = part(&file, &mut asked);
+                if asked.sent > 1 {
+                    for part in answer.chunks(10) {
+                        (&stream).write_all(part)?;
+                        std::thread::sleep(std::time::Duration::from_millis(10));
+                    }
+                }
+                answer
+            }
             Some(Way::Unsized(file)) => [head(200, "x: y"), file].concat(),
             Some(Way::File(file)) => part(&file, &mut asked),
             Some(Way::Expires(file)) => match part(&file, &mut asked) {
@@ -154,6 +178,11 @@ impl Shared {
                 answer
             }
         };
+        if let Some(tag) = tag {
+            // After the status line, in the place of its end.
+            let end = answer.windows(2).position(|two| two == b"\r\n").unwrap();
+            answer.splice(end..end + 2, tag);
+        }
         self.asked.lock().unwrap().push(asked);
         (&stream).write_all(&answer)?;
         if !stalls {
@@ -163,7 +192,7 @@ impl Shared {
         reader.read_to_end(&mut Vec::new()).map(drop)
     }
 
-    /// No command line may hold the secret, and no environment but that of the script itself.
+    /// No command line may hold the secret, and no environment but that of the program itself.
     fn look_for_leaks(&self) {
         for process in std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()) {
             let has = |file: &str| {
@@ -171,11 +200,11 @@ impl Shared {
                 text.windows(self.secret.len()).any(|part| part == self.secret.as_bytes())
             };
             let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
-            let script = Path::new(super::SCRIPT).file_name().unwrap().to_str().unwrap();
+            let program = Path::new(super::PROGRAM).file_name().unwrap().to_str().unwrap();
             if has("cmdline") {
                 self.leaks.lock().unwrap().push(format!("on the command line of {name}"));
             }
-            if has("environ") && name.trim_end() != script {
+            if has("environ") && name.trim_end() != program {
                 self.leaks.lock().unwrap().push(format!("in the environment of {name}"));
             }
         }

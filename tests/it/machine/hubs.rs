@@ -14,8 +14,15 @@ use super::files::Way;
 use super::{Machine, add, content};
 use crate::support::{Db, Server};
 
-const NAMES: [&str; 5] =
-    ["huggingface.co", "civitai.com", "cdn.huggingface.co", "huggingface.co.example.org", "example.org"];
+const NAMES: [&str; 7] = [
+    "huggingface.co",
+    "hf.co",
+    "civitai.com",
+    "civitai.red",
+    "cdn.huggingface.co",
+    "huggingface.co.example.org",
+    "example.org",
+];
 
 /// `host:port` and the token that came there.
 type Seen = Arc<Mutex<Vec<(String, Option<String>)>>>;
@@ -26,7 +33,7 @@ fn hubs(folder: &Path, location: String) -> (String, Seen) {
     let made = Command::new("openssl")
         .args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=hubs", "-newkey", "ec"])
         .args(["-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", "key.pem", "-out", "certificate.pem"])
-        .args(["-addext", &format!("subjectAltName={names}")])
+        .args(["-addext", &format!("subjectAltName={names}"), "-addext", "basicConstraints=critical,CA:FALSE"])
         .current_dir(folder)
         .output()
         .unwrap();
@@ -56,7 +63,11 @@ fn stand_in(mut stream: TcpStream, config: Arc<ServerConfig>, location: &str, se
     stream.write_all(b"HTTP/1.1 200 x\r\n\r\n")?;
     let mut stream = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
     let asked = head(&mut stream)?;
-    let token = asked.iter().find_map(|line| line.strip_prefix("Authorization: Bearer ").map(str::to_owned));
+    let token = asked.iter().find_map(|line| {
+        let (name, value) = line.split_once(": ")?;
+        let bearer = name.eq_ignore_ascii_case("authorization").then(|| value.strip_prefix("Bearer "))?;
+        bearer.map(str::to_owned)
+    });
     seen.lock().unwrap().push((host, token));
     let answer = format!("HTTP/1.1 302 x\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     stream.write_all(answer.as_bytes())?;
@@ -77,7 +88,7 @@ fn head(stream: &mut impl Read) -> std::io::Result<Vec<String>> {
 
 #[tokio::test]
 async fn each_token_goes_to_its_own_hub_and_to_no_name_that_looks_like_it() {
-    let mut machine = Machine::new("hubs", "hub,case,shop,cdn,longer,port");
+    let mut machine = Machine::new("hubs", "hub,case,short,shop,red,cdn,longer,port");
     let stored = machine.store.put("/file", Way::File(content(1, 5_000)));
     let (proxy, seen) = hubs(&machine.folder, stored);
     let db = Db::new().await;
@@ -85,6 +96,8 @@ async fn each_token_goes_to_its_own_hub_and_to_no_name_that_looks_like_it() {
         ("hub", "https://huggingface.co/a/resolve/main/x"),
         ("case", "https://HuggingFace.co:443/a"),
         ("shop", "https://civitai.com/api/download/models/1?type=Model&format=SafeTensor"),
+        ("short", "https://hf.co/a/resolve/main/x"),
+        ("red", "https://civitai.red/api/download/models/1"),
         ("cdn", "https://cdn.huggingface.co/a"),
         ("longer", "https://huggingface.co.example.org/a"),
         ("port", "https://huggingface.co:8443/a"),
@@ -105,7 +118,9 @@ async fn each_token_goes_to_its_own_hub_and_to_no_name_that_looks_like_it() {
     seen.sort();
     let expected = [
         ("cdn.huggingface.co:443", None),
-        ("civitai.com:443", Some(shop)),
+        ("civitai.com:443", Some(shop.clone())),
+        ("civitai.red:443", Some(shop)),
+        ("hf.co:443", Some(hub.clone())),
         ("huggingface.co.example.org:443", None),
         ("huggingface.co:443", Some(hub.clone())),
         ("huggingface.co:443", Some(hub)),

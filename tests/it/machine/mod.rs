@@ -1,9 +1,12 @@
-//! A machine's boot: the real script, aria2 and curl, the real server, and a hub and a store of the tests' own.
+//! A machine's boot: `model-catalog pull` beside the real server, and a hub and a store of the tests' own.
 
 mod boot;
+mod features;
 mod files;
 mod hostile;
+mod hostile_servers;
 mod hubs;
+mod kills;
 mod tokens;
 
 use std::path::{Path, PathBuf};
@@ -13,7 +16,10 @@ use files::Files;
 
 use crate::support::{Db, Server};
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/machine/boot-models.sh");
+const PROGRAM: &str = env!("CARGO_BIN_EXE_model-catalog");
+
+/// What a pull keeps beside the models.
+const RECORD: [&str; 2] = [".model-catalog/record.json", ".model-catalog/record.lock"];
 
 /// A machine with an empty models folder, and the hub and the store that it downloads from.
 struct Machine {
@@ -24,6 +30,7 @@ struct Machine {
     store: Files,
     token: String,
     settings: Vec<(String, String)>,
+    flags: Vec<&'static str>,
 }
 
 /// What a boot came to.
@@ -70,7 +77,7 @@ impl Machine {
             ("TMPDIR", folder.to_str().unwrap()),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        Self { folder, hub, store, token, settings }
+        Self { folder, hub, store, token, settings, flags: Vec::new() }
     }
 
     fn set(&mut self, name: &str, value: &str) {
@@ -87,8 +94,12 @@ impl Machine {
     }
 
     fn spawn(&self, command: &[&str]) -> Child {
-        let mut boot = Command::new(SCRIPT);
-        boot.args(command).env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("MODELS_DIR", self.models());
+        let mut boot = Command::new(PROGRAM);
+        boot.arg("pull").args(&self.flags);
+        if !command.is_empty() {
+            boot.arg("--").args(command);
+        }
+        boot.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("MODELS_DIR", self.models());
         boot.envs(self.settings.iter().cloned()).current_dir("/");
         boot.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
@@ -121,7 +132,7 @@ impl Machine {
         std::fs::read(self.models().join(path)).ok()
     }
 
-    /// All files below the models folder but the lock, sorted.
+    /// All files below the models folder but the record, sorted.
     fn files(&self) -> Vec<String> {
         fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -134,7 +145,7 @@ impl Machine {
         let mut found = Vec::new();
         walk(&self.models(), &mut found);
         let name = |path: &PathBuf| path.strip_prefix(self.models()).unwrap().to_string_lossy().into_owned();
-        let mut names: Vec<_> = found.iter().map(name).filter(|name| name != ".boot-models/lock").collect();
+        let mut names: Vec<_> = found.iter().map(name).filter(|name| !RECORD.contains(&&**name)).collect();
         names.sort_unstable();
         names
     }

@@ -50,7 +50,7 @@ impl Browser {
             "--disable-sync",
             &profile,
         ];
-        let made = browser
+        let created = browser
             .call(
                 "POST",
                 "",
@@ -60,7 +60,7 @@ impl Browser {
                 }}}),
             )
             .await;
-        browser.session = format!("{}/{}", browser.session, made["sessionId"].as_str().unwrap());
+        browser.session = format!("{}/{}", browser.session, created["sessionId"].as_str().unwrap());
         browser
     }
 
@@ -98,14 +98,14 @@ impl Browser {
     }
 
     /// Sends a command of the Chrome DevTools Protocol.
-    pub async fn tools(&self, command: &str, parameters: Value) {
+    pub async fn devtools(&self, command: &str, parameters: Value) {
         self.call("POST", "/goog/cdp/execute", &json!({"cmd": command, "params": parameters})).await;
     }
 
     /// Takes a screenshot and returns its size in bytes; it is saved if `SCREENSHOTS` names a directory.
-    pub async fn picture(&self, name: &str) -> usize {
-        let picture = self.call("GET", "/screenshot", &Value::Null).await;
-        let png = base64::prelude::BASE64_STANDARD.decode(picture.as_str().unwrap()).unwrap();
+    pub async fn screenshot(&self, name: &str) -> usize {
+        let screenshot = self.call("GET", "/screenshot", &Value::Null).await;
+        let png = base64::prelude::BASE64_STANDARD.decode(screenshot.as_str().unwrap()).unwrap();
         if let Some(directory) = std::env::var_os("SCREENSHOTS") {
             std::fs::write(PathBuf::from(directory).join(format!("{name}.png")), &png).unwrap();
         }

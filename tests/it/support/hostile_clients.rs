@@ -1,4 +1,4 @@
-//! Clients that mean harm, or have lost their wits: each kind again and again, until told to stop.
+//! Hostile and broken clients that misbehave at random until they are stopped.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-type Deed = fn(&mut TcpStream) -> io::Result<()>;
+type Attack = fn(&mut TcpStream) -> io::Result<()>;
 
-/// What they do on a connection. That it breaks off is no fault; only what must be answered is looked at.
-const DEEDS: [(&str, Deed); 12] = [
+/// What a client does on a connection. I/O errors are ignored, except where the request is valid and must get a response.
+const ATTACKS: [(&str, Attack); 12] = [
     ("vanish", |_| Ok(())),
     ("half a head", |stream| stream.write_all(b"GET /api/models/pair-0-a HTTP/1.1\r\nhos")),
     ("half a body", |stream| {
@@ -26,13 +26,13 @@ const DEEDS: [(&str, Deed); 12] = [
             stream.write_all(&[*byte])?;
             std::thread::sleep(Duration::from_millis(fastrand::u64(..20)));
         }
-        answers(stream, 1)
+        read_responses(stream, 1)
     }),
     ("garbage", |stream| {
         let garbage: Vec<u8> = (0..fastrand::usize(1..40_000)).map(|_| fastrand::u8(..)).collect();
         stream.write_all(&garbage)
     }),
-    ("garbage after a start", |stream| {
+    ("garbage as a body", |stream| {
         stream.write_all(b"POST /api/models/batch HTTP/1.1\r\ncontent-length: 40\r\n\r\n")?;
         stream.write_all(&std::array::from_fn::<u8, 40, _>(|_| fastrand::u8(..)))?;
         stream.read(&mut [0; 9]).map(drop)
@@ -44,9 +44,9 @@ const DEEDS: [(&str, Deed); 12] = [
     ("a pipeline", |stream| {
         let request = b"GET /api/models/pair-0-a HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
         stream.write_all(&request)?;
-        answers(stream, 100)
+        read_responses(stream, 100)
     }),
-    ("a pipeline that is not read", |stream| {
+    ("a pipeline with unread responses", |stream| {
         SockRef::from(&*stream).set_recv_buffer_size(1)?;
         let ids: Vec<String> = (0..50).map(|number| format!("\"pair-{number}-a\"")).collect();
         let body = format!("{{\"model_ids\":[{}]}}", ids.join(","));
@@ -54,7 +54,7 @@ const DEEDS: [(&str, Deed); 12] = [
         stream.set_write_timeout(Some(Duration::from_millis(300)))?;
         (0..2_000).try_for_each(|_| stream.write_all((head.clone() + &body).as_bytes()))
     }),
-    ("a body without end", |stream| {
+    ("an endless body", |stream| {
         stream.write_all(b"POST /api/models/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")?;
         (0..3_000).try_for_each(|_| write!(stream, "400\r\n{}\r\n", " ".repeat(0x400)))
     }),
@@ -71,8 +71,8 @@ const DEEDS: [(&str, Deed); 12] = [
     }),
 ];
 
-/// Reads so many answers of 200. An end before that is an error, another status a panic.
-fn answers(stream: &mut TcpStream, count: usize) -> io::Result<()> {
+/// Reads `count` responses with status 200. An earlier end of the stream is an error, any other status a panic.
+fn read_responses(stream: &mut TcpStream, count: usize) -> io::Result<()> {
     let (mut read, mut buffer) = (Vec::new(), [0; 16 * 1024]);
     let found = |read: &[u8], text: &str| String::from_utf8_lossy(read).matches(text).count();
     while found(&read, "\"description\":") < count {
@@ -86,14 +86,14 @@ fn answers(stream: &mut TcpStream, count: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Some of them in the background, each a thread.
-pub struct Hostile {
+/// Hostile clients in the background, one thread each.
+pub struct HostileClients {
     stop: Arc<AtomicBool>,
     clients: Vec<JoinHandle<BTreeMap<&'static str, u32>>>,
 }
 
-impl Hostile {
-    /// Goes for this address.
+impl HostileClients {
+    /// Starts attacking this address.
     pub fn start(address: &str, clients: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let client = |_| {
@@ -103,30 +103,30 @@ impl Hostile {
         Self { clients: (0..clients).map(client).collect(), stop }
     }
 
-    /// Ends them, with their connections; gives how often each kind came.
+    /// Stops the clients, closes their connections and returns the number of attacks of each kind.
     pub fn finish(self) -> BTreeMap<&'static str, u32> {
         self.stop.store(true, SeqCst);
         let mut all = BTreeMap::new();
         for client in self.clients {
-            client.join().unwrap().into_iter().for_each(|(deed, times)| *all.entry(deed).or_default() += times);
+            client.join().unwrap().into_iter().for_each(|(attack, times)| *all.entry(attack).or_default() += times);
         }
         all
     }
 }
 
 fn client(address: &str, stop: &AtomicBool) -> BTreeMap<&'static str, u32> {
-    /// Connections that are left as they are, until so many others have come.
+    /// Abandoned connections that are kept open; the oldest is closed first.
     const LEFT_OPEN: usize = 40;
     let mut done = BTreeMap::new();
     let mut open = std::collections::VecDeque::new();
     while !stop.load(SeqCst) {
-        let (name, deed) = DEEDS[fastrand::usize(..DEEDS.len())];
+        let (name, attack) = ATTACKS[fastrand::usize(..ATTACKS.len())];
         let mut stream = TcpStream::connect(address).expect("the server accepts connections");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
         stream.set_write_timeout(Some(Duration::from_secs(20))).expect("a timeout");
-        match deed(&mut stream) {
+        match attack(&mut stream) {
             Err(error) if name.starts_with("a pipeline") || name == "a byte at a time" => {
-                assert!(name.ends_with("not read"), "{name}: {error}");
+                assert!(name.ends_with("unread responses"), "{name}: {error}");
             }
             _ => {}
         }

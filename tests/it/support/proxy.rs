@@ -1,4 +1,4 @@
-//! A network that can be broken: a TCP proxy between the program and a Postgres.
+//! A TCP proxy between the program and Postgres that simulates network failures.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 
-/// What becomes of bytes and of new connections.
+/// How bytes and new connections are handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// All passes.
+    /// Everything is forwarded.
     Pass,
-    /// Connections are taken and read, and nothing goes on, not even their end. One that was in this state stays
-    /// silent for ever, as after a cable was pulled: what it swallowed is lost.
+    /// Connections are accepted and read, and nothing is forwarded, not even the end of a stream. A connection that was
+    /// in this state stays silent for ever, as after a pulled cable: its data is lost.
     Swallow,
-    /// Nobody listens; what is open stays open.
+    /// New connections are refused; open ones continue.
     Refuse,
 }
 
@@ -29,20 +29,20 @@ struct Control {
 
 struct Shared {
     control: watch::Sender<Control>,
-    /// Bytes of answers that still pass before everything is cut; negative = no such limit.
+    /// Bytes from the server to forward before all connections are cut; negative = no limit.
     budget: AtomicI64,
     open: AtomicUsize,
     target: watch::Sender<PathBuf>,
 }
 
-/// The proxy; it ends with its test's runtime.
+/// The proxy. It stops with the runtime of its test.
 pub struct Proxy {
     port: u16,
     shared: Arc<Shared>,
 }
 
 impl Proxy {
-    /// A proxy before `server`.
+    /// Starts a proxy in front of `server`.
     pub async fn before(server: &EphemeralPostgres) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -56,17 +56,17 @@ impl Proxy {
         Self { port, shared }
     }
 
-    /// The address of `database` by way of this proxy.
+    /// The URL of `database` through this proxy.
     pub fn url(&self, database: &str) -> String {
         format!("host=127.0.0.1 port={} user=postgres dbname={database}", self.port)
     }
 
-    /// What happens from now on.
+    /// Changes the mode.
     pub async fn set(&self, mode: Mode) {
         self.shared.control.send_modify(|control| control.mode = mode);
-        // A listener is closed by a task that has to come to it first.
+        // The listener is closed by the accept task, which has to run first.
         if mode == Mode::Refuse {
-            crate::support::until("nobody listens", || async {
+            crate::support::until("connections are refused", || async {
                 TcpStream::connect(("127.0.0.1", self.port)).await.is_err()
             })
             .await;
@@ -78,22 +78,22 @@ impl Proxy {
         self.shared.target.send_replace(socket(server));
     }
 
-    /// Cuts every connection there is.
+    /// Cuts every open connection.
     pub fn cut(&self) {
         self.shared.control.send_modify(|control| control.cuts += 1);
     }
 
-    /// Lets so many more bytes of answers pass, and then cuts every connection once.
+    /// Forwards `bytes` more bytes from the server, then cuts every connection once.
     pub fn cut_after(&self, bytes: i64) {
         self.shared.budget.store(bytes, SeqCst);
     }
 
-    /// Whether what [`Proxy::cut_after`] asked for has happened.
+    /// Whether the cut requested by [`Proxy::cut_after`] has happened.
     pub fn has_cut(&self) -> bool {
         self.shared.budget.load(SeqCst) < 0
     }
 
-    /// Connections open now.
+    /// The number of open connections.
     pub fn open(&self) -> usize {
         self.shared.open.load(SeqCst)
     }
@@ -122,7 +122,7 @@ async fn accept(mut listener: TcpListener, port: u16, shared: Arc<Shared>) {
     }
 }
 
-async fn reaches(control: &mut watch::Receiver<Control>, state: impl Fn(&Control) -> bool) {
+async fn until_control(control: &mut watch::Receiver<Control>, state: impl Fn(&Control) -> bool) {
     let _ = control.wait_for(|control| state(control)).await;
 }
 
@@ -132,7 +132,7 @@ async fn connection(mut client: TcpStream, shared: Arc<Shared>) {
     shared.open.fetch_add(1, SeqCst);
     tokio::select! {
         () = forward(&mut client, &shared) => {}
-        () = reaches(&mut control, move |control| control.cuts != cuts) => {}
+        () = until_control(&mut control, move |control| control.cuts != cuts) => {}
     }
     shared.open.fetch_sub(1, SeqCst);
 }
@@ -145,20 +145,20 @@ async fn forward(client: &mut TcpStream, shared: &Shared) {
     }
     let target = shared.target.borrow().clone();
     let Ok(mut server) = UnixStream::connect(target).await else { return };
-    let (mut asked, mut answered) = (vec![0; 16 << 10], vec![0; 16 << 10]);
+    let (mut from_client, mut from_server) = (vec![0; 16 << 10], vec![0; 16 << 10]);
     loop {
         tokio::select! {
             biased;
-            () = reaches(&mut control, swallows) => return swallow(client).await,
-            read = client.read(&mut asked) => {
+            () = until_control(&mut control, swallows) => return swallow(client).await,
+            read = client.read(&mut from_client) => {
                 let Ok(count @ 1..) = read else { return };
-                if server.write_all(&asked[..count]).await.is_err() { return }
+                if server.write_all(&from_client[..count]).await.is_err() { return }
             }
-            read = server.read(&mut answered) => {
+            read = server.read(&mut from_server) => {
                 let Ok(count @ 1..) = read else { return };
                 let budget = shared.budget.load(SeqCst);
                 let passing = if budget < 0 { count } else { count.min(budget as usize) };
-                if client.write_all(&answered[..passing]).await.is_err() { return }
+                if client.write_all(&from_server[..passing]).await.is_err() { return }
                 if budget >= 0 {
                     shared.budget.store(budget - passing as i64, SeqCst);
                     if passing < count {
@@ -172,7 +172,7 @@ async fn forward(client: &mut TcpStream, shared: &Shared) {
     }
 }
 
-/// Reads on, for ever: the other side is to see neither an end nor an error.
+/// Reads for ever, so that the client sees neither an end nor an error.
 async fn swallow(client: &mut TcpStream) {
     let mut bytes = [0; 4096];
     while let Ok(1..) = client.read(&mut bytes).await {}

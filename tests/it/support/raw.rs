@@ -1,37 +1,48 @@
-//! A connection on which a test writes its own bytes: heads without bodies, chunks, several requests at once.
+//! Raw connections, for requests that an HTTP client would not send: incomplete, chunked, pipelined, malformed.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
 
-use crate::support::{PATIENCE, Reply};
+use crate::support::{Response, WAIT_LIMIT};
 
 /// One TCP connection to a server.
 pub struct Raw(BufReader<TcpStream>);
 
 impl Raw {
-    /// Connects.
+    /// Opens a connection.
     pub fn open(address: &str) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self(BufReader::new(stream))
+        Self(BufReader::new(connect(address)))
     }
 
-    /// Sends these bytes as they are.
+    /// Sends these bytes unchanged.
     pub fn send(&mut self, bytes: &str) {
         self.0.get_mut().write_all(bytes.as_bytes()).unwrap();
     }
 
-    /// Sends a GET and reads its answer.
-    pub fn get(&mut self, path: &str) -> Reply {
+    /// Sends a GET request and reads its response.
+    pub fn get(&mut self, path: &str) -> Response {
         self.send(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n"));
-        self.answer()
+        self.response()
     }
 
-    /// The next head, and nothing after it.
-    pub fn head(&mut self) -> Reply {
+    /// Sends a request with further header lines and reads its response.
+    pub fn request(&mut self, method: &str, path: &str, headers: &str) -> Response {
+        self.send(&format!("{method} {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n"));
+        self.response()
+    }
+
+    /// Sends a batch request for `a` with further header lines and reads its response.
+    pub fn batch(&mut self, headers: &str) -> Response {
+        let body = r#"{"model_ids":["a"]}"#;
+        let headers = format!("{headers}content-length: {}\r\n\r\n{body}", body.len());
+        self.request("POST", "/api/models/batch", &headers)
+    }
+
+    /// Reads the next response head, and nothing after it.
+    pub fn head(&mut self) -> Response {
         let mut lines = Vec::new();
         loop {
             let mut line = String::new();
@@ -39,7 +50,7 @@ impl Raw {
             match line.strip_suffix("\r\n") {
                 Some("") => break,
                 Some(line) => lines.push(line.to_owned()),
-                None => panic!("the connection ended within a head: {lines:?}{line:?}"),
+                None => panic!("the connection was closed within a head: {lines:?}{line:?}"),
             }
         }
         let status = lines[0].strip_prefix("HTTP/1.1 ").unwrap_or_else(|| panic!("no status line: {lines:?}"));
@@ -48,22 +59,45 @@ impl Raw {
             let (name, value) = line.split_once(": ").unwrap();
             (HeaderName::try_from(name).unwrap(), HeaderValue::try_from(value).unwrap())
         };
-        Reply { status, headers: HeaderMap::from_iter(lines[1..].iter().map(header)), body: Default::default() }
+        Response { status, headers: HeaderMap::from_iter(lines[1..].iter().map(header)), body: Default::default() }
     }
 
-    /// The next answer with the body that its head announces.
-    pub fn answer(&mut self) -> Reply {
-        let mut reply = self.head();
-        let mut body = vec![0; reply.header("content-length").parse().unwrap()];
+    /// Reads the next response; its body must have a `content-length`.
+    pub fn response(&mut self) -> Response {
+        let mut response = self.head();
+        let mut body = vec![0; response.header("content-length").parse().unwrap()];
         self.0.read_exact(&mut body).unwrap();
-        reply.body = body.into();
-        reply
+        response.body = body.into();
+        response
     }
 
-    /// Waits for the other side to end the connection, which it must do without a further byte.
-    pub fn ends(&mut self) {
+    /// Waits for the server to close the connection, which it must do without sending another byte.
+    pub fn expect_close(&mut self) {
         let mut rest = String::new();
         self.0.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "");
     }
+}
+
+/// Opens a connection for reading and writing bytes.
+pub fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
+    stream
+}
+
+/// Reads until the server closes the connection, and fails if it does not.
+pub fn read_to_close(stream: &mut TcpStream) -> String {
+    let mut all = Vec::new();
+    match stream.read_to_end(&mut all) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("the connection was not closed"),
+        // A reset closes it, too.
+        _ => String::from_utf8_lossy(&all).into_owned(),
+    }
+}
+
+/// The status codes of consecutive responses.
+pub fn statuses(responses: &str) -> Vec<u16> {
+    let lines = responses.lines().filter_map(|line| line.split("HTTP/1.1 ").nth(1));
+    lines.filter_map(|line| line.get(..3)?.parse().ok()).collect()
 }

@@ -1,9 +1,9 @@
-//! The audit: silent while all is well, however busy; and what went past the triggers is found and mended.
+//! The audit: no mismatches under concurrent writes, and changes that bypassed the triggers are found and corrected.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use crate::support::witness::{self, Witness, bump, difference, in_step};
+use crate::support::consistency::{self, ConsistencyReaders, bump, difference, in_sync};
 use crate::support::{Db, Server, sql};
 
 const PAIRS: usize = 10;
@@ -12,21 +12,21 @@ const MISMATCHES: &str = "catalog_audit_mismatches_total";
 
 async fn start() -> (Db, Server) {
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let settings = [("CATALOG_AUDIT_INTERVAL", "200ms"), ("CATALOG_POLL_INTERVAL", "100ms")];
     let server = Server::start_with(&db.url, &settings).await;
     (db, server)
 }
 
-async fn audited(server: &Server, times: f64) {
+async fn wait_for_audits(server: &Server, times: f64) {
     let before = server.metric(AUDITS).await;
-    server.until("it is audited", |s| async move { s.metric(AUDITS).await >= before + times }).await;
+    server.until("the audits are counted", |s| async move { s.metric(AUDITS).await >= before + times }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn busy_writers_are_no_mismatch() {
+async fn concurrent_writes_are_not_counted_as_mismatches() {
     let (db, server) = start().await;
-    let witness = Witness::start(&server, PAIRS, false);
+    let readers = ConsistencyReaders::start(&server, PAIRS, false);
     let stop = Arc::new(AtomicBool::new(false));
     let mut writers = Vec::new();
     for writer in 0..3 {
@@ -46,46 +46,46 @@ async fn busy_writers_are_no_mismatch() {
             }
         }));
     }
-    audited(&server, 8.0).await;
+    wait_for_audits(&server, 8.0).await;
     stop.store(true, SeqCst);
     for writer in writers {
         writer.await.unwrap();
     }
-    in_step(&server, &db.client).await;
-    audited(&server, 1.0).await;
+    in_sync(&server, &db.client).await;
+    wait_for_audits(&server, 1.0).await;
     assert_eq!(server.metric(MISMATCHES).await, 0.0);
-    witness.finish().await;
+    readers.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_history_is_no_mismatch() {
+async fn history_change_is_not_counted_as_mismatch() {
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
-    // Always an audit, so it is one that finds the other history.
+    consistency::add_pairs(&db.client, PAIRS).await;
+    // The audit interval is shorter than the poll interval, so an audit is the first to see the other history.
     let settings = [("CATALOG_AUDIT_INTERVAL", "1ms"), ("CATALOG_POLL_INTERVAL", "50ms")];
     let server = Server::start_with(&db.url, &settings).await;
-    audited(&server, 2.0).await;
+    wait_for_audits(&server, 2.0).await;
     db.sql("CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, upper(name) AS name, download_url, \
             file_size_gb::numeric, hash, auth_required, auth_provider, save_path, dependencies, description FROM models; \
             SELECT model_catalog.reload()")
         .await;
-    in_step(&server, &db.client).await;
-    audited(&server, 2.0).await;
+    in_sync(&server, &db.client).await;
+    wait_for_audits(&server, 2.0).await;
     assert_eq!(server.metric(MISMATCHES).await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_went_past_the_triggers_is_found_and_mended() {
+async fn changes_that_bypass_triggers_are_counted_and_corrected() {
     let (db, server) = start().await;
     db.sql("SET session_replication_role = replica").await;
-    db.sql("BEGIN; UPDATE models SET name = 'past' WHERE id = 'pair-0-a'; DELETE FROM models WHERE id = 'pair-1-a'; \
-            INSERT INTO models (id, name, download_url, save_path) VALUES ('past', 'x', 'https://example.org', 'a'); COMMIT")
+    db.sql("BEGIN; UPDATE models SET name = 'bypassed' WHERE id = 'pair-0-a'; DELETE FROM models WHERE id = 'pair-1-a'; \
+            INSERT INTO models (id, name, download_url, save_path) VALUES ('bypassed', 'x', 'https://example.org', 'a'); COMMIT")
         .await;
-    in_step(&server, &db.client).await;
-    server.until("it is counted", |s| async { s.metric(MISMATCHES).await > 0.0 }).await;
+    in_sync(&server, &db.client).await;
+    server.until("the mismatches are counted", |s| async { s.metric(MISMATCHES).await > 0.0 }).await;
     assert_eq!(server.metric(MISMATCHES).await, 3.0);
     server.until_logged("the audit found models that differ", 1).await;
-    audited(&server, 2.0).await;
-    assert_eq!(server.metric(MISMATCHES).await, 3.0, "once mended, it is no difference any more");
+    wait_for_audits(&server, 2.0).await;
+    assert_eq!(server.metric(MISMATCHES).await, 3.0, "a corrected row was counted again");
     assert_eq!(difference(&server, &db.client).await, None);
 }

@@ -1,6 +1,6 @@
-//! The delta is exact: at every step, under writers that collide, the snapshot made of deltas equals the table.
+//! The delta is exact: at every step, beside conflicting writers, the snapshot built from deltas equals the table.
 //!
-//! `CATALOG_TEST_SECONDS` is its length, `CATALOG_TEST_SEED` repeats the writers' choices (not their timing).
+//! `CATALOG_TEST_SECONDS` sets the duration; `CATALOG_TEST_SEED` repeats the statements of the writers, not their timing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use model_catalog::postgres::session::{self, Session};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use crate::support::{ONLY_THE_BELL, Server, database, migrated, private, sql};
+use crate::support::{NOTIFY_ONLY, Server, database, migrated, sql, start_postgres};
 
 const WRITERS: usize = 8;
-/// So few that writers meet all the time.
+/// Few enough that writers conflict all the time.
 const IDS: u32 = 40;
-/// Deltas with something in them without which the test has shown nothing.
-const ENOUGH: usize = 50;
+/// Minimum number of non-empty deltas, and of deltas with open transactions, for a meaningful run.
+const MIN_STEPS: usize = 50;
 
 fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
 /// Prints the seed if the test fails.
@@ -35,16 +35,16 @@ struct Seed(u64);
 impl Drop for Seed {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("again with CATALOG_TEST_SEED={}", self.0);
+            eprintln!("repeat with CATALOG_TEST_SEED={}", self.0);
         }
     }
 }
 
-/// One statement that some transaction might run.
+/// A random statement.
 fn statement(random: &mut Rng) -> String {
     let id = |random: &mut Rng| format!("m{}", random.u32(..IDS));
     let (a, b, name) = (id(random), id(random), random.u32(..));
-    let new = |what: &str| format!("SELECT {what}, '{name}', 'https://example.org/x', 1.50, NULL, false, NULL, 'x/y'");
+    let new = |id: &str| format!("SELECT {id}, '{name}', 'https://example.org/x', 1.50, NULL, false, NULL, 'x/y'");
     match random.u8(0..14) {
         0..3 => format!("UPDATE models SET name = '{name}' WHERE id = '{a}'"),
         3 => format!("INSERT INTO models {}", new(&format!("'{a}'"))),
@@ -73,7 +73,7 @@ fn statement(random: &mut Rng) -> String {
     }
 }
 
-/// A transaction: some statements, some of them in savepoints, some time open, and an end.
+/// A random transaction: statements, savepoints, pauses, and a commit or rollback.
 async fn transaction(client: &Client, random: &mut Rng) -> Result<(), tokio_postgres::Error> {
     client.batch_execute("BEGIN").await?;
     let mut depth = 0;
@@ -84,8 +84,8 @@ async fn transaction(client: &Client, random: &mut Rng) -> Result<(), tokio_post
                 client.batch_execute(&format!("SAVEPOINT s{depth}")).await?;
             }
             end @ (1 | 2) if depth > 0 => {
-                let how = if end == 1 { "ROLLBACK TO" } else { "RELEASE" };
-                client.batch_execute(&format!("{how} s{depth}")).await?;
+                let command = if end == 1 { "ROLLBACK TO" } else { "RELEASE" };
+                client.batch_execute(&format!("{command} s{depth}")).await?;
                 depth -= u32::from(end == 2);
             }
             3 => tokio::time::sleep(Duration::from_millis(random.u64(0..30))).await,
@@ -95,7 +95,7 @@ async fn transaction(client: &Client, random: &mut Rng) -> Result<(), tokio_post
     client.batch_execute(if random.u8(..) < 40 { "ROLLBACK" } else { "COMMIT" }).await
 }
 
-/// Writes until told to stop; what may happen between writers is taken as it comes.
+/// Writes until `stop` is set. Unique violations and deadlocks are expected between writers.
 async fn write(client: Client, mut random: Rng, stop: Arc<AtomicBool>, committed: Arc<AtomicU32>) {
     while !stop.load(Relaxed) {
         let done = if random.bool() {
@@ -115,10 +115,10 @@ async fn write(client: Client, mut random: Rng, stop: Arc<AtomicBool>, committed
     }
 }
 
-/// The table as a plain map, by no code of the catalog's own.
+/// The table as a plain map, read without code of `catalog`.
 type Plain = BTreeMap<String, (String, Option<String>)>;
 
-/// What one step read, all of one moment.
+/// Everything that one step read, in one transaction.
 struct Step {
     position: Position,
     changes: usize,
@@ -127,9 +127,9 @@ struct Step {
     plain: Plain,
 }
 
-async fn step(session: &Session, before: &Snapshot, since: &Position) -> Step {
+async fn read_step(session: &Session, before: &Snapshot, since: &Position) -> Step {
     let rules = Rules::default();
-    let here = session.begin().await.unwrap();
+    let current = session.begin().await.unwrap();
     let (mut refresh, mut position, mut changes) = (Refresh::delta(before, &rules), None, 0);
     let mut delta = session.delta(since).await.unwrap();
     while let Some(chunk) = delta.next().await.unwrap() {
@@ -144,8 +144,8 @@ async fn step(session: &Session, before: &Snapshot, since: &Position) -> Step {
             }
         }
     }
-    let nothing = Snapshot::default();
-    let (mut full, mut plain) = (Refresh::full(&nothing, &rules), Plain::new());
+    let empty = Snapshot::default();
+    let (mut full, mut plain) = (Refresh::full(&empty, &rules), Plain::new());
     let entries = session.entries().await.unwrap();
     let read = entries.for_each(|id, row| {
         let row = row.unwrap();
@@ -155,12 +155,12 @@ async fn step(session: &Session, before: &Snapshot, since: &Position) -> Step {
     });
     read.await.unwrap();
     session.commit().await.unwrap();
-    assert_eq!(position.as_ref(), Some(&here), "the delta and the transaction are of different moments");
+    assert_eq!(position.as_ref(), Some(&current), "the delta and the transaction have different snapshots");
     let (Refreshed { snapshot, .. }, full) = (refresh.finish(), full.finish().snapshot);
-    Step { position: here, changes, snapshot, full, plain }
+    Step { position: current, changes, snapshot, full, plain }
 }
 
-/// What a snapshot holds, as its answers say.
+/// The contents of a snapshot, decoded from its rendered models.
 fn decoded(snapshot: &Snapshot) -> Plain {
     let entry = |json: &[u8]| {
         let model: serde_json::Value = serde_json::from_slice(json).unwrap();
@@ -170,7 +170,7 @@ fn decoded(snapshot: &Snapshot) -> Plain {
     snapshot.iter().map(|model| entry(model.json())).collect()
 }
 
-fn same(step: &Step, number: usize) {
+fn assert_same(step: &Step, number: usize) {
     let (snapshot, full) = (&step.snapshot, &step.full);
     assert_eq!(decoded(snapshot), step.plain, "step {number}: the deltas and the table differ");
     assert_eq!((snapshot.len(), snapshot.revision()), (full.len(), full.revision()), "step {number}");
@@ -182,14 +182,14 @@ fn same(step: &Step, number: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deltas_equal_the_table_at_every_step() {
+async fn deltas_match_the_table_beside_concurrent_writers() {
     let seed = Seed(from_environment("CATALOG_TEST_SEED").unwrap_or_else(|| fastrand::u64(..)));
     let length = Duration::from_secs(from_environment("CATALOG_TEST_SECONDS").unwrap_or(5));
-    // All databases of a cluster share transaction ids, so this one is the test's own.
-    let cluster = private(&[("deadlock_timeout", "20ms")]);
+    // All databases of a cluster share transaction ids, so the test needs a cluster of its own.
+    let cluster = start_postgres(&[("deadlock_timeout", "20ms")]);
     let url = cluster.url("postgres");
     let client = migrated(&url).await;
-    let server = Server::start_with(&url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&url, NOTIFY_ONLY).await;
     let session = Session::open(&database(&url), || {}).await.unwrap();
     let mut position = session.begin().await.unwrap();
     session.commit().await.unwrap();
@@ -211,10 +211,10 @@ async fn deltas_equal_the_table_at_every_step() {
                 writer.await.unwrap();
             }
         }
-        // Some steps see one transaction, some see many.
+        // Steps cover between one transaction and many.
         tokio::time::sleep(Duration::from_millis(fastrand::u64(0..8))).await;
-        let next = step(&session, &current, &position).await;
-        same(&next, steps);
+        let next = read_step(&session, &current, &position).await;
+        assert_same(&next, steps);
         steps += 1;
         changes += next.changes;
         with_changes += usize::from(next.changes > 0);
@@ -223,29 +223,32 @@ async fn deltas_equal_the_table_at_every_step() {
         if ending {
             break;
         }
-        assert!(!writers.iter().any(|writer| writer.is_finished()), "a writer gave up");
+        assert!(!writers.iter().any(|writer| writer.is_finished()), "a writer ended early");
     }
     println!(
         "{steps} steps, {with_changes} with {changes} changes, {overlapping} with transactions open, {} commits",
         committed.load(Relaxed)
     );
-    assert!(with_changes > ENOUGH && overlapping > ENOUGH, "too little happened to show anything");
-    equal(&server, &client, current.revision()).await;
+    assert!(with_changes > MIN_STEPS && overlapping > MIN_STEPS, "too few concurrent changes for a meaningful run");
+    assert_served(&server, &client, current.revision()).await;
 }
 
-/// The program, which followed by the bell alone, serves what the table holds.
-async fn equal(server: &Server, client: &Client, revision: u64) {
+/// The server, which followed by notifications only, serves the contents of the table.
+async fn assert_served(server: &Server, client: &Client, revision: u64) {
     let revision = format!("{revision:016x}");
     let revision = &revision;
     server
-        .until("it serves the last state", |s| async move { s.get("/readyz").await.json()["revision"] == **revision })
+        .until(
+            "the last revision is served",
+            |s| async move { s.get("/readyz").await.json()["revision"] == **revision },
+        )
         .await;
     let table = "SELECT coalesce(json_agg(to_json(m) ORDER BY id COLLATE \"C\"), '[]') FROM models m";
     let table: serde_json::Value = serde_json::from_str(&sql(client, table).await.unwrap()).unwrap();
     let ids: Vec<String> = (0..IDS * 2).map(|number| format!("m{number}")).collect();
-    let answer = server.batch(&serde_json::json!({"model_ids": ids}).to_string()).await.json();
-    let mut served = answer["models"].as_array().unwrap().clone();
+    let response = server.batch(&serde_json::json!({"model_ids": ids}).to_string()).await.json();
+    let mut served = response["models"].as_array().unwrap().clone();
     served.sort_by_key(|model| model["id"].as_str().unwrap().to_owned());
     assert_eq!(serde_json::Value::from(served), table);
-    assert_eq!(server.refreshes("full").await, 1.0, "it fell back to full loads");
+    assert_eq!(server.refreshes("full").await, 1.0, "the server fell back to a full load");
 }

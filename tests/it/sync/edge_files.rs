@@ -22,7 +22,7 @@ async fn ready(edge: &Server) {
 }
 
 #[tokio::test]
-async fn an_exported_file_is_followed_and_equals_the_replicas() {
+async fn exported_snapshot_is_followed_and_equals_the_replicas() {
     let db = Db::new().await;
     for id in ["a", "b"] {
         db.add(id).await;
@@ -50,7 +50,7 @@ async fn an_exported_file_is_followed_and_equals_the_replicas() {
 }
 
 #[tokio::test]
-async fn rejected_rows_are_left_out_and_make_the_status_3() {
+async fn exported_snapshot_omits_rejected_rows_with_status_3() {
     let db = Db::new().await;
     db.add("a").await;
     db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('b', 'b', 'https://example.org', '../b')")
@@ -70,7 +70,7 @@ fn sealed(lines: &str) -> String {
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_trusted_are_refused_and_the_last_good_one_stays() {
+async fn unusable_files_are_refused_and_the_last_good_one_stays() {
     let db = Db::new().await;
     db.add("a").await;
     let folder = TempFolder::new();
@@ -87,7 +87,7 @@ async fn files_that_cannot_be_trusted_are_refused_and_the_last_good_one_stays() 
         (String::new(), "it is empty"),
         ("<!DOCTYPE html>\n<title>404</title>\n".into(), "the first line is not a header"),
         ("no line feed".into(), "it is truncated"),
-        (sealed(&lines.replace("\"version\":2", "\"version\":99")), "it has version 99, this program reads version"),
+        (sealed(&lines.replace("\"version\":2", "\"version\":99")), "version 99"),
         (sealed(&lines.replace("http,https", "https,ftp")), "its rows passed other rules (https,ftp)"),
         (sealed(&lines.replace(&revision, "0123456789abcdef")), "the revision does not match"),
     ] {
@@ -169,7 +169,7 @@ impl Drop for Nginx {
 }
 
 #[tokio::test]
-async fn nginx_serves_a_file_by_https_to_edges_with_the_token() {
+async fn edges_follow_a_file_of_nginx_over_https_with_a_token() {
     let db = Db::new().await;
     for number in 0..50 {
         db.add(&format!("model-{number}")).await;
@@ -211,7 +211,7 @@ async fn nginx_serves_a_file_by_https_to_edges_with_the_token() {
 }
 
 #[tokio::test]
-async fn secrets_in_addresses_and_tokens_are_never_shown() {
+async fn upstream_secrets_are_never_shown() {
     let url = "http://me:s3cret@127.0.0.1:1/catalog.jsonl?sig=s3cret";
     let edge = Server::edge(url, &[("CATALOG_UPSTREAM_TOKEN", "s3cret"), ("CATALOG_LOG", "trace")]).await;
     edge.until("the outage is logged", |s| std::future::ready(s.logged("the upstream is unavailable") > 0)).await;

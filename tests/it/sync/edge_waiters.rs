@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::edges::scaled;
 use crate::support::raw::Raw;
-use crate::support::{Db, Server, raise_descriptors};
+use crate::support::{Db, Server, raise_fd_limit};
 
 /// Bytes that a request of an edge has, and that it repeats every 30 s.
 async fn request_bytes() -> usize {
@@ -30,9 +30,9 @@ async fn request_bytes() -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn waiting_edges_are_cheap_and_a_change_reaches_all() {
+async fn a_change_reaches_all_waiting_edges() {
     let waiters = scaled("EDGE_WAITERS", 200);
-    raise_descriptors();
+    raise_fd_limit();
     let db = Db::new().await;
     db.sql("INSERT INTO models (id, name, download_url, save_path) SELECT 'm' || n, 'n', 'https://example.org/' || n, 'x' || n FROM generate_series(1, 1000) n").await;
     let server = Server::start(&db).await;

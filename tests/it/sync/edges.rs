@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::tcp_proxy::TcpProxy;
-use crate::support::{Db, Server, migrated, private, sql, until};
+use crate::support::{Db, Server, migrated, sql, start_postgres, until};
 
 /// A number from the environment, for the long form of a test.
 pub fn scaled(variable: &str, short: u64) -> u64 {
@@ -139,7 +139,7 @@ impl Edge {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn edges_equal_the_primary_through_cuts_and_restarts() {
+async fn edges_converge_on_the_primary_through_cuts_and_restarts() {
     let (edges, seconds) = (scaled("EDGES", 4), scaled("EDGE_SECONDS", 5));
     let db = Arc::new(Db::new().await);
     for id in ["pair-a", "pair-b"] {
@@ -193,7 +193,7 @@ async fn edges_equal_the_primary_through_cuts_and_restarts() {
 }
 
 #[tokio::test]
-async fn a_change_reaches_an_edge_of_an_edge_at_once() {
+async fn changes_reach_an_edge_of_an_edge_without_polling() {
     let db = Db::new().await;
     db.add("a").await;
     let replica = Server::start(&db).await;
@@ -221,7 +221,7 @@ async fn a_change_reaches_an_edge_of_an_edge_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upstream_outage_fails_no_request_and_a_restart_serves_the_file() {
+async fn upstream_outage_fails_no_request_and_a_restart_serves_the_file() {
     let outage = Duration::from_secs(scaled("EDGE_OUTAGE_SECONDS", 2));
     let db = Db::new().await;
     db.add("a").await;
@@ -264,8 +264,8 @@ async fn an_upstream_outage_fails_no_request_and_a_restart_serves_the_file() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_behind_is_refused() {
-    let postgres = private(&[]);
+async fn older_state_of_another_upstream_is_refused() {
+    let postgres = start_postgres(&[]);
     let client = migrated(&postgres.url("postgres")).await;
     sql(
         &client,

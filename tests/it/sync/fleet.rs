@@ -1,63 +1,64 @@
-//! Has it arrived? What `pg_stat_activity` shows of each replica, and waiting for all of them. Transaction ids are the
-//! whole cluster's, so these have clusters of their own.
+//! `model_catalog.fleet` and `wait_for_fleet`: which replicas serve which transactions. Transaction ids belong to the whole
+//! cluster, so each test has a cluster of its own.
 
 use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use tokio_postgres::Client;
 use tokio_postgres::error::DbError;
 
-use crate::support::{self, ONLY_THE_BELL, PATIENCE, Server, migrated, private, sql};
+use crate::support::{self, NOTIFY_ONLY, Server, WAIT_LIMIT, migrated, sql, start_postgres};
 
-/// A cluster with three models, and replicas that hear nothing but the bell.
-struct Scene {
+/// A cluster with three models, and replicas that follow by notifications only.
+struct Fleet {
     postgres: EphemeralPostgres,
     client: Client,
     replicas: Vec<Server>,
 }
 
-impl Scene {
+impl Fleet {
     async fn with(names: &[&str]) -> Self {
-        let postgres = private(&[]);
+        let postgres = start_postgres(&[]);
         let client = migrated(&postgres.url("postgres")).await;
         let insert = "INSERT INTO models (id, name, download_url, save_path) \
                       SELECT id, 'first', 'https://example.org/x', 'x' FROM unnest('{a,b,c}'::text[]) id";
         sql(&client, insert).await;
-        let mut scene = Self { postgres, client, replicas: Vec::new() };
+        let mut fleet = Self { postgres, client, replicas: Vec::new() };
         for name in names {
-            scene.add(&[("CATALOG_REPLICA_NAME", name), ONLY_THE_BELL[0]]).await;
+            fleet.add(&[("CATALOG_REPLICA_NAME", name), NOTIFY_ONLY[0]]).await;
         }
-        scene.all_in_step().await;
-        scene
+        fleet.wait_in_sync().await;
+        fleet
     }
 
     async fn add(&mut self, settings: &[(&str, &str)]) {
         self.replicas.push(Server::start_with(&self.postgres.url("postgres"), settings).await);
     }
 
-    async fn another(&self) -> Client {
+    async fn connect(&self) -> Client {
         support::connect(&self.postgres.url("postgres")).await
     }
 
     /// `name in_step`, in the order of names.
-    async fn fleet(&self) -> String {
+    async fn in_step(&self) -> String {
         let all = "SELECT string_agg(concat(name, ' ', in_step), ', ' ORDER BY name) FROM model_catalog.fleet";
         sql(&self.client, all).await.unwrap_or_default()
     }
 
-    async fn one(&self, column: &str) -> String {
+    /// A column of the only replica.
+    async fn column(&self, column: &str) -> String {
         sql(&self.client, &format!("SELECT {column} FROM model_catalog.fleet")).await.unwrap_or_default()
     }
 
-    async fn all_in_step(&self) {
+    async fn wait_in_sync(&self) {
         let behind = "SELECT string_agg(name, ' ') FROM model_catalog.fleet WHERE in_step IS NOT TRUE";
-        support::until("all are in step", || async { sql(&self.client, behind).await.is_none() }).await;
+        support::until("all replicas are in sync", || async { sql(&self.client, behind).await.is_none() }).await;
     }
 
-    /// Names a model; gives the transaction.
+    /// Renames a model and returns the transaction id.
     async fn rename(&self, id: &str, name: &str) -> String {
         rename(&self.client, id, name).await
     }
 
-    /// Waits for a transaction, in a statement of its own.
+    /// Runs `wait_for_fleet` in a statement of its own.
     async fn wait(&self, xid: &str, timeout: &str) -> Result<i64, DbError> {
         wait(&self.client, xid, timeout).await
     }
@@ -68,210 +69,217 @@ async fn rename(client: &Client, id: &str, name: &str) -> String {
     sql(client, &update).await.unwrap()
 }
 
-/// A transaction that has written something and stays open.
-async fn open(client: &Client) -> String {
+/// Opens a transaction and returns its id.
+async fn begin(client: &Client) -> String {
     sql(client, "BEGIN; SELECT pg_current_xact_id()").await.unwrap()
 }
 
 async fn wait(client: &Client, xid: &str, timeout: &str) -> Result<i64, DbError> {
     let wait = format!("SELECT model_catalog.wait_for_fleet('{xid}', '{timeout}')");
-    let done = tokio::time::timeout(PATIENCE, client.query_one(&wait, &[])).await.expect("it waits on");
-    done.map(|row| row.get(0)).map_err(|error| error.as_db_error().unwrap().clone())
+    let result = tokio::time::timeout(WAIT_LIMIT, client.query_one(&wait, &[]))
+        .await
+        .expect("wait_for_fleet ignores its timeout");
+    result.map(|row| row.get(0)).map_err(|error| error.as_db_error().unwrap().clone())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frozen_replica_is_named_and_waited_for() {
-    let scene = Scene::with(&["one", "two", "three"]).await;
-    assert_eq!(scene.fleet().await, "one t, three t, two t");
-    let xid = scene.rename("a", "second").await;
-    assert_eq!(scene.wait(&xid, "30s").await.unwrap(), 3);
-    for server in &scene.replicas {
-        assert_eq!(server.field("a", "name").await, "second", "it was said to be served");
-        let shown = "SELECT count(*) FROM model_catalog.fleet WHERE in_step AND revision = ";
+async fn wait_for_fleet_names_and_awaits_a_stopped_replica() {
+    let fleet = Fleet::with(&["one", "two", "three"]).await;
+    assert_eq!(fleet.in_step().await, "one t, three t, two t");
+    let xid = fleet.rename("a", "second").await;
+    assert_eq!(fleet.wait(&xid, "30s").await.unwrap(), 3);
+    for server in &fleet.replicas {
+        assert_eq!(server.field("a", "name").await, "second", "wait_for_fleet returned before it was served");
+        let reported = "SELECT count(*) FROM model_catalog.fleet WHERE in_step AND revision = ";
         let revision = server.get("/api/models/a").await.revision();
-        assert_eq!(sql(&scene.client, &format!("{shown}'{revision}'")).await.as_deref(), Some("3"));
+        assert_eq!(sql(&fleet.client, &format!("{reported}'{revision}'")).await.as_deref(), Some("3"));
     }
 
-    let frozen = &scene.replicas[1];
-    frozen.signal("STOP");
-    let before = sql(&scene.client, "SELECT revision FROM model_catalog.fleet WHERE name = 'two'").await;
-    let xid = scene.rename("a", "third").await;
-    let late = scene.wait(&xid, "400ms").await.unwrap_err();
+    let stopped = &fleet.replicas[1];
+    stopped.signal("STOP");
+    let before = sql(&fleet.client, "SELECT revision FROM model_catalog.fleet WHERE name = 'two'").await;
+    let xid = fleet.rename("a", "third").await;
+    let timed_out = fleet.wait(&xid, "400ms").await.unwrap_err();
     assert_eq!(
-        (late.code().code(), late.message()),
+        (timed_out.code().code(), timed_out.message()),
         ("55P03", &*format!("not every server serves transaction {xid} within 00:00:00.4"))
     );
-    let detail = late.detail().unwrap();
+    let detail = timed_out.detail().unwrap();
     assert!(detail.contains("Behind: two (pid ") && !detail.contains("one") && !detail.contains("three"), "{detail}");
-    assert_eq!(scene.fleet().await, "one t, three t, two f");
+    assert_eq!(fleet.in_step().await, "one t, three t, two f");
     let revisions = "SELECT string_agg(DISTINCT revision, ' ') FROM model_catalog.fleet WHERE name ";
-    assert_eq!(sql(&scene.client, &format!("{revisions} = 'two'")).await, before);
-    let new = scene.replicas[0].get("/api/models/a").await.revision();
-    assert_eq!(sql(&scene.client, &format!("{revisions} <> 'two'")).await, Some(new));
+    assert_eq!(sql(&fleet.client, &format!("{revisions} = 'two'")).await, before);
+    let new = fleet.replicas[0].get("/api/models/a").await.revision();
+    assert_eq!(sql(&fleet.client, &format!("{revisions} <> 'two'")).await, Some(new));
 
-    // What it waits for is in no hurry to happen, so the wait is surely under way when it does.
-    let (waiter, waited) = (scene.another().await, xid.clone());
+    // The replica stays stopped until the wait is under way.
+    let (waiter, waited) = (fleet.connect().await, xid.clone());
     let waiting = tokio::spawn(async move { wait(&waiter, &waited, "30s").await });
-    let inside = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
-    support::until("it waits", || async { !scene.client.query(inside, &[]).await.unwrap().is_empty() }).await;
-    frozen.signal("CONT");
+    let sleeping = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    support::until("wait_for_fleet sleeps", || async { !fleet.client.query(sleeping, &[]).await.unwrap().is_empty() })
+        .await;
+    stopped.signal("CONT");
     assert_eq!(waiting.await.unwrap().unwrap(), 3);
-    assert_eq!(frozen.field("a", "name").await, "third");
-    assert_eq!(scene.fleet().await, "one t, three t, two t");
+    assert_eq!(stopped.field("a", "name").await, "third");
+    assert_eq!(fleet.in_step().await, "one t, three t, two t");
 }
 
 #[tokio::test]
-async fn a_forgotten_transaction_holds_nobody_up_and_is_not_taken_for_served() {
-    let scene = Scene::with(&["one"]).await;
-    let server = &scene.replicas[0];
-    let (slow, forgotten) = (scene.another().await, scene.another().await);
-    let forgotten_xid = open(&forgotten).await;
-    let slow_xid = open(&slow).await;
+async fn idle_transaction_neither_blocks_wait_for_fleet_nor_counts_as_served() {
+    let fleet = Fleet::with(&["one"]).await;
+    let server = &fleet.replicas[0];
+    let (slow, idle) = (fleet.connect().await, fleet.connect().await);
+    let idle_xid = begin(&idle).await;
+    let slow_xid = begin(&slow).await;
     rename(&slow, "a", "slow").await;
-    let quick = scene.rename("b", "quick").await;
-    assert_eq!(scene.wait(&quick, "30s").await.unwrap(), 1);
+    let quick = fleet.rename("b", "quick").await;
+    assert_eq!(fleet.wait(&quick, "30s").await.unwrap(), 1);
     assert_eq!(server.field("b", "name").await, "quick");
-    assert_eq!(scene.one("in_step").await, "t");
-    assert_eq!(scene.one("running_xids").await, format!("{{{slow_xid},{forgotten_xid}}}"));
+    assert_eq!(fleet.column("in_step").await, "t");
+    assert_eq!(fleet.column("running_xids").await, format!("{{{slow_xid},{idle_xid}}}"));
 
-    // A transaction that the server has read past, and that commits when it can't read: it is not served, although
-    // its id is lower than ids that are.
+    // A transaction that was running at the server's position and commits while the server is stopped: it is not
+    // served, although its id is lower than ids that are.
     server.signal("STOP");
     sql(&slow, "COMMIT").await;
-    assert_eq!(scene.one("in_step").await, "f");
-    assert!(scene.wait(&quick, "30s").await.is_ok());
-    let late = scene.wait(&slow_xid, "300ms").await.unwrap_err();
-    assert!(late.detail().unwrap().starts_with("Behind: one (pid "), "{late:?}");
+    assert_eq!(fleet.column("in_step").await, "f");
+    assert!(fleet.wait(&quick, "30s").await.is_ok());
+    let timed_out = fleet.wait(&slow_xid, "300ms").await.unwrap_err();
+    assert!(timed_out.detail().unwrap().starts_with("Behind: one (pid "), "{timed_out:?}");
     server.signal("CONT");
-    assert_eq!(scene.wait(&slow_xid, "30s").await.unwrap(), 1);
+    assert_eq!(fleet.wait(&slow_xid, "30s").await.unwrap(), 1);
     assert_eq!(server.field("a", "name").await, "slow");
-    assert_eq!(scene.one("running_xids").await, format!("{{{forgotten_xid}}}"));
-    scene.all_in_step().await;
+    assert_eq!(fleet.column("running_xids").await, format!("{{{idle_xid}}}"));
+    fleet.wait_in_sync().await;
 }
 
 #[tokio::test]
-async fn more_writers_at_once_than_have_room_in_the_name() {
-    let scene = Scene::with(&["sixteen-letters-"]).await;
-    let server = &scene.replicas[0];
+async fn wait_for_fleet_is_exact_beyond_the_xids_that_fit_in_application_name() {
+    let fleet = Fleet::with(&["sixteen-letters-"]).await;
+    let server = &fleet.replicas[0];
     let mut writers = Vec::new();
     for _ in 0..40 {
-        let client = scene.another().await;
-        let xid = open(&client).await;
+        let client = fleet.connect().await;
+        let xid = begin(&client).await;
         writers.push((client, xid));
     }
     for (client, id) in [(&writers[0].0, "a"), (&writers[20].0, "b")] {
         rename(client, id, "by one of many").await;
     }
-    let young = scene.rename("c", "young").await;
-    assert_eq!(scene.wait(&young, "30s").await.unwrap(), 1, "it is younger than all that run");
-    let named: usize = scene.one("cardinality(running_xids)").await.parse().unwrap();
-    let older: usize = scene.one("older_running").await.parse().unwrap();
+    let last = fleet.rename("c", "last").await;
+    assert_eq!(
+        fleet.wait(&last, "30s").await.unwrap(),
+        1,
+        "a transaction above all running ones is not counted as served"
+    );
+    let named: usize = fleet.column("cardinality(running_xids)").await.parse().unwrap();
+    let older: usize = fleet.column("older_running").await.parse().unwrap();
     assert!(named > 0 && older > 20 && named + older == 40, "{named} named, {older} older");
 
-    // One that was not named, committed unread and read.
+    // One that is listed in the name and one that is only counted there, before and after the server reads them.
     for (writer, id) in [(0, "a"), (20, "b")] {
         let (client, xid) = &writers[writer];
         server.signal("STOP");
         sql(client, "COMMIT").await;
-        assert!(scene.wait(xid, "200ms").await.is_err(), "{id}");
-        assert_eq!(scene.one("in_step").await, "f");
+        assert!(fleet.wait(xid, "200ms").await.is_err(), "{id}");
+        assert_eq!(fleet.column("in_step").await, "f");
         server.signal("CONT");
-        assert_eq!(scene.wait(xid, "30s").await.unwrap(), 1);
+        assert_eq!(fleet.wait(xid, "30s").await.unwrap(), 1);
         assert_eq!(server.field(id, "name").await, "by one of many");
-        assert_eq!(scene.one("in_step").await, "t");
+        assert_eq!(fleet.column("in_step").await, "t");
     }
 }
 
 #[tokio::test]
-async fn what_can_not_be_waited_for_is_said_at_once() {
-    let mut scene = Scene::with(&[]).await;
-    let committed = scene.rename("a", "committed").await;
-    // Nobody is there.
-    assert_eq!(scene.wait(&committed, "30s").await.unwrap(), 0);
+async fn wait_for_fleet_rejects_transactions_that_cannot_be_awaited() {
+    let mut fleet = Fleet::with(&[]).await;
+    let committed = fleet.rename("a", "committed").await;
+    // No replica is connected.
+    assert_eq!(fleet.wait(&committed, "30s").await.unwrap(), 0);
 
-    scene.add(ONLY_THE_BELL).await;
-    let other = scene.another().await;
-    let own = open(&other).await;
+    fleet.add(NOTIFY_ONLY).await;
+    let other = fleet.connect().await;
+    let own = begin(&other).await;
     rename(&other, "b", "own").await;
-    for client in [&scene.client, &other] {
-        let refused = wait(client, &own, "30s").await.unwrap_err();
-        assert_eq!(refused.message(), format!("transaction {own} is still in progress"));
-        assert!(refused.hint().unwrap().contains("COMMIT the transaction first"), "{refused:?}");
+    for client in [&fleet.client, &other] {
+        let error = wait(client, &own, "30s").await.unwrap_err();
+        assert_eq!(error.message(), format!("transaction {own} is still in progress"));
+        assert!(error.hint().unwrap().contains("COMMIT the transaction first"), "{error:?}");
     }
     sql(&other, "ROLLBACK").await;
-    let refused = scene.wait(&own, "30s").await.unwrap_err();
-    assert_eq!(refused.message(), format!("transaction {own} was rolled back"));
-    assert!(refused.hint().unwrap().contains("No server will serve"), "{refused:?}");
+    let error = fleet.wait(&own, "30s").await.unwrap_err();
+    assert_eq!(error.message(), format!("transaction {own} was rolled back"));
+    assert!(error.hint().unwrap().contains("No server will serve"), "{error:?}");
 
     sql(&other, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT id FROM models").await;
-    let later = scene.rename("a", "later").await;
-    let refused = wait(&other, &later, "30s").await.unwrap_err();
+    let later = fleet.rename("a", "later").await;
+    let error = wait(&other, &later, "30s").await.unwrap_err();
     let expected = "was committed after the snapshot of the current transaction was taken";
-    assert_eq!(refused.message(), format!("transaction {later} {expected}"));
+    assert_eq!(error.message(), format!("transaction {later} {expected}"));
     sql(&other, "ROLLBACK").await;
 
-    assert!(scene.wait("999999999", "30s").await.unwrap_err().message().contains("is in the future"));
+    assert!(fleet.wait("999999999", "30s").await.unwrap_err().message().contains("is in the future"));
     for arguments in ["NULL", "'3', NULL"] {
         let wait = format!("SELECT model_catalog.wait_for_fleet({arguments})");
-        let refused = scene.client.query_one(&wait, &[]).await.unwrap_err();
-        assert_eq!(refused.code().unwrap().code(), "22004");
-        assert!(refused.as_db_error().unwrap().message().contains("must not be null"), "{refused:?}");
+        let error = fleet.client.query_one(&wait, &[]).await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "22004");
+        assert!(error.as_db_error().unwrap().message().contains("must not be null"), "{error:?}");
     }
-    // In a transaction that is open for something else, and by default for half a minute.
+    // Within a transaction that has a snapshot already, and with the default timeout.
     let wait = format!("BEGIN; SELECT pid FROM pg_stat_activity; SELECT model_catalog.wait_for_fleet('{later}')");
     assert_eq!(sql(&other, &wait).await.as_deref(), Some("1"));
 }
 
 #[tokio::test]
-async fn a_reload_is_waited_for_and_a_heartbeat_moves_the_mark() {
-    let mut scene = Scene::with(&["listens"]).await;
+async fn wait_for_fleet_covers_reloads_and_changes_without_notification() {
+    let mut fleet = Fleet::with(&["notified"]).await;
     let reloaded = "BEGIN; SELECT model_catalog.reload(); SELECT pg_current_xact_id()";
-    let xid = sql(&scene.client, reloaded).await.unwrap();
-    sql(&scene.client, "COMMIT").await;
-    assert_eq!(scene.wait(&xid, "30s").await.unwrap(), 1);
-    scene.replicas[0].signal("STOP");
-    let xid = sql(&scene.client, reloaded).await.unwrap();
-    sql(&scene.client, "COMMIT").await;
-    assert_eq!(scene.fleet().await, "listens f");
-    assert!(scene.wait(&xid, "200ms").await.is_err());
-    scene.replicas[0].signal("CONT");
-    assert_eq!(scene.wait(&xid, "30s").await.unwrap(), 1);
-    assert_eq!(scene.fleet().await, "listens t");
+    let xid = sql(&fleet.client, reloaded).await.unwrap();
+    sql(&fleet.client, "COMMIT").await;
+    assert_eq!(fleet.wait(&xid, "30s").await.unwrap(), 1);
+    fleet.replicas[0].signal("STOP");
+    let xid = sql(&fleet.client, reloaded).await.unwrap();
+    sql(&fleet.client, "COMMIT").await;
+    assert_eq!(fleet.in_step().await, "notified f");
+    assert!(fleet.wait(&xid, "200ms").await.is_err());
+    fleet.replicas[0].signal("CONT");
+    assert_eq!(fleet.wait(&xid, "30s").await.unwrap(), 1);
+    assert_eq!(fleet.in_step().await, "notified t");
 
-    // What concerns no model rings no bell; who looks without one comes past it.
-    scene.replicas.clear();
-    scene.add(&[("CATALOG_REPLICA_NAME", "looks"), ("CATALOG_POLL_INTERVAL", "100ms")]).await;
-    support::until("the other is gone", || async { scene.fleet().await == "looks t" }).await;
-    let xid = sql(&scene.client, "CREATE TABLE other (); SELECT pg_current_xact_id()").await.unwrap();
-    let revision = scene.one("revision").await;
-    assert_eq!(scene.wait(&xid, "30s").await.unwrap(), 1);
-    assert_eq!(scene.one("revision").await, revision);
+    // A transaction that touches no model sends no notification; a poll moves the position beyond it.
+    fleet.replicas.clear();
+    fleet.add(&[("CATALOG_REPLICA_NAME", "polling"), ("CATALOG_POLL_INTERVAL", "100ms")]).await;
+    support::until("only the polling replica is left", || async { fleet.in_step().await == "polling t" }).await;
+    let xid = sql(&fleet.client, "CREATE TABLE other (); SELECT pg_current_xact_id()").await.unwrap();
+    let revision = fleet.column("revision").await;
+    assert_eq!(fleet.wait(&xid, "30s").await.unwrap(), 1);
+    assert_eq!(fleet.column("revision").await, revision);
 }
 
 #[tokio::test]
-async fn names_are_the_setting_or_the_addresses_or_the_hosts() {
-    let mut scene = Scene::with(&["it's-\\me"]).await;
-    scene.add(ONLY_THE_BELL).await;
-    let url = format!("{} application_name='night shift'", scene.postgres.url("postgres"));
-    scene.replicas.push(Server::start_with(&url, ONLY_THE_BELL).await);
-    scene.all_in_step().await;
-    let port = scene.replicas[1].address.rsplit_once(':').unwrap().1.to_owned();
-    let names = scene.fleet().await;
+async fn replica_name_comes_from_setting_url_or_address() {
+    let mut fleet = Fleet::with(&["it's-\\me"]).await;
+    fleet.add(NOTIFY_ONLY).await;
+    let url = format!("{} application_name='night shift'", fleet.postgres.url("postgres"));
+    fleet.replicas.push(Server::start_with(&url, NOTIFY_ONLY).await);
+    fleet.wait_in_sync().await;
+    let port = fleet.replicas[1].address.rsplit_once(':').unwrap().1.to_owned();
+    let names = fleet.in_step().await;
     for part in ["it's-\\me t".to_owned(), format!(":{port} t"), "night-shift t".to_owned()] {
         assert!(names.contains(&part), "no {part} in {names}");
     }
 
-    // Other sessions of the program are no replicas, and no session can break the view by what it calls itself.
-    let rude = scene.another().await;
+    // Other sessions of the program are not listed as replicas, and no application_name can break the view.
+    let hostile = fleet.connect().await;
     for name in [
         "model-catalog",
         "model-catalog x 0123456789abcdef 99999999999999999999",
         "model-catalog x 0123456789abcdef 1--2",
         "model-catalog x y 0123456789abcdef 1",
     ] {
-        sql(&rude, &format!("SET application_name = '{name}'")).await;
-        assert_eq!(scene.fleet().await, names, "{name}");
+        sql(&hostile, &format!("SET application_name = '{name}'")).await;
+        assert_eq!(fleet.in_step().await, names, "{name}");
     }
-    sql(&rude, "SET application_name = 'model-catalog x 0123456789abcdef 5-999999999999999999+999999999'").await;
-    assert!(scene.fleet().await.ends_with(", x f"), "{}", scene.fleet().await);
+    sql(&hostile, "SET application_name = 'model-catalog x 0123456789abcdef 5-999999999999999999+999999999'").await;
+    assert!(fleet.in_step().await.ends_with(", x f"), "{}", fleet.in_step().await);
 }

@@ -1,16 +1,17 @@
-//! The catalog follows the database exactly: changes, deltas, audits, the snapshot file, the fleet.
+//! The catalog follows the database exactly: statements, transactions, deltas, audits, the snapshot file, the fleet.
 
 mod audit;
-mod bad_rows;
-mod changes;
 mod delta_correctness;
-
 pub mod delta_plan;
 mod edge_files;
 mod edge_waiters;
 mod edges;
-mod examples;
+mod example_schemas;
 mod fleet;
+mod rejected_rows;
 pub mod snapshot_file;
-mod sources;
+mod snapshot_file_rules;
+mod source_tables;
+mod standby;
+mod statements;
 mod transactions;

@@ -1,4 +1,4 @@
-//! The catalog on disk: a start without a database, files that can't be used, disks that are full, deaths at any moment.
+//! The snapshot file: starts without a database, unusable files, full disks, kills at any moment.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -7,25 +7,25 @@ use std::time::{Duration, Instant};
 
 use model_catalog::loader::snapshot_file as file;
 
+use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_loads, in_sync};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::witness::{self, Witness, bump, difference, fulls, in_step};
 use crate::support::{self, Db, Server, migrated, sql};
 
 const PAIRS: usize = 20;
-/// Where nobody answers.
-const NOWHERE: &str = "host=/nowhere user=postgres dbname=postgres";
+/// A database URL at which no server listens.
+const UNREACHABLE: &str = "host=/nowhere user=postgres dbname=postgres";
 
-/// A folder that is gone after the test.
-struct Folder(PathBuf);
+/// A directory that is removed after the test.
+pub struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let path = std::env::temp_dir().join(format!("snapshot-{:x}", fastrand::u64(..)));
         std::fs::create_dir(&path).unwrap();
         Self(path)
     }
 
-    fn file(&self) -> String {
+    pub fn file(&self) -> String {
         self.0.join("catalog").display().to_string()
     }
 }
@@ -45,41 +45,41 @@ async fn operations(server: &Server, operation: &str, outcome: &str) -> f64 {
     server.metric(&format!("catalog_snapshot_file_operations_total{labels}")).await
 }
 
-async fn saved(server: &Server) {
+async fn wait_for_write(server: &Server) {
     server.until("the file is written", |s| async { operations(s, "write", "ok").await > 0.0 }).await;
 }
 
-async fn ended(server: &Server) {
+async fn terminate(server: &Server) {
     server.signal("TERM");
-    server.until("it ended", |s| async { s.exited().is_some() }).await;
+    server.until("the process has exited", |s| async { s.exited().is_some() }).await;
     assert!(server.exited().unwrap().success());
 }
 
-/// A database with pairs and a file of what it held.
+/// A database with pairs and a snapshot file of it.
 async fn database_and_file() -> (Db, Folder) {
     let (db, folder) = (Db::new().await, Folder::new());
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let server = start(&db.url, &folder.file()).await;
-    saved(&server).await;
-    ended(&server).await;
+    wait_for_write(&server).await;
+    terminate(&server).await;
     (db, folder)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_start_needs_no_database_and_catches_up_with_one_delta() {
-    let postgres = support::private(&[]);
+async fn start_without_database_serves_the_file_then_catches_up_with_a_delta() {
+    let postgres = support::start_postgres(&[]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, PAIRS).await;
+    consistency::add_pairs(&client, PAIRS).await;
     let proxy = Proxy::before(&postgres).await;
     let folder = Folder::new();
     let url = proxy.url("postgres");
     let server = start(&url, &folder.file()).await;
-    // SIGTERM writes the last state, without the pause between two writes.
-    saved(&server).await;
+    // SIGTERM writes the last snapshot at once, without the pause between two writes.
+    wait_for_write(&server).await;
     sql(&client, &bump(0)).await;
-    in_step(&server, &client).await;
+    in_sync(&server, &client).await;
     let revision = server.get("/api/models/pair-0-a").await.revision();
-    ended(&server).await;
+    terminate(&server).await;
 
     proxy.set(Mode::Refuse).await;
     let server = start(&url, &folder.file()).await;
@@ -89,73 +89,73 @@ async fn a_start_needs_no_database_and_catches_up_with_one_delta() {
     let reply = server.get("/api/models/pair-0-a").await;
     assert_eq!((reply.revision(), reply.json()["description"].as_str()), (revision, Some("1")));
 
-    // What happened while it was down and while Postgres was away.
-    let witness = Witness::start(&server, PAIRS - 1, false);
+    // Changes made while the server was down and Postgres unreachable.
+    let readers = ConsistencyReaders::start(&server, PAIRS - 1, false);
     sql(&client, &bump(1)).await;
     let last = PAIRS - 1;
     sql(&client, &format!("DELETE FROM models WHERE id LIKE 'pair-{last}-_'")).await;
     proxy.set(Mode::Pass).await;
-    in_step(&server, &client).await;
-    assert_eq!(fulls(&server, 0.0).await, 0.0);
-    server.until("it follows", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
-    witness.finish().await;
+    in_sync(&server, &client).await;
+    assert_eq!(full_loads(&server, 0.0).await, 0.0);
+    server.until("the server is in sync", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
+    readers.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_of_another_history_serves_until_postgres_answers() {
+async fn file_of_another_history_is_served_until_postgres_responds() {
     let (_, folder) = database_and_file().await;
-    let postgres = support::private(&[]);
+    let postgres = support::start_postgres(&[]);
     let client = migrated(&postgres.url("postgres")).await;
-    witness::add_pairs(&client, 2).await;
+    consistency::add_pairs(&client, 2).await;
     let proxy = Proxy::before(&postgres).await;
     proxy.set(Mode::Refuse).await;
     let server = start(&proxy.url("postgres"), &folder.file()).await;
     assert_eq!(server.get("/readyz").await.json()["models"], 2 * PAIRS);
     proxy.set(Mode::Pass).await;
-    in_step(&server, &client).await;
-    assert_eq!(fulls(&server, 1.0).await, 1.0);
+    in_sync(&server, &client).await;
+    assert_eq!(full_loads(&server, 1.0).await, 1.0);
     server.until_logged("the database has another history", 1).await;
-    // The file follows.
-    saved(&server).await;
-    ended(&server).await;
+    // The file is replaced, too.
+    wait_for_write(&server).await;
+    terminate(&server).await;
     assert_eq!(file::read(Path::new(&folder.file())).unwrap().snapshot.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn other_rules_read_everything_again() {
+async fn changed_rules_force_a_full_load() {
     let (db, folder) = database_and_file().await;
     db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('s3', 's3', 's3://a/b', 'a/b')").await;
     let server = start(&db.url, &folder.file()).await;
-    server.until("it follows", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
-    assert_eq!((fulls(&server, 0.0).await, server.get("/api/models/s3").await.status), (0.0, 404));
-    ended(&server).await;
+    server.until("the server is in sync", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
+    assert_eq!((full_loads(&server, 0.0).await, server.get("/api/models/s3").await.status), (0.0, 404));
+    terminate(&server).await;
     let settings = [("CATALOG_SNAPSHOT_FILE", &*folder.file()), ("CATALOG_URL_SCHEMES", "https,s3")];
     let server = Server::start_with(&db.url, &settings).await;
-    in_step(&server, &db.client).await;
-    assert_eq!((fulls(&server, 1.0).await, server.get("/api/models/s3").await.status), (1.0, 200));
+    in_sync(&server, &db.client).await;
+    assert_eq!((full_loads(&server, 1.0).await, server.get("/api/models/s3").await.status), (1.0, 200));
 }
 
 #[tokio::test]
-async fn an_id_that_json_escapes_outlives_a_restart() {
+async fn id_with_json_escapes_survives_a_restart() {
     let (db, folder) = (Db::new().await, Folder::new());
     db.add("a\"b").await;
     let server = start(&db.url, &folder.file()).await;
-    saved(&server).await;
-    ended(&server).await;
-    let server = Server::spawn(NOWHERE, &[("CATALOG_SNAPSHOT_FILE", &folder.file())]).await;
-    server.until("it serves", |s| async move { s.get("/readyz").await.status == 200 }).await;
+    wait_for_write(&server).await;
+    terminate(&server).await;
+    let server = Server::spawn(UNREACHABLE, &[("CATALOG_SNAPSHOT_FILE", &folder.file())]).await;
+    server.until("the file is served", |s| async move { s.get("/readyz").await.status == 200 }).await;
     assert_eq!(server.get("/api/models/a%22b").await.json()["id"], "a\"b");
 }
 
-/// The file with the checksum that it would have.
-fn summed_anew(text: &str) -> Vec<u8> {
+/// A modified file with a valid checksum.
+fn with_new_checksum(text: &str) -> Vec<u8> {
     let end = text.trim_end().rfind('\n').unwrap() + 1;
     let sum = xxhash_rust::xxh3::xxh3_128(&text.as_bytes()[..end]);
     format!("{}{{\"checksum\":\"{sum:032x}\"}}\n", &text[..end]).into_bytes()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_cannot_be_used_is_set_aside() {
+async fn unusable_file_is_quarantined() {
     let (db, folder) = database_and_file().await;
     let good = std::fs::read(folder.file()).unwrap();
     let mut cases = vec![("empty", Vec::new()), ("garbage", vec![0xa5; 5_000]), ("text", b"hello\n".repeat(9))];
@@ -168,27 +168,26 @@ async fn a_file_that_cannot_be_used_is_set_aside() {
         cases.push(("flipped", flipped));
     }
     let text = String::from_utf8(good.clone()).unwrap();
-    cases.push(("version", text.replacen("\"version\":", "\"version\":9", 1).into_bytes()));
     cases.push(("appended", [&good[..], b"more\n"].concat()));
     cases.push(("format", text.replacen("\"format\":\"", "\"format\":\"other ", 1).into_bytes()));
-    // Whole by its checksum, but not what it says it is.
-    cases.push(("revision", summed_anew(&text.replacen("\"revision\":\"", "\"revision\":\"0", 1))));
-    let aside = PathBuf::from(format!("{}.damaged", folder.file()));
+    // The checksum is right, the revision is not.
+    cases.push(("revision", with_new_checksum(&text.replacen("\"revision\":\"", "\"revision\":\"0", 1))));
+    let quarantined = PathBuf::from(format!("{}.damaged", folder.file()));
     for (case, bytes) in cases {
         std::fs::write(folder.file(), &bytes).unwrap();
-        // Nothing of it is served when nobody knows better.
-        let server = Server::spawn(NOWHERE, &[("CATALOG_SNAPSHOT_FILE", &folder.file())]).await;
-        let read = "the snapshot file can't be used";
-        server.until("it is said", |s| async move { s.logged(read) == 1 }).await;
+        // Nothing of it is served, even without a database.
+        let server = Server::spawn(UNREACHABLE, &[("CATALOG_SNAPSHOT_FILE", &folder.file())]).await;
+        let message = "the snapshot file can't be used";
+        server.until("the fault is logged", |s| async move { s.logged(message) == 1 }).await;
         assert_eq!(operations(&server, "read", "error").await, 1.0, "{case}");
         assert_eq!(server.get("/readyz").await.status, 503, "{case}");
         assert!(!Path::new(&folder.file()).exists(), "{case}");
-        assert_eq!(std::fs::read(&aside).unwrap(), bytes, "{case}");
+        assert_eq!(std::fs::read(&quarantined).unwrap(), bytes, "{case}");
     }
     let server = start(&db.url, &folder.file()).await;
     assert_eq!(difference(&server, &db.client).await, None);
 
-    // A folder in its place: it is set aside where that can be, and survived where not.
+    // A directory in its place is quarantined if possible, and tolerated if not.
     drop(server);
     for times in 0..2 {
         std::fs::remove_file(folder.file()).ok();
@@ -197,22 +196,22 @@ async fn a_file_that_cannot_be_used_is_set_aside() {
         assert_eq!(operations(&server, "read", "error").await, 1.0);
         assert_eq!(difference(&server, &db.client).await, None);
         if times == 0 {
-            assert!(!aside.is_dir());
-            std::fs::remove_file(&aside).unwrap();
+            assert!(!quarantined.is_dir());
+            std::fs::remove_file(&quarantined).unwrap();
         }
         let outcome = if Path::new(&folder.file()).is_dir() { "error" } else { "ok" };
-        server.until("a write ended", |s| async move { operations(s, "write", outcome).await > 0.0 }).await;
+        server.until("a write has finished", |s| async move { operations(s, "write", outcome).await > 0.0 }).await;
         if Path::new(&folder.file()).is_dir() {
             std::fs::remove_dir_all(folder.file()).unwrap();
         }
     }
 }
 
-/// A disk of its own; unmounted with the test.
+/// A small tmpfs that is unmounted after the test.
 pub struct SmallDisk(Folder);
 
 impl SmallDisk {
-    /// Nothing where this is not allowed.
+    /// `None` if this process may not mount.
     pub fn mount(size: &str) -> Option<Self> {
         let folder = Folder::new();
         let size = format!("size={size}");
@@ -220,12 +219,12 @@ impl SmallDisk {
         mounted.is_ok_and(|output| output.status.success()).then_some(Self(folder))
     }
 
-    /// The snapshot file on it.
+    /// Path of the snapshot file on it.
     pub fn file(&self) -> String {
         self.0.file()
     }
 
-    /// Takes up all the room there is, until the file that is given back is removed.
+    /// Fills the disk; removing the returned file frees it again.
     pub fn fill(&self) -> PathBuf {
         let ballast = self.0.0.join("ballast");
         let mut file = std::fs::File::create(&ballast).unwrap();
@@ -241,73 +240,69 @@ impl Drop for SmallDisk {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_stops_the_file_and_nothing_else() {
+async fn full_disk_stops_only_the_snapshot_file() {
     let Some(disk) = SmallDisk::mount("64k") else {
-        return eprintln!("not run: a small tmpfs can't be mounted here");
+        return support::skip("this process can't mount a tmpfs");
     };
     let db = Db::new().await;
-    witness::add_pairs(&db.client, PAIRS).await;
+    consistency::add_pairs(&db.client, PAIRS).await;
     let server = start(&db.url, &disk.file()).await;
-    saved(&server).await;
+    wait_for_write(&server).await;
     let before = std::fs::read(disk.file()).unwrap();
-    let witness = Witness::start(&server, PAIRS, false);
+    let readers = ConsistencyReaders::start(&server, PAIRS, false);
     db.sql(
         "INSERT INTO models (id, name, download_url, save_path) \
             SELECT 'big' || n, repeat('x', 1000), 'https://example.org/', 'a/b' FROM generate_series(1, 100) n",
     )
     .await;
     server.until("a write failed", |s| async { operations(s, "write", "error").await > 0.0 }).await;
-    in_step(&server, &db.client).await;
-    assert_eq!(std::fs::read(disk.file()).unwrap(), before, "the old file stays");
+    in_sync(&server, &db.client).await;
+    assert_eq!(std::fs::read(disk.file()).unwrap(), before, "the old file was changed");
     server.until_logged("the snapshot file can't be written", 1).await;
     assert!(server.logged("No space left") >= 1, "{:#?}", server.log());
     db.sql("DELETE FROM models WHERE id LIKE 'big%'").await;
     db.sql(&bump(0)).await;
-    server.until("there is room again", |s| async { s.logged("can be written again") == 1 }).await;
-    in_step(&server, &db.client).await;
-    ended_with(server, witness).await;
+    server.until("the file can be written again", |s| async { s.logged("can be written again") == 1 }).await;
+    in_sync(&server, &db.client).await;
+    readers.finish().await;
+    terminate(&server).await;
     let kept = file::read(Path::new(&disk.file())).unwrap();
     assert_eq!(kept.snapshot.len(), 2 * PAIRS);
     let json = kept.snapshot.get("pair-0-a").unwrap().json().to_vec();
     assert!(String::from_utf8(json).unwrap().contains("\"description\":\"1\""));
 }
 
-async fn ended_with(server: Server, witness: Witness) {
-    witness.finish().await;
-    ended(&server).await;
-}
-
-/// What can be seen of a folder's files from outside.
-fn state(folder: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
+/// Path, size and modification time of every file in a directory.
+fn list_files(folder: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
     let files = std::fs::read_dir(folder).unwrap().flatten();
-    let seen = files.filter_map(|file| Some((file.path(), file.metadata().ok()?)));
-    let mut state: Vec<_> = seen.map(|(path, seen)| (path, seen.len(), seen.modified().unwrap())).collect();
-    state.sort();
-    state
+    let files = files.filter_map(|file| Some((file.path(), file.metadata().ok()?)));
+    let mut list: Vec<_> = files.map(|(path, data)| (path, data.len(), data.modified().unwrap())).collect();
+    list.sort();
+    list
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn death_at_any_moment_leaves_a_whole_file() {
+async fn kill_at_any_moment_leaves_a_valid_file() {
     let (db, folder) = (Db::new().await, Folder::new());
-    witness::add_pairs(&db.client, 4_000).await;
+    consistency::add_pairs(&db.client, 4_000).await;
     for round in 0..20_u64 {
         db.sql(&bump(0)).await;
         let server = start(&db.url, &folder.file()).await;
-        let (before, there_was) = (state(&folder.0), Path::new(&folder.file()).exists());
-        // A write of a few megabytes takes some milliseconds; it is killed from its first byte to after its end.
+        let (before, existed) = (list_files(&folder.0), Path::new(&folder.file()).exists());
+        // Writing a few megabytes takes some milliseconds; the kill comes between its first byte and its end.
         db.sql("UPDATE models SET hash = coalesce(hash, '') || 'x'").await;
-        let deadline = Instant::now() + support::PATIENCE;
-        while state(&folder.0) == before {
-            assert!(Instant::now() < deadline, "nothing is written");
+        let deadline = Instant::now() + support::WAIT_LIMIT;
+        while list_files(&folder.0) == before {
+            assert!(Instant::now() < deadline, "no write has started");
             std::thread::sleep(Duration::from_micros(100));
         }
         std::thread::sleep(Duration::from_micros(fastrand::u64(0..=2_000 * round)));
         server.signal("KILL");
-        server.until("it ended", |s| async { s.exited().is_some() }).await;
+        server.until("the process has exited", |s| async { s.exited().is_some() }).await;
         match file::read(Path::new(&folder.file())) {
             Ok(kept) => assert_eq!(kept.snapshot.len(), 8_000),
             Err(error) => {
-                assert!(matches!(error, file::SnapshotFileError::Missing) && !there_was, "round {round}: {error}")
+                assert!(matches!(error, file::SnapshotFileError::Missing) && !existed, "round {round}: {error}")
             }
         }
         if round % 5 == 0 {
@@ -315,23 +310,23 @@ async fn death_at_any_moment_leaves_a_whole_file() {
         }
     }
     let server = start(&db.url, &folder.file()).await;
-    in_step(&server, &db.client).await;
+    in_sync(&server, &db.client).await;
     assert_eq!(operations(&server, "read", "error").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_processes_on_one_file_keep_it_whole() {
+async fn processes_sharing_a_file_keep_it_valid() {
     let (db, folder) = database_and_file().await;
     let path = PathBuf::from(folder.file());
     let (one, two) = (start(&db.url, &folder.file()).await, start(&db.url, &folder.file()).await);
     db.sql(&bump(0)).await;
     for server in [&one, &two] {
-        in_step(server, &db.client).await;
-        ended(server).await;
+        in_sync(server, &db.client).await;
+        terminate(server).await;
     }
     assert!(file::read(&path).unwrap().snapshot.len() == 2 * PAIRS);
 
-    // Much faster than any two processes do: writers that find each other's temporary file, and readers.
+    // Much faster than two processes would: concurrent writers, which find each other's temporary file, and a reader.
     let state = file::read(&path).unwrap();
     let deadline = Instant::now() + Duration::from_secs(2);
     std::thread::scope(|scope| {
@@ -359,14 +354,14 @@ async fn two_processes_on_one_file_keep_it_whole() {
 }
 
 #[tokio::test]
-async fn a_pipe_or_a_device_is_never_replaced_by_a_file() {
+async fn pipe_or_device_is_never_replaced_by_a_file() {
     let (db, folder) = (Db::new().await, Folder::new());
     let pipe = folder.file();
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let server = start(&db.url, &pipe).await;
-    server.until("it says so", |s| async move { s.logged("it is not a regular file") >= 2 }).await;
+    server.until("the fault is logged", |s| async move { s.logged("it is not a regular file") >= 2 }).await;
     assert!(operations(&server, "write", "ok").await == 0.0 && operations(&server, "read", "error").await == 1.0);
-    ended(&server).await;
+    terminate(&server).await;
     let kinds: Vec<_> =
         std::fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().file_type().unwrap()).collect();
     assert!(kinds.len() == 1 && kinds[0].is_fifo(), "{kinds:?}");

@@ -1,4 +1,4 @@
-//! Transactions: whole or not at all, and no trace of what was rolled back.
+//! Transactions are served atomically, and rolled-back changes leave no trace.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -6,29 +6,29 @@ use std::time::Instant;
 
 use tokio::task::JoinHandle;
 
-use crate::support::live::{bells, logged, unheard};
-use crate::support::{Db, ONLY_THE_BELL, PATIENCE, Server, sql};
+use crate::support::change_log::{assert_unnoticed, change_log, notifications};
+use crate::support::{Db, NOTIFY_ONLY, Server, WAIT_LIMIT, sql};
 
-/// Distinct states that must have been seen before the test has shown anything.
-const STATES: usize = 300;
+/// Minimum number of distinct states that readers must have seen.
+const MIN_STATES: usize = 300;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transaction_is_seen_whole_or_not_at_all() {
+async fn transactions_are_served_atomically() {
     let db = Db::new().await;
     for id in ["left", "right", "heads"] {
         db.add(id).await;
     }
     db.sql("UPDATE models SET name = '0'").await;
-    let server = Arc::new(Server::start_with(&db.url, ONLY_THE_BELL).await);
+    let server = Arc::new(Server::start_with(&db.url, NOTIFY_ONLY).await);
     let seen = Arc::<Mutex<HashSet<String>>>::default();
 
     let reader = |server: Arc<Server>, seen: Arc<Mutex<HashSet<String>>>| async move {
         loop {
-            let answer = server.batch(r#"{"model_ids":["left","heads","right","tails","brief"]}"#).await.json();
-            let names: Vec<_> = answer["models"].as_array().unwrap().iter().map(|m| &m["name"]).collect();
-            // left, right and one of heads and tails, all of one transaction; never the row that came and went.
-            assert_eq!(names.len(), 3, "{answer}");
-            assert!(names.iter().all(|name| *name == names[0]), "a torn transaction: {answer}");
+            let response = server.batch(r#"{"model_ids":["left","heads","right","tails","brief"]}"#).await.json();
+            let names: Vec<_> = response["models"].as_array().unwrap().iter().map(|m| &m["name"]).collect();
+            // left, right and one of heads and tails, all from one transaction; never the row that it added and deleted.
+            assert_eq!(names.len(), 3, "{response}");
+            assert!(names.iter().all(|name| *name == names[0]), "a torn transaction: {response}");
             seen.lock().unwrap().insert(names[0].to_string());
         }
     };
@@ -36,9 +36,9 @@ async fn a_transaction_is_seen_whole_or_not_at_all() {
         (0..4).map(|_| tokio::spawn(reader(Arc::clone(&server), Arc::clone(&seen)))).collect();
 
     let (began, mut number) = (Instant::now(), 0);
-    while seen.lock().unwrap().len() < STATES {
-        let torn = readers.iter().any(JoinHandle::is_finished);
-        assert!(!torn && began.elapsed() < PATIENCE, "{} states seen", seen.lock().unwrap().len());
+    while seen.lock().unwrap().len() < MIN_STATES {
+        let failed = readers.iter().any(JoinHandle::is_finished);
+        assert!(!failed && began.elapsed() < WAIT_LIMIT, "{} states seen", seen.lock().unwrap().len());
         number += 1;
         let (old, new) = if number % 2 == 1 { ("heads", "tails") } else { ("tails", "heads") };
         db.sql(&format!(
@@ -58,21 +58,21 @@ async fn a_transaction_is_seen_whole_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn what_is_rolled_back_leaves_no_trace() {
+async fn rolled_back_changes_leave_no_trace() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let rolled_back = [
         "BEGIN; UPDATE models SET name = 'never' WHERE id = 'a'; DELETE FROM models WHERE id = 'b'; ROLLBACK",
         "BEGIN; SAVEPOINT s; UPDATE models SET name = 'never'; ROLLBACK TO s; COMMIT",
         "BEGIN; TRUNCATE models; ROLLBACK",
         "BEGIN; SELECT model_catalog.reload(); ROLLBACK",
     ];
-    unheard(&db, &server, &rolled_back).await;
+    assert_unnoticed(&db, &server, &rolled_back).await;
 
-    let before = bells(&db, &server).await;
-    let b_was = db.sql("SELECT xid FROM model_catalog.changes WHERE model_id = 'b'").await;
+    let before = notifications(&db, &server).await;
+    let xid_of_b = db.sql("SELECT xid FROM model_catalog.changes WHERE model_id = 'b'").await;
     db.sql(
         "BEGIN; UPDATE models SET name = 'kept' WHERE id = 'a'; \
          SAVEPOINT s; UPDATE models SET name = 'never' WHERE id = 'b'; DELETE FROM models WHERE id = 'a'; ROLLBACK TO s; \
@@ -82,21 +82,25 @@ async fn what_is_rolled_back_leaves_no_trace() {
     .await;
     server.until_named("a", "kept").await;
     assert_eq!(server.field("b", "name").await, "b.safetensors");
-    assert_eq!(server.field("c", "name").await, "b.safetensors", "a released savepoint counts");
-    assert_eq!(db.sql("SELECT xid FROM model_catalog.changes WHERE model_id = 'b'").await, b_was);
-    assert_eq!(bells(&db, &server).await, before + 2.0, "the transaction's one and our own");
+    assert_eq!(server.field("c", "name").await, "b.safetensors", "a released savepoint was lost");
+    assert_eq!(db.sql("SELECT xid FROM model_catalog.changes WHERE model_id = 'b'").await, xid_of_b);
+    assert_eq!(
+        notifications(&db, &server).await,
+        before + 2.0,
+        "expected one from the transaction and one from the marker"
+    );
 }
 
 #[tokio::test]
-async fn a_transaction_is_served_when_it_commits_however_long_it_was_open() {
+async fn long_transaction_is_served_when_it_commits() {
     let db = Db::new().await;
     for id in ["slow", "quick"] {
         db.add(id).await;
     }
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let slow = db.connect().await;
     sql(&slow, "BEGIN; UPDATE models SET name = 'slow 1' WHERE id = 'slow'").await;
-    // Later transactions come and go, and are served, while an older one is open.
+    // Later transactions commit and are served while an older one is open.
     for number in 0..5 {
         db.sql(&format!("UPDATE models SET name = 'quick {number}' WHERE id = 'quick'")).await;
         server.until_named("quick", &format!("quick {number}")).await;
@@ -106,16 +110,16 @@ async fn a_transaction_is_served_when_it_commits_however_long_it_was_open() {
     server.until_named("slow", "slow 1").await;
     assert_eq!(server.field("quick", "name").await, "quick 4");
     assert_eq!(server.refreshes("full").await, 1.0);
-    assert!(!logged(&db).await.is_empty());
+    assert!(!change_log(&db).await.is_empty());
 }
 
 #[tokio::test]
-async fn a_change_while_the_first_load_runs_is_served_after_it() {
+async fn change_during_the_first_load_is_served_by_a_delta() {
     let db = Db::new().await;
     for id in ["a", "b", "c"] {
         db.add(id).await;
     }
-    // The view's rows wait for a lock that we hold, so the load stands still where we want it.
+    // Reading the view waits for a lock that the test holds, so the load stops in the middle.
     db.sql(
         "CREATE FUNCTION gate() RETURNS boolean LANGUAGE plpgsql AS
              $$ BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN true; END $$;
@@ -125,10 +129,10 @@ async fn a_change_while_the_first_load_runs_is_served_after_it() {
     .await;
     let gate = db.connect().await;
     sql(&gate, "SELECT pg_advisory_lock(7)").await;
-    let server = Server::spawn(&db.url, ONLY_THE_BELL).await;
-    let inside = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+    let server = Server::spawn(&db.url, NOTIFY_ONLY).await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                   AND application_name LIKE 'model-catalog%' AND wait_event = 'advisory'";
-    crate::support::until("the load is inside the view", || async { db.sql(inside).await.as_deref() == Some("1") })
+    crate::support::until("the load waits for the lock", || async { db.sql(waiting).await.as_deref() == Some("1") })
         .await;
     assert_eq!(server.get("/api/models/a").await.status, 503);
 
@@ -136,10 +140,10 @@ async fn a_change_while_the_first_load_runs_is_served_after_it() {
     db.sql("DELETE FROM models WHERE id = 'b'").await;
     db.add("d").await;
     sql(&gate, "SELECT pg_advisory_unlock(7)").await;
-    server.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
+    server.until("the server is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
     server.until_named("d", "d.safetensors").await;
     server.until_named("a", "meanwhile").await;
     server.until_gone("b").await;
     assert_eq!(server.field("c", "name").await, "c.safetensors");
-    assert_eq!(server.refreshes("full").await, 1.0, "the changes came by a delta");
+    assert_eq!(server.refreshes("full").await, 1.0, "the changes caused another full load");
 }

@@ -1,13 +1,13 @@
-//! The way to the database, the rights there, the schema, and the bell.
+//! Connection, rights, schema and notifications.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
-use super::{breaks, check, check_with, fix, mended, run};
-use crate::support::{Db, migrated, private, sql};
+use super::{apply_fixes, break_and_fix, check, check_with, fix, run};
+use crate::support::{Db, migrated, sql, start_postgres};
 
 #[tokio::test]
-async fn a_healthy_database_has_nothing_to_mend() {
+async fn healthy_database_has_nothing_to_fix() {
     let db = Db::new().await;
     db.add("a").await;
     let checked = check(&db);
@@ -37,24 +37,24 @@ async fn a_healthy_database_has_nothing_to_mend() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_looked_at_is_neither_well_nor_ill() {
-    // Nobody listens on port 1.
+async fn unreadable_objects_are_not_reported_ok() {
+    // Nothing listens on port 1.
     let checked = check_with("postgres://me:s3cret@127.0.0.1:1/models", &[]);
     assert_eq!(checked.status, 2, "{checked:?}");
     assert!(checked.unfinished.as_str().unwrap().contains("cannot connect"), "{checked:?}");
-    for (url, settings, said) in [
+    for (url, settings, message) in [
         ("postgres://me:s3cret@h/d?sslmode=perhaps", &[][..], "use disable, prefer, require"),
         ("host=/nonexistent user=x", &[("CATALOG_CHECK_LIMIT", "0")], "CATALOG_CHECK_LIMIT"),
         ("host=/nonexistent user=x", &[("CATALOG_CHECK_FORMAT", "xml")], "CATALOG_CHECK_FORMAT"),
         ("host=/nonexistent user=x", &[], "not completed: cannot connect"),
     ] {
         let (status, printed) = run(url, &[], settings);
-        assert!(status == 2 && printed.contains(said) && !printed.contains("s3cret"), "{status}: {printed}");
+        assert!(status == 2 && printed.contains(message) && !printed.contains("s3cret"), "{status}: {printed}");
     }
 }
 
 #[tokio::test]
-async fn a_database_that_was_not_migrated_or_not_enough() {
+async fn missing_migrations_are_reported() {
     let db = Db::empty().await;
     let checked = check(&db);
     assert_eq!(fix(checked.only("problem", "schema", "there is no schema model_catalog")), "model-catalog migrate");
@@ -76,7 +76,7 @@ async fn a_database_that_was_not_migrated_or_not_enough() {
 }
 
 #[tokio::test]
-async fn rights_are_missed_one_by_one() {
+async fn each_missing_right_is_reported() {
     let db = Db::new().await;
     let role = format!("weird \"{}", db.name);
     let quoted = format!("\"{}\"", role.replace('"', "\"\""));
@@ -96,11 +96,11 @@ async fn rights_are_missed_one_by_one() {
         db.sql(&format!("REVOKE {right} FROM {quoted}")).await;
         let checked = check_with(&url, &[]);
         checked.only(level, "rights", right.rsplit(' ').next().unwrap());
-        mended(&db, &checked).await;
+        apply_fixes(&db, &checked).await;
         check_with(&url, &[]).clean();
     }
 
-    // The view reads with the rights of its owner.
+    // A view reads with the rights of its owner.
     db.sql(&format!("ALTER VIEW model_catalog.entries OWNER TO {quoted}")).await;
     let checked = check_with(&url, &[]);
     let bad = checked.bad();
@@ -112,17 +112,24 @@ async fn rights_are_missed_one_by_one() {
 }
 
 #[tokio::test]
-async fn a_bell_rung_elsewhere() {
+async fn channel_mismatch_is_reported() {
     let db = Db::new().await;
-    breaks(&db, "UPDATE model_catalog.state SET channel = 'it''s another'", "problem", "channel", "it's another").await;
+    break_and_fix(
+        &db,
+        "UPDATE model_catalog.state SET channel = 'it''s another'",
+        "problem",
+        "channel",
+        "it's another",
+    )
+    .await;
     let settings = [("CATALOG_CHANNEL", "mine \\ 'own'")];
     let checked = check_with(&db.url, &settings);
     checked.only("problem", "channel", "CATALOG_CHANNEL is \"mine \\ 'own'\"");
-    mended(&db, &checked).await;
+    apply_fixes(&db, &checked).await;
     check_with(&db.url, &settings).clean();
 }
 
-/// Passes on everything between a client and a server but notifications.
+/// Forwards everything between a client and a server except notifications.
 async fn without_notifications(client: TcpStream, server: UnixStream) -> std::io::Result<()> {
     let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
         (client.into_split(), server.into_split());
@@ -138,7 +145,7 @@ async fn without_notifications(client: TcpStream, server: UnixStream) -> std::io
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bell_that_is_not_heard() {
+async fn lost_notifications_are_reported() {
     let db = Db::new().await;
     let field = |name: &str| db.url.split(' ').find_map(|pair| pair.strip_prefix(name)).unwrap();
     let socket = format!("{}/.s.PGSQL.{}", field("host="), field("port="));
@@ -155,17 +162,19 @@ async fn a_bell_that_is_not_heard() {
 }
 
 #[tokio::test]
-async fn a_hot_standby_is_said() {
-    let primary = private(&[]);
+async fn hot_standby_is_reported() {
+    let primary = start_postgres(&[]);
     let client = migrated(&primary.url("postgres")).await;
     let standby = model_catalog::postgres::ephemeral::EphemeralPostgres::standby_of(&primary).unwrap();
-    let here = sql(&client, "SELECT pg_current_wal_lsn()").await.unwrap();
+    let position = sql(&client, "SELECT pg_current_wal_lsn()").await.unwrap();
     let replica = crate::support::connect(&standby.url("postgres")).await;
-    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{here}'");
-    crate::support::until("the standby has all", || async { sql(&replica, &replayed).await.as_deref() == Some("t") })
-        .await;
+    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{position}'");
+    crate::support::until("the standby has caught up", || async {
+        sql(&replica, &replayed).await.as_deref() == Some("t")
+    })
+    .await;
     let checked = check_with(&standby.url("postgres"), &[]);
     checked.clean();
-    let said = checked.findings.iter().find(|finding| finding["subject"] == "server").unwrap();
-    assert!(said["text"].as_str().unwrap().starts_with("a hot standby"), "{checked:#?}");
+    let server = checked.findings.iter().find(|finding| finding["subject"] == "server").unwrap();
+    assert!(server["text"].as_str().unwrap().starts_with("a hot standby"), "{checked:#?}");
 }

@@ -1,8 +1,9 @@
-//! `model-catalog check`: every finding provoked once, and gone after the statement that came with it.
+//! `model-catalog check`: each finding is provoked once, and disappears after the statement that it prints.
 
 mod database;
 mod problems;
 mod rows;
+mod rules;
 mod sources;
 
 use std::process::{Command, Stdio};
@@ -11,7 +12,7 @@ use serde_json::Value;
 
 use crate::support::Db;
 
-/// What a run of the program's `check` came to.
+/// The result of a run of `check`.
 #[derive(Debug)]
 pub struct Checked {
     status: i32,
@@ -19,7 +20,7 @@ pub struct Checked {
     unfinished: Value,
 }
 
-/// The program, run to its end: its status and what it printed.
+/// Runs `check`; returns its exit status and output.
 fn run(url: &str, arguments: &[&str], settings: &[(&str, &str)]) -> (i32, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
     command.arg("check").args(arguments).env_clear().env("DATABASE_URL", url).envs(settings.iter().copied());
@@ -62,26 +63,26 @@ impl Checked {
 }
 
 fn fix(finding: &Value) -> &str {
-    finding["fix"].as_str().unwrap_or_else(|| panic!("nothing fixes {finding:#}"))
+    finding["fix"].as_str().unwrap_or_else(|| panic!("no fix in {finding:#}"))
 }
 
-/// Runs the statements that mend each bad finding, one after the other.
-async fn mended(db: &Db, checked: &Checked) {
+/// Runs the fix of each bad finding.
+async fn apply_fixes(db: &Db, checked: &Checked) {
     for finding in checked.bad() {
         db.sql(fix(finding)).await;
     }
 }
 
-/// What breaks a healthy database, the one finding it gives, and its mending, which must be SQL.
-async fn breaks(db: &Db, statements: &str, level: &str, subject: &str, text: &str) {
+/// Breaks a healthy database, expects exactly one finding, and applies its fix, which must be SQL.
+async fn break_and_fix(db: &Db, statements: &str, level: &str, subject: &str, text: &str) {
     db.sql(statements).await;
     let checked = check(db);
     checked.only(level, subject, text);
-    mended(db, &checked).await;
+    apply_fixes(db, &checked).await;
     check(db).clean();
 }
 
-/// A view over `from`, of which `m` is the table with the model.
+/// A view over `from`, in which `m` is the table with the model.
 fn view(id: &str, dependencies: &str, from: &str) -> String {
     format!(
         "CREATE OR REPLACE VIEW model_catalog.entries AS SELECT {id} AS id, 'x'::text AS name, \

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{check_with, fix};
+use super::{check_with, fix, rules};
 use crate::support::Db;
 
 /// A table without constraints, read by the view.
@@ -184,7 +184,7 @@ fn quoted(value: Option<&str>) -> String {
 }
 
 /// Rows that are valid except for one column; then rows that break two rules, and rows with the same id.
-fn rows() -> Vec<[Option<String>; 10]> {
+pub fn rows() -> Vec<[Option<String>; 10]> {
     let good = |number: usize| {
         [
             Some(format!("row-{number}")),
@@ -327,7 +327,7 @@ fn assert_agreement(program: &Problems, sql: &Problems) {
     assert!(differ.is_empty(), "{} differ: {differ:#?}", differ.len());
 }
 
-/// How many rows SQL rejects for a reason that contains this text.
+/// The number of problems that contain this text.
 fn count(problems: &Problems, part: &str) -> usize {
     problems.values().flatten().filter(|text| text.contains(part)).count()
 }
@@ -342,24 +342,14 @@ async fn sql_and_the_program_report_the_same_problems() {
     assert!(program.len() > 100 && program.len() < rows.len() - 50, "{} of {}", program.len(), rows.len());
     assert_agreement(&program, &sql);
     assert_eq!((sql["twice"].len(), sql["mixed"].len()), (2, 1));
-    // No rule is without a row that breaks it, in every column that the rule is for.
+    // Every rule is broken by some row, in every column that it applies to.
     for column in ["id", "name", "download_url", "auth_required", "save_path"] {
         assert!(count(&sql, &format!("{column} is missing: ")) > 0, "{column}");
     }
     for column in ["id", "name", "download_url", "hash", "auth_provider", "save_path", "dependencies", "description"] {
         assert!(count(&sql, &format!("{column} contains the control character ")) > 0, "{column}");
     }
-    for problem in [
-        "save_path is absolute",
-        "save_path has a backslash",
-        "save_path escapes the models folder",
-        "file_size_gb is ",
-        "dependencies must be ",
-        "download_url has the scheme ",
-        "download_url has a user name or a password ",
-        "download_url is no absolute URL: relative URL without a base",
-        "another row has the same id",
-    ] {
+    for problem in rules::TEXTS {
         assert!(count(&sql, problem) > 0, "{problem}");
     }
 }
@@ -398,7 +388,7 @@ async fn hosts_are_checked_by_the_program_only() {
 }
 
 #[tokio::test]
-async fn the_view_can_be_dropped_and_created_again() {
+async fn problems_view_survives_recreating_entries() {
     let db = Db::new().await;
     db.sql("DROP VIEW model_catalog.entries").await;
     let error = db.client.batch_execute("SELECT * FROM model_catalog.problems").await.unwrap_err();
@@ -411,8 +401,9 @@ async fn the_view_can_be_dropped_and_created_again() {
     )
     .await;
     let problem = "SELECT concat_ws(' | ', id, field, problem) FROM model_catalog.problems";
-    let said = "a | file_size_gb | file_size_gb is Infinity: it must be a finite number that is not negative, or NULL";
-    assert_eq!(db.sql(problem).await.as_deref(), Some(said));
+    let expected =
+        "a | file_size_gb | file_size_gb is Infinity: it must be a finite number that is not negative, or NULL";
+    assert_eq!(db.sql(problem).await.as_deref(), Some(expected));
     db.sql("UPDATE loose SET file_size_gb = 1").await;
     assert_eq!(db.sql(problem).await, None);
     assert_eq!(

@@ -1,10 +1,10 @@
-//! Rows that are refused, and rows that are odd: each named, with its reason and the statement that shows it.
+//! Rejected and suspicious rows: each is listed with its reason and a statement that selects it.
 
-use super::{breaks, check, check_with, fix, run};
+use super::{break_and_fix, check, check_with, fix, run};
 use crate::support::Db;
 
 #[tokio::test]
-async fn every_refused_row_is_named_up_to_a_limit() {
+async fn rejected_rows_are_listed_up_to_a_limit() {
     let db = Db::new().await;
     db.add("good").await;
     db.sql(
@@ -25,7 +25,7 @@ async fn every_refused_row_is_named_up_to_a_limit() {
     db.sql("UPDATE models SET save_path = 'x/y'").await;
     check(&db).clean();
 
-    // With other schemes, other rows; the statement for the rest speaks of them.
+    // Other allowed schemes reject other rows; the statement for the remaining rows uses the same schemes.
     let settings = [("CATALOG_URL_SCHEMES", "s3,ftp"), ("CATALOG_CHECK_LIMIT", "1")];
     let checked = check_with(&db.url, &settings);
     assert_eq!(checked.bad().len(), 2, "{checked:#?}");
@@ -35,7 +35,7 @@ async fn every_refused_row_is_named_up_to_a_limit() {
 }
 
 #[tokio::test]
-async fn hostile_ids_are_shown_harmlessly_and_found_by_their_statement() {
+async fn hostile_ids_are_escaped_and_found_by_the_printed_statement() {
     let db = Db::new().await;
     let ids =
         ["\u{1b}[2J\u{7}", "two\nlines", "it's \\ \"quoted\"", "\u{202e}txt.exe", "\u{85}", "größe", "$1 ' OR true"];
@@ -52,8 +52,8 @@ async fn hostile_ids_are_shown_harmlessly_and_found_by_their_statement() {
         .unwrap();
     let (status, printed) = run(&db.url, &[], &[]);
     assert_eq!(status, 1, "{printed}");
-    let harmless = |c: char| c == '\n' || !(c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c));
-    assert!(printed.chars().all(harmless) && printed.len() < 5000, "{printed:?}");
+    let is_escaped = |c: char| c == '\n' || !(c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c));
+    assert!(printed.chars().all(is_escaped) && printed.len() < 5000, "{printed:?}");
     let checked = check(&db);
     assert_eq!(checked.bad().len(), ids.len() + 1, "{checked:#?}");
     for finding in checked.bad() {
@@ -64,9 +64,9 @@ async fn hostile_ids_are_shown_harmlessly_and_found_by_their_statement() {
 }
 
 #[tokio::test]
-async fn dependencies_that_dangle_or_go_in_circles_and_hashes_of_no_kind() {
+async fn dangling_and_cyclic_dependencies_and_unknown_hashes_are_reported() {
     let db = Db::new().await;
-    for id in ["a", "b", "c", "d", "selfish"] {
+    for id in ["a", "b", "c", "d", "self"] {
         db.add(id).await;
     }
     let undo = "UPDATE models SET dependencies = '[]', hash = NULL, save_path = 'x/y', download_url = 'https://a/b'";
@@ -77,12 +77,7 @@ async fn dependencies_that_dangle_or_go_in_circles_and_hashes_of_no_kind() {
             "a",
             "it depends on \"no such\", which does not exist",
         ),
-        (
-            "SET dependencies = '[\"selfish\"]' WHERE id = 'selfish'",
-            "dependency",
-            "selfish",
-            "\"selfish\" → \"selfish\"",
-        ),
+        ("SET dependencies = '[\"self\"]' WHERE id = 'self'", "dependency", "self", "\"self\" → \"self\""),
         (
             "SET download_url = 'https://example.org/x?type=Model&token=hunter2' WHERE id = 'd'",
             "secret",
@@ -108,13 +103,13 @@ async fn dependencies_that_dangle_or_go_in_circles_and_hashes_of_no_kind() {
     assert_eq!(run(&db.url, &[], &[("CATALOG_CHECK_STRICT", "true")]).0, 1);
     db.sql(undo).await;
 
-    // A row that is refused is still there: who needs it does not dangle.
-    let refused =
+    // A rejected row still exists, so a dependency on it is not dangling.
+    let reject =
         "UPDATE models SET save_path = '/x' WHERE id = 'b'; UPDATE models SET dependencies = '[\"b\"]' WHERE id = 'a'";
-    db.sql(refused).await;
+    db.sql(reject).await;
     check(&db).only("problem", "row", "save_path is absolute");
     let fix_it = "UPDATE models SET save_path = 'x' WHERE id = 'b'";
     db.sql(fix_it).await;
     check(&db).clean();
-    breaks(&db, "DROP TRIGGER model_catalog_insert ON models", "problem", "source", "INSERT").await;
+    break_and_fix(&db, "DROP TRIGGER model_catalog_insert ON models", "problem", "source", "INSERT").await;
 }

@@ -1,10 +1,10 @@
-//! The view, the tables behind it, their triggers, and the index that a look-up needs.
+//! The view, its source tables, their triggers, and the index that a lookup needs.
 
-use super::{NONE, breaks, check, check_with, fix, mended, view};
+use super::{NONE, apply_fixes, break_and_fix, check, check_with, fix, view};
 use crate::support::Db;
 
 #[tokio::test]
-async fn triggers_that_are_gone_silent_or_wrong() {
+async fn missing_disabled_and_wrong_triggers_are_reported() {
     let db = Db::new().await;
     for (statements, text) in [
         ("DROP TRIGGER model_catalog_update ON models", "public.models has no trigger for UPDATE"),
@@ -13,24 +13,24 @@ async fn triggers_that_are_gone_silent_or_wrong() {
         ("ALTER TABLE models ENABLE REPLICA TRIGGER model_catalog_insert", "the triggers for INSERT are disabled"),
         ("SELECT model_catalog.watch('models', 'name')", "is watched by name, but the id of the view comes from id"),
     ] {
-        breaks(&db, statements, "problem", "source", text).await;
+        break_and_fix(&db, statements, "problem", "source", text).await;
     }
     let gone = "DO $$ DECLARE t text; BEGIN FOREACH t IN ARRAY '{insert,update,delete,truncate}'::text[] LOOP \
                 EXECUTE 'DROP TRIGGER model_catalog_' || t || ' ON models'; END LOOP; END $$";
-    breaks(&db, gone, "problem", "source", "public.models is not watched").await;
+    break_and_fix(&db, gone, "problem", "source", "public.models is not watched").await;
     db.sql("ALTER TABLE models ENABLE ALWAYS TRIGGER model_catalog_insert").await;
     check(&db).clean();
-    // The triggers' argument is a text, which a column that is renamed leaves behind.
+    // The trigger argument is text and does not follow a renamed column.
     db.sql("ALTER TABLE models RENAME id TO uid").await;
     let checked = check(&db);
     let finding = checked.only("problem", "source", "a column that does not exist: id");
     assert_eq!(fix(finding), "SELECT model_catalog.watch('public.models', 'uid');");
-    mended(&db, &checked).await;
+    apply_fixes(&db, &checked).await;
     check(&db).clean();
 }
 
 #[tokio::test]
-async fn every_table_that_the_view_reads_is_found_with_its_id_column() {
+async fn every_source_table_is_found_with_its_id_column() {
     let db = Db::new().await;
     db.sql(
         "CREATE SCHEMA \"Odd 'S'\";
@@ -54,9 +54,9 @@ async fn every_table_that_the_view_reads_is_found_with_its_id_column() {
     assert_eq!(checked.status, 1);
     let fixes = |subject: &str| {
         let bad = checked.bad().into_iter().filter(|finding| finding["subject"] == subject);
-        let mut mends: Vec<_> = bad.map(|finding| fix(finding).to_owned()).collect();
-        mends.sort();
-        mends
+        let mut fixes: Vec<_> = bad.map(|finding| fix(finding).to_owned()).collect();
+        fixes.sort();
+        fixes
     };
     assert_eq!(
         fixes("source"),
@@ -84,16 +84,16 @@ async fn every_table_that_the_view_reads_is_found_with_its_id_column() {
     db.sql("SELECT model_catalog.watch('families', 'number')").await;
     check(&db).clean();
 
-    // A partition that came later has no triggers of its own.
+    // A partition added later has no triggers.
     let later = "ALTER TABLE parts DETACH PARTITION parts_1; DROP TABLE parts_1;
                  CREATE TABLE parts_later PARTITION OF parts FOR VALUES WITH (MODULUS 2, REMAINDER 1)";
-    breaks(&db, later, "problem", "source", "public.parts_later is not watched").await;
+    break_and_fix(&db, later, "problem", "source", "public.parts_later is not watched").await;
     let child = "CREATE TABLE labels_child () INHERITS (labels); CREATE INDEX ON labels_child (model)";
-    breaks(&db, child, "problem", "source", "public.labels_child is not watched").await;
+    break_and_fix(&db, child, "problem", "source", "public.labels_child is not watched").await;
 }
 
 #[tokio::test]
-async fn what_cannot_be_watched_is_said() {
+async fn unwatchable_sources_are_reported() {
     let db = Db::new().await;
     db.sql(
         "CREATE MATERIALIZED VIEW copied AS SELECT id FROM models; CREATE UNIQUE INDEX ON copied (id);
@@ -108,48 +108,57 @@ async fn what_cannot_be_watched_is_said() {
     assert_eq!(checked.status, 0, "{checked:#?}");
     let texts: Vec<_> = checked.bad().iter().map(|finding| finding["text"].as_str().unwrap()).collect();
     assert_eq!(texts.len(), 3, "{checked:#?}");
-    for (text, said) in texts.iter().zip([
+    for (text, message) in texts.iter().zip([
         "public.copied is a materialized view",
         "public.listed is a foreign table",
         "calls public.hidden(text)",
     ]) {
-        assert!(text.contains(said), "no `{said}` in {checked:#?}");
+        assert!(text.contains(message), "no `{message}` in {checked:#?}");
     }
     assert_eq!(fix(checked.bad()[0]), "SELECT model_catalog.reload();");
 }
 
 #[tokio::test]
-async fn a_look_up_that_no_index_serves() {
+async fn lookups_without_an_index_are_reported() {
     let db = Db::new().await;
-    let make = "CREATE TABLE assets (uid uuid PRIMARY KEY, title text); SELECT model_catalog.watch('assets', 'uid');";
+    let create = "CREATE TABLE assets (uid uuid PRIMARY KEY, title text); SELECT model_catalog.watch('assets', 'uid');";
     let text = "all of public.assets is read";
-    breaks(&db, &format!("{make} {}", view("m.uid::text", NONE, "assets m")), "problem", "look-up", text).await;
+    break_and_fix(&db, &format!("{create} {}", view("m.uid::text", NONE, "assets m")), "problem", "look-up", text)
+        .await;
     let lower = view("lower(m.title)", NONE, "assets m WHERE title <> ''");
-    breaks(&db, &format!("{lower} SELECT model_catalog.watch('assets', 'title')"), "problem", "look-up", text).await;
+    break_and_fix(&db, &format!("{lower} SELECT model_catalog.watch('assets', 'title')"), "problem", "look-up", text)
+        .await;
 
     // Columns of other types, and a partitioned table.
     for (table, id_type) in [("numbers", "bigint"), ("codes", "char(8)"), ("names", "varchar(20)")] {
-        let make =
+        let create =
             format!("CREATE TABLE {table} (\"order\" {id_type}); SELECT model_catalog.watch('{table}', 'order');");
         let id = view("(m.\"order\")::text", NONE, &format!("{table} m"));
-        breaks(&db, &format!("{make} {id}"), "problem", "look-up", &format!("all of public.{table} is read")).await;
+        break_and_fix(&db, &format!("{create} {id}"), "problem", "look-up", &format!("all of public.{table} is read"))
+            .await;
     }
     let parts = "CREATE TABLE p (id int, kind int) PARTITION BY LIST (kind); CREATE TABLE p_1 PARTITION OF p FOR VALUES \
                  IN (1); CREATE TABLE p_2 PARTITION OF p DEFAULT; SELECT model_catalog.watch('p', 'id');";
-    breaks(&db, &format!("{parts} {}", view("m.id::text", NONE, "p m")), "problem", "look-up", "all of public.p is")
-        .await;
+    break_and_fix(
+        &db,
+        &format!("{parts} {}", view("m.id::text", NONE, "p m")),
+        "problem",
+        "look-up",
+        "all of public.p is",
+    )
+    .await;
 
-    // A table that is joined, with rows enough to matter; and a condition that can't reach the table.
+    // A joined table with enough rows to matter, and a view that does not pass the condition on to its table.
     let many = "CREATE TABLE owners AS SELECT n AS number, md5(n::text) AS name FROM generate_series(1, 5000) n;
                 SELECT model_catalog.watch('owners', 'name'); SELECT model_catalog.watch('assets', 'uid');";
     let joined = view("m.uid::text", NONE, "assets m JOIN owners o ON o.name = m.title");
-    breaks(&db, &format!("{many} {joined}"), "warning", "look-up", "all of public.owners is read").await;
+    break_and_fix(&db, &format!("{many} {joined}"), "warning", "look-up", "all of public.owners is read").await;
     db.sql(&view("o.name", NONE, "(SELECT name FROM owners OFFSET 0) o")).await;
     check(&db).only("warning", "look-up", "passes no condition on the id");
 }
 
 #[tokio::test]
-async fn a_view_of_other_columns_or_types() {
+async fn view_with_wrong_columns_or_types_is_reported() {
     let db = Db::new().await;
     db.add("a").await;
     let role = format!("reader_{}", db.name);
@@ -185,13 +194,12 @@ async fn a_view_of_other_columns_or_types() {
         assert!(finding["level"] == level && finding["text"].as_str().unwrap().contains(text), "{checked:#?}");
         assert_eq!(checked.status, i32::from(level == "problem"), "{checked:#?}");
         db.sql(fix(finding)).await;
-        let mended = check_with(&url, &[]);
-        mended.clean();
+        check_with(&url, &[]).clean();
     }
 }
 
 #[tokio::test]
-async fn a_view_that_fails_when_it_is_read() {
+async fn view_that_fails_when_read_is_reported() {
     let db = Db::new().await;
     db.add("a").await;
     db.sql(&view("m.id", NONE, "models m").replace("NULL::numeric", "(m.name)::numeric")).await;

@@ -1,12 +1,12 @@
-//! `migrate --bare`: all but the default table, and a server that waits for a view.
+//! `migrate --bare`: everything except the default table, and a server that waits for a view.
 
-use super::{fingerprint, said, start_with};
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use super::{fingerprint, start_with, stderr};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
 fn run_bare(db: &Db) -> String {
     let output = start_with(&["--bare"], &db.url, &[]).wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    said(&output)
+    assert!(output.status.success(), "{}", stderr(&output));
+    stderr(&output)
 }
 
 const MISSING: &str = "there is no view model_catalog.entries";
@@ -16,21 +16,21 @@ const VIEW: &str = "CREATE VIEW model_catalog.entries AS SELECT key AS id, title
                     auth_provider, 'x/y'::text AS save_path, '[]'::jsonb AS dependencies, NULL::text AS description FROM own";
 
 #[tokio::test]
-async fn it_makes_all_but_the_default_table_and_the_server_waits_for_a_view() {
+async fn bare_migration_creates_no_table_and_the_server_waits_for_a_view() {
     let db = Db::empty().await;
-    let said = run_bare(&db);
-    assert!(said.contains(&format!("{MISSING} yet: define it, then call model_catalog.watch()")), "{said}");
-    let made = "SELECT string_agg(n.nspname || '.' || relname, ' ' ORDER BY 1) FROM pg_class c \
+    let message = run_bare(&db);
+    assert!(message.contains(&format!("{MISSING} yet: define it, then call model_catalog.watch()")), "{message}");
+    let created = "SELECT string_agg(n.nspname || '.' || relname, ' ' ORDER BY 1) FROM pg_class c \
                 JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid >= 16384 AND relkind IN ('r', 'v')";
-    let made = db.sql(made).await.unwrap();
+    let created = db.sql(created).await.unwrap();
     for part in ["model_catalog.changes", "model_catalog.state", "model_catalog.history", "model_catalog.fleet"] {
-        assert!(made.contains(part), "no {part} in {made}");
+        assert!(created.contains(part), "no {part} in {created}");
     }
-    assert!(!made.contains("public.") && !made.contains("entries"), "{made}");
+    assert!(!created.contains("public.") && !created.contains("entries"), "{created}");
 
-    // A poll interval of this length keeps the waits between attempts short, too.
+    // A short poll interval keeps the delays between attempts short, too.
     let server = Server::spawn(&db.url, &[("CATALOG_POLL_INTERVAL", "50ms")]).await;
-    server.until("it has tried often", |s| async move { s.metric(FAILED).await > 5.0 }).await;
+    server.until("several attempts have failed", |s| async move { s.metric(FAILED).await > 5.0 }).await;
     assert_eq!(server.get("/api/models/a").await.status, 503);
     server.until_logged(MISSING, 1).await;
     assert_eq!(server.logged("the database is unavailable"), 0, "{:#?}", server.log());
@@ -42,7 +42,7 @@ async fn it_makes_all_but_the_default_table_and_the_server_waits_for_a_view() {
     db.sql(VIEW).await;
     db.sql("SELECT model_catalog.watch('own', 'key'); SELECT model_catalog.reload()").await;
     server.until_named("a", "there before").await;
-    let listening = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let listening = Server::start_with(&db.url, NOTIFY_ONLY).await;
     db.sql("UPDATE own SET title = 'live'").await;
     for server in [&server, &listening] {
         server.until_named("a", "live").await;
@@ -52,13 +52,13 @@ async fn it_makes_all_but_the_default_table_and_the_server_waits_for_a_view() {
     let before = fingerprint(&db).await;
     assert!(!run_bare(&db).contains(MISSING));
     super::run(&db.url, &[]);
-    assert_eq!(fingerprint(&db).await, before, "with a view of one's own both forms change nothing");
+    assert_eq!(fingerprint(&db).await, before, "with a custom view neither form changes anything");
 }
 
 const FAILED: &str = "catalog_refreshes_total{kind=\"full\",outcome=\"error\"}";
 
 #[tokio::test]
-async fn a_view_that_is_gone_leaves_what_is_served_and_comes_back() {
+async fn dropped_view_keeps_the_last_catalog_until_recreated() {
     let db = Db::empty().await;
     run_bare(&db);
     db.sql(TABLE).await;
@@ -67,13 +67,13 @@ async fn a_view_that_is_gone_leaves_what_is_served_and_comes_back() {
     let file = std::env::temp_dir().join(format!("bare-{:x}", fastrand::u64(..)));
     let settings = [("CATALOG_POLL_INTERVAL", "50ms"), ("CATALOG_SNAPSHOT_FILE", file.to_str().unwrap())];
     let server = Server::start_with(&db.url, &settings).await;
-    server.until("it is on disk", |_| std::future::ready(file.exists())).await;
+    server.until("the snapshot file is written", |_| std::future::ready(file.exists())).await;
     db.sql("DROP VIEW model_catalog.entries").await;
-    server.until("it is said", |s| async move { s.logged(MISSING) == 1 }).await;
+    server.until("the missing view is logged", |s| async move { s.logged(MISSING) == 1 }).await;
     assert_eq!(server.field("a", "name").await, "there before");
 
     let restarted = Server::spawn(&db.url, &settings).await;
-    restarted.until("it is said", |s| async move { s.logged(MISSING) == 1 }).await;
+    restarted.until("the missing view is logged", |s| async move { s.logged(MISSING) == 1 }).await;
     assert_eq!(restarted.get("/readyz").await.json()["source"], "file");
     assert_eq!(restarted.field("a", "name").await, "there before");
 
@@ -86,10 +86,10 @@ async fn a_view_that_is_gone_leaves_what_is_served_and_comes_back() {
 }
 
 #[tokio::test]
-async fn a_database_that_was_never_prepared_is_said() {
+async fn unmigrated_database_is_logged_and_retried() {
     let db = Db::empty().await;
     let server = Server::spawn(&db.url, &[("CATALOG_POLL_INTERVAL", "50ms")]).await;
-    server.until("it is said", |s| async move { s.logged("is not migrated") == 1 }).await;
+    server.until("the missing migration is logged", |s| async move { s.logged("is not migrated") == 1 }).await;
     server.until_logged("run `model-catalog migrate`", 1).await;
     super::run(&db.url, &[]);
     server.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;

@@ -1,4 +1,4 @@
-//! What `migrate` makes, and what `watch()`, `reload()` and rights do with it.
+//! `model-catalog migrate`, and the SQL functions and rights that it creates.
 
 mod bare;
 mod rights;
@@ -6,12 +6,12 @@ mod watch;
 
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
-/// What a table that can't be used is answered with.
+/// The hint in the error about an unusable table.
 const HINT: &str = "Run `model-catalog migrate --bare`, define the view model_catalog.entries yourself";
 
-/// The program's `migrate` on a database.
+/// Starts `migrate` on a database.
 fn start(url: &str, settings: &[(&str, &str)]) -> Child {
     start_with(&[], url, settings)
 }
@@ -22,17 +22,17 @@ fn start_with(arguments: &[&str], url: &str, settings: &[(&str, &str)]) -> Child
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn run(url: &str, settings: &[(&str, &str)]) {
     let output = start(url, settings).wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
 }
 
-/// Everything that is defined in a database, and every row of what the program keeps there, with the transactions
-/// that wrote it: no change of any kind leaves this as it was.
+/// All objects of a database and all rows of the program's tables, with the transactions that wrote them, so that any
+/// change alters the result.
 async fn fingerprint(db: &Db) -> String {
     let parts = [
         "SELECT string_agg(concat_ws(' ', oid, xmin, relname, relfilenode, relacl), E'\\n' ORDER BY oid) \
@@ -56,7 +56,7 @@ async fn epoch(db: &Db) -> String {
 }
 
 #[tokio::test]
-async fn an_empty_database_gets_all_it_needs_and_a_second_run_changes_nothing() {
+async fn migrate_prepares_an_empty_database_and_is_idempotent() {
     let db = Db::empty().await;
     run(&db.url, &[]);
     db.add("a").await;
@@ -66,28 +66,28 @@ async fn an_empty_database_gets_all_it_needs_and_a_second_run_changes_nothing() 
     run(&db.url, &[]);
     assert_eq!(fingerprint(&db).await, before);
 
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     db.sql("UPDATE models SET name = 'new'").await;
     server.until_named("a", "new").await;
 }
 
 #[tokio::test]
-async fn five_at_once_do_it_once() {
+async fn concurrent_migrations_run_once() {
     let db = Db::empty().await;
     let running: Vec<_> = (0..5).map(|_| start(&db.url, &[])).collect();
     for child in running {
         let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
     }
     let alone = Db::empty().await;
     run(&alone.url, &[]);
     let all = "SELECT string_agg(concat_ws(' ', version, name, checksum), ',') FROM model_catalog.migrations";
     assert_eq!(db.sql(all).await, alone.sql(all).await);
-    assert_eq!(epoch(&db).await, epoch(&alone).await, "more than one of them put triggers on the table");
+    assert_eq!(epoch(&db).await, epoch(&alone).await, "more than one migration created triggers");
 }
 
 #[tokio::test]
-async fn a_table_with_other_columns_is_left_alone_and_said() {
+async fn table_with_other_columns_is_reported_and_unchanged() {
     let db = Db::empty().await;
     db.sql("CREATE TABLE models (uid int PRIMARY KEY, title text); INSERT INTO models VALUES (1, 'x')").await;
     let table = "SELECT concat_ws(' ', c.oid, c.xmin, relfilenode, m.xmin, m, \
@@ -96,15 +96,15 @@ async fn a_table_with_other_columns_is_left_alone_and_said() {
     let before = db.sql(table).await;
     for _ in 0..2 {
         let output = start(&db.url, &[]).wait_with_output().unwrap();
-        let said = said(&output);
-        assert!(!output.status.success(), "{said}");
+        let message = stderr(&output);
+        assert!(!output.status.success(), "{message}");
         for part in ["public.models has no column id; has no column name; ", "; has no column description", HINT] {
-            assert!(said.contains(part), "`{part}` is not said: {said}");
+            assert!(message.contains(part), "`{part}` is not reported: {message}");
         }
         assert_eq!(db.sql(table).await, before);
     }
 
-    // What it says to do is what helps.
+    // Following the hint works.
     db.sql(
         "CREATE VIEW model_catalog.entries AS SELECT uid::text AS id, title AS name, 'https://example.org/x'::text AS \
          download_url, NULL::numeric AS file_size_gb, NULL::text AS hash, false AS auth_required, NULL::text AS \
@@ -113,18 +113,18 @@ async fn a_table_with_other_columns_is_left_alone_and_said() {
     )
     .await;
     let output = start_with(&["--bare"], &db.url, &[]).wait_with_output().unwrap();
-    assert!(output.status.success() && !said(&output).contains("WARN"), "{}", said(&output));
+    assert!(output.status.success() && !stderr(&output).contains("WARN"), "{}", stderr(&output));
     run(&db.url, &[]);
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     db.sql("UPDATE models SET title = 'y'").await;
     server.until_named("1", "y").await;
 }
 
 #[tokio::test]
-async fn what_is_called_models_and_can_not_be_used_is_left_alone_and_said() {
+async fn unusable_models_relation_is_reported_and_unchanged() {
     let rest = "name text, download_url text, hash text, auth_provider text, save_path text, description text";
     let fits = format!("id text, {rest}, file_size_gb numeric, auth_required boolean, dependencies jsonb");
-    for (make, expected) in [
+    for (create, expected) in [
         (
             format!("CREATE TABLE models (id int, {rest}, file_size_gb text, auth_required int, dependencies text)"),
             "the existing table public.models has a column file_size_gb of type text, which cannot be read as numeric; \
@@ -153,25 +153,28 @@ async fn what_is_called_models_and_can_not_be_used_is_left_alone_and_said() {
         ),
     ] {
         let db = Db::empty().await;
-        db.sql(&make).await;
+        db.sql(&create).await;
         let relations = "SELECT string_agg(concat_ws(' ', c.oid, c.xmin, relkind, relhastriggers, \
                              (SELECT string_agg(concat_ws(' ', a.xmin, attname, atttypid), ',' ORDER BY attnum) \
                               FROM pg_attribute a WHERE attrelid = c.oid)), E'\n' ORDER BY c.oid) \
                          FROM pg_class c WHERE relnamespace = 'public'::regnamespace";
         let before = db.sql(relations).await;
         let output = start(&db.url, &[]).wait_with_output().unwrap();
-        let said = said(&output);
-        assert!(!output.status.success() && said.contains(expected) && said.contains(HINT), "{said}\nfor {make}");
+        let message = stderr(&output);
+        assert!(
+            !output.status.success() && message.contains(expected) && message.contains(HINT),
+            "{message}\nfor {create}"
+        );
         assert_eq!(db.sql(relations).await, before);
         assert_eq!(db.sql("SELECT to_regclass('model_catalog.entries')").await, None);
         let output = start_with(&["--bare"], &db.url, &[]).wait_with_output().unwrap();
-        assert!(output.status.success(), "{make}");
+        assert!(output.status.success(), "{create}");
         assert_eq!(db.sql(relations).await, before);
     }
 }
 
 #[tokio::test]
-async fn a_partitioned_table_of_odd_types_is_followed_as_it_is() {
+async fn partitioned_table_of_unusual_types_is_served_unchanged() {
     let db = Db::empty().await;
     db.sql(
         "CREATE DOMAIN size AS numeric(6, 2) CHECK (value > 0); CREATE DOMAIN needs AS json;
@@ -193,7 +196,7 @@ async fn a_partitioned_table_of_odd_types_is_followed_as_it_is() {
     let triggers = "SELECT string_agg(DISTINCT tgrelid::regclass::text, ' ') FROM pg_trigger WHERE NOT tgisinternal";
     assert_eq!(db.sql(triggers).await.as_deref(), Some("models models_high models_low"));
 
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let expected = serde_json::json!({
         "id": "7", "name": "<b>x</b>", "download_url": "https://example.org/x", "file_size_gb": 3.1,
         "hash": "7f3c0a52-9d1e-4a7b-8f0e-2f6d5b1c9a01", "auth_required": true, "auth_provider": "hf",
@@ -208,7 +211,7 @@ async fn a_partitioned_table_of_odd_types_is_followed_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_table_that_fits_is_served_and_gets_triggers_only() {
+async fn suitable_table_is_served_and_gets_only_triggers() {
     let db = Db::empty().await;
     db.sql(
         "CREATE TABLE models (extra int, id varchar(40) UNIQUE, name varchar, download_url text, file_size_gb float8, \
@@ -226,7 +229,7 @@ async fn a_table_that_fits_is_served_and_gets_triggers_only() {
     let ours = "model_catalog_delete model_catalog_insert model_catalog_truncate model_catalog_update";
     assert_eq!(db.sql(triggers).await.as_deref(), Some(ours));
 
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let served = server.get("/api/models/a").await.json();
     let expected = serde_json::json!({
         "id": "a", "name": "mine", "download_url": "https://example.org/a", "file_size_gb": 0.1, "hash": "abcd",
@@ -241,12 +244,12 @@ async fn a_table_that_fits_is_served_and_gets_triggers_only() {
 }
 
 #[tokio::test]
-async fn a_channel_of_any_name_works_from_end_to_end() {
+async fn channel_names_are_quoted() {
     let names =
         ["Upper Case", "a\"b", "quote'; DROP TABLE public.models; --", "\"; SELECT pg_sleep(9); --", "größe", "$1"];
     let db = Db::empty().await;
     for (number, name) in names.into_iter().enumerate() {
-        let settings = [("CATALOG_CHANNEL", name), ONLY_THE_BELL[0]];
+        let settings = [("CATALOG_CHANNEL", name), NOTIFY_ONLY[0]];
         run(&db.url, &settings[..1]);
         assert_eq!(db.sql("SELECT channel FROM model_catalog.state").await.as_deref(), Some(name));
         if number == 0 {

@@ -1,4 +1,4 @@
-//! Least rights: what each kind of role needs, and what none may do.
+//! Least privilege: the rights that each role needs, and everything else is denied.
 
 use model_catalog::postgres::error::describe;
 use model_catalog::postgres::session;
@@ -6,9 +6,9 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
-use crate::support::{Db, ONLY_THE_BELL, Server, database, sql};
+use crate::support::{Db, NOTIFY_ONLY, Server, database, sql};
 
-/// What a role that `serve` connects as needs, and all it needs.
+/// The rights of the role that `serve` connects as.
 const SERVE: [&str; 4] = [
     "USAGE ON SCHEMA model_catalog",
     "SELECT ON model_catalog.changes",
@@ -16,9 +16,9 @@ const SERVE: [&str; 4] = [
     "SELECT ON model_catalog.entries",
 ];
 
-/// A fresh role of this database, and the address to connect as it.
-async fn role(db: &Db, what: &str) -> (String, String) {
-    let name = format!("{what}_{}", db.name);
+/// Creates a role; returns its name and the URL to connect as it.
+async fn role(db: &Db, prefix: &str) -> (String, String) {
+    let name = format!("{prefix}_{}", db.name);
     db.sql(&format!("CREATE ROLE {name} LOGIN")).await;
     let url = db.url.replace("user=postgres", &format!("user={name}"));
     (name, url)
@@ -30,19 +30,19 @@ async fn grant(db: &Db, rights: &[&str], role: &str) {
     }
 }
 
-async fn refused(client: &Client, statement: &str) {
+async fn assert_denied(client: &Client, statement: &str) {
     let error = client.batch_execute(statement).await.expect_err(statement);
     assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}: {}", describe(&error));
 }
 
 #[tokio::test]
-async fn a_writer_of_models_needs_no_other_right() {
+async fn writers_need_no_rights_beyond_their_tables() {
     let db = Db::new().await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let (writer, url) = role(&db, "writer").await;
     grant(&db, &["INSERT, UPDATE, DELETE, SELECT, TRUNCATE ON models"], &writer).await;
     let client = session::connect(&database(&url)).await.unwrap();
-    // What it puts first in its own search path is not taken for what the trigger means.
+    // Objects that shadow the trigger's names in the writer's search path are not used.
     let shadow = "CREATE TEMP TABLE changes (model_id text); CREATE TEMP TABLE state (channel text); \
                   CREATE FUNCTION pg_temp.pg_current_xact_id() RETURNS xid8 LANGUAGE sql AS $$ SELECT NULL::xid8 $$; \
                   SET search_path = pg_temp, public, pg_catalog";
@@ -64,24 +64,24 @@ async fn a_writer_of_models_needs_no_other_right() {
 }
 
 #[tokio::test]
-async fn a_role_that_serves_needs_just_these_rights() {
+async fn server_role_needs_exactly_these_rights() {
     let db = Db::new().await;
     db.add("a").await;
     let (reader, url) = role(&db, "reader").await;
     grant(&db, &SERVE, &reader).await;
-    let server = Server::start_with(&url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&url, NOTIFY_ONLY).await;
     db.sql("UPDATE models SET name = 'by a delta'").await;
     server.until_named("a", "by a delta").await;
     db.sql("SELECT model_catalog.reload(); UPDATE models SET name = 'by a full load'").await;
     server.until_named("a", "by a full load").await;
     assert_eq!(server.refreshes("full").await, 2.0);
 
-    // Without any one of them, the delta is refused.
+    // Each of the rights is required for the delta.
     for right in SERVE {
         let client = session::connect(&database(&url)).await.unwrap();
         db.sql(&format!("REVOKE {right} FROM {reader}")).await;
-        let nothing: [(&(dyn ToSql + Sync), Type); 2] = [(&"1:1:", Type::TEXT), (&"", Type::TEXT)];
-        let error = client.query_typed(session::DELTA, &nothing).await.expect_err(right);
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&"1:1:", Type::TEXT), (&"", Type::TEXT)];
+        let error = client.query_typed(session::DELTA, &parameters).await.expect_err(right);
         assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{right}: {}", describe(&error));
         db.sql(&format!("GRANT {right} TO {reader}")).await;
     }
@@ -104,12 +104,12 @@ async fn a_role_that_serves_needs_just_these_rights() {
         "SELECT * FROM model_catalog.fleet",
         "SELECT model_catalog.wait_for_fleet('3')",
     ] {
-        refused(&client, statement).await;
+        assert_denied(&client, statement).await;
     }
 }
 
 #[tokio::test]
-async fn a_role_without_rights_may_do_nothing() {
+async fn role_without_rights_is_denied_everything() {
     let db = Db::new().await;
     let (_, url) = role(&db, "nobody").await;
     let client = session::connect(&database(&url)).await.unwrap();
@@ -122,12 +122,12 @@ async fn a_role_without_rights_may_do_nothing() {
         "SELECT * FROM model_catalog.fleet",
         "SELECT model_catalog.wait_for_fleet('3')",
     ] {
-        refused(&client, statement).await;
+        assert_denied(&client, statement).await;
     }
 }
 
 #[tokio::test]
-async fn who_watches_the_fleet_needs_just_these_rights() {
+async fn fleet_monitor_role_needs_exactly_these_rights() {
     let db = Db::new().await;
     db.add("a").await;
     let (reader, url) = role(&db, "reader").await;
@@ -138,7 +138,7 @@ async fn who_watches_the_fleet_needs_just_these_rights() {
     let rights = ["USAGE ON SCHEMA model_catalog", "SELECT ON model_catalog.fleet"];
     grant(&db, &rights, &watcher).await;
     let client = session::connect(&database(&url)).await.unwrap();
-    refused(&client, "SELECT model_catalog.wait_for_fleet('3')").await;
+    assert_denied(&client, "SELECT model_catalog.wait_for_fleet('3')").await;
     grant(&db, &["EXECUTE ON FUNCTION model_catalog.wait_for_fleet(xid8, interval)"], &watcher).await;
 
     let rename = "UPDATE models SET name = 'arrived' RETURNING pg_current_xact_id()";
@@ -149,6 +149,6 @@ async fn who_watches_the_fleet_needs_just_these_rights() {
     let revision = server.get("/api/models/a").await.revision();
     assert_eq!(sql(&client, row).await, Some(format!("seen {revision} {reader} t")));
     for statement in ["SELECT * FROM model_catalog.state", "SELECT * FROM model_catalog.changes"] {
-        refused(&client, statement).await;
+        assert_denied(&client, statement).await;
     }
 }

@@ -1,62 +1,62 @@
-//! The worked schemas of `sql/examples`, each from `CREATE TABLE` on a bare database to live changes over HTTP, served
-//! by a role that has the documented rights and no others.
+//! The example schemas of `sql/examples`, each from `CREATE TABLE` in an empty database to live changes over HTTP, served
+//! by a role with the documented rights and no others.
 
 use serde_json::{Value, json};
 
-use crate::support::{Db, ONLY_THE_BELL, Server, bare, sql};
-use crate::sync::delta_plan::{explained, here, of, prepared};
+use crate::support::{Db, NOTIFY_ONLY, Server, migrate_without_table, sql};
+use crate::sync::delta_plan::{explain, nodes_reading, position, prepared};
 
-/// A bare database with an example in it, and a server with the least rights.
+/// A database with an example schema, and a server with the documented rights.
 struct Example {
     db: Db,
     server: Server,
 }
 
 impl Example {
-    async fn of(file: &str) -> Self {
+    async fn new(file: &str) -> Self {
         let db = Db::empty().await;
-        bare(&db.url).await;
+        migrate_without_table(&db.url).await;
         db.sql(file).await;
         let role = format!("server_{}", db.name);
         let rights = "USAGE ON SCHEMA model_catalog TO {}; GRANT SELECT ON ALL TABLES IN SCHEMA model_catalog TO {}";
         db.sql(&format!("CREATE ROLE {role} LOGIN; GRANT {}", rights.replace("{}", &role))).await;
         let url = db.url.replace("user=postgres", &format!("user={role}"));
-        let server = Server::start_with(&url, ONLY_THE_BELL).await;
+        let server = Server::start_with(&url, NOTIFY_ONLY).await;
         Self { db, server }
     }
 
-    /// Makes a change; then the model has these fields, and `null` = there is no such model.
-    async fn then(&self, change: &str, id: &str, expected: Value) {
+    /// Makes a change and waits until the model has these fields; `null` expects a 404.
+    async fn assert_after(&self, change: &str, id: &str, expected: Value) {
         self.db.sql(change).await;
-        let is = async |server: &Server| {
+        let matches = async |server: &Server| {
             let model = server.get(&format!("/api/models/{id}")).await;
             match expected.as_object() {
                 None => model.status == 404,
                 Some(fields) => model.status == 200 && fields.iter().all(|(name, value)| model.json()[name] == *value),
             }
         };
-        self.server.until(&format!("{id} is {expected} after {change}"), is).await;
+        self.server.until(&format!("{id} is {expected} after {change}"), matches).await;
     }
 
-    /// That a change of one model is looked up by indexes in each of these tables, when there are many rows.
-    async fn looks_up_by_index(self, tables: &[&str], fill: &str, change: &str) {
+    /// With many rows, the delta of one changed model must use an index of each of these tables.
+    async fn assert_uses_indexes(self, tables: &[&str], fill: &str, change: &str) {
         self.db.sql(&format!("{fill}; ANALYZE")).await;
         let client = prepared(&self.db.url).await;
-        let since = here(&client).await;
+        let since = position(&client).await;
         sql(&self.db.client, change).await;
-        let plan = explained(&client, "", &since).await;
+        let plan = explain(&client, "", &since).await;
         for table in tables {
-            for node in of(&plan, table) {
+            for node in nodes_reading(&plan, table) {
                 assert!(node["Node Type"] != "Seq Scan" && plan.to_string().contains("Index Cond"), "{plan:#}");
             }
         }
-        assert_eq!(self.server.refreshes("full").await, 1.0, "every change came by a delta");
+        assert_eq!(self.server.refreshes("full").await, 1.0, "a change caused a full load");
     }
 }
 
 #[tokio::test]
-async fn sizes_in_bytes() {
-    let example = Example::of(include_str!("../../../sql/examples/1_sizes_in_bytes.sql")).await;
+async fn example_with_sizes_in_bytes_is_served() {
+    let example = Example::new(include_str!("../../../sql/examples/1_sizes_in_bytes.sql")).await;
     let insert = "INSERT INTO registry.weights VALUES ('flux-dev', 'flux1-dev.safetensors', 'https://example.org/f',
                   23802932552, 'abc', true, 'checkpoints', 'a note')";
     let served = json!({
@@ -64,46 +64,48 @@ async fn sizes_in_bytes() {
         "hash": "abc", "auth_required": true, "auth_provider": "huggingface",
         "save_path": "checkpoints/flux1-dev.safetensors", "dependencies": [], "description": "a note"
     });
-    example.then(insert, "flux-dev", served).await;
+    example.assert_after(insert, "flux-dev", served).await;
     let update = "UPDATE registry.weights SET bytes = NULL, gated = false";
     let served = json!({"file_size_gb": null, "auth_required": false, "auth_provider": null});
-    example.then(update, "flux-dev", served).await;
-    example.then("UPDATE registry.weights SET slug = 'flux'", "flux", json!({"file_size_gb": null})).await;
-    example.then("", "flux-dev", Value::Null).await;
-    example.then("DELETE FROM registry.weights", "flux", Value::Null).await;
+    example.assert_after(update, "flux-dev", served).await;
+    example.assert_after("UPDATE registry.weights SET slug = 'flux'", "flux", json!({"file_size_gb": null})).await;
+    example.assert_after("", "flux-dev", Value::Null).await;
+    example.assert_after("DELETE FROM registry.weights", "flux", Value::Null).await;
     let fill = "INSERT INTO registry.weights SELECT 'w' || n, 'f', 'https://example.org/f', n, NULL, false, 'x', NULL \
                 FROM generate_series(1, 20000) n";
-    example.looks_up_by_index(&["weights"], fill, "UPDATE registry.weights SET note = 'new' WHERE slug = 'w7'").await;
+    example.assert_uses_indexes(&["weights"], fill, "UPDATE registry.weights SET note = 'new' WHERE slug = 'w7'").await;
 }
 
 #[tokio::test]
-async fn dependencies_in_a_join_table() {
-    let example = Example::of(include_str!("../../../sql/examples/2_dependencies_in_a_join_table.sql")).await;
+async fn example_with_dependencies_in_a_join_table_is_served() {
+    let example = Example::new(include_str!("../../../sql/examples/2_dependencies_in_a_join_table.sql")).await;
     let insert = "INSERT INTO assets.asset SELECT n, 'asset ' || n, 'https://example.org/' || n, 0.335, NULL, NULL, \
                   'vae/' || n, NULL FROM generate_series(1, 12) n";
-    example.then(insert, "1", json!({"name": "asset 1", "file_size_gb": 0.335, "dependencies": []})).await;
+    example.assert_after(insert, "1", json!({"name": "asset 1", "file_size_gb": 0.335, "dependencies": []})).await;
     let needs = |ids: &[&str]| json!({ "dependencies": ids });
-    example.then("INSERT INTO assets.needs VALUES (1, 10), (1, 9), (2, 9)", "1", needs(&["9", "10"])).await;
-    example.then("", "2", needs(&["9"])).await;
-    example.then("UPDATE assets.needs SET other = 11 WHERE other = 10", "1", needs(&["9", "11"])).await;
-    example.then("UPDATE assets.needs SET asset = 3 WHERE asset = 1 AND other = 11", "1", needs(&["9"])).await;
-    example.then("", "3", needs(&["11"])).await;
-    example.then("DELETE FROM assets.needs WHERE asset = 2", "2", needs(&[])).await;
+    example.assert_after("INSERT INTO assets.needs VALUES (1, 10), (1, 9), (2, 9)", "1", needs(&["9", "10"])).await;
+    example.assert_after("", "2", needs(&["9"])).await;
+    example.assert_after("UPDATE assets.needs SET other = 11 WHERE other = 10", "1", needs(&["9", "11"])).await;
+    example.assert_after("UPDATE assets.needs SET asset = 3 WHERE asset = 1 AND other = 11", "1", needs(&["9"])).await;
+    example.assert_after("", "3", needs(&["11"])).await;
+    example.assert_after("DELETE FROM assets.needs WHERE asset = 2", "2", needs(&[])).await;
     let update = "UPDATE assets.asset SET provider = 'civitai' WHERE id = 3";
-    example.then(update, "3", json!({"auth_required": true, "auth_provider": "civitai", "dependencies": ["11"]})).await;
-    // What goes, goes from the needs of others too.
-    example.then("DELETE FROM assets.asset WHERE id = 9", "9", Value::Null).await;
-    example.then("", "1", needs(&[])).await;
+    example
+        .assert_after(update, "3", json!({"auth_required": true, "auth_provider": "civitai", "dependencies": ["11"]}))
+        .await;
+    // A deleted asset also disappears from the dependencies of others.
+    example.assert_after("DELETE FROM assets.asset WHERE id = 9", "9", Value::Null).await;
+    example.assert_after("", "1", needs(&[])).await;
     let fill = "INSERT INTO assets.asset SELECT n, 'n', 'https://example.org/n', 1, NULL, NULL, 'x', NULL \
                 FROM generate_series(100, 20000) n; \
                 INSERT INTO assets.needs SELECT n, n - 1 FROM generate_series(101, 20000) n";
     let change = "UPDATE assets.needs SET other = 200 WHERE asset = 777";
-    example.looks_up_by_index(&["asset", "needs"], fill, change).await;
+    example.assert_uses_indexes(&["asset", "needs"], fill, change).await;
 }
 
 #[tokio::test]
-async fn camel_case_and_sizes_as_text() {
-    let example = Example::of(include_str!("../../../sql/examples/3_camel_case_and_sizes_as_text.sql")).await;
+async fn example_with_camel_case_and_sizes_as_text_is_served() {
+    let example = Example::new(include_str!("../../../sql/examples/3_camel_case_and_sizes_as_text.sql")).await;
     let insert =
         "INSERT INTO studio.\"ModelFile\" VALUES ('flux-dev', 'flux1-dev.safetensors', 'https://example.org/f',
                   '11.9GB', 'abc', 'HF_TOKEN', 'models/checkpoints/models/f.safetensors', '{ae,clip-l}', NULL)";
@@ -112,7 +114,7 @@ async fn camel_case_and_sizes_as_text() {
         "hash": "abc", "auth_required": true, "auth_provider": "huggingface",
         "save_path": "checkpoints/models/f.safetensors", "dependencies": ["ae", "clip-l"], "description": null
     });
-    example.then(insert, "flux-dev", served).await;
+    example.assert_after(insert, "flux-dev", served).await;
     for (text, size) in [
         ("335MB", json!(0.335)),
         ("1.5TB", json!(1500)),
@@ -127,11 +129,11 @@ async fn camel_case_and_sizes_as_text() {
         ("6MB", json!(0.006)),
         ("1.2.3GB", json!(null)),
     ] {
-        // Another field changes as well, so that a size that stays NULL is seen to be the new row's.
+        // Another field changes as well, to tell a size that stays NULL from the previous row.
         let update = format!("UPDATE studio.\"ModelFile\" SET \"fileSize\" = '{text}', description = '{text}!'");
         let update = update.replace("description", "\"description\"");
         let expected = json!({"file_size_gb": size, "description": format!("{text}!")});
-        example.then(&update, "flux-dev", expected).await;
+        example.assert_after(&update, "flux-dev", expected).await;
     }
     for (token, required, provider) in [
         ("'CIVITAI_TOKEN'", true, json!("civitai")),
@@ -140,13 +142,13 @@ async fn camel_case_and_sizes_as_text() {
         ("''", false, json!(null)),
     ] {
         let update = format!("UPDATE studio.\"ModelFile\" SET \"authEnv\" = {token}");
-        example.then(&update, "flux-dev", json!({"auth_required": required, "auth_provider": provider})).await;
+        example.assert_after(&update, "flux-dev", json!({"auth_required": required, "auth_provider": provider})).await;
     }
     let update = "UPDATE studio.\"ModelFile\" SET \"savePath\" = 'loras/x.safetensors', \"dependsOn\" = '{}'";
-    example.then(update, "flux-dev", json!({"save_path": "loras/x.safetensors", "dependencies": []})).await;
-    example.then("DELETE FROM studio.\"ModelFile\"", "flux-dev", Value::Null).await;
+    example.assert_after(update, "flux-dev", json!({"save_path": "loras/x.safetensors", "dependencies": []})).await;
+    example.assert_after("DELETE FROM studio.\"ModelFile\"", "flux-dev", Value::Null).await;
     let fill = "INSERT INTO studio.\"ModelFile\" SELECT 'm' || n, 'f', 'https://example.org/f', '1GB', NULL, NULL, \
                 'models/x', '{}', NULL FROM generate_series(1, 20000) n";
     let change = "UPDATE studio.\"ModelFile\" SET \"fileSize\" = '2GB' WHERE \"modelId\" = 'm7'";
-    example.looks_up_by_index(&["ModelFile"], fill, change).await;
+    example.assert_uses_indexes(&["ModelFile"], fill, change).await;
 }

@@ -1,16 +1,16 @@
-//! Single statements: each kind becomes visible, and what changes nothing is not heard of.
+//! Single statements: every kind is served, and statements without effect send no notification.
 
 use serde_json::json;
 
-use crate::support::live::{bells, unheard};
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use crate::support::change_log::{assert_unnoticed, notifications};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
 #[tokio::test]
-async fn every_kind_of_statement_becomes_visible() {
+async fn insert_update_delete_and_truncate_are_served() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let empty = {
         let nothing = Db::new().await;
         Server::start(&nothing).await.get("/api/models/x").await.revision()
@@ -26,32 +26,36 @@ async fn every_kind_of_statement_becomes_visible() {
 
     db.sql("UPDATE models SET id = 'moved' WHERE id = 'new'").await;
     server.until_named("moved", "updated").await;
-    assert_eq!(server.get("/api/models/new").await.status, 404, "an id change took two refreshes");
+    assert_eq!(server.get("/api/models/new").await.status, 404, "the old id is still served");
 
     db.sql("UPDATE models SET id = CASE id WHEN 'a' THEN 'b~' ELSE 'a' END WHERE id IN ('a', 'b')").await;
     server.until_named("b~", "a.safetensors").await;
-    assert_eq!(server.field("a", "name").await, "b.safetensors", "ids were exchanged in one statement");
+    assert_eq!(server.field("a", "name").await, "b.safetensors", "ids swapped in one statement are not both served");
 
     db.sql("DELETE FROM models WHERE id = 'moved'").await;
     server.until_gone("moved").await;
-    assert_eq!(server.refreshes("full").await, 1.0, "row changes need no full load");
+    assert_eq!(server.refreshes("full").await, 1.0, "a row change caused a full load");
 
     db.sql("TRUNCATE models").await;
-    server.until("nothing is left", |s| async move { s.get("/readyz").await.json()["models"] == 0 }).await;
-    assert_eq!(server.get("/api/models/a").await.revision(), empty, "no models, and not the revision of none");
+    server.until("the catalog is empty", |s| async move { s.get("/readyz").await.json()["models"] == 0 }).await;
+    assert_eq!(
+        server.get("/api/models/a").await.revision(),
+        empty,
+        "an emptied catalog has another revision than an empty one"
+    );
     db.add("after").await;
     server.until_named("after", "after.safetensors").await;
 }
 
 #[tokio::test]
-async fn statements_that_change_nothing_are_not_heard() {
+async fn statements_without_effect_send_no_notification() {
     let db = Db::new().await;
     db.add("a").await;
     db.add("b").await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let upsert = "INSERT INTO models SELECT * FROM models ON CONFLICT (id) DO UPDATE SET name = excluded.name, \
                   download_url = excluded.download_url, dependencies = excluded.dependencies";
-    let quiet = [
+    let without_effect = [
         upsert,
         "INSERT INTO models SELECT * FROM models ON CONFLICT DO NOTHING",
         "UPDATE models SET name = name, description = description",
@@ -63,35 +67,39 @@ async fn statements_that_change_nothing_are_not_heard() {
          WHEN MATCHED THEN UPDATE SET name = s.name WHEN NOT MATCHED THEN DO NOTHING",
         "BEGIN; UPDATE models SET name = name; COMMIT",
     ];
-    unheard(&db, &server, &quiet).await;
+    assert_unnoticed(&db, &server, &without_effect).await;
 
-    // A statement that leaves most rows as they were logs only the others.
-    db.sql("UPDATE models SET description = CASE id WHEN 'b' THEN 'other' END WHERE id <> 'heard'").await;
+    // A statement that leaves most rows unchanged records only the others.
+    db.sql("UPDATE models SET description = CASE id WHEN 'b' THEN 'other' END WHERE id <> 'marker'").await;
     server.until("b changed", |s| async move { s.field("b", "description").await == "other" }).await;
-    let here = "SELECT string_agg(model_id, ' ' ORDER BY model_id) FROM model_catalog.changes \
+    let recorded = "SELECT string_agg(model_id, ' ' ORDER BY model_id) FROM model_catalog.changes \
                 WHERE xid = (SELECT max(xid) FROM model_catalog.changes)";
-    assert_eq!(db.sql(here).await.as_deref(), Some("b"));
+    assert_eq!(db.sql(recorded).await.as_deref(), Some("b"));
 }
 
 #[tokio::test]
-async fn one_transaction_rings_once() {
+async fn transaction_sends_one_notification() {
     let db = Db::new().await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
-    let before = bells(&db, &server).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
+    let before = notifications(&db, &server).await;
     db.sql(
         "BEGIN; INSERT INTO models (id, name, download_url, save_path) \
          SELECT n::text, 'x', 'https://example.org/x', 'x' FROM generate_series(1, 500) n; \
-         UPDATE models SET name = 'y' WHERE id <> 'heard'; DELETE FROM models WHERE id = '500'; COMMIT",
+         UPDATE models SET name = 'y' WHERE id <> 'marker'; DELETE FROM models WHERE id = '500'; COMMIT",
     )
     .await;
     server.until_named("499", "y").await;
-    assert_eq!(bells(&db, &server).await, before + 2.0, "the transaction's one and our own");
+    assert_eq!(
+        notifications(&db, &server).await,
+        before + 2.0,
+        "expected one from the transaction and one from the marker"
+    );
 }
 
 #[tokio::test]
-async fn another_spelling_of_a_number_is_no_new_revision() {
+async fn numeric_scale_does_not_change_the_revision() {
     let db = Db::new().await;
-    // A numeric without a scale keeps 23.80 apart from 23.8: the row changes, its answer does not.
+    // A numeric without a scale distinguishes 23.80 from 23.8: the row changes, the response does not.
     db.sql(
         "CREATE TABLE sizes (id text PRIMARY KEY, gb numeric); INSERT INTO sizes VALUES ('a', 23.8), ('b', 1);
          CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, id AS name, 'https://example.org/x'::text AS \
@@ -100,16 +108,16 @@ async fn another_spelling_of_a_number_is_no_new_revision() {
          SELECT model_catalog.watch('sizes', 'id')",
     )
     .await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let before = server.get("/api/models/a").await;
     let refreshes = server.refreshes("delta").await;
     db.sql("UPDATE sizes SET gb = 23.80 WHERE id = 'a'").await;
-    server.until("it was looked at", |s| async move { s.refreshes("delta").await > refreshes }).await;
+    server.until("the delta is read", |s| async move { s.refreshes("delta").await > refreshes }).await;
     let after = server.get("/api/models/a").await;
     assert_eq!((after.revision(), &after.body), (before.revision(), &before.body));
     server.until_logged("\"changed\":0", 1).await;
 
     db.sql("UPDATE sizes SET gb = 23.81 WHERE id = 'a'").await;
-    server.until("a real change arrives", |s| async move { s.field("a", "file_size_gb").await == 23.81 }).await;
+    server.until("a real change is served", |s| async move { s.field("a", "file_size_gb").await == 23.81 }).await;
     assert_ne!(server.get("/api/models/a").await.revision(), before.revision());
 }

@@ -1,5 +1,5 @@
-//! Who watches while something breaks: readers that count every failed, torn or backward answer, and the comparison
-//! of what is served with the table.
+//! Consistency checks during faults: readers that record every failed, torn or outdated response, and a comparison of
+//! the served catalog with the table.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,43 +25,48 @@ pub async fn add_pairs(client: &Client, pairs: usize) {
     client.execute(insert, &[&i32::try_from(pairs).unwrap()]).await.unwrap();
 }
 
-/// The statement that moves one pair on, both halves in one transaction.
+/// The statement that increments the counter of one pair, both halves in one transaction.
 pub fn bump(pair: usize) -> String {
     format!("UPDATE models SET description = (description::bigint + 1)::text WHERE id LIKE 'pair-{pair}-_'")
 }
 
-/// Readers in the background.
-pub struct Witness {
+/// Background tasks that read all pairs and record violations.
+pub struct ConsistencyReaders {
     stop: Arc<AtomicBool>,
-    answers: Arc<AtomicU64>,
+    responses: Arc<AtomicU64>,
     readers: Vec<JoinHandle<Vec<String>>>,
 }
 
-impl Witness {
-    /// Two readers of all pairs. `may_go_back` is for faults in which the database itself loses what was committed.
+impl ConsistencyReaders {
+    /// Starts two readers. `may_go_back` is for faults in which the database itself loses commits.
     pub fn start(server: &Server, pairs: usize, may_go_back: bool) -> Self {
-        let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, responses) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let reader = |_| {
             let reader = Reader { address: server.address.clone(), pairs, may_go_back };
-            tokio::spawn(reader.read(Arc::clone(&stop), Arc::clone(&answers)))
+            tokio::spawn(reader.read(Arc::clone(&stop), Arc::clone(&responses)))
         };
         let readers = (0..2).map(reader).collect();
-        Self { stop, answers, readers }
+        Self { stop, responses, readers }
     }
 
-    /// Answers so far.
-    pub fn answers(&self) -> u64 {
-        self.answers.load(SeqCst)
+    /// The number of responses so far.
+    pub fn responses(&self) -> u64 {
+        self.responses.load(SeqCst)
     }
 
-    /// Ends the readers; whatever they saw that must not be fails the test.
+    /// Stops the readers, and fails if they recorded a violation.
     pub async fn finish(self) {
-        let before = self.answers();
-        support::until("the readers had an answer", || async { self.answers() > before + 1 }).await;
+        let before = self.responses();
+        support::until("the readers have received a response", || async { self.responses() > before + 1 }).await;
         self.stop.store(true, SeqCst);
         for reader in self.readers {
             let faults = reader.await.unwrap();
-            assert!(faults.is_empty(), "{} of {before} answers: {:#?}", faults.len(), &faults[..faults.len().min(9)]);
+            assert!(
+                faults.is_empty(),
+                "{} violations in {before} responses: {:#?}",
+                faults.len(),
+                &faults[..faults.len().min(9)]
+            );
         }
     }
 }
@@ -73,7 +78,7 @@ struct Reader {
 }
 
 impl Reader {
-    async fn read(self, stop: Arc<AtomicBool>, answers: Arc<AtomicU64>) -> Vec<String> {
+    async fn read(self, stop: Arc<AtomicBool>, responses: Arc<AtomicU64>) -> Vec<String> {
         let http = HttpClient::builder(TokioExecutor::new()).build_http::<Full<bytes::Bytes>>();
         let ids: Vec<_> =
             (0..self.pairs).flat_map(|pair| [format!("pair-{pair}-a"), format!("pair-{pair}-b")]).collect();
@@ -81,29 +86,29 @@ impl Reader {
         let (mut faults, mut seen) = (Vec::new(), vec![0; self.pairs]);
         while !stop.load(SeqCst) {
             let request = Request::post(format!("http://{}/api/models/batch", self.address));
-            let answer = async {
-                let answer = http.request(request.body(Full::from(body.clone())).unwrap()).await;
-                let answer = answer.map_err(|error| format!("no answer: {error:?}"))?;
-                let status = answer.status();
-                let body = answer.into_body().collect().await.map_err(|error| format!("broken off: {error}"))?;
+            let response = async {
+                let response = http.request(request.body(Full::from(body.clone())).unwrap()).await;
+                let response = response.map_err(|error| format!("no response: {error:?}"))?;
+                let status = response.status();
+                let body = response.into_body().collect().await.map_err(|error| format!("truncated: {error}"))?;
                 let value: Value = serde_json::from_slice(&body.to_bytes()).map_err(|error| error.to_string())?;
                 if status == 200 { Ok(value) } else { Err(format!("{status}: {value}")) }
             };
-            match answer.await {
-                Ok(answer) => self.judge(&answer, &mut seen, &mut faults),
+            match response.await {
+                Ok(batch) => self.check(&batch, &mut seen, &mut faults),
                 Err(fault) => faults.push(fault),
             }
-            answers.fetch_add(1, SeqCst);
-            // A pace that leaves the processor to what is being tested.
+            responses.fetch_add(1, SeqCst);
+            // Leaves CPU time for the server under test.
             tokio::time::sleep(Duration::from_millis(4)).await;
         }
         faults
     }
 
-    fn judge(&self, answer: &Value, seen: &mut [u64], faults: &mut Vec<String>) {
-        let models = answer["models"].as_array().map_or(&[][..], Vec::as_slice);
+    fn check(&self, batch: &Value, seen: &mut [u64], faults: &mut Vec<String>) {
+        let models = batch["models"].as_array().map_or(&[][..], Vec::as_slice);
         if models.len() != 2 * self.pairs {
-            return faults.push(format!("missing: {}", answer["not_found"]));
+            return faults.push(format!("missing: {}", batch["not_found"]));
         }
         for (pair, halves) in models.chunks(2).enumerate() {
             let counter = |half: &Value| half["description"].as_str().and_then(|text| text.parse::<u64>().ok());
@@ -121,7 +126,7 @@ impl Reader {
     }
 }
 
-/// Why what is served is not what the table holds; `None` if it is, model by model.
+/// The first difference between the served catalog and the table; `None` if they are equal, model by model.
 pub async fn difference(server: &Server, client: &Client) -> Option<String> {
     let rows = "SELECT to_jsonb(e) || jsonb_build_object('file_size_gb', trim_scale(e.file_size_gb)) \
                 FROM model_catalog.entries e";
@@ -138,29 +143,29 @@ pub async fn difference(server: &Server, client: &Client) -> Option<String> {
         return Some(format!("{} models are served, the table has {}", ready["models"], table.len()));
     }
     for ids in table.keys().collect::<Vec<_>>().chunks(1_000) {
-        let answer = server.batch(&json!({ "model_ids": ids }).to_string()).await.json();
-        if answer["not_found"] != json!([]) {
-            return Some(format!("not served: {}", answer["not_found"]));
+        let batch = server.batch(&json!({ "model_ids": ids }).to_string()).await.json();
+        if batch["not_found"] != json!([]) {
+            return Some(format!("not served: {}", batch["not_found"]));
         }
-        for model in answer["models"].as_array().unwrap() {
+        for model in batch["models"].as_array().unwrap() {
             let row = &table[model["id"].as_str().unwrap()];
             if model != row {
-                return Some(format!("served is {model}, the table has {row}"));
+                return Some(format!("served: {model}, in the table: {row}"));
             }
         }
     }
     None
 }
 
-/// Waits until what is served equals the table.
-pub async fn in_step(server: &Server, client: &Client) {
-    server.until("what is served equals the table", |s| async move { difference(s, client).await.is_none() }).await;
+/// Waits until the served catalog equals the table.
+pub async fn in_sync(server: &Server, client: &Client) {
+    server.until("the served catalog equals the table", |s| async move { difference(s, client).await.is_none() }).await;
 }
 
-/// Full loads that succeeded. They are counted a moment after what they read is served, so more of them than `at_least`
-/// show at once, and fewer are waited for.
-pub async fn fulls(server: &Server, at_least: f64) -> f64 {
+/// The number of successful full loads. It is incremented just after the result is published, so this waits until it
+/// reaches `at_least`.
+pub async fn full_loads(server: &Server, at_least: f64) -> f64 {
     let count = async || server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}").await;
-    support::until("a full load is counted", || async { count().await >= at_least }).await;
+    support::until("the full loads are counted", || async { count().await >= at_least }).await;
     count().await
 }

@@ -1,8 +1,8 @@
-//! Every way a row can come into a table, or leave it, without a plain statement on that table.
+//! Rows that change by other means than a plain statement on the watched table: COPY, MERGE, partitions, cascades.
 
-use crate::support::{Db, ONLY_THE_BELL, Server};
+use crate::support::{Db, NOTIFY_ONLY, Server};
 
-/// `SELECT` for the view, over a relation with columns `id` and `name`.
+/// The statement that creates the view over a relation with the columns `id` and `name`.
 fn view(from: &str) -> String {
     format!(
         "CREATE OR REPLACE VIEW model_catalog.entries AS SELECT m.id, m.name, 'https://example.org/x'::text AS \
@@ -11,12 +11,12 @@ fn view(from: &str) -> String {
     )
 }
 
-const BARE: &str = "'[]'::jsonb AS dependencies, NULL::text AS description FROM";
+const NO_DEPENDENCIES: &str = "'[]'::jsonb AS dependencies, NULL::text AS description FROM";
 
 #[tokio::test]
-async fn copy_merge_upsert_and_a_writable_cte() {
+async fn copy_merge_upsert_and_writable_cte_are_served() {
     let db = Db::new().await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     let columns = "(id, name, download_url, save_path)";
     db.sql(&format!(
         "COPY models {columns} FROM PROGRAM $$printf '%s,x,https://example.org/x,x\\n' one two$$ (FORMAT csv)"
@@ -59,31 +59,35 @@ async fn copy_merge_upsert_and_a_writable_cte() {
 }
 
 #[tokio::test]
-async fn a_partitioned_table() {
+async fn writes_to_partitioned_tables_are_served() {
     let db = Db::new().await;
     let make = "CREATE TABLE parts (id text, name text, kind text, PRIMARY KEY (id, kind)) PARTITION BY LIST (kind);
         CREATE TABLE parts_a PARTITION OF parts FOR VALUES IN ('a');
         CREATE TABLE parts_b PARTITION OF parts FOR VALUES IN ('b') PARTITION BY RANGE (id);
         CREATE TABLE parts_b_all PARTITION OF parts_b DEFAULT;";
-    db.sql(&format!("{make} {} SELECT model_catalog.watch('parts', 'id')", view(&format!("{BARE} parts m")))).await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
-    let fulls = server.refreshes("full").await;
+    db.sql(&format!(
+        "{make} {} SELECT model_catalog.watch('parts', 'id')",
+        view(&format!("{NO_DEPENDENCIES} parts m"))
+    ))
+    .await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
+    let full_loads = server.refreshes("full").await;
 
     db.sql("INSERT INTO parts VALUES ('1', 'one', 'a'), ('2', 'two', 'b')").await;
     server.until_named("2", "two").await;
     assert_eq!(server.field("1", "name").await, "one");
     db.sql("UPDATE parts SET kind = 'b', name = 'moved' WHERE id = '1'").await;
     server.until_named("1", "moved").await;
-    // Past the root, at a leaf.
+    // Directly in a leaf partition.
     db.sql("INSERT INTO parts_b_all VALUES ('3', 'leaf', 'b')").await;
     server.until_named("3", "leaf").await;
     db.sql("UPDATE parts_b SET name = 'middle' WHERE id = '3'").await;
     server.until_named("3", "middle").await;
     db.sql("DELETE FROM parts WHERE id = '2'").await;
     server.until_gone("2").await;
-    assert_eq!(server.refreshes("full").await, fulls);
+    assert_eq!(server.refreshes("full").await, full_loads);
 
-    // A partition made later is written through the root at once, and by itself after one more watch().
+    // In a partition created later, writes through the root are seen at once, direct writes after another watch().
     db.sql("CREATE TABLE parts_c PARTITION OF parts FOR VALUES IN ('c'); INSERT INTO parts VALUES ('4', 'four', 'c')")
         .await;
     server.until_named("4", "four").await;
@@ -97,7 +101,7 @@ async fn a_partitioned_table() {
 }
 
 #[tokio::test]
-async fn cascades_and_a_join_table() {
+async fn cascades_and_join_table_changes_are_served() {
     let db = Db::new().await;
     let make = "CREATE TABLE families (name text PRIMARY KEY);
         CREATE TABLE members (id text PRIMARY KEY, name text,
@@ -114,19 +118,21 @@ async fn cascades_and_a_join_table() {
         "{make} {from} SELECT model_catalog.watch('members', 'id'); SELECT model_catalog.watch('needs', 'model')"
     ))
     .await;
-    let server = Server::start_with(&db.url, ONLY_THE_BELL).await;
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     assert_eq!(server.field("f1", "dependencies").await, serde_json::json!(["vae"]));
 
     db.sql("INSERT INTO needs VALUES ('f1', 't5'), ('s1', 'vae')").await;
     server
-        .until("the join table is followed", |s| async move {
+        .until("the join table's change is served", |s| async move {
             s.field("s1", "dependencies").await == serde_json::json!(["vae"])
         })
         .await;
     assert_eq!(server.field("f1", "dependencies").await, serde_json::json!(["t5", "vae"]));
 
     db.sql("UPDATE families SET name = 'flux.1' WHERE name = 'flux'").await;
-    server.until("ON UPDATE CASCADE is seen", |s| async move { s.field("f2", "description").await == "flux.1" }).await;
+    server
+        .until("the cascaded update is served", |s| async move { s.field("f2", "description").await == "flux.1" })
+        .await;
     db.sql("UPDATE members SET id = 'f1b' WHERE id = 'f1'").await;
     server.until_gone("f1").await;
     assert_eq!(server.field("f1b", "dependencies").await, serde_json::json!(["t5", "vae"]));

@@ -1,5 +1,5 @@
-//! The unit under a systemd of its own: a container with this machine's `/usr` and network and nothing else of it, booted
-//! by systemd-nspawn, in which the documented commands install the program.
+//! The systemd unit in a container that systemd-nspawn boots. The container shares this machine's `/usr` and network and
+//! nothing else; the documented commands install the program in it.
 
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -8,16 +8,16 @@ use std::process::{Child, Command, Stdio};
 
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 
-use super::{free_port, place, text};
+use super::{free_port, repository_path, text};
 use crate::docs::block;
 use crate::support::raw::Raw;
-use crate::support::{migrated, plain, until};
+use crate::support::{migrated, model_json, skip, until};
 
-/// Where cgroups can be mounted: two hierarchies side by side, or the one of today.
+/// Mount points of cgroups: the hybrid layout of cgroup v1 and v2, or cgroup v2 alone.
 const HIERARCHIES: [&str; 3] = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
 
-/// A booted system; dropping it is like pulling the plug.
-struct Machine {
+/// A booted container, which is killed on drop.
+struct Container {
     name: String,
     root: PathBuf,
     cgroups: Vec<PathBuf>,
@@ -25,11 +25,11 @@ struct Machine {
     init: String,
 }
 
-impl Machine {
-    /// Boots, or says why this machine can have no other within it.
+impl Container {
+    /// Boots a container, or returns the reason why this machine can run none.
     async fn boot() -> Result<Self, String> {
         if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
-            return Err("only root may boot a container".into());
+            return Err("booting a container requires root".into());
         }
         let unshared = Command::new("unshare").args(["--mount", "--pid", "--fork", "true"]).output().unwrap();
         if !unshared.status.success() {
@@ -37,25 +37,25 @@ impl Machine {
         }
         let name = format!("model-catalog-{:x}", fastrand::u64(..));
         let root = std::env::temp_dir().join(&name);
-        let mut machine = Self { root, name, cgroups: Vec::new(), nspawn: None, init: String::new() };
-        // systemd would otherwise share the cgroups of whoever boots another one here at the same time.
+        let mut container = Self { root, name, cgroups: Vec::new(), nspawn: None, init: String::new() };
+        // A cgroup of its own, or systemd would use the same cgroups as a container that another test boots meanwhile.
         for hierarchy in HIERARCHIES.map(Path::new) {
             if hierarchy.join("cgroup.procs").exists() {
-                let ours = hierarchy.join(&machine.name);
-                std::fs::create_dir(&ours).map_err(|error| format!("{}: {error}", ours.display()))?;
-                machine.cgroups.push(ours);
+                let cgroup = hierarchy.join(&container.name);
+                std::fs::create_dir(&cgroup).map_err(|error| format!("{}: {error}", cgroup.display()))?;
+                container.cgroups.push(cgroup);
             }
         }
-        if machine.cgroups.is_empty() {
+        if container.cgroups.is_empty() {
             return Err("systemd needs cgroups, and none are mounted at /sys/fs/cgroup".into());
         }
-        machine.furnish();
-        machine.start().await;
-        Ok(machine)
+        container.create_root();
+        container.start().await;
+        Ok(container)
     }
 
-    /// A root directory with what no `/usr` brings.
-    fn furnish(&self) {
+    /// Creates a root directory with everything that is not under `/usr`.
+    fn create_root(&self) {
         for directory in ["etc/systemd/system", "usr", "local/bin", "source/target/release", "source/deploy"] {
             std::fs::create_dir_all(self.root.join(directory)).unwrap();
         }
@@ -68,7 +68,7 @@ impl Machine {
         write("nsswitch.conf", "passwd: files systemd\ngroup: files systemd\n");
         write("passwd", "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/usr/sbin/nologin\n");
         write("group", "root:x:0:\nnogroup:x:65534:\n");
-        // Empty, it is no first boot, at which systemd enables every unit of /usr.
+        // A missing machine-id means first boot, at which systemd enables every unit under /usr; an empty one does not.
         write("machine-id", "");
     }
 
@@ -76,56 +76,59 @@ impl Machine {
         let enter: String =
             self.cgroups.iter().map(|path| format!("echo $$ > {}/cgroup.procs; ", path.display())).collect();
         let mut command = Command::new("setpriv");
-        // Whatever ends the test ends the machine: it is shut down.
+        // If the test process dies, the container is shut down.
         command.args(["--pdeathsig", "TERM", "sh", "-ec", &format!("{enter} exec systemd-nspawn \"$@\""), "sh"]);
         command.args(["--quiet", "--keep-unit", "--register=no", "--console=pipe", "--link-journal=no"]);
         command.args(["--resolv-conf=off", "--timezone=off", "--bind-ro=/usr", "--bind=+/local:/usr/local"]);
         command.arg(format!("--bind-ro={}:/source/target/release/model-catalog", env!("CARGO_BIN_EXE_model-catalog")));
-        command.arg(format!("--bind-ro={}:/source/deploy", place("deploy").display()));
+        command.arg(format!("--bind-ro={}:/source/deploy", repository_path("deploy").display()));
         command.arg(format!("--machine={}", self.name)).arg("--directory").arg(&self.root);
         command.args(["--boot", "systemd.unit=basic.target"]);
         let log = std::fs::File::create(self.log()).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.nspawn = Some(command.spawn().unwrap());
         let pid = self.nspawn.as_ref().unwrap().id();
-        until("systemd runs", || {
-            let ended = self.nspawn.as_mut().unwrap().try_wait().unwrap();
+        until("systemd is running", || {
+            let exited = self.nspawn.as_mut().unwrap().try_wait().unwrap();
             let log = std::fs::read_to_string(self.log()).unwrap();
-            assert!(ended.is_none(), "systemd-nspawn, which `make test-tools` installs, ended: {log}");
+            assert!(exited.is_none(), "systemd-nspawn, which `make test-tools` installs, exited: {log}");
             let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
             self.init = children.trim().to_owned();
             let name = std::fs::read_to_string(format!("/proc/{}/comm", self.init)).unwrap_or_default();
             std::future::ready(name == "systemd\n")
         })
         .await;
-        until("it has booted", || std::future::ready(self.run("systemctl is-active --quiet basic.target").0)).await;
+        until("the container has booted", || {
+            std::future::ready(self.run("systemctl is-active --quiet basic.target").0)
+        })
+        .await;
     }
 
     fn log(&self) -> PathBuf {
         self.root.join("console.log")
     }
 
-    /// Runs a script inside, as root; gives whether it succeeded and what it said.
+    /// Runs a script in the container as root; returns whether it succeeded, and its output.
     fn run(&self, script: &str) -> (bool, String) {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.init, "--mount", "--pid", "--uts", "--ipc", "--root", "--wd"]);
         let output = command.args(["timeout", "60", "bash", "-ec", script]).stdin(Stdio::null()).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        (output.status.success(), said.trim_end().to_owned())
+        let output_text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        (output.status.success(), output_text.trim_end().to_owned())
     }
 
-    /// The same where it must succeed.
+    /// Runs a script that must succeed, and returns its output.
     fn sh(&self, script: &str) -> String {
-        let (succeeded, said) = self.run(script);
-        assert!(succeeded, "{script}: {said}\n{}", self.journal());
-        said
+        let (succeeded, printed) = self.run(script);
+        assert!(succeeded, "{script}: {printed}\n{}", self.journal());
+        printed
     }
 
     fn journal(&self) -> String {
         self.run("journalctl --no-pager --output=cat --unit=model-catalog").1
     }
 
-    /// A property of the unit, as systemd has it now.
+    /// The current value of a property of the unit.
     fn property(&self, name: &str) -> String {
         self.sh(&format!("systemctl show --value --property={name} model-catalog"))
     }
@@ -135,19 +138,19 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
+impl Drop for Container {
     fn drop(&mut self) {
         if std::thread::panicking() && !self.init.is_empty() {
-            eprintln!("the unit's journal:\n{}", self.journal());
+            eprintln!("journal of the unit:\n{}", self.journal());
         }
         if let Some(nspawn) = &mut self.nspawn {
-            // With the first of all processes inside end the others, and then nspawn; without nspawn they would not.
-            let first = if self.init.is_empty() { nspawn.id().to_string() } else { self.init.clone() };
-            let _ = Command::new("kill").args(["-KILL", &first]).status();
+            // Killing the container's init ends its other processes and nspawn; killing nspawn would not.
+            let init = if self.init.is_empty() { nspawn.id().to_string() } else { self.init.clone() };
+            let _ = Command::new("kill").args(["-KILL", &init]).status();
             let _ = nspawn.wait();
         }
         for cgroup in &self.cgroups {
-            // The processes that were in it need a moment to be gone.
+            // A cgroup can be removed only once its processes have exited.
             for _ in 0..1000 {
                 remove_cgroup(cgroup);
                 if !cgroup.exists() {
@@ -161,28 +164,28 @@ impl Drop for Machine {
     }
 }
 
-/// A cgroup is no tree of files: directories can be removed, from the innermost on, and nothing else.
+/// Removes a cgroup with its children. Files in cgroups cannot be removed, so `remove_dir_all` does not work.
 fn remove_cgroup(path: &Path) {
     let inner = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     inner.filter(|path| path.is_dir()).for_each(|path| remove_cgroup(&path));
     let _ = std::fs::remove_dir(path);
 }
 
-/// The documented commands for systemd, with an address, a password and further settings in place of the examples.
+/// The documented commands for systemd, with the test's address, password and settings in place of the examples.
 fn installation(address: &str, password: &str, settings: &str) -> String {
     let mut commands = block(&["bash"], "systemctl daemon-reload");
     let url = format!("postgres://catalog_server@{address}/models");
-    for (example, ours) in [
+    for (example, replacement) in [
         ("postgres://catalog_server@db/models", format!("{url}\n{settings}")),
         ("db:5432:models:catalog_server:…", format!("{address}:models:catalog_server:{password}")),
     ] {
         assert!(commands.contains(example), "{commands}");
-        commands = commands.replace(example, &ours);
+        commands = commands.replace(example, &replacement);
     }
     format!("cd /source\n{commands}")
 }
 
-/// A Postgres that lets nobody in by TCP without a password.
+/// A Postgres that requires a password over TCP.
 async fn postgres() -> EphemeralPostgres {
     let mut rules = std::env::temp_dir();
     rules.push(format!("hba-{:x}", fastrand::u64(..)));
@@ -197,10 +200,10 @@ async fn postgres() -> EphemeralPostgres {
 }
 
 #[tokio::test]
-async fn the_unit_starts_serves_drains_and_is_started_again() {
-    let machine = match Machine::boot().await {
-        Ok(machine) => machine,
-        Err(reason) => return eprintln!("not shown: {reason}"),
+async fn systemd_unit_starts_serves_drains_and_restarts() {
+    let container = match Container::boot().await {
+        Ok(container) => container,
+        Err(reason) => return skip(&reason),
     };
     let postgres = postgres().await;
     let client = migrated(&postgres.url("models")).await;
@@ -218,76 +221,77 @@ async fn the_unit_starts_serves_drains_and_is_started_again() {
     let settings = format!("CATALOG_ADDR={api}\nCATALOG_ADMIN_ADDR={admin}\nCATALOG_DRAIN_GRACE=1s");
     let ready = || std::net::TcpStream::connect(&admin).ok().map(|_| Raw::open(&admin).get("/readyz"));
     let status = || std::future::ready(ready().is_some_and(|reply| reply.status == 200));
-    let serves = async || {
-        until("it is ready", status).await;
+    let assert_serves = async || {
+        until("the server is ready", status).await;
         let reply = Raw::open(&api).get("/api/models/a");
-        assert_eq!((reply.status, reply.text()), (200, plain("a")));
+        assert_eq!((reply.status, reply.text()), (200, model_json("a")));
     };
 
-    machine.sh(&installation(&format!("127.0.0.1:{}", postgres.port()), "not-in-environ", &settings));
-    serves().await;
-    looks_into_the_sandbox(&machine);
+    container.sh(&installation(&format!("127.0.0.1:{}", postgres.port()), "not-in-environ", &settings));
+    assert_serves().await;
+    assert_sandboxed(&container);
 
-    // Killed, it comes back by itself.
-    let first = machine.property("MainPID");
-    machine.sh("systemctl kill --signal=KILL model-catalog");
-    machine.until("NRestarts", "1").await;
-    machine.until("SubState", "running").await;
-    assert_ne!(machine.property("MainPID"), first);
-    serves().await;
+    // systemd restarts it after a kill.
+    let first = container.property("MainPID");
+    container.sh("systemctl kill --signal=KILL model-catalog");
+    container.until("NRestarts", "1").await;
+    container.until("SubState", "running").await;
+    assert_ne!(container.property("MainPID"), first);
+    assert_serves().await;
 
-    // Stopped, it is not ready any more and goes on answering; that is no failure.
-    let kept = &mut Raw::open(&api);
-    assert_eq!(kept.get("/api/models/a").status, 200);
-    machine.sh("systemctl stop --no-block model-catalog");
-    until("it says that it goes", || std::future::ready(ready().is_some_and(|reply| reply.status == 503))).await;
-    assert_eq!(kept.get("/api/models/a").status, 200);
-    machine.until("ActiveState", "inactive").await;
-    let end = ["Result", "ExecMainCode", "ExecMainStatus"].map(|name| machine.property(name));
-    assert_eq!(end, ["success", "1", "0"], "{}", machine.journal());
+    // On stop it reports not ready and serves on during the grace period; the result is success.
+    let connection = &mut Raw::open(&api);
+    assert_eq!(connection.get("/api/models/a").status, 200);
+    container.sh("systemctl stop --no-block model-catalog");
+    until("it reports that it is draining", || std::future::ready(ready().is_some_and(|reply| reply.status == 503)))
+        .await;
+    assert_eq!(connection.get("/api/models/a").status, 200);
+    container.until("ActiveState", "inactive").await;
+    let end = ["Result", "ExecMainCode", "ExecMainStatus"].map(|name| container.property(name));
+    assert_eq!(end, ["success", "1", "0"], "{}", container.journal());
 
-    // Its state directory has kept the catalog: it serves without a database.
+    // Its state directory holds the snapshot file, so it serves without a database.
     drop((client, postgres));
-    machine.sh("systemctl start model-catalog");
-    serves().await;
+    container.sh("systemctl start model-catalog");
+    assert_serves().await;
     assert_eq!(ready().unwrap().json()["source"], "file");
     let state =
-        machine.sh("stat -Lc '%a %u' /var/lib/model-catalog; stat -Lc '%u' /var/lib/model-catalog/catalog.snapshot");
+        container.sh("stat -Lc '%a %u' /var/lib/model-catalog; stat -Lc '%u' /var/lib/model-catalog/catalog.snapshot");
     let words: Vec<_> = state.split_whitespace().collect();
     assert!(words[0] == "700" && words[1] != "0" && words[1] == words[2], "{state}");
 
-    // Wrong settings stay wrong, and no restart is tried.
-    machine.sh("systemctl stop model-catalog; echo CATALOG_POLL_INTERVAL=soon >> /etc/model-catalog/environment");
-    machine.sh("systemctl start model-catalog");
-    machine.until("ActiveState", "failed").await;
-    assert_eq!([machine.property("ExecMainStatus"), machine.property("NRestarts")], ["2", "0"]);
-    assert!(machine.journal().contains("CATALOG_POLL_INTERVAL"), "{}", machine.journal());
+    // systemd does not restart it after a configuration error.
+    container.sh("systemctl stop model-catalog; echo CATALOG_POLL_INTERVAL=soon >> /etc/model-catalog/environment");
+    container.sh("systemctl start model-catalog");
+    container.until("ActiveState", "failed").await;
+    assert_eq!([container.property("ExecMainStatus"), container.property("NRestarts")], ["2", "0"]);
+    assert!(container.journal().contains("CATALOG_POLL_INTERVAL"), "{}", container.journal());
 }
 
-/// What the process has, as the kernel says; and that systemd scores it as documented.
-fn looks_into_the_sandbox(machine: &Machine) {
-    let pid = machine.property("MainPID");
-    let status = machine.sh(&format!("cat /proc/{pid}/status"));
+/// Privileges of the process according to the kernel, and the security score of systemd.
+fn assert_sandboxed(container: &Container) {
+    let pid = container.property("MainPID");
+    let status = container.sh(&format!("cat /proc/{pid}/status"));
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
     let user: u32 = field("Uid:").split_whitespace().next().unwrap().parse().unwrap();
-    assert!((61184..=65519).contains(&user), "no user made for it: {status}");
+    assert!((61184..=65519).contains(&user), "not a dynamic user: {status}");
     for capabilities in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
         assert_eq!(field(capabilities).trim_matches('0'), "", "{status}");
     }
     assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1".into(), "2".into()), "{status}");
     for kind in ["mnt", "user", "uts"] {
-        machine.sh(&format!("[ $(readlink /proc/{pid}/ns/{kind}) != $(readlink /proc/1/ns/{kind}) ]"));
+        container.sh(&format!("[ $(readlink /proc/{pid}/ns/{kind}) != $(readlink /proc/1/ns/{kind}) ]"));
     }
-    let environment = machine.sh(&format!("tr '\\0' '\\n' < /proc/{pid}/environ"));
+    let environment = container.sh(&format!("tr '\\0' '\\n' < /proc/{pid}/environ"));
     assert!(environment.contains("PGPASSFILE=") && !environment.contains("not-in-environ"), "{environment}");
-    // All that its user may write to; the temporary directories are its own.
+    // Everything that its user may write to; the temporary directories are private.
     let find = "find / -path /proc -prune -o -path '/var/lib/private/*' -prune -print -o -writable '(' -type d -o -type f ')' -print";
     let inside = format!("nsenter --target {pid} --mount setpriv --reuid {user} --regid {user} --clear-groups");
-    let (_, writable) = machine.run(&format!("{inside} {find} 2> /dev/null | sort"));
+    let (_, writable) = container.run(&format!("{inside} {find} 2> /dev/null | sort"));
     assert_eq!(writable.replace('\n', " "), "/tmp /var/lib/private/model-catalog /var/tmp");
-    let said = machine.sh("systemd-analyze security --no-pager model-catalog");
-    let score = said.split("model-catalog.service: ").nth(1).and_then(|rest| rest.split(' ').next());
-    let score = score.unwrap_or_else(|| panic!("{said}"));
+    let printed = container.sh("systemd-analyze security --no-pager model-catalog");
+    let score = printed.split("model-catalog.service: ").nth(1).and_then(|rest| rest.split(' ').next());
+    let score = score.unwrap_or_else(|| panic!("{printed}"));
     assert!(
         text("docs/deployment.md").contains(&format!("scores it {score} ")),
         "systemd scores the running unit {score}"

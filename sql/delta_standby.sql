@@ -1,0 +1,42 @@
+-- The delta on a hot standby: every model that has changed in one of the given ranges of transaction ids, provided that
+-- the database still has history $3. Returns at least one row. Parameters: $1 and $2 text (xid8[], the first ids of the
+-- ranges and the ids after their ends; NULL = no end), $3 text (the history). Columns: those of delta.sql, then the
+-- transaction of the change and the state of replay; see src/postgres/rows.rs.
+--
+-- A snapshot taken on a standby does not list the transactions that were running, but all below its xmin had ended. So
+-- the ranges cover everything from the last snapshot's xmin on, except for transactions whose changes were read already:
+-- these are omitted as gaps between index ranges, not by a condition on each row, so that one forgotten transaction on
+-- the primary does not make each read visit everything that changed since it began. OFFSET 0 as in delta.sql.
+WITH here AS MATERIALIZED (
+    SELECT pg_catalog.pg_current_snapshot() AS snapshot, h.identity AS history FROM model_catalog.history h
+), replay AS MATERIALIZED (
+    SELECT (pg_catalog.pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint AS lsn,
+           extract(epoch FROM pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp())::float8 AS lag,
+           -- After a restart of the receiver, the position received can be below the one replayed.
+           coalesce(pg_catalog.pg_last_wal_receive_lsn() <= pg_catalog.pg_last_wal_replay_lsn(), false)
+               AND EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver) AS caught_up
+), changed AS (
+    SELECT c.model_id, c.changed_at, c.xid
+    FROM ROWS FROM (pg_catalog.unnest($1::text::xid8[]), pg_catalog.unnest($2::text::xid8[])) AS unread (low, high)
+    CROSS JOIN LATERAL (
+        SELECT * FROM model_catalog.changes
+        WHERE changes.xid >= unread.low
+          AND changes.xid < least(unread.high, (SELECT pg_catalog.pg_snapshot_xmax(snapshot) FROM here))
+        OFFSET 0
+    ) c
+    WHERE (SELECT history FROM here) = $3::text
+)
+SELECT here.snapshot::text,
+       here.history,
+       changed.model_id,
+       (extract(epoch FROM pg_catalog.clock_timestamp() - changed.changed_at))::float8 AS age_seconds,
+       e.id, e.name, e.download_url, e.file_size_gb::text, e.hash, e.auth_required, e.auth_provider, e.save_path,
+       e.dependencies::text, e.description,
+       changed.xid::text::bigint AS xid,
+       replay.lsn, replay.lag, replay.caught_up
+FROM here
+CROSS JOIN replay
+LEFT JOIN changed ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM model_catalog.entries WHERE entries.id = changed.model_id OFFSET 0
+) e ON true

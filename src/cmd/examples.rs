@@ -1,0 +1,86 @@
+//! Commands to try on a running server, printed for people who start one in a terminal.
+
+use std::net::SocketAddr;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio_postgres::Client;
+
+use super::serve::first_snapshot;
+use crate::catalog::snapshot::Snapshot;
+use crate::catalog::store::Store;
+use crate::postgres::config::DatabaseConfig;
+use crate::postgres::session;
+
+const IS_MIGRATED: &str = "SELECT pg_catalog.to_regclass('model_catalog.entries') IS NOT NULL";
+/// Whether the view reads the default table, whose rows an example can change.
+const READS_DEFAULT_TABLE: &str = "
+    SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
+        WHERE r.ev_class = pg_catalog.to_regclass('model_catalog.entries')
+          AND d.refobjid = pg_catalog.to_regclass('public.models'))";
+/// Bytes of an id that need an escape in a path segment.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Prints how to migrate `database` if it is not migrated, and commands to try when there is a catalog. The loader
+/// reports a database that can't be reached.
+pub async fn announce(address: SocketAddr, store: &Store, database: &DatabaseConfig) {
+    if query(database, IS_MIGRATED).await == Some(false) {
+        println!(
+            "\nThe database of DATABASE_URL is not migrated. In another terminal, with the same DATABASE_URL, this \
+             creates the\nschema model_catalog and, if you have no view of your own, the table public.models:\n\n  \
+             {} migrate\n\nThe server continues by itself.\n",
+            program()
+        );
+    }
+    let snapshot = first_snapshot(store).await;
+    let ids = ids(&snapshot);
+    if ids.is_empty() {
+        println!(
+            "\nmodel-catalog serves http://{address}. The catalog has no model yet: insert rows, or import a file:\n\n  \
+             {} import FILE\n",
+            program()
+        );
+        return;
+    }
+    let changes = query(database, READS_DEFAULT_TABLE).await == Some(true);
+    print_commands(address, &ids, changes.then_some("$DATABASE_URL"));
+}
+
+/// Prints the commands. `connection` is where psql can change the table of models, if the catalog is a table.
+pub fn print_commands<Id: AsRef<str>>(address: SocketAddr, ids: &[Id], connection: Option<&str>) {
+    let ids = ids.iter().map(AsRef::as_ref);
+    let Some(first) = ids.clone().next() else { return };
+    let list: Vec<_> = ids.chain(["no-such-model"]).map(|id| format!("\"{id}\"")).collect();
+    println!(
+        "\nmodel-catalog serves http://{address}. Try:\n\n  \
+         curl http://{address}/api/models/{}\n  \
+         curl -d '{{\"model_ids\":[{}]}}' http://{address}/api/models/batch",
+        utf8_percent_encode(first, SEGMENT),
+        list.join(",")
+    );
+    match connection {
+        Some(connection) => println!(
+            "  psql \"{connection}\" -c \"UPDATE models SET description = 'changed just now' WHERE id = '{first}'\"\n\n\
+             and the first command again: it shows the change.\n"
+        ),
+        None => println!("\nChange a row of your tables, and the next request shows it.\n"),
+    }
+}
+
+/// Up to two ids that a shell, SQL and JSON read without escapes.
+fn ids(snapshot: &Snapshot) -> Vec<&str> {
+    let plain = |id: &&str| id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._/:@+".contains(&byte));
+    snapshot.iter().filter_map(|entry| str::from_utf8(entry.id()).ok()).filter(plain).take(2).collect()
+}
+
+/// How this program was started.
+fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| env!("CARGO_PKG_NAME").into())
+}
+
+/// The value of a boolean query, if the database can be reached.
+async fn query(database: &DatabaseConfig, sql: &str) -> Option<bool> {
+    let client: Client = session::connect(database).await.ok()?;
+    let rows = client.query_typed(sql, &[]).await.ok()?;
+    rows.first()?.try_get(0).ok()
+}

@@ -1,0 +1,245 @@
+//! The models folder: every path of the catalog is checked again, and folders are opened in a way that does not leave
+//! it, through symbolic links neither. Once a folder is open, all work in it is done by its descriptor and by names
+//! without a slash, so nothing that happens to the path meanwhile leads elsewhere.
+
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
+use serde::{Deserialize, Serialize};
+
+use super::error::Problem;
+use crate::catalog::model::check_save_path;
+
+/// What belongs to this program begins with it, and no save path may have such a part.
+pub const OWN: &str = ".model-catalog";
+
+/// A save path that stays below the models folder by its text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SavePath {
+    /// The folder, without empty parts; empty for the models folder itself.
+    folder: String,
+    /// The name of the file.
+    name: String,
+}
+
+impl SavePath {
+    /// Checks a path of the catalog.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub fn parse(text: &str) -> Result<Self, Problem> {
+        let refused = |reason: &str| Problem::SavePath(format!("{text:?} {reason}"));
+        check_save_path(text).map_err(|fault| Problem::SavePath(format!("{text:?} is refused: {fault}")))?;
+        if text.chars().any(char::is_control) {
+            return Err(refused("has a control character"));
+        }
+        let (folder, name) = text.rsplit_once('/').unwrap_or(("", text));
+        if name.is_empty() || name == "." {
+            return Err(refused("names no file"));
+        }
+        let parts: Vec<_> = folder.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+        if parts.iter().chain([&name]).any(|part| part.to_ascii_lowercase().starts_with(OWN)) {
+            return Err(refused("is reserved for the downloads themselves"));
+        }
+        Ok(Self { folder: parts.join("/"), name: name.to_owned() })
+    }
+
+    /// The name of the file in its folder.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The whole path, relative to the models folder.
+    #[must_use]
+    pub fn text(&self) -> String {
+        if self.folder.is_empty() { self.name.clone() } else { format!("{}/{}", self.folder, self.name) }
+    }
+}
+
+/// What tells whether a file is still the one it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Bytes.
+    pub size: u64,
+    inode: u64,
+    /// Nanoseconds since 1970.
+    mtime: i64,
+    ctime: i64,
+}
+
+impl Stamp {
+    fn new(metadata: &Metadata) -> Self {
+        let nanoseconds = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+        Self {
+            size: metadata.len(),
+            inode: metadata.ino(),
+            mtime: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+            ctime: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// The stamp of an open file.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn of(file: &std::fs::File) -> io::Result<Self> {
+        Ok(Self::new(&file.metadata()?))
+    }
+
+    /// Whether nothing but the number of links may have changed.
+    #[must_use]
+    pub fn is_same_content(&self, other: &Self) -> bool {
+        *self == Self { ctime: self.ctime, ..*other }
+    }
+
+    /// Whether the name `name` in `folder` is that of this very file.
+    #[must_use]
+    pub fn is_named(&self, folder: &Dir, name: &str) -> bool {
+        use cap_std::fs::MetadataExt as _;
+        folder.symlink_metadata(name).is_ok_and(|metadata| metadata.ino() == self.inode)
+    }
+}
+
+/// The models folder.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    root: Dir,
+    links: bool,
+}
+
+impl Folder {
+    /// Opens the folder, which is made if `create` says so.
+    ///
+    /// # Errors
+    /// It cannot be made or opened.
+    pub fn open(path: &Path, links: bool, create: bool) -> io::Result<Self> {
+        if create {
+            std::fs::create_dir_all(path)?;
+        }
+        Ok(Self { path: path.canonicalize()?, root: Dir::open_ambient_dir(path, ambient_authority())?, links })
+    }
+
+    /// The folder of a save path, made if `create` says so; `None` if there is none and none is made.
+    ///
+    /// # Errors
+    /// It is not below the models folder, or cannot be made.
+    pub fn parent(&self, path: &SavePath, create: bool) -> Result<Option<Dir>, Problem> {
+        let folder = if path.folder.is_empty() { "." } else { &*path.folder };
+        let open = || match self.links {
+            true => Dir::open_ambient_dir(self.path.join(folder), ambient_authority()),
+            false => self.root.open_dir(folder),
+        };
+        match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
+                let made = match self.links {
+                    true => std::fs::create_dir_all(self.path.join(folder)),
+                    false => self.root.create_dir_all(folder),
+                };
+                made.and_then(|()| open()).map(Some).map_err(Problem::Folder)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some).map_err(Problem::Folder),
+        }
+    }
+
+    /// The models folder itself.
+    #[must_use]
+    pub fn root(&self) -> &Dir {
+        &self.root
+    }
+
+    /// The folder of this program's own files, made if need be.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn own(&self, create: bool) -> io::Result<Dir> {
+        if create {
+            self.root.create_dir_all(OWN)?;
+        }
+        self.root.open_dir(OWN)
+    }
+
+    /// The file at a save path, if there is a regular one, with its stamp. Links are followed: the file is only read.
+    #[must_use]
+    pub fn existing(&self, path: &SavePath) -> Option<(PathBuf, Stamp)> {
+        let path = self.path.join(path.text());
+        let metadata = std::fs::metadata(&path).ok().filter(Metadata::is_file)?;
+        Some((path, Stamp::new(&metadata)))
+    }
+
+    /// Whether there is a folder at a save path.
+    #[must_use]
+    pub fn is_folder(&self, path: &SavePath) -> bool {
+        self.path.join(path.text()).is_dir()
+    }
+}
+
+/// A file system and the bytes that are free on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Tells file systems apart.
+    pub device: u64,
+    /// Bytes free for this user.
+    pub free: u64,
+}
+
+/// The file system of a folder.
+///
+/// # Errors
+/// It cannot be asked.
+pub fn space(folder: &Dir) -> io::Result<Space> {
+    use cap_std::fs::MetadataExt as _;
+    let stat = rustix::fs::fstatvfs(folder)?;
+    Ok(Space { device: folder.dir_metadata()?.dev(), free: stat.f_bavail.saturating_mul(stat.f_frsize) })
+}
+
+/// Writes the names in a folder to the disk.
+///
+/// # Errors
+/// It cannot be written.
+pub fn sync(folder: &Dir) -> io::Result<()> {
+    use rustix::fs::{Mode, OFlags};
+    // Its own descriptor is only good for looking names up.
+    let folder = rustix::fs::openat(folder, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(rustix::fs::fsync(folder)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn save_paths_stay_below_the_models_folder() {
+        for (text, expected) in [
+            ("a", Some("a")),
+            ("a/b.bin", Some("a/b.bin")),
+            (".//a/./b", Some("a/b")),
+            ("-a/--out=x -o", Some("-a/--out=x -o")),
+            ("${HOME}/$(x)`y`;z", Some("${HOME}/$(x)`y`;z")),
+            (".hidden/...", Some(".hidden/...")),
+            ("%2e%2e/a", Some("%2e%2e/a")),
+            ("a/..", None),
+            ("../a", None),
+            ("a/../../b", None),
+            ("/etc/passwd", None),
+            ("a\\b", None),
+            ("a/", None),
+            ("a/.", None),
+            ("", None),
+            (".", None),
+            ("a\nb", None),
+            ("a\0b", None),
+            (".model-catalog/record", None),
+            ("./.MODEL-catalog/x", None),
+            ("a/.model-catalog-0123.part", None),
+        ] {
+            assert_eq!(SavePath::parse(text).ok().map(|path| path.text()).as_deref(), expected, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Shows the progress: bars on a terminal, else lines in the log; the status file; the metrics file.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
+use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
+use serde_json::json;
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::{info, warn};
+
+use super::progress::{File, Outcome, Phase, Progress};
+use super::record::now;
+use super::{Context, Wanted, own};
+
+/// Time between two updates of bars and of the status file.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Seconds between two lines in the log.
+const LINE_EVERY: u32 = 10;
+
+/// Reports until it is aborted.
+pub async fn run(context: Arc<Context>) {
+    let mut tick = tokio::time::interval(INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut bars = context.progress.screen.bars().map(|_| Bars::new(&context.progress));
+    let mut before: Vec<_> = vec![0; context.progress.files.len()];
+    let (mut last, mut ticks) = (Instant::now(), 0u32);
+    loop {
+        tick.tick().await;
+        for (file, before) in context.progress.files.iter().zip(&mut before) {
+            file.measure(*before, last.elapsed());
+            *before = file.received();
+        }
+        last = Instant::now();
+        write_files(&context, "running");
+        match &mut bars {
+            Some(bars) => bars.update(&context.progress),
+            None if ticks > 0 && ticks.is_multiple_of(LINE_EVERY) => line(&context.progress),
+            None => {}
+        }
+        ticks += 1;
+    }
+}
+
+/// The sums over all models.
+struct Totals {
+    done: u64,
+    total: u64,
+    received: u64,
+    rate: f64,
+}
+
+impl Totals {
+    fn of(progress: &Progress) -> Self {
+        let mut totals = Self { done: 0, total: 0, received: 0, rate: 0.0 };
+        for file in &progress.files {
+            let state = file.state();
+            // What is only hashed is not downloaded.
+            if matches!(state.outcome, Some(Outcome::Fetched)) || state.phase == Phase::Fetching {
+                let (done, total) = file.bytes();
+                totals.done += done;
+                totals.total = totals.total.saturating_add(total.max(done));
+                totals.rate += if state.outcome.is_none() { state.rate } else { 0.0 };
+            } else if state.phase == Phase::Waiting || state.phase == Phase::Elsewhere {
+                totals.total = totals.total.saturating_add(file.bytes().1);
+            }
+            totals.received += file.received();
+        }
+        totals
+    }
+
+    /// Seconds to the end at the present rate.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
+    fn eta(&self) -> Option<u64> {
+        (self.rate >= 1.0).then(|| (self.total.saturating_sub(self.done) as f64 / self.rate) as u64)
+    }
+}
+
+fn line(progress: &Progress) {
+    let totals = Totals::of(progress);
+    let active = progress.files.iter().filter(|file| file.state().phase != Phase::Done).count();
+    let done = progress.files.len() - active;
+    let rate = format!("{}/s", bytes(totals.rate));
+    let eta = totals.eta().map_or_else(|| "unknown".into(), |eta| HumanDuration(Duration::from_secs(eta)).to_string());
+    let (have, all) = (HumanBytes(totals.done).to_string(), HumanBytes(totals.total).to_string());
+    info!(models = progress.files.len(), done, bytes = have, of = all, rate, eta, "progress");
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
+fn bytes(count: f64) -> String {
+    HumanBytes(count as u64).to_string()
+}
+
+/// The bars on a terminal.
+struct Bars {
+    all: ProgressBar,
+    files: HashMap<String, ProgressBar>,
+}
+
+impl Bars {
+    fn new(progress: &Progress) -> Self {
+        let all = bar("all");
+        if let Some(bars) = progress.screen.bars() {
+            bars.add(all.clone());
+        }
+        Self { all, files: HashMap::new() }
+    }
+
+    fn update(&mut self, progress: &Progress) {
+        let Some(screen) = progress.screen.bars() else { return };
+        for file in &progress.files {
+            let state = file.state();
+            match state.phase {
+                Phase::Waiting => {}
+                Phase::Done => {
+                    if let Some(bar) = self.files.remove(&file.id) {
+                        bar.finish_and_clear();
+                    }
+                }
+                Phase::Checking | Phase::Fetching | Phase::Elsewhere => {
+                    let new = || screen.insert_before(&self.all, bar(&file.id));
+                    let bar = self.files.entry(file.id.clone()).or_insert_with(new);
+                    let (done, total) = file.bytes();
+                    let what = match state.phase {
+                        Phase::Checking => "verifying".to_owned(),
+                        Phase::Elsewhere => "another machine downloads it".to_owned(),
+                        _ => speed(state.rate, total.saturating_sub(done)),
+                    };
+                    show(bar, done, total, what);
+                }
+            }
+        }
+        let totals = Totals::of(progress);
+        let left = totals.total.saturating_sub(totals.done);
+        show(&self.all, totals.done, totals.total, speed(totals.rate, left));
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.files.values().for_each(ProgressBar::finish_and_clear);
+        self.all.finish_and_clear();
+    }
+}
+
+const TEMPLATE: &str = "{prefix:24!} {bar:30} {bytes:>11}/{total_bytes:<11} {msg}";
+
+fn bar(name: &str) -> ProgressBar {
+    // A test shows that the template is a good one.
+    let style = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(0).with_style(style.progress_chars("=> ")).with_prefix(shown(name))
+}
+
+/// A text without what would move a terminal's cursor.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
+fn show(bar: &ProgressBar, done: u64, total: u64, message: String) {
+    bar.set_length(total.max(done));
+    bar.set_position(done);
+    bar.set_message(message);
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
+fn speed(rate: f64, left: u64) -> String {
+    let eta = if rate >= 1.0 { (left as f64 / rate) as u64 } else { 0 };
+    format!("{}/s, {} left", bytes(rate), HumanDuration(Duration::from_secs(eta)))
+}
+
+/// The last report.
+pub fn finish(context: &Context) {
+    let progress = &context.progress;
+    let (missing, fetched) = (progress.count("missing"), progress.count("fetched"));
+    write_files(context, if progress.is_complete() { "complete" } else { "incomplete" });
+    let models = progress.files.iter().filter(|file| !file.path.is_empty()).count();
+    let bytes = Totals::of(progress).received;
+    let seconds = (progress.started.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+    let (present, linked) = (progress.count("present"), progress.count("linked"));
+    info!(models, fetched, present, linked, missing, bytes, seconds, "pulled");
+}
+
+fn write_files(context: &Context, status: &str) {
+    if let Some(path) = &context.settings.status_file
+        && let Err(error) = own::replace(path, self::status(&context.progress, status).to_string().as_bytes())
+    {
+        context.progress.screen.log(|| warn!(path = %path.display(), %error, "the status file cannot be written"));
+    }
+    if let Some(path) = &context.settings.metrics_file {
+        let written = metrics(&context.progress).and_then(|text| Ok(own::replace(path, &text)?));
+        if let Err(error) = written {
+            let log = || warn!(path = %path.display(), error = %error, "the metrics file cannot be written");
+            context.progress.screen.log(log);
+        }
+    }
+}
+
+fn status(progress: &Progress, status: &str) -> serde_json::Value {
+    let totals = Totals::of(progress);
+    let models: Vec<_> = progress.files.iter().map(|file| status_of(file)).collect();
+    json!({
+        "version": 1,
+        "status": status,
+        "updated_at": now(),
+        "seconds": progress.started.elapsed().as_secs(),
+        "bytes_done": totals.done,
+        "bytes_total": totals.total,
+        "bytes_received": totals.received,
+        "bytes_per_second": totals.rate.round(),
+        "eta_seconds": totals.eta(),
+        "models": models,
+    })
+}
+
+fn status_of(file: &File) -> serde_json::Value {
+    let (state, (done, total)) = (file.state(), file.bytes());
+    let (code, reason) = match &state.outcome {
+        Some(Outcome::Missing { code, reason }) => (Some(*code), Some(&**reason)),
+        _ => (None, None),
+    };
+    json!({
+        "id": file.id,
+        "path": file.path,
+        "phase": state.phase.name(),
+        "outcome": state.outcome.as_ref().map(Outcome::name),
+        "reason": code,
+        "detail": reason,
+        "source": state.source,
+        "bytes_done": done,
+        "bytes_total": total,
+        "bytes_received": file.received(),
+        "bytes_per_second": state.rate.round(),
+        "failed_attempts": state.failed_attempts,
+        "seconds": state.elapsed.as_secs_f64(),
+    })
+}
+
+/// The metrics in the text format of Prometheus.
+fn metrics(progress: &Progress) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+    let registry = Registry::new();
+    let gauge = |name: &str, help: &str, labels: &[&str]| -> Result<GaugeVec, prometheus::Error> {
+        let gauge = GaugeVec::new(Opts::new(name, help), labels)?;
+        registry.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    };
+    let received = gauge("catalog_pull_model_received_bytes", "Bytes received for the model.", &["model", "source"])?;
+    let seconds = gauge("catalog_pull_model_seconds", "Time from the first byte to the end.", &["model"])?;
+    let rate = gauge("catalog_pull_model_bytes_per_second", "Mean rate of the download.", &["model"])?;
+    let failed = gauge("catalog_pull_model_failed_attempts", "Attempts that failed.", &["model"])?;
+    let labels = ["model", "outcome", "reason"];
+    let outcome = gauge("catalog_pull_model_outcome", "What became of the model; always 1.", &labels)?;
+    for file in &progress.files {
+        let (state, model) = (file.state(), &*shown(&file.id));
+        let (elapsed, bytes) = (state.elapsed.as_secs_f64(), file.received() as f64);
+        received.with_label_values(&[model, state.source.as_deref().unwrap_or_default()]).set(bytes);
+        seconds.with_label_values(&[model]).set(elapsed);
+        rate.with_label_values(&[model]).set(if elapsed > 0.0 { bytes / elapsed } else { 0.0 });
+        failed.with_label_values(&[model]).set(state.failed_attempts as f64);
+        let (name, reason) = match &state.outcome {
+            Some(Outcome::Missing { code, .. }) => ("missing", *code),
+            Some(other) => (other.name(), ""),
+            None => ("running", ""),
+        };
+        outcome.with_label_values(&[model, name, reason]).set(1.0);
+    }
+    gauge("catalog_pull_seconds", "Time since the pull began.", &[])?
+        .with_label_values::<&str>(&[])
+        .set(progress.started.elapsed().as_secs_f64());
+    gauge("catalog_pull_timestamp_seconds", "When this was written.", &[])?
+        .with_label_values::<&str>(&[])
+        .set(now() as f64);
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&registry.gather(), &mut text)?;
+    Ok(text)
+}
+
+/// What a dry run prints: one line per model, tab-separated, and a sum.
+pub fn dry_run(context: &Context, wanted: &[Wanted]) -> String {
+    let mut text = String::new();
+    let mut sum = 0u64;
+    for file in &context.progress.files {
+        let (id, path) = (shown(&file.id), shown(&file.path));
+        let wanted = wanted.iter().find(|wanted| Arc::ptr_eq(&wanted.item.1, file));
+        let line = match (wanted, file.state().outcome) {
+            (Some(wanted), _) => match &wanted.source {
+                Some(source) => {
+                    let bytes = source.total.or(wanted.item.0.bytes);
+                    sum = sum.saturating_add(bytes.unwrap_or(0));
+                    let bytes = bytes.map_or_else(|| "?".into(), |bytes| bytes.to_string());
+                    format!("fetch\t{bytes}\t{}\t{path}\t{id}", source.host())
+                }
+                None if wanted.link => format!("link\t0\t-\t{path}\t{id}"),
+                None => format!("fetch\t?\t(no response)\t{path}\t{id}"),
+            },
+            (None, Some(Outcome::Missing { reason, .. })) => format!("missing\t-\t-\t{path}\t{id}\t{reason}"),
+            (None, _) => format!("present\t-\t-\t{path}\t{id}"),
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{line}");
+    }
+    let _ = writeln!(text, "{sum} bytes to fetch");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_template_of_bars_is_a_good_one() {
+        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
+    }
+
+    #[test]
+    fn names_cannot_move_the_cursor() {
+        assert_eq!(shown("a\u{1b}[2J\r\nb\u{9b}"), "a[2Jb");
+    }
+}

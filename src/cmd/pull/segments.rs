@@ -1,0 +1,200 @@
+//! Which bytes of a file are still to be fetched, and by which connection. Plain data, without I/O.
+
+/// A segment is not divided if its halves would be smaller: a request costs a round trip.
+const MIN_SPLIT: u64 = 16 * 1024 * 1024;
+/// Larger segments would leave the hash, which follows the first gap, far behind.
+const MAX_SEGMENT: u64 = 256 * 1024 * 1024;
+/// Segments per connection, so that the last ones end at about the same time.
+const PER_CONNECTION: u64 = 8;
+
+/// The missing ranges of a file, ordered by position.
+#[derive(Debug, Default)]
+pub struct Segments {
+    gaps: Vec<Gap>,
+    total: u64,
+    last_id: u64,
+}
+
+#[derive(Debug)]
+struct Gap {
+    id: u64,
+    next: u64,
+    end: u64,
+    taken: bool,
+}
+
+/// A range that a connection is to fetch; its end may be brought forward meanwhile, see [`Segments::advance`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// Name of the segment.
+    pub id: u64,
+    /// Its first missing byte.
+    pub start: u64,
+    /// The byte after its last.
+    pub end: u64,
+}
+
+impl Segments {
+    /// The segments of a file of `total` bytes of which `gaps` are missing.
+    #[must_use]
+    pub fn new(total: u64, gaps: &[(u64, u64)], connections: usize) -> Self {
+        let connections = connections.max(1) as u64;
+        let size = match connections {
+            // One connection, or an unknown end.
+            1 => u64::MAX,
+            _ if total == u64::MAX => u64::MAX,
+            _ => (total / (connections * PER_CONNECTION)).clamp(MIN_SPLIT, MAX_SEGMENT),
+        };
+        let mut segments = Self { gaps: Vec::new(), total, last_id: 0 };
+        for (start, end) in gaps {
+            let mut next = *start;
+            while next < *end {
+                let stop = end.min(&next.saturating_add(size)).to_owned();
+                segments.insert(segments.gaps.len(), next, stop, false);
+                next = stop;
+            }
+        }
+        segments
+    }
+
+    fn insert(&mut self, index: usize, next: u64, end: u64, taken: bool) -> Claim {
+        self.last_id += 1;
+        self.gaps.insert(index, Gap { id: self.last_id, next, end, taken });
+        Claim { id: self.last_id, start: next, end }
+    }
+
+    /// The first segment that no connection has; if there is none, the second half of the largest one.
+    pub fn claim(&mut self) -> Option<Claim> {
+        if let Some(gap) = self.gaps.iter_mut().find(|gap| !gap.taken) {
+            gap.taken = true;
+            return Some(Claim { id: gap.id, start: gap.next, end: gap.end });
+        }
+        let largest = self.gaps.iter().enumerate().max_by_key(|(_, gap)| gap.end - gap.next);
+        let (index, gap) = largest.filter(|(_, gap)| gap.end - gap.next >= 2 * MIN_SPLIT && gap.end != u64::MAX)?;
+        let (middle, end) = (gap.next + (gap.end - gap.next) / 2, gap.end);
+        self.gaps[index].end = middle;
+        Some(self.insert(index + 1, middle, end, true))
+    }
+
+    /// Bytes that the connection may still write of this segment.
+    #[must_use]
+    pub fn left(&self, id: u64) -> u64 {
+        self.gaps.iter().find(|gap| gap.id == id).map_or(0, |gap| gap.end - gap.next)
+    }
+
+    /// Marks `count` bytes of a segment as written. A segment without missing bytes is gone.
+    pub fn advance(&mut self, id: u64, count: u64) {
+        if let Some(gap) = self.gaps.iter_mut().find(|gap| gap.id == id) {
+            gap.next += count;
+        }
+        self.gaps.retain(|gap| gap.next < gap.end);
+    }
+
+    /// Gives up a segment; what is missing of it can be claimed again.
+    pub fn release(&mut self, id: u64) {
+        if let Some(gap) = self.gaps.iter_mut().find(|gap| gap.id == id) {
+            gap.taken = false;
+        }
+    }
+
+    /// The end of a body without an announced length: what was written is all.
+    pub fn end_here(&mut self, id: u64) {
+        if let Some(gap) = self.gaps.iter().find(|gap| gap.id == id) {
+            self.total = gap.next;
+        }
+        self.gaps.clear();
+    }
+
+    /// Bytes of the file; `u64::MAX` while nobody knows.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Bytes from the beginning of the file without a gap.
+    #[must_use]
+    pub fn contiguous(&self) -> u64 {
+        self.gaps.first().map_or(self.total, |gap| gap.next)
+    }
+
+    /// Bytes that are missing.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        self.gaps.iter().map(|gap| gap.end - gap.next).sum()
+    }
+
+    /// The missing ranges, neighbours joined.
+    #[must_use]
+    pub fn gaps(&self) -> Vec<(u64, u64)> {
+        let mut joined: Vec<(u64, u64)> = Vec::new();
+        for gap in &self.gaps {
+            match joined.last_mut() {
+                Some((_, end)) if *end == gap.next => *end = gap.end,
+                _ => joined.push((gap.next, gap.end)),
+            }
+        }
+        joined
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_fetched_once_whatever_fails() {
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..200 {
+            let total = random.u64(0..2_000_000_000);
+            let connections = random.usize(1..6);
+            let mut segments = Segments::new(total, &[(0, total)], connections);
+            let (mut written, mut claims) = (0, Vec::new());
+            for _ in 0..20_000 {
+                if claims.len() < connections
+                    && let Some(claim) = segments.claim()
+                {
+                    claims.push(claim.id);
+                }
+                let Some(index) = (!claims.is_empty()).then(|| random.usize(..claims.len())) else { break };
+                let id = claims[index];
+                let count = segments.left(id).min(random.u64(1..40_000_000));
+                segments.advance(id, count);
+                written += count;
+                assert!(segments.contiguous() <= written && segments.missing() == total - written);
+                if random.u8(..10) == 0 || segments.left(id) == 0 {
+                    segments.release(id);
+                    claims.swap_remove(index);
+                }
+                if random.u8(..50) == 0 {
+                    // As after a restart, from the journal.
+                    segments = Segments::new(total, &segments.gaps(), connections);
+                    claims.clear();
+                }
+            }
+            assert_eq!((written, segments.missing(), segments.contiguous()), (total, 0, total));
+        }
+    }
+
+    #[test]
+    fn the_largest_segment_is_divided_when_none_is_left() {
+        let total = 64 * 1024 * 1024;
+        let mut segments = Segments::new(total, &[(0, total)], 1);
+        let first = segments.claim().expect("one segment");
+        assert_eq!((first.start, first.end), (0, total));
+        let second = segments.claim().expect("its half");
+        assert_eq!((second.start, second.end, segments.left(first.id)), (total / 2, total, total / 2));
+        let quarters: Vec<_> = std::iter::from_fn(|| segments.claim()).collect();
+        assert_eq!(quarters.len(), 2, "halves smaller than 16 MiB were made: {quarters:?}");
+        assert_eq!(segments.gaps(), [(0, total)]);
+    }
+
+    #[test]
+    fn a_body_without_a_length_ends_where_it_ends() {
+        let mut segments = Segments::new(u64::MAX, &[(0, u64::MAX)], 4);
+        let claim = segments.claim().expect("one segment");
+        assert_eq!((claim.end, segments.claim()), (u64::MAX, None));
+        segments.advance(claim.id, 1000);
+        segments.end_here(claim.id);
+        assert_eq!((segments.total(), segments.contiguous(), segments.missing()), (1000, 1000, 0));
+    }
+}

@@ -1,0 +1,87 @@
+//! One table of the rules for rows. A rule that is missing in it does not compile, and a changed verdict fails a test that
+//! says what to change with it.
+
+use model_catalog::catalog::model::{DownloadUrlError, RULES_VERSION, RawModel, RowError, Rules, SavePathError};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::problems;
+
+/// The rules, and a part of each message that no other has.
+macro_rules! rules {
+    ($($rule:pat => $text:literal,)*) => {
+        /// A part of the message of each rule; SQL reports the same messages.
+        pub const TEXTS: &[&str] = &[$($text),*];
+
+        fn text(error: &RowError) -> &'static str {
+            match error {
+                $($rule => $text,)*
+            }
+        }
+    };
+}
+
+rules! {
+    RowError::Missing(_) => " is missing: ",
+    RowError::ControlCharacter(..) => " contains the control character ",
+    RowError::SavePath(SavePathError::Absolute) => "save_path is absolute: ",
+    RowError::SavePath(SavePathError::Backslash) => "save_path has a backslash: ",
+    RowError::SavePath(SavePathError::Escapes) => "save_path escapes the models folder: ",
+    RowError::DownloadUrl(DownloadUrlError::NotAbsolute(_)) => "download_url is no absolute URL: ",
+    RowError::DownloadUrl(DownloadUrlError::Scheme { .. }) => "download_url has the scheme ",
+    RowError::DownloadUrl(DownloadUrlError::Credentials) => "download_url has a user name or a password ",
+    RowError::Size(_) => "file_size_gb is ",
+    RowError::Dependencies => "dependencies must be ",
+    RowError::Duplicate => "another row has the same id: ",
+    // A database in UTF-8 has no such row.
+    RowError::Unreadable(_) => "",
+}
+
+/// The version of the rules, and the digest of their verdicts on [`problems::rows`].
+const VERDICTS: (u32, u64) = (1, 0xbd09_e7d4_7ca9_a657);
+
+#[test]
+fn changed_rules_have_a_new_version() {
+    let rows = problems::rows();
+    let verdicts = rows.iter().map(|row| {
+        let [
+            id,
+            name,
+            download_url,
+            file_size_gb,
+            hash,
+            auth_required,
+            auth_provider,
+            save_path,
+            dependencies,
+            description,
+        ] = row.each_ref().map(Option::as_deref);
+        let auth_required = auth_required.map(|text| text == "true");
+        let row = RawModel {
+            id,
+            name,
+            download_url,
+            file_size_gb,
+            hash,
+            auth_required,
+            auth_provider,
+            save_path,
+            dependencies,
+            description,
+        };
+        match row.render(&Rules::default(), &mut Vec::new()) {
+            Ok(()) => "accepted\n".into(),
+            Err(error) => {
+                assert!(error.to_string().contains(text(&error)), "{error:?}");
+                format!("{error}\n")
+            }
+        }
+    });
+    let digest = xxh3_64(verdicts.collect::<String>().as_bytes());
+    assert_eq!(
+        (RULES_VERSION, digest),
+        VERDICTS,
+        "the verdicts on these rows changed to {digest:#x}. If a rule changed, increment RULES_VERSION in \
+         src/catalog/model.rs, so that the rows of older snapshot files are checked again, and VERDICTS here; if only \
+         rows were added, replace the digest"
+    );
+}

@@ -1,0 +1,85 @@
+//! CONTRIBUTING.md: its map of the source and its list of dependencies are complete and correct.
+
+use super::{CONTRIBUTING, root};
+
+const MANIFEST: &str = include_str!("../../../Cargo.toml");
+
+/// Rows of the table under a heading, without the header.
+fn rows(heading: &str) -> Vec<&'static str> {
+    let (_, section) = CONTRIBUTING.split_once(&format!("\n## {heading}\n")).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    section.lines().filter(|line| line.starts_with("| ")).skip(1).collect()
+}
+
+/// Texts between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// Whether a Rust source defines a function or struct.
+fn defines(source: &str, name: &str) -> bool {
+    let words: Vec<_> = source.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
+    words.windows(2).any(|pair| ["fn", "struct"].contains(&pair[0]) && pair[1] == name)
+}
+
+#[test]
+fn places_define_the_names_that_follow_them() {
+    let mut names = 0;
+    for row in rows("Where to find things") {
+        let mut source = String::new();
+        for name in quoted(row) {
+            if name.contains('/') {
+                source = std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+            } else {
+                assert!(defines(&source, name), "{name} is not defined where this row says: {row}");
+                names += 1;
+            }
+        }
+    }
+    assert!(names > 8, "the table could not be read: {names}");
+}
+
+#[test]
+fn source_map_lists_every_module() {
+    let rows = rows("Source map");
+    let folders: Vec<_> = rows.iter().filter_map(|row| quoted(row).next()).collect();
+    assert!(folders.len() > 10, "the table could not be read: {folders:?}");
+    for row in rows.iter().filter(|row| row.starts_with("| `src/")) {
+        let folder = quoted(row).next().unwrap();
+        for file in std::fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path()) {
+            let name = file.file_stem().unwrap().to_str().unwrap();
+            let is_module = file.is_dir() || file.extension().is_some_and(|extension| extension == "rs");
+            let is_listed = quoted(row).any(|word| word.trim_end_matches('/') == name)
+                || folders.contains(&&*format!("{folder}{name}/"));
+            assert!(!is_module || name == "mod" || is_listed, "the row of {folder} lacks {name}");
+        }
+        for name in quoted(row).skip(1).map(|name| name.trim_end_matches('/')) {
+            let path = root().join(folder).join(name);
+            assert!(path.is_dir() || path.with_extension("rs").exists(), "{folder}{name} does not exist");
+        }
+    }
+}
+
+#[test]
+fn every_dependency_has_a_reason() {
+    let listed: Vec<_> =
+        rows("Dependencies").iter().flat_map(|row| row[2..].split(" | ").next().unwrap().split(", ")).collect();
+    let mut inside = false;
+    for line in MANIFEST.lines() {
+        if line.starts_with('[') {
+            inside = line.ends_with("dependencies]");
+        } else if let Some((name, _)) = line.split_once(" = ").filter(|_| inside) {
+            assert!(listed.contains(&name), "CONTRIBUTING.md gives no reason for {name}");
+        }
+    }
+    for name in listed {
+        assert!(MANIFEST.contains(&format!("\n{name} = ")), "CONTRIBUTING.md lists {name}, which is not a dependency");
+    }
+}
+
+#[test]
+fn dependency_count_is_correct() {
+    let table = MANIFEST.split_once("[dependencies]\n").unwrap().1.split("\n\n").next().unwrap();
+    let text = format!("{} direct dependencies", table.lines().count());
+    assert!(CONTRIBUTING.contains(&text), "CONTRIBUTING.md does not say {text}");
+}

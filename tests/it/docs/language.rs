@@ -1,0 +1,87 @@
+//! Sources and documents keep to the line width and to standard terms.
+
+use std::path::PathBuf;
+
+use super::root;
+
+/// Private terms of earlier versions, each with the standard term.
+const REPLACED_WORDS: [(&str, &str); 13] = [
+    ("bell", "notification"),
+    ("bells", "notifications"),
+    ("doorbell", "notification"),
+    ("ring", "notification, to notify"),
+    ("rings", "notifications, notifies"),
+    ("rung", "notified"),
+    ("mend", "fix"),
+    ("mended", "fixed"),
+    ("guest", "client, connection"),
+    ("guests", "clients, connections"),
+    ("welcome", "accept"),
+    ("in vain", "without success"),
+    ("the library", "hyper, or the name of the crate"),
+];
+
+/// Text in which such a word has its ordinary meaning: ring is also a crate.
+const ALLOWED: [&str; 2] = ["crypto::ring", "rustls with ring"];
+
+/// Files whose sentences are read by people.
+const CHECKED: [&str; 8] = ["src", "docs", "migrations", "sql", "deploy", "tests", "README.md", "CONTRIBUTING.md"];
+
+/// Files below a path, or the file itself, without this one.
+fn files(path: PathBuf) -> Vec<PathBuf> {
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+        return entries.flat_map(files).collect();
+    }
+    if path == root().join("tests/it/docs/language.rs") { Vec::new() } else { vec![path] }
+}
+
+/// The words of a line in lower case, separated and enclosed by single spaces; identifiers are split at `_`.
+fn words(line: &str) -> String {
+    let words = line.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    words.fold(String::from(" "), |all, word| all + &word.to_lowercase() + " ")
+}
+
+#[test]
+fn private_terms_are_not_used() {
+    let mut found = Vec::new();
+    let mut lines = 0;
+    for file in CHECKED.into_iter().flat_map(|name| files(root().join(name))) {
+        let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        for (number, line) in text.lines().enumerate() {
+            let words = words(&ALLOWED.iter().fold(line.to_owned(), |line, allowed| line.replace(allowed, "")));
+            for (word, standard) in REPLACED_WORDS {
+                if words.contains(&format!(" {word} ")) {
+                    let place = file.strip_prefix(root()).unwrap().display();
+                    found.push(format!("{place}:{}: `{word}` (standard term: {standard})", number + 1));
+                }
+            }
+            lines += 1;
+        }
+    }
+    assert!(lines > 20_000, "the files could not be read: {lines} lines");
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn private_terms_are_found_in_identifiers_and_sentences() {
+    assert_eq!(words("// ONLY_THE_BELL, waited in vain."), " only the bell waited in vain ");
+    assert!(!words("labelled strings").contains(" bell "));
+}
+
+/// rustfmt leaves comments and string literals as wide as they are.
+#[test]
+fn source_lines_keep_to_the_width_of_rustfmt() {
+    let settings = std::fs::read_to_string(root().join("rustfmt.toml")).unwrap();
+    let width = settings.lines().find_map(|line| line.strip_prefix("max_width = ")).unwrap().parse().unwrap();
+    let sources = files(root().join("src")).into_iter().filter(|file| file.extension().is_some_and(|e| e == "rs"));
+    let mut count = 0;
+    for file in sources {
+        for (number, line) in std::fs::read_to_string(&file).unwrap().lines().enumerate() {
+            let length = line.chars().count();
+            assert!(length <= width, "{}:{}: {length} characters, maximum {width}", file.display(), number + 1);
+        }
+        count += 1;
+    }
+    assert!(count > 50, "the sources could not be read: {count}");
+}

@@ -1,0 +1,337 @@
+//! What a pull does beyond downloading: verified once, linked, pruned, reported, shared.
+
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::files::Way;
+use super::{Boot, Machine, add, content, sum};
+use crate::support::{Db, Server, until};
+
+const SIZE: usize = 1_000_000;
+
+/// A machine that needs `count` files, `m0` and so on, of which the hash is known.
+async fn machine(name: &str, count: u64) -> (Machine, Db, Server) {
+    let needed: Vec<_> = (0..count).map(|number| format!("m{number}")).collect();
+    let mut machine = Machine::new(name, &needed.join(","));
+    let db = Db::new().await;
+    for number in 0..count {
+        let file = content(number, SIZE);
+        let url = machine.store.put(&format!("/{number}"), Way::File(file.clone()));
+        add(&db, &format!("m{number}"), &url, &format!("f/{number}"), &sum("sha256sum", &file), false, &[]).await;
+    }
+    let server = Server::start(&db).await;
+    machine.catalog(&server);
+    (machine, db, server)
+}
+
+/// Bytes that the pull had read when it became the command.
+fn bytes_read(machine: &Machine) -> (Boot, usize) {
+    let boot = machine.boot(&["sh", "-c", "cat /proc/$$/io"]);
+    let read = boot.output.split_once("rchar: ").unwrap_or_else(|| panic!("{}", boot.log)).1;
+    let read = read.lines().next().unwrap().parse().unwrap();
+    (boot, read)
+}
+
+fn read_json(machine: &Machine, name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(machine.folder.join(name)).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_warm_boot_hashes_nothing_and_a_touched_file_is_hashed_again() {
+    let (mut machine, _db, _server) = machine("warm", 20).await;
+    assert_eq!(machine.boot(&[]).status, 0);
+    machine.store.asked();
+
+    let begun = Instant::now();
+    let (boot, read) = bytes_read(&machine);
+    assert!(boot.log.contains("fetched=0 present=20"), "{}", boot.log);
+    assert!(read < 1_000_000 && begun.elapsed() < Duration::from_secs(5), "{read} bytes in {:?}", begun.elapsed());
+    assert!(machine.store.asked().is_empty());
+
+    machine.set("MACHINE_MODELS_VERIFY", "always");
+    let (boot, read) = bytes_read(&machine);
+    assert!(boot.log.contains("fetched=0 present=20") && read > 20 * SIZE, "{read} bytes: {}", boot.log);
+
+    // Size and mtime stay as they were, and only the ctime tells.
+    machine.set("MACHINE_MODELS_VERIFY", "changed");
+    let path = machine.models().join("f/7");
+    let modified = path.metadata().unwrap().modified().unwrap();
+    std::fs::write(&path, content(99, SIZE)).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("fetched=1 present=19"), "{}", boot.log);
+    assert!(machine.read("f/7") == Some(content(7, SIZE)));
+
+    // Touched and the same: read once more, not fetched.
+    std::fs::write(&path, content(7, SIZE)).unwrap();
+    let (boot, read) = bytes_read(&machine);
+    assert!(boot.log.contains("fetched=0 present=20") && (SIZE..2 * SIZE).contains(&read), "{read}: {}", boot.log);
+    assert!(bytes_read(&machine).1 < 1_000_000);
+
+    // A damaged record costs hashing, nothing else.
+    std::fs::write(machine.models().join(".model-catalog/record.json"), "{").unwrap();
+    let (boot, read) = bytes_read(&machine);
+    assert!(boot.log.contains("fetched=0 present=20") && read > 20 * SIZE, "{read} bytes: {}", boot.log);
+}
+
+#[tokio::test]
+async fn equal_content_is_fetched_once_and_linked() {
+    let (mut machine, db, server) = machine("linked", 1).await;
+    let (url, hash) = (format!("http://{}/absent", machine.store.address), sum("sha256sum", &content(0, SIZE)));
+    for id in ["a", "b"] {
+        add(&db, id, &url, &format!("other/{id}"), &format!("SHA256:{hash}"), false, &[]).await;
+    }
+    server.until("b is there", |s| async move { s.get("/api/models/b").await.status == 200 }).await;
+    machine.set("MACHINE_MODELS_NEEDED", "a,m0,b");
+    // The first in the list has a dead address.
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("fetched=1 present=0 linked=1 missing=1"), "{}", boot.log);
+    // The content is there by now, so its address is not needed.
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("fetched=0 present=2 linked=1 missing=0"), "{}", boot.log);
+    let inode = |path: &str| machine.models().join(path).metadata().unwrap().ino();
+    assert!(inode("f/0") == inode("other/a") && inode("f/0") == inode("other/b"));
+    assert!(machine.read("other/a") == Some(content(0, SIZE)));
+    let sent: usize = machine.store.asked().iter().map(|asked| asked.sent).sum();
+    assert!(sent < SIZE + 10, "it was fetched more than once: {sent} bytes");
+    let (boot, read) = bytes_read(&machine);
+    assert!(boot.log.contains("fetched=0 present=3") && read < SIZE, "links were hashed again: {read}: {}", boot.log);
+}
+
+#[tokio::test]
+async fn only_what_a_pull_fetched_and_nobody_needs_is_pruned_and_only_if_asked() {
+    let (mut machine, _db, _server) = machine("prune", 5).await;
+    assert_eq!(machine.boot(&[]).status, 0);
+    machine.put("f/mine", b"mine");
+    machine.put("f/3", &content(3, SIZE));
+    machine.set("MACHINE_MODELS_NEEDED", "m0");
+    machine.set("MACHINE_MODELS_KEEP_FREE", "900T");
+    assert_eq!(machine.boot(&[]).status, 0);
+    assert_eq!(machine.files(), ["f/0", "f/1", "f/2", "f/3", "f/4", "f/mine"], "it was not asked for");
+
+    machine.set("MACHINE_MODELS_PRUNE", "1");
+    machine.set("MACHINE_MODELS_KEEP_FREE", "1K");
+    assert_eq!(machine.boot(&[]).status, 0);
+    assert_eq!(machine.files().len(), 6, "the disk has room enough");
+
+    machine.set("MACHINE_MODELS_KEEP_FREE", "900T");
+    let boot = machine.boot(&[]);
+    // 3 was written to since.
+    assert_eq!(machine.files(), ["f/0", "f/3", "f/mine"], "{}", boot.log);
+    machine.set("MACHINE_MODELS_NEEDED", "m1");
+    let boot = machine.boot(&[]);
+    assert!(boot.status == 1 && boot.log.contains(r#"model="m1" reason="it needs 1000000 bytes, and 0 are free"#));
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_would_be_fetched_and_fetches_nothing() {
+    let (mut machine, _db, _server) = machine("dry", 3).await;
+    machine.set("MACHINE_MODELS_NEEDED", "m0,m1,m2,absent");
+    machine.put("f/1", &content(1, SIZE));
+    machine.flags.push("--dry-run");
+    let boot = machine.boot(&["echo", "started"]);
+    let expected = "missing\t-\t-\t\tabsent\tthe catalog does not have it\n\
+                    fetch\t1000000\t127.0.0.1\tf/0\tm0\n\
+                    present\t-\t-\tf/1\tm1\n\
+                    fetch\t1000000\t127.0.0.1\tf/2\tm2\n\
+                    2000000 bytes to fetch\n";
+    assert_eq!((boot.status, &*boot.output), (1, expected), "{}", boot.log);
+    assert_eq!(machine.files(), ["f/1"]);
+    let sent: usize = machine.store.asked().iter().map(|asked| asked.sent).sum();
+    assert_eq!(sent, 2, "only first bytes are asked for");
+}
+
+#[tokio::test]
+async fn the_status_and_the_metrics_say_what_became_of_each_model() {
+    let (mut machine, db, server) = machine("status", 2).await;
+    let url = machine.store.put("/gone", Way::Status(404));
+    add(&db, "gone \"\\", &url, "gone", "", false, &[]).await;
+    server.until("gone is there", |s| async move { s.get("/api/models/gone%20%22%5C").await.status == 200 }).await;
+    machine.set("MACHINE_MODELS_NEEDED", "m0,m1,gone \"\\");
+    for (name, file) in [("MACHINE_MODELS_STATUS_FILE", "status.json"), ("MACHINE_MODELS_METRICS_FILE", "pull.prom")] {
+        machine.set(name, machine.folder.join(file).to_str().unwrap().to_owned().as_str());
+    }
+    machine.set("CATALOG_LOG_FORMAT", "json");
+    let boot = machine.boot(&[]);
+    assert_eq!(boot.status, 1);
+    assert!(boot.log.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{}", boot.log);
+    let status = read_json(&machine, "status.json");
+    assert_eq!((&status["status"], &status["bytes_received"]), (&json!("incomplete"), &json!(2 * SIZE)));
+    let model = |id: &str| status["models"].as_array().unwrap().iter().find(|model| model["id"] == id).unwrap().clone();
+    let (m0, gone) = (model("m0"), model("gone \"\\"));
+    assert_eq!((&m0["outcome"], &m0["source"], &m0["path"]), (&json!("fetched"), &json!("127.0.0.1"), &json!("f/0")));
+    assert_eq!((&gone["outcome"], &gone["reason"]), (&json!("missing"), &json!("not_found")));
+    let metrics = std::fs::read_to_string(machine.folder.join("pull.prom")).unwrap();
+    for line in [
+        r#"catalog_pull_model_received_bytes{model="m0",source="127.0.0.1"} 1000000"#,
+        r#"catalog_pull_model_outcome{model="m0",outcome="fetched",reason=""} 1"#,
+        r#"catalog_pull_model_outcome{model="gone \"\\",outcome="missing",reason="not_found"} 1"#,
+        "# TYPE catalog_pull_seconds gauge",
+    ] {
+        assert!(metrics.contains(line), "no {line} in {metrics}");
+    }
+    let mut promtool = Command::new("promtool");
+    let mut checked = promtool.args(["check", "metrics"]).stdin(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut checked.stdin.take().unwrap(), metrics.as_bytes()).unwrap();
+    assert!(checked.wait().unwrap().success(), "{metrics}");
+}
+
+#[tokio::test]
+async fn the_next_catalog_is_asked_when_one_fails() {
+    let (mut machine, _db, server) = machine("several", 1).await;
+    let dead = "http://127.0.0.1:1";
+    let wrong = machine.store.put("/api/models/batch", Way::Status(500)).replace("/api/models/batch", "");
+    machine.set("CATALOG_URL", &format!("{dead}, {wrong},http://{}/", server.address));
+    machine.set("MACHINE_MODELS_WAIT", "600");
+    let boot = machine.boot(&[]);
+    assert_eq!((boot.status, machine.files()), (0, vec!["f/0".to_owned()]), "{}", boot.log);
+}
+
+#[tokio::test]
+async fn a_wrong_number_is_a_warning_and_a_missing_folder_stops_a_strict_machine_alone() {
+    let (mut machine, _db, _server) = machine("wrong", 1).await;
+    machine.set("MACHINE_MODELS_PARALLEL", "four");
+    let boot = machine.boot(&["echo", "started"]);
+    assert_eq!((boot.status, &*boot.output), (0, "started\n"));
+    assert!(boot.log.contains("MACHINE_MODELS_PARALLEL is \"four\""), "{}", boot.log);
+    machine.flags.extend(["--dir", ""]);
+    let boot = machine.boot(&["echo", "started"]);
+    assert_eq!((boot.status, &*boot.output), (0, "started\n"));
+    assert!(boot.log.contains("MODELS_DIR (--dir) must name the models folder"), "{}", boot.log);
+    machine.flags.push("--strict");
+    assert_eq!((machine.boot(&["echo"]).status, machine.boot(&[]).status), (1, 1));
+    machine.flags.clear();
+    assert_eq!(machine.boot(&["no-such-program"]).status, 127);
+    assert_eq!(machine.boot(&["/"]).status, 126);
+}
+
+#[tokio::test]
+async fn a_second_process_sees_the_progress_of_the_first() {
+    let (mut machine, _db, _server) = machine("second", 1).await;
+    machine.store.put("/0", Way::Stalls(content(0, SIZE)));
+    let mut first = machine.spawn(&[]);
+    until("half of it is there", || async {
+        let parts = std::fs::read_dir(machine.models().join("f")).into_iter().flatten().flatten();
+        parts.filter(|part| part.metadata().unwrap().len() >= SIZE as u64 / 2).count() > 0
+    })
+    .await;
+    let status = machine.folder.join("second.json");
+    machine.set("MACHINE_MODELS_STATUS_FILE", status.to_str().unwrap().to_owned().as_str());
+    let second = machine.spawn(&[]);
+    until("the second one shows it", || async {
+        let status = std::fs::read(&status).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+        status.is_some_and(|status| {
+            let model = &status["models"][0];
+            model["phase"] == "fetching_elsewhere" && model["bytes_done"] == SIZE / 2
+        })
+    })
+    .await;
+    // The second one takes over when the first is gone, and goes on where it was.
+    machine.store.put("/0", Way::File(content(0, SIZE)));
+    machine.store.asked();
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let boot = machine.ended(second);
+    assert!(boot.log.contains("fetched=1 present=0") && boot.log.contains("bytes=500000"), "{}", boot.log);
+    assert!(machine.read("f/0") == Some(content(0, SIZE)));
+}
+
+#[tokio::test]
+async fn a_connection_that_only_trickles_is_given_up() {
+    let (mut machine, _db, _server) = machine("trickle", 1).await;
+    machine.store.put("/0", Way::Trickles(content(0, SIZE)));
+    machine.set("MACHINE_MODELS_STALL", "500ms");
+    machine.set("MACHINE_MODELS_MIN_SPEED", "1M");
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains(r#"model="m0" reason="127.0.0.1 stalled""#), "{}", boot.log);
+}
+
+#[test]
+fn a_failing_address_is_left_for_the_next_one() {
+    let mut machine = Machine::new("mirrors", "all");
+    let file = content(1, SIZE);
+    let [gone, wrong, half, good] = [
+        machine.store.put("/gone", Way::Status(404)),
+        machine.store.put("/wrong", Way::File(content(2, SIZE))),
+        machine.store.put("/half", Way::Stalls(file.clone())),
+        machine.store.put("/good", Way::File(file.clone())),
+    ];
+    let model = |id: &str, addresses: &[&String], seed: u64| {
+        let hash = sum("sha256sum", &content(seed, SIZE));
+        json!({"id": id, "download_url": addresses[0], "mirrors": addresses[1..], "file_size_gb": null, "hash": hash,
+               "auth_required": false, "save_path": id})
+    };
+    let models = [model("a", &[&gone, &wrong, &half, &good], 1), model("b", &[&gone, &good], 3)];
+    let catalog = json!({"models": models, "not_found": [], "missing_dependencies": []}).to_string();
+    machine.store.put("/api/models/batch", Way::Post(catalog));
+    machine.set("CATALOG_URL", &format!("http://{}", machine.store.address));
+    machine.set("MACHINE_MODELS_TRIES", "1");
+    machine.set("MACHINE_MODELS_STALL", "500ms");
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("fetched=1 present=0 linked=0 missing=1"), "{}", boot.log);
+    assert!(
+        boot.log.contains(r#"missing model="b" reason="its checksum is not the one in the catalog""#),
+        "{}",
+        boot.log
+    );
+    assert!(machine.read("a") == Some(file));
+    // What the third brought is not fetched again from the fourth.
+    let sent: usize = machine.store.asked().iter().filter(|asked| asked.path == "/good").map(|asked| asked.sent).sum();
+    assert_eq!(sent, SIZE / 2 + 1 + SIZE + 1, "{}", boot.log);
+}
+
+/// A pull that was killed when half of its one file had come.
+async fn killed_half_way(machine: &Machine) {
+    let mut pull = machine.spawn(&[]);
+    until("half of it is in the journal", || async {
+        let own = std::fs::read_dir(machine.models().join(".model-catalog")).into_iter().flatten().flatten();
+        let texts = own.filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
+        texts.filter(|text| text.contains(&format!("\"gaps\":[[{},{SIZE}]]", SIZE / 2))).count() > 0
+    })
+    .await;
+    pull.kill().unwrap();
+    pull.wait().unwrap();
+}
+
+#[tokio::test]
+async fn parts_of_two_versions_of_a_file_are_not_mixed() {
+    let (machine, db, server) = machine("versions", 1).await;
+    // Without a hash only the entity tag tells.
+    db.sql("UPDATE models SET hash = NULL").await;
+    server.until("it has no hash", |s| async move { s.field("m0", "hash").await.is_null() }).await;
+    for (first, second, resumes) in [("\"a\"", "\"a\"", true), ("\"a\"", "\"b\"", false), ("W/\"a\"", "\"a\"", false)] {
+        machine.store.put("/0", Way::Stalls(content(0, SIZE)));
+        machine.store.tag("/0", first);
+        killed_half_way(&machine).await;
+        machine.store.put("/0", Way::File(content(if resumes { 0 } else { 1 }, SIZE)));
+        machine.store.tag("/0", second);
+        machine.store.asked();
+        let boot = machine.boot(&[]);
+        assert_eq!(boot.status, 0, "{}", boot.log);
+        assert!(machine.read("f/0") == Some(content(if resumes { 0 } else { 1 }, SIZE)), "{first} {second}: a mixture");
+        let sent: usize = machine.store.asked().iter().map(|asked| asked.sent).sum();
+        assert_eq!(sent, if resumes { SIZE / 2 + 1 } else { SIZE + 1 }, "{first} {second}: {}", boot.log);
+        std::fs::remove_file(machine.models().join("f/0")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_partial_file_that_nobody_goes_on_with_is_removed_after_a_week() {
+    let (mut machine, _db, _server) = machine("old", 2).await;
+    machine.set("MACHINE_MODELS_NEEDED", "m0");
+    machine.store.put("/0", Way::Stalls(content(0, SIZE)));
+    killed_half_way(&machine).await;
+    machine.set("MACHINE_MODELS_NEEDED", "m1");
+    assert_eq!(machine.boot(&[]).status, 0);
+    let left = machine.files();
+    assert_eq!(left.len(), 3, "journal, part and m1: {left:?}");
+    let journal = machine.models().join(left.iter().find(|name| name.ends_with(".json")).unwrap());
+    let week = Duration::from_secs(7 * 24 * 60 * 60 + 60);
+    let file = std::fs::File::options().write(true).open(journal).unwrap();
+    file.set_modified(std::time::SystemTime::now() - week).unwrap();
+    assert_eq!(machine.boot(&[]).status, 0);
+    assert_eq!(machine.files(), ["f/1"]);
+}
