@@ -154,28 +154,25 @@ impl Loader {
         let resumable = session.sync_mode() != SyncMode::Standby;
         self.position = self.position.take().and_then(|_| self.resume.position().cloned()).filter(|_| resumable);
         self.standby = Standby::default();
-        let mut took = self.sync_once(&session).await?;
+        self.sync_once(&session).await?;
         self.metrics.listener_connected.set(i64::from(session.sync_mode() == SyncMode::Live));
         self.backoff.reset();
         loop {
             tokio::select! {
                 () = self.notified.notified() => {}
-                () = tokio::time::sleep(if by_standby_delta { standby::pause_after(took, every) } else { every }) => {}
+                () = tokio::time::sleep(self.standby.pause(every, self.settings.poll_interval)) => {}
                 reason = session.closed() => return Err(SessionError::Closed(reason)),
             }
-            took = self.sync_once(&session).await?;
+            self.sync_once(&session).await?;
         }
     }
 
-    /// Reads what changed, publishes it, and reports the new position in the application name. Returns the duration of
-    /// the read.
-    async fn sync_once(&mut self, session: &Session) -> Result<Duration, SessionError> {
-        let started = Instant::now();
+    /// Reads what changed, publishes it, and reports the new position in the application name.
+    async fn sync_once(&mut self, session: &Session) -> Result<(), SessionError> {
         self.refresh(session).await?;
-        let took = started.elapsed();
         let served = self.position.as_ref().map(|position| (self.current.revision(), position));
         self.set_application_name(session, application_name(&self.settings.replica, served));
-        Ok(took)
+        Ok(())
     }
 
     /// Sets the application name if it changed. Not through a pooler, whose connections are shared with other clients.
@@ -311,8 +308,8 @@ impl Loader {
                 }
             }
         }
-        if let Some(now) = &position {
-            self.standby.trim(now);
+        if let Some(now) = position.as_ref().filter(|_| standby) {
+            self.standby.on_delta(now, started.elapsed());
         }
         self.publish(refresh.finish(), position, (started, session.sync_mode()), (RefreshKind::Delta, rows_read));
         for age in ages {

@@ -21,7 +21,7 @@ const MAX_RUNS: usize = 10_000;
 /// Time without replay, while there is something to replay or no connection to the primary, until it is logged. Longer
 /// than conflicts with short queries delay replay.
 const STALL_LIMIT: Duration = Duration::from_secs(10);
-/// A read that takes longer is followed by a pause of [`PAUSE_PER_READ`] times its duration, so that many replicas do
+/// A delta that takes longer is followed by a pause of [`PAUSE_PER_READ`] times its duration, so that many replicas do
 /// not overload a standby with what a forgotten transaction makes them read again.
 const SLOW_READ: Duration = Duration::from_millis(100);
 const PAUSE_PER_READ: u32 = 9;
@@ -33,6 +33,8 @@ pub struct Standby {
     applied: BTreeMap<u64, Run>,
     /// The last state of replay, and when its position was first seen.
     replay: Option<(Replay, Instant)>,
+    /// Duration of the last delta.
+    took: Duration,
     stall_logged: bool,
 }
 
@@ -82,8 +84,10 @@ impl Standby {
         }
     }
 
-    /// Forgets what the next read leaves out without being told, and what exceeds [`MAX_RUNS`].
-    pub fn trim(&mut self, position: &Position) {
+    /// Records that a delta was read, which brought the catalog to `position`. Forgets what the next one leaves out
+    /// without being told, and what exceeds [`MAX_RUNS`].
+    pub fn on_delta(&mut self, position: &Position, took: Duration) {
+        self.took = took;
         let xmin = position.xmin();
         self.applied.retain(|_, run| run.end > xmin);
         let excess = self.applied.len().saturating_sub(MAX_RUNS);
@@ -123,17 +127,18 @@ impl Standby {
         Ok(())
     }
 
+    /// The pause before the next delta: `interval`, or longer after a slow one, up to `limit`. Full reads do not count,
+    /// because they are not repeated.
+    #[must_use]
+    pub fn pause(&self, interval: Duration, limit: Duration) -> Duration {
+        if self.took > SLOW_READ { interval.max(limit.min(self.took * PAUSE_PER_READ)) } else { interval }
+    }
+
     /// Age of the transaction that was replayed last, in seconds, at the last read; `None` if nothing was replayed yet.
     #[must_use]
     pub fn replay_lag_seconds(&self) -> Option<f64> {
         self.replay.as_ref().and_then(|(replay, _)| replay.lag_seconds)
     }
-}
-
-/// The pause after a read that took `took`, if reads are to be made every `interval`.
-#[must_use]
-pub fn pause_after(took: Duration, interval: Duration) -> Duration {
-    if took > SLOW_READ { interval.max(took * PAUSE_PER_READ) } else { interval }
 }
 
 #[cfg(test)]
@@ -165,10 +170,10 @@ mod tests {
         assert_eq!(unread(&standby, 7), ranges("{8,13,15,21}", "{10,14,20,NULL}"));
         assert_eq!(unread(&standby, 11), ranges("{13,15,21}", "{14,20,NULL}"));
         assert_eq!(unread(&standby, 30), ranges("{30}", "{NULL}"));
-        standby.trim(&position(12));
+        standby.on_delta(&position(12), Duration::ZERO);
         assert_eq!(unread(&standby, 12), ranges("{13,15,21}", "{14,20,NULL}"));
         assert_eq!(standby.applied.len(), 3);
-        standby.trim(&position(30));
+        standby.on_delta(&position(30), Duration::ZERO);
         assert!(standby.applied.is_empty());
     }
 
@@ -182,7 +187,7 @@ mod tests {
                 plain.insert(xid);
             }
             let xmin = fastrand::u64(1..80);
-            standby.trim(&position(xmin));
+            standby.on_delta(&position(xmin), Duration::ZERO);
             let (first, end) = unread(&standby, xmin);
             let numbers = |text: &str| -> Vec<u64> {
                 text.trim_matches(['{', '}']).split(',').map(|number| number.parse().unwrap_or(u64::MAX)).collect()
@@ -204,16 +209,20 @@ mod tests {
                 standby.record(number * 2);
             }
         }
-        standby.trim(&position(1));
+        standby.on_delta(&position(1), Duration::ZERO);
         assert_eq!(standby.applied.len(), MAX_RUNS);
         assert_eq!(standby.applied.keys().next(), Some(&22));
     }
 
     #[test]
-    fn slow_reads_take_no_more_than_a_tenth_of_the_time() {
+    fn slow_deltas_are_followed_by_longer_pauses() {
         let milliseconds = Duration::from_millis;
-        for (took, pause) in [(2, 250), (100, 250), (101, 909), (2_000, 18_000)] {
-            assert_eq!(pause_after(milliseconds(took), milliseconds(250)), milliseconds(pause));
+        let limit = milliseconds(10_000);
+        for (took, interval, pause) in
+            [(2, 250, 250), (100, 250, 250), (101, 250, 909), (2_000, 250, 10_000), (200, 20_000, 20_000)]
+        {
+            let standby = Standby { took: milliseconds(took), ..Standby::default() };
+            assert_eq!(standby.pause(milliseconds(interval), limit), milliseconds(pause));
         }
     }
 
