@@ -99,8 +99,8 @@ pub enum DownloadUrlError {
     Credentials,
 }
 
-/// Version of the rules that are not settings. Incremented whenever a rule is added or changed, so that the rows of older
-/// snapshot files are checked again. The verdicts on a list of rows are held by a test, which fails if this is forgotten.
+/// Version of the rules that are not settings. Incremented whenever a rule is added or changed, so that the rows of
+/// older snapshot files are checked again. A test holds the verdicts on a list of rows, and fails if this is forgotten.
 pub const RULES_VERSION: u32 = 1;
 
 /// The configurable part of the rules.
