@@ -57,7 +57,7 @@ fn every_command_is_run_or_listed_with_a_reason() {
     }
     let mut count = 0;
     for block in blocks() {
-        let known: &[&str] = &["", "sh", "bash", "console", "sql", "psql", "text"];
+        let known: &[&str] = &["", "sh", "bash", "console", "sql", "psql", "text", "json", "dockerfile"];
         assert!(known.contains(&block.language), "{}: unknown language {}", block.document, block.language);
         for command in commands(&block) {
             let listed = |(prefix, _): &(&str, &str)| command.starts_with(prefix);
