@@ -94,8 +94,8 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Removes the models that break one of `rules` and lists them as rejected; returns them with their reasons. A model
-    /// whose row is rejected already keeps the reason of its row.
+    /// Removes the models that break one of `rules` and lists them as rejected; returns them with their reasons. A
+    /// model whose row is rejected already keeps the reason of its row.
     pub fn check_again(&mut self, rules: &Rules) -> Vec<(Box<str>, Box<str>)> {
         let broken = |entry: &Entry| {
             let error = entry.check(rules).err()?;

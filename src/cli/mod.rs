@@ -88,8 +88,8 @@ pub enum Command {
         #[command(flatten)]
         rules: RuleArgs,
     },
-    /// Write the catalog that servers serve, ordered by id, in a format that `import` reads, or as a snapshot. Rows that
-    /// break a rule are omitted.
+    /// Write the catalog that servers serve, ordered by id, in a format that `import` reads, or as a snapshot. Rows
+    /// that break a rule are omitted.
     ///
     /// Exit status 0: all rows were written; 3: some were omitted; 1: the export failed.
     Export {

@@ -36,8 +36,8 @@ pub async fn announce(address: SocketAddr, store: &Store, database: &DatabaseCon
     let ids = ids(&snapshot);
     if ids.is_empty() {
         println!(
-            "\nmodel-catalog serves http://{address}. The catalog has no model yet: insert rows, or import a file:\n\n  \
-             {} import FILE\n",
+            "\nmodel-catalog serves http://{address}. The catalog has no model yet: insert rows, or import \
+             a file:\n\n  {} import FILE\n",
             program()
         );
         return;

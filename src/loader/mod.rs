@@ -118,8 +118,8 @@ impl Loader {
         }
     }
 
-    /// Publishes a persisted snapshot, whose rows must pass the rules of the settings. A file that was written under other
-    /// rules requires a full load, which may accept rows that were rejected then.
+    /// Publishes a persisted snapshot, whose rows must pass the rules of the settings. A file that was written under
+    /// other rules requires a full load, which may accept rows that were rejected then.
     pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) {
         let restored = self.output.restore(persisted);
         self.current = restored.snapshot;

@@ -77,9 +77,9 @@ fn save(path: &Path, persisted: &PersistedSnapshot<Arc<Snapshot>>, metrics: &Met
     result.is_ok()
 }
 
-/// Reads the snapshot file at startup. Rows that were accepted under other rules are checked again, and those that break
-/// one of `rules` are not served. A file that cannot be used is logged and counted, and quarantined if it is damaged; it
-/// never prevents the start.
+/// Reads the snapshot file at startup. Rows that were accepted under other rules are checked again, and those that
+/// break one of `rules` are not served. A file that cannot be used is logged and counted, and quarantined if it is
+/// damaged; it never prevents the start.
 pub fn restore(path: &Path, rules: &Rules, metrics: &Metrics) -> Option<PersistedSnapshot<Snapshot>> {
     let started = Instant::now();
     let result = snapshot_file::read(path).map(|persisted| check_again(persisted, rules));

@@ -44,8 +44,8 @@ pub fn record_refresh(metrics: &Metrics, kind: RefreshKind, started: Instant, ok
     metrics.refreshes.with_label_values(&[kind.label(), outcome]).inc();
 }
 
-/// Records that a read succeeded, and logs it: one that found nothing is only a heartbeat. On a standby, where a delta may
-/// repeat what was read, that is one that changes nothing.
+/// Records that a read succeeded, and logs it: one that found nothing is only a heartbeat. On a standby, where a delta
+/// may repeat what was read, that is one that changes nothing.
 pub fn record_sync(
     metrics: &Metrics,
     (kind, mode): (RefreshKind, Option<SyncMode>),

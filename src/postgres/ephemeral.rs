@@ -26,14 +26,16 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs the command line in `$@`. `read` returns at the end of the pipe, or with the request to let the program end by
 /// itself. SIGINT is Postgres' fast shutdown, which terminates sessions and leaves the data consistent; `initdb` ends
-/// after its current step. `wait` reaps the program, because the next start of a server would consider the data of a
-/// zombie as in use. The standard output is a [`TempDir::hold`], which the program inherits as descriptor 3.
+/// after its current step. It is sent until the program has ended: a program in the background of a shell ignores it
+/// until it has installed its own handler. `wait` reaps the program, because the next start of a server would consider
+/// the data of a zombie as in use. The standard output is a [`TempDir::hold`], which the program inherits as
+/// descriptor 3.
 const GUARD: &str = r#"
 exec 3>&1 >&2
 "$@" & program=$!
 exec >/dev/null 2>&1
 read -r request
-[ "$request" = keep ] || kill -INT $program
+[ "$request" = keep ] || while kill -INT $program; do sleep 0.1; done
 wait $program
 "#;
 

@@ -66,8 +66,8 @@ impl ConnectError {
         Self::Postgres { address: database.address(), source }
     }
 
-    /// Whether the server responds and retrying does not help: its version, the user, the password, the database or the right
-    /// to connect is wrong (SQLSTATE class 28, 3D000, 42501), or the driver lacks a password.
+    /// Whether the server responds and retrying does not help: its version, the user, the password, the database or the
+    /// right to connect is wrong (SQLSTATE class 28, 3D000, 42501), or the driver lacks a password.
     #[must_use]
     pub fn is_about_the_configuration(&self) -> bool {
         let source = match self {
@@ -157,8 +157,8 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
     describe_with(error, None)
 }
 
-/// Like [`describe`], with the detail. It may quote values of rows, and thereby secrets: only for statements that read and
-/// write no models.
+/// Like [`describe`], with the detail. It may quote values of rows, and thereby secrets: only for statements that read
+/// and write no models.
 pub fn describe_with_detail(error: &tokio_postgres::Error) -> String {
     describe_with(error, error.as_db_error().and_then(DbError::detail))
 }

@@ -29,7 +29,10 @@ impl Demo {
         std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o1777)).unwrap();
         // A shell's background jobs, of which these tests may be one, ignore SIGINT.
         let mut command = Command::new("env");
-        command.args(["--default-signal", env!("CARGO_BIN_EXE_model-catalog"), "demo"]).env("TMPDIR", &directory).env("CATALOG_ADDR", "127.0.0.1:0");
+        command
+            .args(["--default-signal", env!("CARGO_BIN_EXE_model-catalog"), "demo"])
+            .env("TMPDIR", &directory)
+            .env("CATALOG_ADDR", "127.0.0.1:0");
         command.env_remove("CATALOG_DRAIN_GRACE").env_remove("DATABASE_URL").process_group(0);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
