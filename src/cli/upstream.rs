@@ -14,7 +14,7 @@ use crate::loader::upstream::config::{self, Location, UpstreamUrlError};
 #[group(skip)]
 pub struct UpstreamArgs {
     /// Comma-separated upstreams to follow in place of a database, used in turn when one fails: other servers, such as
-    /// http://replica:3000, or snapshots that `export --snapshot` wrote, such as https://example.org/catalog.jsonl or
+    /// http://replica:3000, or snapshots that `export --snapshot` wrote, such as `https://example.org/catalog.jsonl` or
     /// file:///srv/catalog.jsonl.
     #[arg(long, env = "CATALOG_UPSTREAM", value_name = "LIST", value_delimiter = ',', hide_env_values = true)]
     #[arg(conflicts_with = "database_url")]

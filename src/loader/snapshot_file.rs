@@ -38,7 +38,7 @@ pub struct PersistedSnapshot<S> {
     pub snapshot: S,
     /// Where to resume reading changes.
     pub position: Position,
-    /// The position that the catalog is of; `position` may be older, see [`ResumePoint`](super::resume::ResumePoint).
+    /// The position that the catalog is of; `position` may be older, see `ResumePoint`.
     pub as_of: Position,
     /// The rules that its rows passed; see [`Rules::text`](crate::catalog::model::Rules::text). Under other rules the
     /// rows must be checked again before they are served.

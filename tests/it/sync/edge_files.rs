@@ -82,7 +82,7 @@ async fn unusable_files_are_refused_and_the_last_good_one_stays() {
     ready(&edge).await;
     let revision = edge.get("/api/models/a").await.revision();
     for (content, reason) in [
-        (good.replace("checkpoints", "checkpoinTs"), "the checksum does not match"),
+        (good.replace("checkpoints", "checkpoint5"), "the checksum does not match"),
         (good[..good.len() / 2].to_owned(), "it is truncated"),
         (String::new(), "it is empty"),
         ("<!DOCTYPE html>\n<title>404</title>\n".into(), "the first line is not a header"),
