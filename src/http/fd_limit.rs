@@ -38,7 +38,7 @@ pub struct TooFewDescriptors {
 /// Raises the descriptor limit as far as this process may, and allocates it to at most `connections` API connections.
 ///
 /// # Errors
-/// The limit leaves fewer than [`MIN_CONNECTIONS`].
+/// The limit leaves fewer than `MIN_CONNECTIONS`.
 pub fn allocate(connections: usize, threads: usize) -> Result<ConnectionLimits, TooFewDescriptors> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
