@@ -265,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_damaged_entry_is_missing_alone() {
+    fn invalid_entry_does_not_affect_others() {
         let body = br#"{"models":[{"id":"a","download_url":"https://h/a","file_size_gb":1.5,"hash":null,
             "auth_required":false,"save_path":"a","name":"x","dependencies":[]},{"id":"b"},7,
             {"id":"c","download_url":"file:///etc/passwd","auth_required":false,"save_path":"c"},
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_of_models_is_refused() {
+    fn input_that_is_not_a_list_of_models_is_rejected() {
         for body in ["", "{}", "[]", "<html>", r#"{"error":"x"}"#, r#"{"models":[],"not_found":[]}"#] {
             assert!(parse(body.as_bytes()).is_none(), "{body}");
         }

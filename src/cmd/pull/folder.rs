@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn save_paths_stay_below_the_models_folder() {
+    fn save_paths_stay_inside_the_models_folder() {
         for (text, expected) in [
             ("a", Some("a")),
             ("a/b.bin", Some("a/b.bin")),

@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn known_hashes_of_nothing_and_of_abc() {
+    fn hashes_match_known_values() {
         for (text, input) in [
             ("d41d8cd98f00b204e9800998ecf8427e", ""),
             ("MD5:900150983CD24FB0D6963F7D28E17F72", "abc"),
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn other_kinds_are_not_computed() {
+    fn unsupported_hashes_are_not_computed() {
         for text in
             ["", "0123", "blake3:00", "adler32:01234567", "md5:0123", &"g".repeat(64), "sha-256:", &"ä".repeat(32)]
         {

@@ -292,7 +292,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_ranges_that_make_no_sense_are_refused() {
+    fn invalid_content_ranges_are_rejected() {
         let part = |start, end, total| Some(Part { start, end: Some(end), total, partial: true, validator: None });
         for (text, expected) in [
             ("bytes 0-0/1", part(0, 1, Some(1))),
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_may_ask_for_a_pause_but_not_for_ever() {
+    fn retry_after_is_limited() {
         assert_eq!(retry_after("7"), Some(Duration::from_secs(7)));
         assert_eq!(retry_after("99999999"), Some(MAX_RETRY_AFTER));
         assert_eq!(retry_after("Fri, 31 Dec 9999 23:59:59 GMT"), Some(MAX_RETRY_AFTER));

@@ -309,12 +309,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_template_of_bars_is_a_good_one() {
+    fn progress_template_is_valid() {
         assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
     }
 
     #[test]
-    fn names_cannot_move_the_cursor() {
+    fn control_characters_in_names_are_escaped() {
         assert_eq!(shown("a\u{1b}[2J\r\nb\u{9b}"), "a[2Jb");
     }
 }

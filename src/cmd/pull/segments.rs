@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_is_fetched_once_whatever_fails() {
+    fn every_byte_is_downloaded_once_despite_failures() {
         let mut random = fastrand::Rng::with_seed(1);
         for _ in 0..200 {
             let total = random.u64(0..2_000_000_000);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_segment_is_divided_when_none_is_left() {
+    fn largest_segment_is_split_when_none_is_left() {
         let total = 64 * 1024 * 1024;
         let mut segments = Segments::new(total, &[(0, total)], 1);
         let first = segments.claim().expect("one segment");
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_without_a_length_ends_where_it_ends() {
+    fn body_without_length_ends_at_eof() {
         let mut segments = Segments::new(u64::MAX, &[(0, u64::MAX)], 4);
         let claim = segments.claim().expect("one segment");
         assert_eq!((claim.end, segments.claim()), (u64::MAX, None));

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_number_gives_the_default() {
+    fn invalid_number_gives_the_default() {
         for (text, expected) in [("5", 5), (" 7 ", 7), ("", 3), ("0", 3), ("four", 3), ("-1", 3)] {
             assert_eq!(number("MACHINE_MODELS_TRIES", text, 3), expected, "{text:?}");
         }

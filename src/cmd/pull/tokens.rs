@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_goes_to_its_providers_origins_alone() {
+    fn tokens_are_bound_to_provider_origins() {
         let tokens = Tokens::new(" hf_a\r\n", "c-b", "HTTP://Hub.example:8080//");
         let sent = |url: &str| {
             let header = tokens.authorization(&Url::parse(url).expect(url));
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_token_is_not_sent() {
+    fn invalid_tokens_are_not_sent() {
         for token in ["", " ", "a\"b", "a:b", "a\u{e4}", "a\0b", "a\u{1b}"] {
             let tokens = Tokens::new(token, token, "");
             assert_eq!(tokens.authorization(&Url::parse("https://hf.co").expect("plain")), None, "{token:?}");

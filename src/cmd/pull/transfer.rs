@@ -338,7 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_up_to_a_limit_and_obey_the_server() {
+    fn backoff_is_limited_and_respects_retry_after() {
         for failures in 0..100 {
             let longest = MAX_PAUSE.mul_f64(1.5);
             assert!(pause(failures, None) <= longest && pause(failures, None) >= Duration::from_millis(125));
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn web_pages_are_known_by_their_beginning() {
+    fn html_is_detected_by_its_first_bytes() {
         for (beginning, expected) in [
             (&b"<!DOCTYPE html><html>"[..], true),
             (b"\xef\xbb\xbf\n <HTML lang=en>", true),

@@ -1,4 +1,4 @@
-//! From a list of ids to files on disk: what is fetched, what is not, and what is said of the rest.
+//! From ids to files on disk: downloads, existing files, missing models and their reports.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -8,10 +8,10 @@ use super::{Machine, add, content, sum};
 use crate::docs::block;
 use crate::support::{Db, Server, until};
 
-/// Larger than aria2 reads at once, so that it can break off within.
+/// Larger than one read of a client, so that a transfer can break off in the middle.
 const LARGE: usize = 3_000_000;
 
-/// flux needs vae and clip, vae needs a model that is not there; the others have each their own trouble.
+/// flux depends on vae and clip, vae on a model that does not exist; each of the others has a different fault.
 async fn catalog(machine: &mut Machine) -> (Db, Server) {
     let db = Db::new().await;
     let (hub, store) = (&machine.hub, &machine.store);
@@ -45,7 +45,7 @@ const ALL: &str = " flux, unhashed,wrong ,gone,no-such-model,";
 const FILES: [&str; 4] = ["checkpoints/flux.bin", "clip.bin", "loras/a/b/unhashed.bin", "vae/my vae.bin"];
 
 #[tokio::test]
-async fn an_empty_folder_is_filled_and_what_is_missing_stops_nothing() {
+async fn empty_folder_is_filled_and_missing_models_stop_nothing() {
     let mut machine = Machine::new("empty", ALL);
     let (_db, _server) = catalog(&mut machine).await;
     let boot = machine.boot(&["sh", "-c", "echo \"started in $PWD with $HF_TOKEN\""]);
@@ -66,56 +66,60 @@ async fn an_empty_folder_is_filled_and_what_is_missing_stops_nothing() {
     ] {
         assert!(boot.log.contains(line), "no `{line}` in {}", boot.log);
     }
-    let asked = machine.store.asked();
-    assert!(asked.iter().all(|asked| asked.token.is_none()), "{asked:?}");
+    let requests = machine.store.take_requests();
+    assert!(requests.iter().all(|request| request.token.is_none()), "{requests:?}");
     let resumed = |range: &str| !range.starts_with("bytes=0-");
-    assert!(asked.iter().any(|asked| asked.path == "/vae" && asked.range.as_deref().is_some_and(resumed)), "{asked:?}");
-    let vae: usize = asked.iter().filter(|asked| asked.path == "/vae").map(|asked| asked.sent).sum();
+    assert!(
+        requests.iter().any(|request| request.path == "/vae" && request.range.as_deref().is_some_and(resumed)),
+        "{requests:?}"
+    );
+    let vae: usize = requests.iter().filter(|request| request.path == "/vae").map(|request| request.sent).sum();
     assert!(vae < LARGE * 5 / 4, "the file that broke off was fetched again as a whole: {vae} bytes");
-    // An address that has expired is asked for anew, and curl goes on where it was as aria2 does.
-    let asked = machine.hub.asked();
-    assert_eq!(asked.iter().filter(|asked| asked.path == "/flux").count(), 2, "{asked:?}");
-    let clip: usize = asked.iter().filter(|asked| asked.path == "/clip").map(|asked| asked.sent).sum();
-    assert_eq!(clip, 700_000 + 2, "{asked:?}");
+    // An expired URL is resolved again, and the transfer resumes.
+    let requests = machine.hub.take_requests();
+    assert_eq!(requests.iter().filter(|request| request.path == "/flux").count(), 2, "{requests:?}");
+    let clip: usize = requests.iter().filter(|request| request.path == "/clip").map(|request| request.sent).sum();
+    assert_eq!(clip, 700_000 + 2, "{requests:?}");
 
-    // Without a command, the exit status says that something is missing.
+    // Without a command, the exit status reports missing models.
     let again = machine.boot(&[]);
     assert_eq!(again.status, 1, "{}", again.log);
     assert!(again.log.contains("models=6 fetched=0 present=4 linked=0 missing=4"), "{}", again.log);
 }
 
 #[tokio::test]
-async fn what_is_there_is_not_fetched_again() {
+async fn existing_files_are_not_downloaded_again() {
     let mut machine = Machine::new("half", "flux,unhashed");
     let (_db, _server) = catalog(&mut machine).await;
     machine.put(FILES[0], &content(1, LARGE));
     machine.put(FILES[2], &content(9, 50_000));
-    // Of the right size and the wrong content.
+    // The right size, but the wrong content.
     machine.put(FILES[3], &content(8, LARGE));
     let boot = machine.boot(&[]);
     assert!(boot.log.contains("models=4 fetched=2 present=2 linked=0 missing=1"), "{}", boot.log);
     assert_eq!(machine.read(FILES[3]), Some(content(2, LARGE)));
-    let asked = [machine.hub.asked(), machine.store.asked()].concat();
-    assert!(asked.iter().all(|asked| asked.path != "/flux"), "{asked:?}");
-    let sent = |path: &str| asked.iter().filter(|asked| asked.path == path).map(|asked| asked.sent).sum::<usize>();
-    assert_eq!((sent("/unhashed"), sent("/clip")), (1, 700_002), "{asked:?}");
+    let requests = [machine.hub.take_requests(), machine.store.take_requests()].concat();
+    assert!(requests.iter().all(|request| request.path != "/flux"), "{requests:?}");
+    let sent =
+        |path: &str| requests.iter().filter(|request| request.path == path).map(|request| request.sent).sum::<usize>();
+    assert_eq!((sent("/unhashed"), sent("/clip")), (1, 700_002), "{requests:?}");
 
-    // A file without a hash is looked at by its size; half of one is not taken for the whole.
+    // A file without a hash is checked by its size, so half a file is not accepted.
     machine.put(FILES[2], &content(4, 25_000));
     let boot = machine.boot(&[]);
     assert!(boot.log.contains("models=4 fetched=1 present=3"), "{}", boot.log);
     assert_eq!(machine.read(FILES[2]), Some(content(4, 50_000)));
-    let asked = machine.store.asked();
-    assert!(asked.iter().all(|asked| asked.path == "/unhashed"), "{asked:?}");
+    let requests = machine.store.take_requests();
+    assert!(requests.iter().all(|request| request.path == "/unhashed"), "{requests:?}");
 
-    // With its server away, the size in the catalog has to do.
+    // If its server is down, the size in the catalog is used.
     machine.store.put("/unhashed", Way::Status(503));
     let boot = machine.boot(&[]);
     assert!(boot.log.contains("models=4 fetched=0 present=4"), "{}", boot.log);
 }
 
 #[tokio::test]
-async fn strict_starts_nothing_while_something_is_missing() {
+async fn strict_mode_starts_no_command_while_a_model_is_missing() {
     let mut machine = Machine::new("strict", "flux");
     let (db, server) = catalog(&mut machine).await;
     machine.set("MACHINE_MODELS_STRICT", "1");
@@ -137,7 +141,7 @@ async fn strict_starts_nothing_while_something_is_missing() {
 }
 
 #[tokio::test]
-async fn a_catalog_that_is_away_is_waited_for_and_then_done_without() {
+async fn unreachable_catalog_is_retried_then_skipped() {
     let mut machine = Machine::new("away", "unhashed");
     let (db, _server) = catalog(&mut machine).await;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -145,7 +149,7 @@ async fn a_catalog_that_is_away_is_waited_for_and_then_done_without() {
     machine.set("CATALOG_URL", &format!("http://{address}"));
     machine.set("MACHINE_MODELS_WAIT", "60");
     let boot = machine.spawn(&["echo", "started"]);
-    // Its first try comes to nothing, and the next finds the server.
+    // The first attempt fails, and the next one finds the server.
     drop(listener.accept().unwrap());
     drop(listener);
     let server = Server::start_with(&db.url, &[("CATALOG_ADDR", &address)]).await;
@@ -164,7 +168,7 @@ async fn a_catalog_that_is_away_is_waited_for_and_then_done_without() {
 }
 
 #[tokio::test]
-async fn a_disk_that_is_too_small_and_a_path_that_two_want_are_said() {
+async fn full_disk_and_conflicting_paths_are_reported() {
     let mut machine = Machine::new("space", "huge,unhashed,twin,rival,small");
     let (db, server) = catalog(&mut machine).await;
     let url = machine.store.put("/huge", Way::File(content(6, 100)));
@@ -190,7 +194,7 @@ async fn a_disk_that_is_too_small_and_a_path_that_two_want_are_said() {
 }
 
 #[tokio::test]
-async fn a_boot_that_is_ended_goes_on_where_it_was() {
+async fn interrupted_pull_resumes() {
     let mut machine = Machine::new("ended", "slow");
     let db = Db::new().await;
     let file = content(7, LARGE);
@@ -211,18 +215,19 @@ async fn a_boot_that_is_ended_goes_on_where_it_was() {
     assert!(machine.read("slow.bin").is_none());
 
     machine.store.put("/slow", Way::File(file.clone()));
-    machine.store.asked();
+    machine.store.take_requests();
     let boot = machine.boot(&["echo", "started"]);
     assert_eq!((boot.status, &*boot.output), (0, "started\n"), "{}", boot.log);
     assert!(machine.read("slow.bin") == Some(file));
     let from = |range: &String| range.strip_prefix("bytes=")?.split('-').next()?.parse::<usize>().ok();
-    let asked = machine.store.asked();
-    let resumed = asked.iter().filter_map(|asked| asked.range.as_ref().and_then(from)).any(|from| from > LARGE / 4);
-    assert!(resumed, "it was fetched from its beginning: {asked:?}");
+    let requests = machine.store.take_requests();
+    let resumed =
+        requests.iter().filter_map(|request| request.range.as_ref().and_then(from)).any(|from| from > LARGE / 4);
+    assert!(resumed, "it was fetched from its beginning: {requests:?}");
 }
 
 #[tokio::test]
-async fn boots_that_share_a_folder_take_turns() {
+async fn pulls_that_share_a_folder_divide_the_files() {
     let mut machine = Machine::new("turns", "flux,unhashed");
     let (_db, _server) = catalog(&mut machine).await;
     let mut boots: Vec<_> = (0..3).map(|_| machine.spawn(&[])).collect();
@@ -230,7 +235,7 @@ async fn boots_that_share_a_folder_take_turns() {
         boot.wait().unwrap();
     }
     let logs: Vec<_> = boots.into_iter().map(|boot| machine.ended(boot).log).collect();
-    // They divide the files among them; each is fetched by one, and is there for the others.
+    // They divide the files: each is downloaded once and found by the others.
     let sum = |field: &str| -> usize {
         let number = |log: &String| log.split_once(field)?.1.split(' ').next()?.parse::<usize>().ok();
         logs.iter().filter_map(number).sum()
@@ -240,7 +245,7 @@ async fn boots_that_share_a_folder_take_turns() {
 }
 
 #[tokio::test]
-async fn the_input_file_is_aria2s_as_it_stands() {
+async fn aria2_accepts_the_input_file() {
     let mut machine = Machine::new("aria2", "-");
     let (_db, server) = catalog(&mut machine).await;
     let body = r#"{"model_ids":["vae","unhashed","wrong"],"resolve_dependencies":true}"#;
@@ -255,7 +260,7 @@ async fn the_input_file_is_aria2s_as_it_stands() {
     assert!(machine.read(FILES[3]) == Some(content(2, LARGE)) && machine.read(FILES[2]) == Some(content(4, 50_000)));
 }
 
-/// The commands of docs/gpu-machines.md, with this catalog's address and this machine's folder.
+/// The commands in docs/gpu-machines.md, with this catalog's URL and this machine's folder.
 #[tokio::test]
 async fn documented_commands_download_the_models() {
     let mut machine = Machine::new("documented", "-");

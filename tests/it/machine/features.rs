@@ -1,4 +1,4 @@
-//! What a pull does beyond downloading: verified once, linked, pruned, reported, shared.
+//! Features beyond downloading: the record of verified files, links, pruning, reports, shared folders.
 
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use crate::support::{Db, Server, until};
 
 const SIZE: usize = 1_000_000;
 
-/// A machine that needs `count` files, `m0` and so on, of which the hash is known.
+/// A machine that needs `count` files with known hashes: `m0`, `m1` and so on.
 async fn machine(name: &str, count: u64) -> (Machine, Db, Server) {
     let needed: Vec<_> = (0..count).map(|number| format!("m{number}")).collect();
     let mut machine = Machine::new(name, &needed.join(","));
@@ -27,7 +27,7 @@ async fn machine(name: &str, count: u64) -> (Machine, Db, Server) {
     (machine, db, server)
 }
 
-/// Bytes that the pull had read when it became the command.
+/// Bytes that the pull had read when it executed the command.
 fn bytes_read(machine: &Machine) -> (Boot, usize) {
     let boot = machine.boot(&["sh", "-c", "cat /proc/$$/io"]);
     let read = boot.output.split_once("rchar: ").unwrap_or_else(|| panic!("{}", boot.log)).1;
@@ -40,22 +40,22 @@ fn read_json(machine: &Machine, name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_warm_boot_hashes_nothing_and_a_touched_file_is_hashed_again() {
+async fn warm_boot_hashes_only_changed_files() {
     let (mut machine, _db, _server) = machine("warm", 20).await;
     assert_eq!(machine.boot(&[]).status, 0);
-    machine.store.asked();
+    machine.store.take_requests();
 
     let begun = Instant::now();
     let (boot, read) = bytes_read(&machine);
     assert!(boot.log.contains("fetched=0 present=20"), "{}", boot.log);
     assert!(read < 1_000_000 && begun.elapsed() < Duration::from_secs(5), "{read} bytes in {:?}", begun.elapsed());
-    assert!(machine.store.asked().is_empty());
+    assert!(machine.store.take_requests().is_empty());
 
     machine.set("MACHINE_MODELS_VERIFY", "always");
     let (boot, read) = bytes_read(&machine);
     assert!(boot.log.contains("fetched=0 present=20") && read > 20 * SIZE, "{read} bytes: {}", boot.log);
 
-    // Size and mtime stay as they were, and only the ctime tells.
+    // Size and mtime are unchanged; only the ctime differs.
     machine.set("MACHINE_MODELS_VERIFY", "changed");
     let path = machine.models().join("f/7");
     let modified = path.metadata().unwrap().modified().unwrap();
@@ -65,20 +65,20 @@ async fn a_warm_boot_hashes_nothing_and_a_touched_file_is_hashed_again() {
     assert!(boot.log.contains("fetched=1 present=19"), "{}", boot.log);
     assert!(machine.read("f/7") == Some(content(7, SIZE)));
 
-    // Touched and the same: read once more, not fetched.
+    // Touched but unchanged: hashed again, not downloaded.
     std::fs::write(&path, content(7, SIZE)).unwrap();
     let (boot, read) = bytes_read(&machine);
     assert!(boot.log.contains("fetched=0 present=20") && (SIZE..2 * SIZE).contains(&read), "{read}: {}", boot.log);
     assert!(bytes_read(&machine).1 < 1_000_000);
 
-    // A damaged record costs hashing, nothing else.
+    // A damaged record only costs hashing.
     std::fs::write(machine.models().join(".model-catalog/record.json"), "{").unwrap();
     let (boot, read) = bytes_read(&machine);
     assert!(boot.log.contains("fetched=0 present=20") && read > 20 * SIZE, "{read} bytes: {}", boot.log);
 }
 
 #[tokio::test]
-async fn equal_content_is_fetched_once_and_linked() {
+async fn equal_content_is_downloaded_once_and_linked() {
     let (mut machine, db, server) = machine("linked", 1).await;
     let (url, hash) = (format!("http://{}/absent", machine.store.address), sum("sha256sum", &content(0, SIZE)));
     for id in ["a", "b"] {
@@ -86,23 +86,23 @@ async fn equal_content_is_fetched_once_and_linked() {
     }
     server.until("b is there", |s| async move { s.get("/api/models/b").await.status == 200 }).await;
     machine.set("MACHINE_MODELS_NEEDED", "a,m0,b");
-    // The first in the list has a dead address.
+    // The first URL in the list is dead.
     let boot = machine.boot(&[]);
     assert!(boot.log.contains("fetched=1 present=0 linked=1 missing=1"), "{}", boot.log);
-    // The content is there by now, so its address is not needed.
+    // The content is on disk by now, so its URL is not needed.
     let boot = machine.boot(&[]);
     assert!(boot.log.contains("fetched=0 present=2 linked=1 missing=0"), "{}", boot.log);
     let inode = |path: &str| machine.models().join(path).metadata().unwrap().ino();
     assert!(inode("f/0") == inode("other/a") && inode("f/0") == inode("other/b"));
     assert!(machine.read("other/a") == Some(content(0, SIZE)));
-    let sent: usize = machine.store.asked().iter().map(|asked| asked.sent).sum();
+    let sent: usize = machine.store.take_requests().iter().map(|request| request.sent).sum();
     assert!(sent < SIZE + 10, "it was fetched more than once: {sent} bytes");
     let (boot, read) = bytes_read(&machine);
     assert!(boot.log.contains("fetched=0 present=3") && read < SIZE, "links were hashed again: {read}: {}", boot.log);
 }
 
 #[tokio::test]
-async fn only_what_a_pull_fetched_and_nobody_needs_is_pruned_and_only_if_asked() {
+async fn prune_removes_only_unneeded_downloads_and_only_if_enabled() {
     let (mut machine, _db, _server) = machine("prune", 5).await;
     assert_eq!(machine.boot(&[]).status, 0);
     machine.put("f/mine", b"mine");
@@ -119,7 +119,7 @@ async fn only_what_a_pull_fetched_and_nobody_needs_is_pruned_and_only_if_asked()
 
     machine.set("MACHINE_MODELS_KEEP_FREE", "900T");
     let boot = machine.boot(&[]);
-    // 3 was written to since.
+    // Model 3 was modified since.
     assert_eq!(machine.files(), ["f/0", "f/3", "f/mine"], "{}", boot.log);
     machine.set("MACHINE_MODELS_NEEDED", "m1");
     let boot = machine.boot(&[]);
@@ -127,7 +127,7 @@ async fn only_what_a_pull_fetched_and_nobody_needs_is_pruned_and_only_if_asked()
 }
 
 #[tokio::test]
-async fn a_dry_run_says_what_would_be_fetched_and_fetches_nothing() {
+async fn dry_run_lists_downloads_and_writes_nothing() {
     let (mut machine, _db, _server) = machine("dry", 3).await;
     machine.set("MACHINE_MODELS_NEEDED", "m0,m1,m2,absent");
     machine.put("f/1", &content(1, SIZE));
@@ -140,12 +140,12 @@ async fn a_dry_run_says_what_would_be_fetched_and_fetches_nothing() {
                     2000000 bytes to fetch\n";
     assert_eq!((boot.status, &*boot.output), (1, expected), "{}", boot.log);
     assert_eq!(machine.files(), ["f/1"]);
-    let sent: usize = machine.store.asked().iter().map(|asked| asked.sent).sum();
+    let sent: usize = machine.store.take_requests().iter().map(|request| request.sent).sum();
     assert_eq!(sent, 2, "only first bytes are asked for");
 }
 
 #[tokio::test]
-async fn the_status_and_the_metrics_say_what_became_of_each_model() {
+async fn status_and_metrics_report_every_model() {
     let (mut machine, db, server) = machine("status", 2).await;
     let url = machine.store.put("/gone", Way::Status(404));
     add(&db, "gone \"\\", &url, "gone", "", false, &[]).await;
@@ -180,7 +180,7 @@ async fn the_status_and_the_metrics_say_what_became_of_each_model() {
 }
 
 #[tokio::test]
-async fn the_next_catalog_is_asked_when_one_fails() {
+async fn next_catalog_is_used_when_one_fails() {
     let (mut machine, _db, server) = machine("several", 1).await;
     let dead = "http://127.0.0.1:1";
     let wrong = machine.store.put("/api/models/batch", Way::Status(500)).replace("/api/models/batch", "");
@@ -191,7 +191,7 @@ async fn the_next_catalog_is_asked_when_one_fails() {
 }
 
 #[tokio::test]
-async fn a_wrong_number_is_a_warning_and_a_missing_folder_stops_a_strict_machine_alone() {
+async fn invalid_number_is_a_warning_and_missing_folder_stops_only_strict_mode() {
     let (mut machine, _db, _server) = machine("wrong", 1).await;
     machine.set("MACHINE_MODELS_PARALLEL", "four");
     let boot = machine.boot(&["echo", "started"]);
@@ -209,7 +209,7 @@ async fn a_wrong_number_is_a_warning_and_a_missing_folder_stops_a_strict_machine
 }
 
 #[tokio::test]
-async fn a_second_process_sees_the_progress_of_the_first() {
+async fn second_process_shows_the_progress_of_the_first() {
     let (mut machine, _db, _server) = machine("second", 1).await;
     machine.store.put("/0", Way::Stalls(content(0, SIZE)));
     let mut first = machine.spawn(&[]);
@@ -229,9 +229,9 @@ async fn a_second_process_sees_the_progress_of_the_first() {
         })
     })
     .await;
-    // The second one takes over when the first is gone, and goes on where it was.
+    // The second process takes over when the first has ended, and resumes.
     machine.store.put("/0", Way::File(content(0, SIZE)));
-    machine.store.asked();
+    machine.store.take_requests();
     first.kill().unwrap();
     first.wait().unwrap();
     let boot = machine.ended(second);
@@ -240,7 +240,7 @@ async fn a_second_process_sees_the_progress_of_the_first() {
 }
 
 #[tokio::test]
-async fn a_connection_that_only_trickles_is_given_up() {
+async fn slow_connection_is_abandoned() {
     let (mut machine, _db, _server) = machine("trickle", 1).await;
     machine.store.put("/0", Way::Trickles(content(0, SIZE)));
     machine.set("MACHINE_MODELS_STALL", "500ms");
@@ -250,7 +250,7 @@ async fn a_connection_that_only_trickles_is_given_up() {
 }
 
 #[test]
-fn a_failing_address_is_left_for_the_next_one() {
+fn next_mirror_is_used_when_one_fails() {
     let mut machine = Machine::new("mirrors", "all");
     let file = content(1, SIZE);
     let [gone, wrong, half, good] = [
@@ -278,12 +278,18 @@ fn a_failing_address_is_left_for_the_next_one() {
         boot.log
     );
     assert!(machine.read("a") == Some(file));
-    // What the third brought is not fetched again from the fourth.
-    let sent: usize = machine.store.asked().iter().filter(|asked| asked.path == "/good").map(|asked| asked.sent).sum();
+    // Bytes from the third mirror are not downloaded again from the fourth.
+    let sent: usize = machine
+        .store
+        .take_requests()
+        .iter()
+        .filter(|request| request.path == "/good")
+        .map(|request| request.sent)
+        .sum();
     assert_eq!(sent, SIZE / 2 + 1 + SIZE + 1, "{}", boot.log);
 }
 
-/// A pull that was killed when half of its one file had come.
+/// A pull that was killed after half of its file had been received.
 async fn killed_half_way(machine: &Machine) {
     let mut pull = machine.spawn(&[]);
     until("half of it is in the journal", || async {
@@ -297,9 +303,9 @@ async fn killed_half_way(machine: &Machine) {
 }
 
 #[tokio::test]
-async fn parts_of_two_versions_of_a_file_are_not_mixed() {
+async fn versions_of_a_file_are_not_mixed() {
     let (machine, db, server) = machine("versions", 1).await;
-    // Without a hash only the entity tag tells.
+    // Without a hash, only the entity tag distinguishes the versions.
     db.sql("UPDATE models SET hash = NULL").await;
     server.until("it has no hash", |s| async move { s.field("m0", "hash").await.is_null() }).await;
     for (first, second, resumes) in [("\"a\"", "\"a\"", true), ("\"a\"", "\"b\"", false), ("W/\"a\"", "\"a\"", false)] {
@@ -308,18 +314,18 @@ async fn parts_of_two_versions_of_a_file_are_not_mixed() {
         killed_half_way(&machine).await;
         machine.store.put("/0", Way::File(content(if resumes { 0 } else { 1 }, SIZE)));
         machine.store.tag("/0", second);
-        machine.store.asked();
+        machine.store.take_requests();
         let boot = machine.boot(&[]);
         assert_eq!(boot.status, 0, "{}", boot.log);
         assert!(machine.read("f/0") == Some(content(if resumes { 0 } else { 1 }, SIZE)), "{first} {second}: a mixture");
-        let sent: usize = machine.store.asked().iter().map(|asked| asked.sent).sum();
+        let sent: usize = machine.store.take_requests().iter().map(|request| request.sent).sum();
         assert_eq!(sent, if resumes { SIZE / 2 + 1 } else { SIZE + 1 }, "{first} {second}: {}", boot.log);
         std::fs::remove_file(machine.models().join("f/0")).unwrap();
     }
 }
 
 #[tokio::test]
-async fn a_partial_file_that_nobody_goes_on_with_is_removed_after_a_week() {
+async fn abandoned_partial_file_is_removed_after_a_week() {
     let (mut machine, _db, _server) = machine("old", 2).await;
     machine.set("MACHINE_MODELS_NEEDED", "m0");
     machine.store.put("/0", Way::Stalls(content(0, SIZE)));

@@ -1,5 +1,5 @@
-//! Where the tests' machines download from: a small file server that demands tokens, breaks off, redirects, and looks
-//! at every request whether a secret shows among the machine's processes.
+//! The file server that test machines download from: it requires tokens, breaks off, redirects, and checks
+//! at every request that no process of the machine shows a secret.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -7,67 +7,67 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-/// How a path is answered.
+/// The response for a path.
 #[derive(Clone)]
 pub enum Way {
-    /// With this file, or the range asked of it.
+    /// This file, or the requested range of it.
     File(Vec<u8>),
-    /// The same, but the first request for more than a byte is refused, as by an address that has expired.
+    /// The same, but the first request for more than a byte is refused, like an expired URL.
     Expires(Vec<u8>),
-    /// The same, but the first answer of more than a byte breaks off half-way.
+    /// The same, but the first response of more than a byte breaks off half-way.
     BreaksOff(Vec<u8>),
-    /// The same, but of more than a byte only a half comes, and then nothing.
+    /// The same, but a response of more than a byte stalls half-way.
     Stalls(Vec<u8>),
-    /// The same, but of more than a byte 10 bytes come every 10 ms.
+    /// The same, but a response of more than a byte is sent at 10 bytes per 10 ms.
     Trickles(Vec<u8>),
-    /// With these bytes, whatever they are.
+    /// These raw bytes.
     Raw(Vec<u8>),
-    /// The same, but ranges are not known and the length is not told.
+    /// The same, but without ranges and without a length.
     Unsized(Vec<u8>),
-    /// With this status and this address.
+    /// This status and this `Location`.
     Redirect(u16, String),
-    /// With this status.
+    /// This status.
     Status(u16),
-    /// With this text, to a POST.
+    /// This text, to a POST.
     Post(String),
 }
 
-/// A request that came.
+/// A received request.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct ReceivedRequest {
     pub path: String,
     pub token: Option<String>,
     pub range: Option<String>,
-    /// Bytes of a file that were sent.
+    /// Bytes of the file that were sent.
     pub sent: usize,
 }
 
-/// A file server on a port of its own; it ends with the process.
+/// A file server on its own port; it ends with the process.
 pub struct Files {
     pub address: String,
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    /// With whether it takes a token.
+    /// Responses by path, and whether a token is required.
     ways: Mutex<HashMap<String, (bool, Way)>>,
     /// Entity tags by path.
     tags: Mutex<HashMap<String, String>>,
-    asked: Mutex<Vec<Asked>>,
-    /// Processes that showed the secret.
+    requests: Mutex<Vec<ReceivedRequest>>,
+    /// Processes that exposed the secret.
     leaks: Mutex<Vec<String>>,
     secret: String,
 }
 
 impl Files {
-    /// A server that looks for `secret` among the processes.
+    /// A server that searches the processes for `secret`.
     pub fn start(secret: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let shared = Arc::new(Shared {
             ways: Mutex::default(),
             tags: Mutex::default(),
-            asked: Mutex::default(),
+            requests: Mutex::default(),
             leaks: Mutex::default(),
             secret: secret.to_owned(),
         });
@@ -76,19 +76,19 @@ impl Files {
             for stream in listener.incoming() {
                 let shared = Arc::clone(&copy);
                 // A client that hangs up is its own affair.
-                std::thread::spawn(move || drop(shared.answer(stream.unwrap())));
+                std::thread::spawn(move || drop(shared.respond(stream.unwrap())));
             }
         });
         Self { address, shared }
     }
 
-    /// Answers `path` so from now on; gives its address.
+    /// Sets the response for `path`; returns its URL.
     pub fn put(&self, path: &str, way: Way) -> String {
         self.shared.ways.lock().unwrap().insert(path.to_owned(), (false, way));
         format!("http://{}{path}", self.address)
     }
 
-    /// The same for those who bring the token; others get 401.
+    /// The same for requests with the token; others get 401.
     pub fn put_for_token(&self, path: &str, way: Way) -> String {
         self.shared.ways.lock().unwrap().insert(path.to_owned(), (true, way));
         format!("http://{}{path}", self.address)
@@ -99,12 +99,12 @@ impl Files {
         self.shared.tags.lock().unwrap().insert(path.to_owned(), tag.to_owned());
     }
 
-    /// What was asked so far, and forgets it.
-    pub fn asked(&self) -> Vec<Asked> {
-        std::mem::take(&mut self.shared.asked.lock().unwrap())
+    /// Takes the requests received so far.
+    pub fn take_requests(&self) -> Vec<ReceivedRequest> {
+        std::mem::take(&mut self.shared.requests.lock().unwrap())
     }
 
-    /// Fails if a process showed the secret while it asked.
+    /// Fails if a process exposed the secret during a request.
     pub fn assert_no_leak(&self) {
         let leaks = self.shared.leaks.lock().unwrap();
         assert!(leaks.is_empty(), "a token shows: {leaks:#?}");
@@ -112,7 +112,7 @@ impl Files {
 }
 
 impl Shared {
-    fn answer(&self, stream: TcpStream) -> std::io::Result<()> {
+    fn respond(&self, stream: TcpStream) -> std::io::Result<()> {
         self.look_for_leaks();
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut lines = Vec::new();
@@ -137,9 +137,9 @@ impl Shared {
         let (for_token, way) = way.map_or((false, None), |(for_token, way)| (for_token, Some(way)));
         let refused = for_token && token.as_deref() != Some(&format!("Bearer {}", self.secret));
         let stalls = matches!(way, Some(Way::Stalls(_)));
-        let mut asked = Asked { path: path.clone(), token, range, sent: 0 };
+        let mut request = ReceivedRequest { path: path.clone(), token, range, sent: 0 };
         let tag = self.tags.lock().unwrap().get(&known).map(|tag| format!("\r\netag: {tag}\r\n").into_bytes());
-        let mut answer = match way {
+        let mut response = match way {
             _ if refused => head(401, "content-length: 0"),
             None => head(404, "content-length: 0"),
             Some(Way::Status(status)) => head(status, "content-length: 0"),
@@ -147,52 +147,52 @@ impl Shared {
             Some(Way::Post(text)) => [head(200, &format!("content-length: {}", text.len())), text.into()].concat(),
             Some(Way::Raw(bytes)) => bytes,
             Some(Way::Trickles(file)) => {
-                let answer = part(&file, &mut asked);
-                if asked.sent > 1 {
-                    for part in answer.chunks(10) {
+                let response = part(&file, &mut request);
+                if request.sent > 1 {
+                    for part in response.chunks(10) {
                         (&stream).write_all(part)?;
                         std::thread::sleep(std::time::Duration::from_millis(10));
                     }
                 }
-                answer
+                response
             }
             Some(Way::Unsized(file)) => [head(200, "x: y"), file].concat(),
-            Some(Way::File(file)) => part(&file, &mut asked),
-            Some(Way::Expires(file)) => match part(&file, &mut asked) {
-                answer if asked.sent == 1 => answer,
+            Some(Way::File(file)) => part(&file, &mut request),
+            Some(Way::Expires(file)) => match part(&file, &mut request) {
+                response if request.sent == 1 => response,
                 _ => {
                     self.ways.lock().unwrap().insert(known, (for_token, Way::File(file)));
-                    asked.sent = 0;
+                    request.sent = 0;
                     head(403, "content-length: 0")
                 }
             },
             Some(Way::BreaksOff(file) | Way::Stalls(file)) => {
-                let mut answer = part(&file, &mut asked);
-                if asked.sent > 1 {
+                let mut response = part(&file, &mut request);
+                if request.sent > 1 {
                     if !stalls {
                         self.ways.lock().unwrap().insert(known, (for_token, Way::File(file)));
                     }
-                    answer.truncate(answer.len() - asked.sent / 2);
-                    asked.sent -= asked.sent / 2;
+                    response.truncate(response.len() - request.sent / 2);
+                    request.sent -= request.sent / 2;
                 }
-                answer
+                response
             }
         };
         if let Some(tag) = tag {
             // After the status line, in the place of its end.
-            let end = answer.windows(2).position(|two| two == b"\r\n").unwrap();
-            answer.splice(end..end + 2, tag);
+            let end = response.windows(2).position(|two| two == b"\r\n").unwrap();
+            response.splice(end..end + 2, tag);
         }
-        self.asked.lock().unwrap().push(asked);
-        (&stream).write_all(&answer)?;
+        self.requests.lock().unwrap().push(request);
+        (&stream).write_all(&response)?;
         if !stalls {
             stream.shutdown(Shutdown::Write)?;
         }
-        // Closing with unread bytes would cut the answer off.
+        // Closing with unread bytes would reset the connection and lose the response.
         reader.read_to_end(&mut Vec::new()).map(drop)
     }
 
-    /// No command line may hold the secret, and no environment but that of the program itself.
+    /// No command line may contain the secret, and no environment except the program's own.
     fn look_for_leaks(&self) {
         for process in std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()) {
             let has = |file: &str| {
@@ -215,11 +215,11 @@ fn head(status: u16, headers: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status} x\r\nconnection: close\r\n{headers}\r\n\r\n").into()
 }
 
-/// The file, or the range of it that was asked.
-fn part(file: &[u8], asked: &mut Asked) -> Vec<u8> {
-    let range = asked.range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+/// The file, or the requested range of it.
+fn part(file: &[u8], request: &mut ReceivedRequest) -> Vec<u8> {
+    let range = request.range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
     let Some((from, to)) = range else {
-        asked.sent = file.len();
+        request.sent = file.len();
         return [head(200, &format!("content-length: {}\r\naccept-ranges: bytes", file.len())), file.to_vec()].concat();
     };
     let from: usize = from.parse().unwrap();
@@ -227,7 +227,7 @@ fn part(file: &[u8], asked: &mut Asked) -> Vec<u8> {
     if from >= end {
         return head(416, "content-length: 0");
     }
-    asked.sent = end - from;
+    request.sent = end - from;
     let headers = format!("content-length: {}\r\ncontent-range: bytes {from}-{}/{}", end - from, end - 1, file.len());
     [head(206, &headers), file[from..end].to_vec()].concat()
 }

@@ -1,4 +1,4 @@
-//! A catalog that is not what it should be can have files written below the models folder, and nowhere else.
+//! A hostile catalog can cause writes inside the models folder only.
 
 use std::os::unix::fs::symlink;
 
@@ -7,17 +7,17 @@ use serde_json::json;
 use super::files::Way;
 use super::{Machine, content};
 
-/// A machine whose catalog answers with this text.
-fn machine(name: &str, answer: impl Fn(&str) -> String) -> Machine {
+/// A machine whose catalog responds with this text.
+fn machine(name: &str, response: impl Fn(&str) -> String) -> Machine {
     let mut machine = Machine::new(name, "x");
     let url = machine.store.put("/file", Way::File(content(1, 1_000)));
-    machine.store.put("/api/models/batch", Way::Post(answer(&url)));
+    machine.store.put("/api/models/batch", Way::Post(response(&url)));
     let address = format!("http://{}", machine.store.address);
     machine.set("CATALOG_URL", &address);
     machine
 }
 
-/// A response with models: id, address, folder, name.
+/// A response with models: id, URL, folder, name.
 fn items(items: &[(&str, &str, &str, &str)]) -> String {
     let item = |(id, url, dir, out): &(&str, &str, &str, &str)| {
         let path = format!("{dir}/{out}");
@@ -28,7 +28,7 @@ fn items(items: &[(&str, &str, &str, &str)]) -> String {
 }
 
 #[test]
-fn paths_and_addresses_are_looked_at_once_more() {
+fn paths_and_urls_are_validated_again() {
     let machine = machine("paths", |url| {
         let odd = |end: &str| format!("{url}{end}");
         items(&[
@@ -61,7 +61,7 @@ fn paths_and_addresses_are_looked_at_once_more() {
 }
 
 #[test]
-fn folders_that_are_links_to_elsewhere_are_not_followed_unless_that_is_wanted() {
+fn symlinked_folders_are_followed_only_if_enabled() {
     let mut machine =
         machine("links", |url| items(&[("a", url, "link/sub", "a"), ("b", url, "inner", "b"), ("c", url, ".", "c")]));
     let elsewhere = machine.folder.join("elsewhere");
@@ -69,7 +69,7 @@ fn folders_that_are_links_to_elsewhere_are_not_followed_unless_that_is_wanted() 
     std::fs::create_dir(&elsewhere).unwrap();
     symlink(&elsewhere, machine.models().join("link")).unwrap();
     symlink("real", machine.models().join("inner")).unwrap();
-    // A link in the place of the file itself is replaced, not written through.
+    // A link in place of the file itself is replaced, not followed.
     std::fs::write(elsewhere.join("c"), "mine").unwrap();
     symlink(elsewhere.join("c"), machine.models().join("c")).unwrap();
     let boot = machine.boot(&[]);
@@ -88,17 +88,17 @@ fn folders_that_are_links_to_elsewhere_are_not_followed_unless_that_is_wanted() 
 }
 
 #[test]
-fn an_answer_that_is_no_list_is_refused() {
-    for answer in ["", "<html>log in</html>", r#"{"models":[],"not_found":[]}"#, "# model-catalog: 0 models\n"] {
-        let machine = machine("list", |_| answer.to_owned());
+fn response_that_is_not_a_list_is_rejected() {
+    for response in ["", "<html>log in</html>", r#"{"models":[],"not_found":[]}"#, "# model-catalog: 0 models\n"] {
+        let machine = machine("list", |_| response.to_owned());
         let boot = machine.boot(&["echo", "started"]);
         assert_eq!((boot.status, &*boot.output), (0, "started\n"));
-        assert!(boot.log.contains("is no list of models"), "{answer}: {}", boot.log);
+        assert!(boot.log.contains("is no list of models"), "{response}: {}", boot.log);
     }
 }
 
 #[test]
-fn a_server_that_knows_neither_ranges_nor_lengths_is_read_all_the_same() {
+fn server_without_ranges_and_lengths_is_supported() {
     let machine = machine("unsized", |url| items(&[("a", &url.replace("/file", "/unsized"), ".", "a")]));
     machine.store.put("/unsized", Way::Unsized(content(2, 300_000)));
     let boot = machine.boot(&[]);

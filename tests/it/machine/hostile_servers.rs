@@ -1,5 +1,5 @@
-//! A hundred and more hostile servers and rows at once: nothing is written outside of the models folder, nothing that
-//! is not what the catalog says gets its name, and no token goes to another host.
+//! More than a hundred hostile servers and rows at once: nothing is written outside the models folder, no file that
+//! differs from the catalog gets its final name, and no token is sent to another host.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::files::Way;
 use super::{Machine, content, sum};
 
-/// Responses to any request that are wrong in ways that people have thought of.
+/// Hand-written invalid responses.
 fn crafted(store: &str) -> Vec<Vec<u8>> {
     let body = content(5, 100);
     let with = |head: &str| [head.replace('\n', "\r\n").as_bytes(), b"\r\n\r\n", &body].concat();
@@ -71,7 +71,7 @@ fn crafted(store: &str) -> Vec<Vec<u8>> {
     ]
 }
 
-/// The same, put together at random.
+/// Randomly assembled invalid responses.
 fn random(count: usize, store: &str) -> Vec<Vec<u8>> {
     let mut random = fastrand::Rng::with_seed(11);
     let statuses = ["200", "206", "301", "302", "307", "401", "403", "404", "416", "429", "500", "0"];
@@ -136,7 +136,7 @@ const PATHS: [&str; 16] = [
 ];
 
 #[test]
-fn a_hundred_hostile_servers_and_rows_get_nothing_out_and_nothing_in() {
+fn hostile_servers_and_rows_write_nothing_outside_and_get_no_token() {
     let mut machine = Machine::new("mean", "all");
     machine.store.put("/stored", Way::File(content(6, 100)));
     machine.store.put("/endless", Way::Redirect(302, "/endless?more".into()));
@@ -144,14 +144,14 @@ fn a_hundred_hostile_servers_and_rows_get_nothing_out_and_nothing_in() {
     responses.extend(random(60, &machine.store.address));
     let count = responses.len();
     assert!(count > 100, "{count}");
-    // No server has what this is the hash of.
+    // No server has content with this hash.
     let hash = sum("sha256sum", b"never sent");
     let model = |id: String, url: &str, path: &str| json!({"id": id, "download_url": url, "file_size_gb": null, "hash": hash, "auth_required": true, "save_path": path});
     let mut models: Vec<Value> = Vec::new();
     for (number, response) in responses.into_iter().enumerate() {
         let url = machine.hub.put(&format!("/{number}"), Way::Raw(response));
         let mut entry = model(format!("server {number}"), &url, &format!("servers/{number}"));
-        // Of each its own, for equal content is fetched once.
+        // Distinct contents, because equal content is downloaded once.
         entry["hash"] = sum("sha256sum", format!("never sent {number}").as_bytes()).into();
         models.push(entry);
     }
@@ -189,13 +189,19 @@ fn a_hundred_hostile_servers_and_rows_get_nothing_out_and_nothing_in() {
     outside.sort();
     assert_eq!(outside, ["metrics", "models", "status"]);
     assert!(!machine.folder.parent().unwrap().join("outside").exists());
-    let asked = machine.store.asked();
+    let requests = machine.store.take_requests();
     assert!(
-        asked.len() > 10
-            && asked.iter().all(|asked| asked.token.as_deref().is_none_or(|token| !token.contains(&machine.token)))
+        requests.len() > 10
+            && requests
+                .iter()
+                .all(|request| request.token.as_deref().is_none_or(|token| !token.contains(&machine.token)))
     );
     assert!(
-        machine.hub.asked().iter().all(|asked| asked.token.as_deref() == Some(&format!("Bearer {}", machine.token)))
+        machine
+            .hub
+            .take_requests()
+            .iter()
+            .all(|request| request.token.as_deref() == Some(&format!("Bearer {}", machine.token)))
     );
     for file in ["status", "metrics"] {
         let text = std::fs::read_to_string(machine.folder.join(file)).unwrap();

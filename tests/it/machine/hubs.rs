@@ -1,4 +1,4 @@
-//! The hubs by their own names: a proxy stands in for them, with TLS and a certificate of our own.
+//! The hubs under their real names: a proxy with TLS and a test certificate stands in for them.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -24,10 +24,10 @@ const NAMES: [&str; 7] = [
     "example.org",
 ];
 
-/// `host:port` and the token that came there.
+/// `host:port` and the token received there.
 type Seen = Arc<Mutex<Vec<(String, Option<String>)>>>;
 
-/// Stands in for every host: redirects whatever is asked to `location`.
+/// Stands in for every host: redirects every request to `location`.
 fn hubs(folder: &Path, location: String) -> (String, Seen) {
     let names = NAMES.map(|name| format!("DNS:{name}")).join(",");
     let made = Command::new("openssl")
@@ -58,24 +58,24 @@ fn hubs(folder: &Path, location: String) -> (String, Seen) {
 }
 
 fn stand_in(mut stream: TcpStream, config: Arc<ServerConfig>, location: &str, seen: &Seen) -> std::io::Result<()> {
-    let asked = head(&mut stream)?;
-    let host = asked[0].split(' ').nth(1).unwrap_or_default().to_owned();
+    let request = head(&mut stream)?;
+    let host = request[0].split(' ').nth(1).unwrap_or_default().to_owned();
     stream.write_all(b"HTTP/1.1 200 x\r\n\r\n")?;
     let mut stream = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
-    let asked = head(&mut stream)?;
-    let token = asked.iter().find_map(|line| {
+    let head_lines = head(&mut stream)?;
+    let token = head_lines.iter().find_map(|line| {
         let (name, value) = line.split_once(": ")?;
         let bearer = name.eq_ignore_ascii_case("authorization").then(|| value.strip_prefix("Bearer "))?;
         bearer.map(str::to_owned)
     });
     seen.lock().unwrap().push((host, token));
-    let answer = format!("HTTP/1.1 302 x\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-    stream.write_all(answer.as_bytes())?;
+    let response = format!("HTTP/1.1 302 x\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    stream.write_all(response.as_bytes())?;
     stream.conn.send_close_notify();
     stream.flush()
 }
 
-/// The lines of a head, read byte by byte, for what comes after it is not ours to read.
+/// The lines of a head, read byte by byte, so that nothing after it is consumed.
 fn head(stream: &mut impl Read) -> std::io::Result<Vec<String>> {
     let mut bytes = Vec::new();
     while !bytes.ends_with(b"\r\n\r\n") {
@@ -87,7 +87,7 @@ fn head(stream: &mut impl Read) -> std::io::Result<Vec<String>> {
 }
 
 #[tokio::test]
-async fn each_token_goes_to_its_own_hub_and_to_no_name_that_looks_like_it() {
+async fn tokens_are_not_sent_to_similar_host_names() {
     let mut machine = Machine::new("hubs", "hub,case,short,shop,red,cdn,longer,port");
     let stored = machine.store.put("/file", Way::File(content(1, 5_000)));
     let (proxy, seen) = hubs(&machine.folder, stored);
@@ -127,6 +127,6 @@ async fn each_token_goes_to_its_own_hub_and_to_no_name_that_looks_like_it() {
         ("huggingface.co:8443", None),
     ];
     assert_eq!(seen, expected.map(|(host, token)| (host.to_owned(), token)), "{}", boot.log);
-    let stored = machine.store.asked();
-    assert!(!stored.is_empty() && stored.iter().all(|asked| asked.token.is_none()), "{stored:?}");
+    let stored = machine.store.take_requests();
+    assert!(!stored.is_empty() && stored.iter().all(|request| request.token.is_none()), "{stored:?}");
 }

@@ -1,5 +1,5 @@
-//! Pulls that are killed at random, from a server that breaks off, stalls, lies about lengths and changes its mind:
-//! what is there is always exact, and little is fetched twice.
+//! Pulls that are killed at random while the server breaks off, stalls, and sends wrong lengths and statuses:
+//! complete files are always exact, and little is downloaded twice.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -16,16 +16,16 @@ const FILES: usize = 20;
 
 struct Mean {
     files: Vec<Vec<u8>>,
-    /// Time that one connection takes for a small file.
+    /// Transfer time of a small file on one connection.
     duration: Duration,
     random: Mutex<fastrand::Rng>,
-    /// Bytes sent as they were asked for.
+    /// Bytes sent as requested.
     good: AtomicU64,
     started: Instant,
 }
 
 impl Mean {
-    /// Serves `/file/N`, which redirects to addresses that expire, and the catalog.
+    /// Serves the catalog and `/file/N`, which redirects to URLs that expire.
     fn start(files: Vec<Vec<u8>>, duration: Duration, seed: u64) -> (Arc<Self>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -95,7 +95,7 @@ impl Mean {
         respond(&stream, 200, &format!("content-length: {}", body.len()), body.as_bytes())
     }
 
-    /// The part, or something that is wrong in one of many ways.
+    /// The requested part, or one of many invalid responses.
     fn part(&self, stream: &TcpStream, file: &[u8], start: usize, end: usize) -> std::io::Result<()> {
         let total = file.len();
         let range =
@@ -142,7 +142,7 @@ impl Mean {
         }
     }
 
-    /// Sends as it was asked, not faster than is wanted.
+    /// Sends the response at a limited rate.
     fn send(&self, mut stream: &TcpStream, file: &[u8], start: usize, end: usize) -> std::io::Result<()> {
         let step = Duration::from_millis(20);
         let chunk = (file.len() as f64 * step.as_secs_f64() / self.duration.as_secs_f64()).ceil() as usize;
@@ -162,13 +162,13 @@ fn respond(mut stream: &TcpStream, status: u16, headers: &str, body: &[u8]) -> s
     stream.write_all(body)
 }
 
-/// Kills so many pulls; then one may finish.
+/// Kills this many pulls, then lets one finish.
 fn kill(kills: u32) {
     let seed = fastrand::u64(..);
     let size = |number: usize| if number < 2 { 34 << 20 } else { 700_000 + 10_000 * number };
     let files: Vec<_> = (0..FILES).map(|number| content(number as u64, size(number))).collect();
     let total: usize = files.iter().map(Vec::len).sum();
-    // Five waves of four files take longer than the kills.
+    // Five rounds of four files take longer than the kills.
     let duration = Duration::from_millis(u64::from(kills) * 300);
     let (server, address) = Mean::start(files, duration, seed);
     let mut machine = Machine::new("kills", "all");
@@ -201,12 +201,12 @@ fn kill(kills: u32) {
     assert_eq!(machine.files().len(), FILES, "seed {seed}: {:?}", machine.files());
     let ratio = server.good.load(Relaxed) as f64 / total as f64;
     println!("{killed} kills, {ratio:.3} of {total} bytes were fetched, seed {seed}");
-    // A short run has a larger part of its time at the edges.
+    // A short run loses a larger part to its start and end.
     let limit = if kills >= 100 { 1.1 } else { 1.3 };
     assert!(ratio <= limit, "seed {seed}: {ratio:.3} of the bytes were fetched");
 }
 
-/// What has its name is whole.
+/// A file with its final name is complete.
 fn check(machine: &Machine, server: &Mean, seed: u64) {
     for (number, file) in server.files.iter().enumerate() {
         if let Some(there) = machine.read(&format!("f/{number}")) {
@@ -216,7 +216,7 @@ fn check(machine: &Machine, server: &Mean, seed: u64) {
 }
 
 #[test]
-fn killed_pulls_leave_only_exact_files_and_fetch_little_twice() {
+fn killed_pulls_leave_only_exact_files_and_download_little_twice() {
     kill(10);
 }
 

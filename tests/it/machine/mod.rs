@@ -1,4 +1,4 @@
-//! A machine's boot: `model-catalog pull` beside the real server, and a hub and a store of the tests' own.
+//! `model-catalog pull` with a real catalog server, and a test hub and store to download from.
 
 mod boot;
 mod features;
@@ -18,35 +18,35 @@ use crate::support::{Db, Server};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_model-catalog");
 
-/// What a pull keeps beside the models.
+/// The folder with the record and the journals.
 const RECORD: [&str; 2] = [".model-catalog/record.json", ".model-catalog/record.lock"];
 
-/// A machine with an empty models folder, and the hub and the store that it downloads from.
+/// A machine with an empty models folder, and the hub and store it downloads from.
 struct Machine {
     folder: PathBuf,
-    /// Demands the token; its address is HF_ENDPOINT.
+    /// Requires the token; its URL is HF_ENDPOINT.
     hub: Files,
-    /// Where the hub redirects to; no token may arrive.
+    /// The target of the hub's redirects; it must not receive a token.
     store: Files,
     token: String,
     settings: Vec<(String, String)>,
     flags: Vec<&'static str>,
 }
 
-/// What a boot came to.
+/// The result of a run.
 struct Boot {
     status: i32,
     output: String,
     log: String,
 }
 
-/// Bytes that are the same for the same seed.
+/// Deterministic bytes for a seed.
 fn content(seed: u64, length: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     std::iter::repeat_with(|| random.u8(..)).take(length).collect()
 }
 
-/// What a program of coreutils says of `content`.
+/// The output of a coreutils checksum program for `content`.
 fn sum(program: &str, content: &[u8]) -> String {
     let mut child = Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), content).unwrap();
@@ -104,7 +104,7 @@ impl Machine {
         boot.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// Boots; whatever came of it, no token showed, and no temporary folder stayed.
+    /// Runs `pull`; checks that no token was exposed and no temporary folder is left.
     fn boot(&self, command: &[&str]) -> Boot {
         self.ended(self.spawn(command))
     }
@@ -132,7 +132,7 @@ impl Machine {
         std::fs::read(self.models().join(path)).ok()
     }
 
-    /// All files below the models folder but the record, sorted.
+    /// All files in the models folder except the record, sorted.
     fn files(&self) -> Vec<String> {
         fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {

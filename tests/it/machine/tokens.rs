@@ -1,4 +1,4 @@
-//! Where a token goes, and where not.
+//! Which hosts receive a token.
 
 use super::files::Way;
 use super::{Machine, add, content};
@@ -6,7 +6,7 @@ use crate::support::{Db, Server};
 
 const PLACES: [&str; 8] = ["direct", "open", "loop", "back", "lookalike", "user", "elsewhere", "downgrade"];
 
-/// A model for each way to a file that demands a token, or should not see one.
+/// Models whose URLs require a token, or must not receive one, in every way of redirection.
 async fn catalog(machine: &mut Machine) -> (Db, Server) {
     let db = Db::new().await;
     let (hub, store) = (&machine.hub, &machine.store);
@@ -15,7 +15,7 @@ async fn catalog(machine: &mut Machine) -> (Db, Server) {
     let open = hub.put("/open", Way::File(file.clone()));
     let stored = store.put("/stored", Way::File(file.clone()));
     let circle = hub.put("/loop", Way::Redirect(307, "/loop".into()));
-    // From the hub to the store and back: the hub may see its token again.
+    // From the hub to the store and back: the hub may receive its token again.
     let bounce = store.put("/bounce", Way::Redirect(301, direct.clone()));
     let back = hub.put_for_token("/back", Way::Redirect(302, bounce));
     let port = hub.address.rsplit(':').next().unwrap();
@@ -35,7 +35,7 @@ async fn catalog(machine: &mut Machine) -> (Db, Server) {
 }
 
 #[tokio::test]
-async fn a_token_goes_to_the_host_of_its_provider_alone() {
+async fn tokens_are_sent_only_to_their_provider() {
     let mut machine = Machine::new("hosts", "");
     let (_db, _server) = catalog(&mut machine).await;
     let boot = machine.boot(&["sh", "-c", "test -n \"$HF_TOKEN\""]);
@@ -47,17 +47,20 @@ async fn a_token_goes_to_the_host_of_its_provider_alone() {
     ] {
         assert!(boot.log.contains(line), "no `{line}` in {}", boot.log);
     }
-    let (hub, store) = (machine.hub.asked(), machine.store.asked());
+    let (hub, store) = (machine.hub.take_requests(), machine.store.take_requests());
     let bearer = Some(format!("Bearer {}", machine.token));
-    assert!(hub.iter().all(|asked| asked.token == bearer || asked.path == "/open"), "{hub:?}");
-    assert!(hub.iter().all(|asked| asked.token.is_none() || asked.path != "/open"), "nobody asked for one: {hub:?}");
-    // What stands before an @ is sent to the store as its user; the token is not.
-    assert!(store.iter().all(|asked| asked.token != bearer), "{store:?}");
+    assert!(hub.iter().all(|request| request.token == bearer || request.path == "/open"), "{hub:?}");
+    assert!(
+        hub.iter().all(|request| request.token.is_none() || request.path != "/open"),
+        "nobody asked for one: {hub:?}"
+    );
+    // User information in the URL is sent to the store; the token is not.
+    assert!(store.iter().all(|request| request.token != bearer), "{store:?}");
     assert!(store.len() >= 7, "{store:?}");
 }
 
 #[tokio::test]
-async fn without_its_endpoint_or_with_an_odd_one_a_host_gets_no_token() {
+async fn invalid_endpoint_gets_no_token() {
     let mut machine = Machine::new("endpoint", "");
     let (_db, _server) = catalog(&mut machine).await;
     machine.set("MACHINE_MODELS_NEEDED", "direct");
@@ -80,15 +83,15 @@ async fn without_its_endpoint_or_with_an_odd_one_a_host_gets_no_token() {
             "{endpoint}: {}",
             boot.log
         );
-        assert!(machine.hub.asked().iter().all(|asked| asked.token.is_none()), "{endpoint}");
+        assert!(machine.hub.take_requests().iter().all(|request| request.token.is_none()), "{endpoint}");
     }
-    // As the hub's client reads them: slashes at the end, white space around.
+    // Accepted as by the hub's own client: trailing slashes and surrounding white space.
     machine.set("HF_ENDPOINT", &format!("HTTP://{hub}//"));
     machine.set("HF_TOKEN", &format!(" {token}\r\n"));
     assert_eq!(machine.boot(&[]).status, 0);
     assert_eq!(machine.files(), ["direct"]);
 
-    // What can be no token is not sent and not shown.
+    // Values that cannot be tokens are neither sent nor shown.
     machine.set("HF_TOKEN", &format!("{token}\"\nurl = \"x"));
     std::fs::remove_file(machine.models().join("direct")).unwrap();
     let boot = machine.boot(&[]);
