@@ -12,7 +12,8 @@ use serde_json::value::RawValue;
 use triomphe::ThinArc;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::model::{RowError, Rules};
+use super::row_error::RowError;
+use super::rules::Rules;
 
 /// The ten fields of a model, in the order in which they are rendered.
 #[derive(Debug, Serialize, Deserialize)]

@@ -6,6 +6,8 @@ pub mod entry;
 pub mod hash;
 pub mod index;
 pub mod model;
+mod row_error;
+mod rules;
 pub mod search;
 pub mod snapshot;
 pub mod store;

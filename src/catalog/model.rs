@@ -6,6 +6,8 @@ use serde_json::value::RawValue;
 use url::Url;
 
 use super::entry::Fields;
+pub use super::row_error::{DownloadUrlError, RowError, SavePathError};
+pub use super::rules::{RULES_VERSION, Rules};
 
 /// A row as the database returns it: nothing is validated yet, and any column may be NULL.
 #[derive(Debug, Clone, Copy, Default)]
@@ -30,99 +32,6 @@ pub struct RawModel<'a> {
     pub dependencies: Option<&'a str>,
     /// Free text for people.
     pub description: Option<&'a str>,
-}
-
-/// Why a row is rejected. The text is shown to DBAs, so it names the column and says what is accepted; the SQL function
-/// `model_catalog.problems` uses the same words.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RowError {
-    /// A required column is NULL or empty.
-    #[error("{0} is missing: it needs a value that is not NULL or empty")]
-    Missing(&'static str),
-    /// A text contains a control character.
-    #[error("{0} contains the control character U+{1:04X}: remove it")]
-    ControlCharacter(&'static str, u32),
-    /// The path could make a machine write outside its models folder.
-    #[error("save_path {0}: it must be relative to the models folder, without `..` and without backslashes")]
-    SavePath(SavePathError),
-    /// The URL is malformed, of a scheme that is not allowed, or contains credentials.
-    #[error("download_url {0}")]
-    DownloadUrl(DownloadUrlError),
-    /// The size is not a number that a machine can compare with its free disk space.
-    #[error("file_size_gb is {0}: it must be a finite number that is not negative, or NULL")]
-    Size(String),
-    /// The dependencies are not a list of ids.
-    #[error("dependencies must be a JSON array of strings")]
-    Dependencies,
-    /// Another row with the same id is served instead.
-    #[error("another row has the same id: ids must be unique in the view")]
-    Duplicate,
-    /// The database returned a value that is not valid text.
-    #[error("the row can't be read: {0}")]
-    Unreadable(String),
-}
-
-/// The part of the rule for `save_path` that is broken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SavePathError {
-    /// It starts with a slash.
-    #[error("is absolute")]
-    Absolute,
-    /// It contains a backslash, which some systems take for a separator.
-    #[error("has a backslash")]
-    Backslash,
-    /// One of its parts is `..`.
-    #[error("escapes the models folder")]
-    Escapes,
-}
-
-/// The part of the rule for `download_url` that is broken. The messages are logged and served to every client, so they
-/// contain no more of the URL than its scheme.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DownloadUrlError {
-    /// It cannot be parsed.
-    #[error("is no absolute URL: {0}")]
-    NotAbsolute(url::ParseError),
-    /// Its scheme is not allowed.
-    #[error("has the scheme `{scheme}`: allowed are {allowed}")]
-    Scheme {
-        /// Its scheme.
-        scheme: String,
-        /// The schemes that are allowed, as a list to print.
-        allowed: String,
-    },
-    /// It has a user name or a password.
-    #[error(
-        "has a user name or a password before the host, which everybody who asks for the model would read: take it out \
-         and set auth_required"
-    )]
-    Credentials,
-}
-
-/// Version of the rules that are not settings. Incremented whenever a rule is added or changed, so that the rows of
-/// older snapshot files are checked again. A test holds the verdicts on a list of rows, and fails if that is
-/// forgotten.
-pub const RULES_VERSION: u32 = 1;
-
-/// The configurable part of the rules.
-#[derive(Debug, Clone)]
-pub struct Rules {
-    /// Schemes that are allowed in a `download_url`, in lower case.
-    pub url_schemes: Vec<String>,
-}
-
-impl Rules {
-    /// The rules as one line of text, to detect that a snapshot file was written under other rules.
-    #[must_use]
-    pub fn text(&self) -> String {
-        format!("{RULES_VERSION}:{}", self.url_schemes.join(","))
-    }
-}
-
-impl Default for Rules {
-    fn default() -> Self {
-        Self { url_schemes: vec!["http".into(), "https".into()] }
-    }
 }
 
 impl<'a> RawModel<'a> {

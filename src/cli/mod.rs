@@ -3,6 +3,7 @@
 mod parse;
 mod pull;
 mod upstream;
+mod variables;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,7 +11,6 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use hyper::header::HeaderName;
 use ipnet::IpNet;
@@ -381,37 +381,5 @@ fn command() -> clap::Command {
 #[must_use]
 pub fn parse() -> Cli {
     let parsed = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
-    parsed.unwrap_or_else(|error| with_variable(error).exit())
-}
-
-/// Adds the environment variable to an error. clap names only the flag, but in a unit file people set the variable.
-fn with_variable(mut error: clap::Error) -> clap::Error {
-    match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(argument)) => {
-            // clap puts quotes around the whole string, so the inner ones are here.
-            if let Some(variable) = variable_of(argument) {
-                let both = format!("{argument}' or '{variable}");
-                error.insert(ContextKind::InvalidArg, ContextValue::String(both));
-            }
-        }
-        Some(ContextValue::Strings(missing)) => {
-            let both = |argument: &String| match variable_of(argument) {
-                Some(variable) => format!("{argument} or the environment variable {variable}"),
-                None => argument.clone(),
-            };
-            let both = missing.iter().map(both).collect();
-            error.insert(ContextKind::InvalidArg, ContextValue::Strings(both));
-        }
-        _ => {}
-    }
-    error
-}
-
-/// The environment variable of `--flag <VALUE>`.
-fn variable_of(argument: &str) -> Option<String> {
-    let flag = argument.split_whitespace().next().unwrap_or_default().trim_start_matches("--");
-    let commands = command();
-    let all = commands.get_subcommands().flat_map(clap::Command::get_arguments).chain(commands.get_arguments());
-    let mut named = all.filter(|argument| argument.get_long() == Some(flag));
-    named.find_map(|argument| Some(argument.get_env()?.to_string_lossy().into_owned()))
+    parsed.unwrap_or_else(|error| variables::with_variable(error).exit())
 }

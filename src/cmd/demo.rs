@@ -35,7 +35,7 @@ pub fn run(args: &ServerArgs) -> CommandResult {
     })?;
     let connection = postgres.loopback_url("postgres");
     serve::serve(Source::Database(Box::new(database)), args, listeners, async |address, store| {
-        serve::first_snapshot(store).await;
+        examples::first_snapshot(store).await;
         println!("\nAn ephemeral Postgres with a sample catalog is running; Ctrl-C stops it and removes it.");
         examples::print_commands(address, &["flux-dev", "sdxl-base"], Some(&connection));
     })

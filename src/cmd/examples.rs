@@ -1,15 +1,29 @@
 //! Commands to try on a running server, printed for people who start one in a terminal.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio_postgres::Client;
 
-use super::serve::first_snapshot;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::session;
+
+/// Time between two checks for the first catalog.
+const READY_POLL: Duration = Duration::from_millis(10);
+
+/// Waits for the first catalog.
+pub async fn first_snapshot(store: &Store) -> Arc<Snapshot> {
+    loop {
+        if let Some(snapshot) = store.load().as_ref() {
+            return Arc::clone(snapshot);
+        }
+        tokio::time::sleep(READY_POLL).await;
+    }
+}
 
 const IS_MIGRATED: &str = "SELECT pg_catalog.to_regclass('model_catalog.entries') IS NOT NULL";
 /// Whether the view reads the default table, whose rows an example can change.

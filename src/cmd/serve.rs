@@ -40,8 +40,6 @@ use crate::postgres::config::DatabaseConfig;
 
 /// Pause before a loader that panicked is restarted.
 const LOADER_RESTART_PAUSE: Duration = Duration::from_secs(1);
-/// Time between two checks for the first catalog.
-const READY_POLL: Duration = Duration::from_millis(10);
 
 /// Where the catalog comes from.
 pub enum Source {
@@ -124,18 +122,8 @@ pub fn serve(
 }
 
 async fn log_first_snapshot(store: &Store) {
-    let snapshot = first_snapshot(store).await;
+    let snapshot = examples::first_snapshot(store).await;
     info!(models = snapshot.len(), revision = format!("{:016x}", snapshot.revision()), "first catalog loaded");
-}
-
-/// Waits for the first catalog.
-pub async fn first_snapshot(store: &Store) -> Arc<Snapshot> {
-    loop {
-        if let Some(snapshot) = store.load().as_ref() {
-            return Arc::clone(snapshot);
-        }
-        tokio::time::sleep(READY_POLL).await;
-    }
 }
 
 /// An address that the server cannot listen on.

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::io;
 
 use super::catalog::Model;
+use super::error::Problem;
 use super::folder::{SavePath, Stamp};
 use super::journal;
-use super::plan::remember;
-use super::record::Record;
+use super::record::{Record, Verified, now};
 use super::{Context, Wanted};
 
 /// Divides what is wanted into the first file of each content, which is to be downloaded, and the others.
@@ -63,4 +63,22 @@ pub fn link(context: &Context, model: &Model) -> io::Result<()> {
         files.values_mut().filter(|file| file.stamp.is_same_content(&linked)).for_each(|file| file.stamp = linked);
     })?;
     remember(context, model, linked, true).map_err(|problem| io::Error::other(problem.text()))
+}
+
+/// Records a verified file, and whether a pull put it there: this one if `fetched`, else whatever is recorded.
+///
+/// # Errors
+/// The record cannot be written.
+pub fn remember(context: &Context, model: &Model, stamp: Stamp, fetched: bool) -> Result<(), Problem> {
+    if context.settings.dry_run {
+        return Ok(());
+    }
+    let hash = model.hash.as_ref().map(super::hash::Hash::text);
+    let mut verified = Verified { model: model.id.clone(), hash, stamp, fetched, needed_at: now() };
+    let updated = Record::update(&context.own, |files| {
+        let path = model.path.text();
+        verified.fetched |= files.get(&path).is_some_and(|known| known.fetched && known.stamp == stamp);
+        files.insert(path, verified);
+    });
+    updated.map_err(Problem::disk("writing the record of verified files"))
 }

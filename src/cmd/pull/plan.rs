@@ -11,7 +11,7 @@ use super::folder::{Space, Stamp, space};
 use super::http::Source;
 use super::journal::Journal;
 use super::progress::{File as Shown, Phase};
-use super::record::{Record, Verified, now};
+use super::record::Record;
 use super::{Context, Wanted, link};
 use crate::cli::Verify;
 
@@ -124,29 +124,11 @@ async fn existing(
     shown.set_phase(Phase::Waiting);
     match same.map_err(Problem::disk("reading the file that is there"))? {
         true => {
-            remember(context, model, stamp, false)?;
+            link::remember(context, model, stamp, false)?;
             Ok(Existing::Same)
         }
         false => Ok(Existing::Other),
     }
-}
-
-/// Records a verified file, and whether a pull put it there: this one if `fetched`, else whatever is recorded.
-///
-/// # Errors
-/// The record cannot be written.
-pub fn remember(context: &Context, model: &Model, stamp: Stamp, fetched: bool) -> Result<(), Problem> {
-    if context.settings.dry_run {
-        return Ok(());
-    }
-    let hash = model.hash.as_ref().map(super::hash::Hash::text);
-    let mut verified = Verified { model: model.id.clone(), hash, stamp, fetched, needed_at: now() };
-    let updated = Record::update(&context.own, |files| {
-        let path = model.path.text();
-        verified.fetched |= files.get(&path).is_some_and(|known| known.fetched && known.stamp == stamp);
-        files.insert(path, verified);
-    });
-    updated.map_err(Problem::disk("writing the record of verified files"))
 }
 
 /// Room of the file systems that models are written to.

@@ -18,10 +18,8 @@ use super::folder::space;
 use super::http::{Part, Source};
 use super::journal::Journal;
 use super::segments::Claim;
-use super::transfer::{Attempt, Download, State};
+use super::transfer::{Attempt, Download, PROGRESS, State};
 
-/// An attempt that brings so many bytes is not counted as a failure.
-pub const PROGRESS: u64 = 1024 * 1024;
 /// Time between two journals: what came since the last one is fetched again after a kill.
 const JOURNAL_INTERVAL: Duration = Duration::from_millis(100);
 /// The same where each journal waits for the disk.

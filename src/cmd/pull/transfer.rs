@@ -16,12 +16,15 @@ use super::folder::{Stamp, sync};
 use super::follower::{Follower, Shared};
 use super::http::{Source, host};
 use super::journal::{self, Journal};
+use super::link::remember;
 use super::own;
-use super::plan::{present_meanwhile, remember};
+use super::plan::present_meanwhile;
 use super::progress::{File as Shown, Phase};
-use super::round::PROGRESS;
 use super::segments::Segments;
 use super::{Context, Wanted};
+
+/// An attempt that received at least this many bytes does not count as a failure.
+pub const PROGRESS: u64 = 1024 * 1024;
 
 /// Longest pause between two rounds, unless the server asks for more.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
