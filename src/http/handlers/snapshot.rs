@@ -26,10 +26,10 @@ use crate::loader::snapshot_file::{self, PersistedSnapshot};
 
 /// Longest time that a request may wait; a longer one is shortened.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-/// A higher level takes four times as long for 15 % fewer bytes.
+/// zlib's level 6 takes four times as long as level 1 for 14 % fewer bytes (100,000 generated rows).
 const LEVEL: Compression = Compression::fast();
 
-/// The encoder takes a line at a time otherwise, which costs a fifth of its speed.
+/// Without it the encoder would be given a line at a time.
 const BUFFER: usize = 64 * 1024;
 
 type State = PersistedSnapshot<Arc<Snapshot>>;

@@ -103,6 +103,11 @@ impl Db {
         connect(&self.url).await
     }
 
+    /// Whether the server has MERGE, which came with Postgres 15.
+    pub async fn has_merge(&self) -> bool {
+        self.sql("SELECT current_setting('server_version_num')::int >= 150000").await.as_deref() == Some("t")
+    }
+
     /// Runs statements and returns the first column of the last row.
     pub async fn sql(&self, statements: &str) -> Option<String> {
         sql(&self.client, statements).await

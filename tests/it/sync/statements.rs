@@ -63,17 +63,20 @@ async fn statements_without_effect_send_no_notification() {
         "UPDATE models SET name = 'none' WHERE id = 'no-such-model'",
         "DELETE FROM models WHERE id = 'no-such-model'",
         "INSERT INTO models SELECT * FROM models WHERE false",
-        "MERGE INTO models m USING (SELECT id, name FROM models) s ON m.id = s.id \
-         WHEN MATCHED THEN UPDATE SET name = s.name WHEN NOT MATCHED THEN DO NOTHING",
         "BEGIN; UPDATE models SET name = name; COMMIT",
     ];
     assert_unnoticed(&db, &server, &without_effect).await;
+    if db.has_merge().await {
+        let merge = "MERGE INTO models m USING (SELECT id, name FROM models) s ON m.id = s.id \
+                     WHEN MATCHED THEN UPDATE SET name = s.name WHEN NOT MATCHED THEN DO NOTHING";
+        assert_unnoticed(&db, &server, &[merge]).await;
+    }
 
     // A statement that leaves most rows unchanged records only the others.
     db.sql("UPDATE models SET description = CASE id WHEN 'b' THEN 'other' END WHERE id <> 'marker'").await;
     server.until("b changed", |s| async move { s.field("b", "description").await == "other" }).await;
     let recorded = "SELECT string_agg(model_id, ' ' ORDER BY model_id) FROM model_catalog.changes \
-                WHERE xid = (SELECT max(xid) FROM model_catalog.changes)";
+                    GROUP BY xid ORDER BY xid DESC LIMIT 1";
     assert_eq!(db.sql(recorded).await.as_deref(), Some("b"));
 }
 
