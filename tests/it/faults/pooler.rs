@@ -99,3 +99,48 @@ async fn transaction_pooler_is_polled() {
         readers.finish().await;
     }
 }
+
+/// Waits until the standby has replayed what the primary has written.
+async fn replayed(primary: &Client, standby: &Client) {
+    let written = sql(primary, "SELECT pg_current_wal_lsn()").await.unwrap();
+    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+    until("the standby has replayed", || async { sql(standby, &replayed).await.as_deref() == Some("t") }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn standby_behind_a_pooler_is_read_in_full_and_polled_after_its_promotion() {
+    let primary = support::start_postgres(&[("wal_level", "replica"), ("wal_keep_size", "256MB")]);
+    let writer = migrated(&primary.url("postgres")).await;
+    consistency::add_pairs(&writer, PAIRS).await;
+    let mut standby = EphemeralPostgres::standby_of(&primary).unwrap();
+    let reader = support::connect(&standby.url("postgres")).await;
+    let bouncer = PgBouncer::start(&standby, "").await;
+    let settings = [("CATALOG_POLL_INTERVAL", "100ms"), ("CATALOG_STANDBY_POLL_INTERVAL", "1ms")];
+    // Two servers share the one connection of the pool.
+    let servers = [Server::start_with(&bouncer.url, &settings).await, Server::start_with(&bouncer.url, &settings).await];
+    let readers = [0, 1].map(|number| ConsistencyReaders::start(&servers[number], PAIRS, false));
+    for round in 0..4 {
+        for pair in 0..PAIRS {
+            sql(&writer, &bump(pair)).await;
+        }
+        sql(&writer, &format!("INSERT INTO models SELECT 'new-{round}', name, download_url FROM models LIMIT 0")).await;
+        replayed(&writer, &reader).await;
+        for server in &servers {
+            in_sync(server, &writer).await;
+        }
+    }
+    for server in &servers {
+        let ready = server.get("/readyz").await.json();
+        assert_eq!((&ready["follow"], &ready["status"]), (&"standby".into(), &"ready".into()), "{ready}");
+        server.until_logged("this is a hot standby behind a transaction pooler", 1).await;
+        // A delta would need a session of its own.
+        assert_eq!(server.refreshes("delta").await, 0.0);
+        assert!(server.refreshes("full").await >= 4.0);
+        assert_eq!(server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"error\"}").await, 0.0);
+    }
+    check_with(&bouncer.url, &[]).only("warning", "server", "behind a pooler");
+    readers.into_iter().for_each(drop);
+
+    drop(writer);
+    standby.promote();
+}
