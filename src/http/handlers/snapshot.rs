@@ -26,8 +26,8 @@ use crate::loader::snapshot_file::{self, PersistedSnapshot};
 
 /// Longest time that a request may wait; a longer one is shortened.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-/// For 100,000 generated rows, level 1 takes two thirds of the time (115 ms) and makes 49 % more bytes; level 5 takes 1.6
-/// times as long for 4 % fewer. The bytes are sent once per edge, the time is spent once per change.
+/// For 100,000 generated rows, level 1 takes two thirds of the time (115 ms) and makes 49 % more bytes; level 5 takes
+/// 1.6 times as long for 4 % fewer. The bytes are sent once per edge, the time is spent once per change.
 const LEVEL: Compression = Compression::new(2);
 /// Without it the encoder would be given a line at a time.
 const BUFFER: usize = 64 * 1024;
