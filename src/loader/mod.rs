@@ -32,7 +32,7 @@ pub mod snapshot_file;
 mod standby;
 pub mod upstream;
 
-use backoff::{Problem, ReconnectBackoff};
+use backoff::{Problem, ReconnectBackoff, jittered};
 use fleet::FleetReader;
 use output::Output;
 use persist::Pending;
@@ -397,9 +397,4 @@ impl Loader {
         };
         self.backoff.next_delay(error, problem, self.output.has_published(), self.settings.poll_interval)
     }
-}
-
-/// The interval varied by up to 20 %, so that replicas started together do not stay synchronized.
-fn jittered(interval: Duration) -> Duration {
-    interval.mul_f64(0.8 + 0.4 * fastrand::f64())
 }

@@ -1,5 +1,6 @@
-//! `GET /api/catalog`: the state of the catalog, the rejected rows with the reasons, the most requested unknown ids, and
-//! the servers that follow the same database. Every list is bounded, whatever the table holds and whatever clients send.
+//! `GET /api/catalog`: the state of the catalog, the rejected rows with the reasons, the most requested unknown ids,
+//! and the servers that follow the same database. Every list is bounded, whatever the table holds and whatever clients
+//! send.
 
 use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, HeaderValue};

@@ -18,8 +18,7 @@ pub mod config;
 use client::{Client, FetchError, Fetched};
 use config::Location;
 
-use super::backoff::{Problem, ReconnectBackoff};
-use super::jittered;
+use super::backoff::{Problem, ReconnectBackoff, jittered};
 use super::output::Output;
 use super::persist::Pending;
 use super::report::{self, RefreshKind};
