@@ -11,7 +11,8 @@ use crate::catalog::store::{Fleet, FleetMember};
 use crate::postgres::error::ReadError;
 use crate::postgres::session::Session;
 
-/// Minimum time between two reads, each of which visits all sessions of the database's cluster.
+/// Minimum time between two reads, each of which visits all sessions of the cluster. With 80 servers one takes 5 to
+/// 10 ms (2 cores of an AMD EPYC), which is too much for all of them to do all the time.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// When the fleet was read last.

@@ -54,7 +54,7 @@ function draw(chart) {
   put(chart.name + "-top", chart.format(top));
   const svg = $(chart.name + "-chart");
   svg.setAttribute("aria-valuemax", Math.max(measured.length - 1, 0));
-  svg.setAttribute("aria-valuenow", measured.indexOf(selected || measured[measured.length - 1]));
+  svg.setAttribute("aria-valuenow", Math.max(measured.indexOf(selected || measured[measured.length - 1]), 0));
   svg.setAttribute("aria-valuetext", text);
 }
 function select(chart, point) { chart.selected = point ? point.at : null; draw(chart); }

@@ -66,8 +66,8 @@ enum Refusal {
     #[error(transparent)]
     Unreadable(#[from] SnapshotFileError),
     #[error(
-        "{} of its models break a rule of this server, such as `{}`: {}; correct the row, or give both servers the same \
-         version and CATALOG_URL_SCHEMES",
+        "{} of its models break a rule of this server, such as `{}`: {}; correct the row, or give both servers the \
+         same version and CATALOG_URL_SCHEMES",
         .0.count, .0.id, .0.reason
     )]
     Rules(Violations),

@@ -325,3 +325,23 @@ async fn catalog_endpoint_lists_the_fleet_while_somebody_asks_for_it() {
     fleet.postgres.stop("INT").unwrap();
     asked.until("it lists no fleet", |s| async move { catalog(s).await["fleet"].is_null() }).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn catalog_endpoint_lists_at_most_a_hundred_servers() {
+    let postgres = start_postgres(&[("max_connections", "150")]);
+    let client = migrated(&postgres.url("postgres")).await;
+    let mut others = Vec::new();
+    for number in 0..105 {
+        let other = support::connect(&postgres.url("postgres")).await;
+        sql(&other, &format!("SET application_name = 'model-catalog starting-{number:03}'")).await;
+        others.push(other);
+    }
+    let server = Server::start_with(&postgres.url("postgres"), &[("CATALOG_POLL_INTERVAL", "50ms")]).await;
+    let catalog = async |server: &Server| server.get("/api/catalog").await.json();
+    server.until("it lists the fleet", |s| async move { catalog(s).await["fleet"].is_array() }).await;
+    let listed = catalog(&server).await;
+    let fleet = listed["fleet"].as_array().unwrap();
+    assert_eq!((&listed["replicas"], fleet.len()), (&json!(106), 100));
+    assert_eq!(fleet[99], json!({"name": "starting-099", "revision": null, "in_sync": false}));
+    drop(client);
+}
