@@ -23,8 +23,8 @@ pub struct FleetReader {
 }
 
 impl FleetReader {
-    /// Reads the fleet if it was asked for since the last read. A role that may not read it, and a database whose schema
-    /// does not have it, have none.
+    /// Reads the fleet if it was asked for since the last read. A role that may not read it, and a database whose
+    /// schema does not have it, have none.
     ///
     /// # Errors
     /// The connection failed.
