@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
-use tracing::{debug, error, info};
+use tracing::{debug, info};
 
 use crate::catalog::model::Rules;
 use crate::catalog::snapshot::{Refresh, Refreshed, Snapshot};
@@ -341,11 +341,10 @@ impl Loader {
         session.commit().await?;
         let refreshed = refresh.finish();
         if kind == RefreshKind::Audit && self.position.is_some() && refreshed.changed > 0 {
-            self.metrics.audit_mismatches.inc_by(refreshed.changed as u64);
-            error!(
-                models = refreshed.changed,
-                "the audit found models that differ from the database; they are replaced"
-            );
+            // COPY uses the view of now: one that was replaced since `position` explains the differences.
+            if session.position().await?.history == position.history {
+                report::record_mismatches(&self.metrics, refreshed.changed);
+            }
         }
         self.publish(refreshed, Some(position), (started, session.sync_mode()), (kind, rows_read));
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::SyncMode;
@@ -42,6 +42,12 @@ pub fn record_refresh(metrics: &Metrics, kind: RefreshKind, started: Instant, ok
     // The counter comes last: a scrape that sees the refresh counted sees its duration, too.
     metrics.refresh_seconds.with_label_values(&[kind.label()]).observe(started.elapsed().as_secs_f64());
     metrics.refreshes.with_label_values(&[kind.label(), outcome]).inc();
+}
+
+/// Counts and logs the models of a complete snapshot that an audit found to differ from the database.
+pub fn record_mismatches(metrics: &Metrics, models: usize) {
+    metrics.audit_mismatches.inc_by(models as u64);
+    error!(models, "the audit found models that differ from the database; they are replaced");
 }
 
 /// Records that a read succeeded, and logs it: one that found nothing is only a heartbeat. On a standby, where reads

@@ -239,6 +239,16 @@ impl Session {
         self.stream(FLEET, []).await
     }
 
+    /// The current position, from a transaction of its own.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn position(&self) -> Result<Position, ReadError> {
+        let position = self.begin().await?;
+        self.commit().await?;
+        Ok(position)
+    }
+
     /// Ends the transaction of [`Session::begin`].
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use crate::support::consistency::{self, ConsistencyReaders, bump, difference, in_sync};
-use crate::support::{Db, Server, sql};
+use crate::support::{Db, Server, sql, until};
 
 const PAIRS: usize = 10;
 const AUDITS: &str = "catalog_refreshes_total{kind=\"audit\",outcome=\"ok\"}";
@@ -69,6 +69,29 @@ async fn history_change_is_not_counted_as_mismatch() {
             file_size_gb::numeric, hash, auth_required, auth_provider, save_path, dependencies, description FROM models; \
             SELECT model_catalog.reload()")
         .await;
+    in_sync(&server, &db.client).await;
+    wait_for_audits(&server, 2.0).await;
+    assert_eq!(server.metric(MISMATCHES).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn view_replaced_during_an_audit_is_not_counted_as_mismatch() {
+    let db = Db::new().await;
+    consistency::add_pairs(&db.client, PAIRS).await;
+    let settings = [("CATALOG_AUDIT_INTERVAL", "1ms"), ("CATALOG_POLL_INTERVAL", "50ms")];
+    let server = Server::start_with(&db.url, &settings).await;
+    wait_for_audits(&server, 1.0).await;
+    db.sql("BEGIN; CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, upper(name) AS name, download_url, \
+            file_size_gb::numeric, hash, auth_required, auth_provider, save_path, dependencies, description FROM models; \
+            SELECT model_catalog.reload()")
+        .await;
+    // Its transaction has begun, with the old history, and it waits for the view.
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'model_catalog.entries'::regclass";
+    until("an audit waits for the view", async || {
+        db.client.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) > 0
+    })
+    .await;
+    db.sql("COMMIT").await;
     in_sync(&server, &db.client).await;
     wait_for_audits(&server, 2.0).await;
     assert_eq!(server.metric(MISMATCHES).await, 0.0);
