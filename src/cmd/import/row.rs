@@ -25,6 +25,13 @@ pub struct ImportRow {
 }
 
 impl ImportRow {
+    /// Whether two rows are equal but for the hash, which one of them lacks.
+    #[must_use]
+    pub fn differs_by_missing_hash(&self, other: &Self) -> bool {
+        let without = |row: &Self| Self { hash: None, ..row.clone() };
+        self.hash.is_some() != other.hash.is_some() && without(self) == without(other)
+    }
+
     /// The JSON that servers would serve for the row.
     ///
     /// # Errors

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio_postgres::{Client, Transaction};
 
-use super::progress::Progress;
 use super::row::ImportRow;
+use crate::cmd::models_table::{ServedError, require_served};
+use crate::cmd::progress::Progress;
 use crate::postgres::error::describe;
 
-const SERVED: &str = include_str!("../../../sql/import_served.sql");
 const STAGE: &str = include_str!("../../../sql/import_stage.sql");
 const KEEP: &str = include_str!("../../../sql/import_keep.sql");
 const DIFFERENCE: &str = include_str!("../../../sql/import_difference.sql");
@@ -27,15 +27,9 @@ const CHUNK: usize = 64 * 1024;
 /// Why nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
-    /// The database is not migrated.
-    #[error("the database has no view model_catalog.entries: run `model-catalog migrate` first")]
-    NoView,
-    /// The view does not read the table, so nothing that is imported would be served.
-    #[error(
-        "the view model_catalog.entries does not read public.models, the only table that import writes to, so nothing \
-         would be served; load the table that the view reads with a tool of your own"
-    )]
-    NotServed,
+    /// Nothing that is written to the table would be served.
+    #[error(transparent)]
+    NotServed(#[from] ServedError),
     /// A statement failed.
     #[error("cannot {doing}: {}; nothing was written", describe(.source))]
     Statement {
@@ -60,7 +54,7 @@ pub struct Difference {
 pub struct MergeOptions {
     /// Compare without writing.
     pub dry_run: bool,
-    /// Preserve the columns of existing rows that ComfyUI-Manager's list does not have.
+    /// Preserve the values of existing rows that the format lacks, as ComfyUI-Manager's list and workflows do.
     pub preserve_existing: bool,
     /// Maximum time to wait for other writers of the table.
     pub lock_timeout: Duration,
@@ -77,7 +71,7 @@ pub async fn merge(
     progress: &Progress,
 ) -> Result<Difference, TableError> {
     let failed = |doing| move |source| TableError::Statement { doing, source };
-    check_served(client).await?;
+    require_served(client).await?;
     let transaction = client.transaction().await.map_err(failed("begin"))?;
     progress.begin("waiting for other writers", 0);
     if !options.dry_run {
@@ -102,18 +96,6 @@ pub async fn merge(
     };
     progress.during(write).await.map_err(failed("write the rows"))?;
     Ok(difference)
-}
-
-async fn check_served(client: &Client) -> Result<(), TableError> {
-    let failed = |source| TableError::Statement { doing: "find out what the view model_catalog.entries reads", source };
-    let row = client.query_one(SERVED, &[]).await.map_err(failed)?;
-    if !row.try_get::<_, bool>("has_view").map_err(failed)? {
-        return Err(TableError::NoView);
-    }
-    if !row.try_get::<_, bool>("reads_models").map_err(failed)? {
-        return Err(TableError::NotServed);
-    }
-    Ok(())
 }
 
 async fn send(

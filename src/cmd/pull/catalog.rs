@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use reqwest::header::CONTENT_TYPE;
-use reqwest::{Response, StatusCode, Url};
+use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -13,7 +13,7 @@ use tracing::info;
 use super::error::{Problem, Transport};
 use super::folder::SavePath;
 use super::hash::Hash;
-use super::http::{Http, host};
+use super::http::{Http, host, read};
 use super::journal::KEY_LENGTH;
 use super::settings::Settings;
 
@@ -79,7 +79,9 @@ impl Model {
     }
 }
 
-fn tolerance(size: u64) -> u64 {
+/// Bytes by which a file may differ from the size in its row, if it has no hash.
+#[must_use]
+pub fn tolerance(size: u64) -> u64 {
     (size / 10).saturating_add(10_000_000)
 }
 
@@ -155,7 +157,7 @@ async fn ask_one(http: &Http, catalog: &Url, ids: &[String]) -> Result<Listing, 
     let request = http.client().post(url).header(CONTENT_TYPE, "application/json").timeout(REQUEST_TIMEOUT).body(body);
     let unreachable = |error: reqwest::Error| CatalogError::Unreachable(name.clone(), error.into());
     let mut response = request.send().await.map_err(unreachable)?;
-    let body = read(&mut response).await.map_err(unreachable)?;
+    let body = read(&mut response, MAX_RESPONSE).await.map_err(unreachable)?;
     match response.status() {
         StatusCode::OK => parse(&body).ok_or(CatalogError::NoList(name)),
         status @ (StatusCode::BAD_REQUEST
@@ -167,18 +169,6 @@ async fn ask_one(http: &Http, catalog: &Url, ids: &[String]) -> Result<Listing, 
         }
         status => Err(CatalogError::Status(name, status.as_u16())),
     }
-}
-
-/// The body, or its beginning if it is too large to be a list.
-async fn read(response: &mut Response) -> Result<Vec<u8>, reqwest::Error> {
-    let mut body = Vec::new();
-    while body.len() <= MAX_RESPONSE {
-        match response.chunk().await? {
-            Some(chunk) => body.extend_from_slice(&chunk),
-            None => break,
-        }
-    }
-    Ok(body)
 }
 
 #[derive(Deserialize)]

@@ -104,7 +104,21 @@ impl Http {
     /// # Errors
     /// Whatever is not a file that can be downloaded.
     pub async fn resolve(&self, url: &Url, auth: bool) -> Result<Source, Problem> {
-        let (response, url) = match self.get(url, auth, Some((0, 1))).await {
+        self.resolve_observed(url, auth, |_, _| {}).await
+    }
+
+    /// Like [`resolve`](Self::resolve); calls `on_head` with the address and the headers of each response, redirects
+    /// and errors included.
+    ///
+    /// # Errors
+    /// See [`resolve`](Self::resolve).
+    pub async fn resolve_observed(
+        &self,
+        url: &Url,
+        auth: bool,
+        on_head: impl FnMut(&Url, &HeaderMap),
+    ) -> Result<Source, Problem> {
+        let (response, url) = match self.get(url, auth, Some((0, 1)), on_head).await {
             // An empty file has no first byte.
             Err((Problem::Status { status: 416, .. }, Some((headers, url)))) if unsatisfied(&headers) == Some(0) => {
                 return Ok(Source { url, total: Some(0), validator: validator(&headers), ranges: false });
@@ -130,7 +144,7 @@ impl Http {
         auth: bool,
         range: Option<(u64, u64)>,
     ) -> Result<(Response, Part), Problem> {
-        let (response, url) = self.get(&source.url, auth, range).await.map_err(|(problem, _)| problem)?;
+        let (response, url) = self.get(&source.url, auth, range, |_, _| {}).await.map_err(|(problem, _)| problem)?;
         let part = part(&response, &url)?;
         let differs = |known: Option<u64>, now: Option<u64>| known.zip(now).is_some_and(|(known, now)| known != now);
         if differs(source.total, part.total) {
@@ -139,12 +153,29 @@ impl Http {
         Ok((response, part))
     }
 
+    /// Requests a small document: its body, or its first bytes if it is longer than `max`.
+    ///
+    /// # Errors
+    /// No success, or no complete body within the time.
+    pub async fn document(&self, url: &Url, auth: bool, max: usize) -> Result<Vec<u8>, Problem> {
+        let (mut response, url) = self.get(url, auth, None, |_, _| {}).await.map_err(|(problem, _)| problem)?;
+        let read = tokio::time::timeout(HEAD_TIMEOUT, read(&mut response, max)).await;
+        read.map_err(|_| Problem::Silent(host(&url)))?.map_err(|error| connection(&url, error))
+    }
+
+    /// The tokens that it sends.
+    #[must_use]
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
     /// GET with redirects; with an error, the head of the last response.
     async fn get(
         &self,
         url: &Url,
         auth: bool,
         range: Option<(u64, u64)>,
+        mut on_head: impl FnMut(&Url, &HeaderMap),
     ) -> Result<(Response, Url), (Problem, Option<(HeaderMap, Url)>)> {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
@@ -162,6 +193,7 @@ impl Http {
                 Ok(Err(error)) => return Err((connection(&url, error), None)),
                 Ok(Ok(response)) => response,
             };
+            on_head(&url, response.headers());
             match response.status() {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok((response, url)),
                 StatusCode::MOVED_PERMANENTLY
@@ -223,6 +255,21 @@ fn target(response: &Response, from: &Url) -> Result<Url, Problem> {
     let location = response.headers().get(LOCATION).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
     let url = location.and_then(|text| from.join(text).ok()).ok_or_else(bad)?;
     if ["http", "https"].contains(&url.scheme()) && url.has_host() { Ok(url) } else { Err(bad()) }
+}
+
+/// The body of a response, or its beginning if it is longer than `max` bytes.
+///
+/// # Errors
+/// The connection breaks off.
+pub async fn read(response: &mut Response, max: usize) -> Result<Vec<u8>, reqwest::Error> {
+    let mut body = Vec::new();
+    while body.len() <= max {
+        match response.chunk().await? {
+            Some(chunk) => body.extend_from_slice(&chunk),
+            None => break,
+        }
+    }
+    Ok(body)
 }
 
 async fn drain(mut response: Response) {

@@ -3,12 +3,12 @@
 //! Everything is planned before the first byte is downloaded: what is there, where the rest is to be had, whether it
 //! fits. What cannot be had is a warning and does not stop the rest.
 
-mod catalog;
-mod error;
+pub(super) mod catalog;
+pub(super) mod error;
 mod folder;
 mod follower;
 mod hash;
-mod http;
+pub(super) mod http;
 mod journal;
 mod link;
 mod own;
@@ -17,10 +17,11 @@ mod progress;
 mod prune;
 mod record;
 mod report;
+pub(super) mod retry;
 mod round;
 mod segments;
 pub mod settings;
-mod tokens;
+pub(super) mod tokens;
 mod transfer;
 
 use std::collections::{HashMap, HashSet, VecDeque};

@@ -9,6 +9,11 @@ use url::Origin;
 const HUGGING_FACE: [&str; 2] = ["https://huggingface.co", "https://hf.co"];
 const CIVITAI: [&str; 2] = ["https://civitai.com", "https://civitai.red"];
 
+/// The variable of the token of Hugging Face, which also names the provider.
+pub const HF_TOKEN: &str = "HF_TOKEN";
+/// The variable of the token of Civitai, which also names the provider.
+pub const CIVITAI_TOKEN: &str = "CIVITAI_TOKEN";
+
 /// A provider's origins and its token, if this machine has one.
 #[derive(Debug)]
 struct Provider {
@@ -36,7 +41,7 @@ impl Tokens {
         }
         let provider =
             |variable, origins, token| Provider { variable, origins, authorization: bearer(variable, token) };
-        Self(vec![provider("HF_TOKEN", origins, hugging_face), provider("CIVITAI_TOKEN", known(&CIVITAI), civitai)])
+        Self(vec![provider(HF_TOKEN, origins, hugging_face), provider(CIVITAI_TOKEN, known(&CIVITAI), civitai)])
     }
 
     /// The header for a request to `url`, if its origin is a provider's whose token this machine has.

@@ -4,7 +4,6 @@
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use cap_std::fs::Dir;
 use reqwest::Url;
@@ -20,14 +19,12 @@ use super::link::remember;
 use super::own;
 use super::plan::present_meanwhile;
 use super::progress::{File as Shown, Phase};
+use super::retry::pause;
 use super::segments::Segments;
 use super::{Context, Wanted};
 
 /// An attempt that received at least this many bytes does not count as a failure.
 pub const PROGRESS: u64 = 1024 * 1024;
-
-/// Longest pause between two rounds, unless the server asks for more.
-const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 /// What became of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -322,15 +319,6 @@ impl From<Problem> for Attempt {
     }
 }
 
-/// Machines that failed together should not come back together.
-fn pause(failures: u32, retry_after: Option<Duration>) -> Duration {
-    let base = match failures {
-        0 => Duration::from_millis(250),
-        failures => Duration::from_secs(1 << failures.min(10)).min(MAX_PAUSE),
-    };
-    base.mul_f64(0.5 + fastrand::f64()).max(retry_after.unwrap_or_default())
-}
-
 fn is_html(beginning: &[u8]) -> bool {
     let text = String::from_utf8_lossy(beginning).trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
     text.starts_with("<!doctype html") || text.starts_with("<html")
@@ -339,15 +327,6 @@ fn is_html(beginning: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn backoff_is_limited_and_respects_retry_after() {
-        for failures in 0..100 {
-            let longest = MAX_PAUSE.mul_f64(1.5);
-            assert!(pause(failures, None) <= longest && pause(failures, None) >= Duration::from_millis(125));
-            assert!(pause(failures, Some(Duration::from_secs(100))) >= Duration::from_secs(100));
-        }
-    }
 
     #[test]
     fn html_is_detected_by_its_first_bytes() {

@@ -28,7 +28,7 @@ pub fn run(arguments: &[&str], url: &str, input: &str) -> Output {
 }
 
 /// Runs an import; returns its exit status and output.
-fn import(url: &str, options: &[&str], input: &str) -> (i32, String) {
+pub fn import(url: &str, options: &[&str], input: &str) -> (i32, String) {
     let output = run(&[&["import", "-"], options].concat(), url, input);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     let printed = String::from_utf8(output.stdout).unwrap();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{ALL, Block, SERVER_ROLE, VIEW, WEIGHTS, block, blocks, root, sql_block, texts};
+use crate::cli::workflow::WORKFLOW;
 use crate::support::{Db, Server, WAIT_LIMIT};
 
 /// The address in the documents.
@@ -112,6 +113,7 @@ impl Console {
             let named = |name: &str| list["models"].as_array().unwrap().iter().find(|entry| entry["name"] == name);
             let models = ["Enlarger x4", "Tiny Decoder", "Climber"].map(named);
             std::fs::write(console.folder.join("model-list.json"), json!({ "models": models }).to_string()).unwrap();
+            std::fs::write(console.folder.join("workflow.json"), WORKFLOW).unwrap();
         } else {
             console.db.sql(SAMPLE).await;
             let server = Server::start(&console.db).await;
