@@ -3,6 +3,7 @@
 use super::address::{Failure, File, Row};
 use super::hub::resolve_address;
 use crate::catalog::hash::{FileHash, HashKind};
+use crate::catalog::model::secret_parameter;
 use crate::catalog::size::{gigabytes, matches};
 use crate::cmd::check::report::{Level, Report, literal};
 use crate::cmd::pull::catalog::tolerance;
@@ -76,7 +77,7 @@ impl Findings<'_> {
             self.ok("filled", row, filled.join(", "));
         }
         if let Some(bytes) = file.bytes {
-            self.add_size(row, bytes, filled.contains(&"file_size_gb"));
+            self.add_size(row, bytes, filled);
         }
         if let Some(sha256) = &file.sha256 {
             self.add_hash(row, sha256, filled.contains(&"hash"));
@@ -89,7 +90,9 @@ impl Findings<'_> {
         let mut fix = None;
         if let Some(file) = resolve_address(self.tokens, &row.url) {
             text = format!("it is the address of the page about a file, not of the file: {text}");
-            fix = Some(format!("download_url = {}", literal(file.as_str())));
+            // An address with a secret is not printed.
+            fix = (secret_parameter(file.as_str()).is_none())
+                .then(|| format!("download_url = {}", literal(file.as_str())));
         } else if failure.no_repository {
             text.push_str("; the hub has no such repository, or the token may not see it");
         } else if failure.problem.code() == "unauthorized" && !row.auth && self.tokens.variable(&row.url).is_some() {
@@ -98,17 +101,18 @@ impl Findings<'_> {
         self.row(level, "address", row, text, fix);
     }
 
-    fn add_size(&mut self, row: &Row, bytes: u64, filled: bool) {
+    fn add_size(&mut self, row: &Row, bytes: u64, filled: &[&str]) {
         let exact = gigabytes(bytes.into());
         match &row.size {
-            None if filled => {}
+            None if filled.contains(&"file_size_gb") => {}
             None => {
                 self.fillable("size", row, format!("file_size_gb is NULL, the file has {bytes} bytes ({exact} GB)"))
             }
             Some(size) if matches(size, bytes) => {}
             Some(size) => {
                 // `pull` refuses a file whose size alone could show that it is another one.
-                let hashed = row.hash.as_deref().is_some_and(|hash| FileHash::parse(hash).is_some());
+                let in_row = row.hash.as_deref().is_some_and(|hash| FileHash::parse(hash).is_some());
+                let hashed = in_row || filled.contains(&"hash");
                 let in_row = size.parse().map_or(0.0, |size: f64| size * 1e9);
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, not negative")]
                 let in_row = in_row as u64;

@@ -22,6 +22,8 @@ pub enum Way {
     Trickles(Vec<u8>),
     /// These raw bytes.
     Raw(Vec<u8>),
+    /// These raw bytes to the first request, and then another response.
+    Once(Vec<u8>, Box<Way>),
     /// The same, but without ranges and without a length.
     Unsized(Vec<u8>),
     /// This status and this `Location`.
@@ -146,6 +148,10 @@ impl Shared {
             Some(Way::Redirect(status, to)) => head(status, &format!("content-length: 0\r\nlocation: {to}")),
             Some(Way::Post(text)) => [head(200, &format!("content-length: {}", text.len())), text.into()].concat(),
             Some(Way::Raw(bytes)) => bytes,
+            Some(Way::Once(bytes, next)) => {
+                self.ways.lock().unwrap().insert(known.clone(), (for_token, *next));
+                bytes
+            }
             Some(Way::Trickles(file)) => {
                 let response = part(&file, &mut request);
                 if request.sent > 1 {
