@@ -119,8 +119,8 @@ pub enum Command {
         #[command(flatten)]
         check: CheckArgs,
     },
-    /// Request the first byte of every download_url, as a machine would, and compare size and hash with the row. Nothing
-    /// is downloaded.
+    /// Request the first byte of every download_url, as a machine would, and compare the file with its row. Nothing is
+    /// downloaded.
     ///
     /// HF_TOKEN, CIVITAI_TOKEN, HF_ENDPOINT and the proxy variables have the meaning that they have for `pull`. Exit
     /// status 0: nothing to fix; 1: something to fix; 2: the probe could not be completed.

@@ -40,8 +40,8 @@ pub enum InputError {
     /// A workflow that does not say where its models are.
     #[error(
         "it is a ComfyUI workflow without embedded models: no node has properties.models (name, url, directory). \
-         ComfyUI omits them when it exports in API format, so use the file that it saves or exports otherwise, and embed \
-         the models if that has none"
+         ComfyUI omits them when it exports in API format, so use the file that it saves or exports otherwise, and \
+         embed the models if that has none"
     )]
     NoEmbeddedModels,
 }

@@ -1,9 +1,10 @@
 //! Finds the models embedded in a ComfyUI workflow and converts them to rows.
 //!
-//! ComfyUI's schema of workflows (`zModelFile` in `workflowSchema.ts` of github.com/Comfy-Org/ComfyUI_frontend) allows an
-//! array `models` at the top and in the `properties` of each node. Nodes are also in subgraph definitions, nested to any
-//! depth, and in `extra_data.extra_pnginfo.workflow` of a request to `/prompt`. So the whole document is searched for
-//! such arrays, instead of a list of places that grows with each version of the schema.
+//! ComfyUI's schema of workflows (`zModelFile` in `src/platform/workflow/validation/schemas/workflowSchema.ts` of
+//! <https://github.com/Comfy-Org/ComfyUI_frontend>) allows an array `models` at the top and in the `properties` of each
+//! node. Nodes are also in subgraph definitions, nested to any depth, and in `extra_data.extra_pnginfo.workflow` of a
+//! request to `/prompt`. So the whole document is searched for such arrays, instead of a list of places that grows with
+//! each version of the schema.
 //!
 //! A file has a name, URL, folder and maybe a hash. The columns that it lacks are preserved in existing rows.
 

@@ -94,7 +94,7 @@ impl Findings<'_> {
             fix = (secret_parameter(file.as_str()).is_none())
                 .then(|| format!("download_url = {}", literal(file.as_str())));
         } else if failure.no_repository {
-            text.push_str("; the hub has no such repository, or the token may not see it");
+            text.push_str("; the hub has no such repository, or it is private");
         } else if failure.problem.code() == "unauthorized" && !row.auth && self.tokens.variable(&row.url).is_some() {
             fix = Some("auth_required = true".into());
         }
@@ -111,8 +111,8 @@ impl Findings<'_> {
             Some(size) if matches(size, bytes) => {}
             Some(size) => {
                 // `pull` refuses a file whose size alone could show that it is another one.
-                let in_row = row.hash.as_deref().is_some_and(|hash| FileHash::parse(hash).is_some());
-                let hashed = in_row || filled.contains(&"hash");
+                let has_hash = row.hash.as_deref().is_some_and(|hash| FileHash::parse(hash).is_some());
+                let hashed = has_hash || filled.contains(&"hash");
                 let in_row = size.parse().map_or(0.0, |size: f64| size * 1e9);
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, not negative")]
                 let in_row = in_row as u64;

@@ -12,10 +12,10 @@ use crate::catalog::hash::{FileHash, HashKind};
 use crate::cmd::pull::http::Http;
 use crate::cmd::pull::tokens::{CIVITAI_TOKEN, HF_TOKEN, Tokens};
 
-/// Entity tag of the file that a `/resolve/` address redirects to: of a large file (LFS or Xet), its SHA-256; of a small
-/// one, which git stores, a SHA-1 of git's own. `HUGGINGFACE_HEADER_X_LINKED_ETAG` in
-/// <https://github.com/huggingface/huggingface_hub/blob/main/src/huggingface_hub/constants.py>; that large files have
-/// their SHA-256 there is in <https://github.com/huggingface/huggingface_hub/blob/main/src/huggingface_hub/file_download.py>.
+/// Entity tag of the file that a `/resolve/` address redirects to: of a large file (LFS or Xet), its SHA-256; of a
+/// small one, which git stores, a SHA-1 of git's own. `HUGGINGFACE_HEADER_X_LINKED_ETAG` in
+/// <https://github.com/huggingface/huggingface_hub/blob/main/src/huggingface_hub/constants.py>, and its use in
+/// <https://github.com/huggingface/huggingface_hub/blob/main/src/huggingface_hub/file_download.py>.
 const LINKED_ETAG: &str = "x-linked-etag";
 /// Its size in bytes: `HUGGINGFACE_HEADER_X_LINKED_SIZE`, in the same files.
 const LINKED_SIZE: &str = "x-linked-size";
@@ -41,7 +41,7 @@ pub struct Told {
     pub sha256: Option<String>,
     /// Bytes of the file.
     pub bytes: Option<u64>,
-    /// Whether the repository does not exist, or not for this token.
+    /// Whether the repository does not exist, or is hidden from this token.
     pub no_repository: bool,
 }
 

@@ -91,7 +91,7 @@ async fn findings_have_the_reason_and_the_fix() {
         "PROBLEM  address       \"licence\": status 403 from 127.0.0.1: the token in HF_TOKEN is not accepted; has its owner \
          accepted the model's licence?\n",
         "PROBLEM  address       \"tokenless\": status 401 from 127.0.0.1: it needs a token, and no token may be sent to this host\n",
-        "; the hub has no such repository, or the token may not see it\n    SELECT",
+        "; the hub has no such repository, or it is private\n    SELECT",
         &format!("SET download_url = 'http://{}/o/m/resolve/main/x' WHERE id = 'it''s a page';\n", hub.address),
         "PROBLEM  address       \"secret\": it is the address of the page about a file, not of the file: ",
         "PROBLEM  address       \"html\": 127.0.0.1 sends a web page (HTML) instead of a model",
@@ -154,7 +154,8 @@ async fn fill_writes_only_what_is_missing() {
     let sha256 = sum("sha256sum", &file);
     let stored = machine.store.put("/stored", Way::File(file));
     let url = machine.hub.put("/o/m/resolve/main/x", Way::Raw(linked(&stored, &sha256, 5_000)));
-    for (id, size, hash) in [("both", "", ""), ("hash", "7", ""), ("size", "", "theirs"), ("none", "7", "theirs")] {
+    let theirs = "0b".repeat(16);
+    for (id, size, hash) in [("both", "", ""), ("hash", "7", ""), ("size", "", &theirs), ("none", "7", &theirs)] {
         add(&db, id, &url, false, size, hash).await;
     }
     // A storage whose file is not the announced one: no hash is written.
@@ -169,7 +170,7 @@ async fn fill_writes_only_what_is_missing() {
         [(&both, &columns[0]), (&hash, &columns[1]), (&none, &columns[2]), (&other, &columns[3]), (&size, &columns[3])];
     assert_eq!(filled, expected, "{found:#}");
     let rows = "SELECT string_agg(concat_ws(' ', id, file_size_gb, hash), ', ' ORDER BY id) FROM models";
-    let written = format!("both 0.01 {sha256}, hash 7.00 {sha256}, none 7.00 theirs, other 0.01, size 0.01 theirs");
+    let written = format!("both 0.01 {sha256}, hash 7.00 {sha256}, none 7.00 {theirs}, other 0.01, size 0.01 {theirs}");
     assert_eq!(db.sql(rows).await, Some(written.clone()));
     let model = &found["models"][0];
     let expected = json!({"id": "both", "outcome": "reachable", "reason": null, "detail": null, "host": "127.0.0.1",
