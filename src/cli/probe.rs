@@ -14,7 +14,7 @@ pub struct ProbeArgs {
     /// Ids of the models to probe; default: all.
     #[arg(value_name = "ID")]
     pub ids: Vec<String>,
-    /// Write hashes and sizes that hubs tell into rows of public.models that have none, in one transaction.
+    /// Write the hashes and sizes that were found into rows of public.models that have none, in one transaction.
     #[arg(long)]
     pub fill: bool,
     /// Print one JSON object instead of lines.

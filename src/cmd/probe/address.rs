@@ -10,7 +10,7 @@ use futures_util::stream::{self, LocalBoxStream};
 use reqwest::Url;
 use tokio::time::Instant;
 
-use super::hub::{Told, civitai_sha256};
+use super::hub::{HubMetadata, civitai_sha256};
 use crate::cmd::progress::Progress;
 use crate::cmd::pull::error::Problem;
 use crate::cmd::pull::http::{Http, host};
@@ -41,9 +41,9 @@ pub struct Row {
 pub struct File {
     /// Host of the file after redirects.
     pub host: String,
-    /// Its exact size, if a server tells it.
+    /// Its exact size, if a server reports it.
     pub bytes: Option<u64>,
-    /// Its SHA-256, if the hub tells it.
+    /// Its SHA-256, if the hub reports it.
     pub sha256: Option<String>,
 }
 
@@ -156,17 +156,18 @@ impl Prober {
             let problem = Problem::Entry(format!("machines download by http and https, not by {scheme}"));
             return Err(Failure { problem, no_repository: false });
         }
-        let mut told = Told::default();
+        let mut metadata = HubMetadata::default();
         let tokens = self.http.tokens();
-        let resolved = self.http.resolve_observed(&row.url, row.auth, |url, headers| told.add(tokens, url, headers));
+        let resolved =
+            self.http.resolve_observed(&row.url, row.auth, |url, headers| metadata.add(tokens, url, headers));
         let source = match resolved.await {
             Ok(source) => source,
-            Err(problem) => return Err(Failure { problem, no_repository: told.no_repository }),
+            Err(problem) => return Err(Failure { problem, no_repository: metadata.no_repository }),
         };
-        let bytes = source.total.or(told.bytes);
-        let sha256 = match told.sha256 {
-            // A storage with another file than the hub announces: its hash is not that of these bytes.
-            Some(_) if told.bytes.is_some_and(|announced| bytes != Some(announced)) => None,
+        let bytes = source.total.or(metadata.bytes);
+        let sha256 = match metadata.sha256 {
+            // The storage has another file than the hub describes, so the hash is not that of these bytes.
+            Some(_) if metadata.bytes.is_some_and(|described| bytes != Some(described)) => None,
             Some(sha256) => Some(sha256),
             None => civitai_sha256(&self.http, &row.url, row.auth, bytes).await,
         };

@@ -12,7 +12,7 @@ use crate::cmd::pull::tokens::Tokens;
 /// Writes what rows lack.
 const FILL: &str = "model-catalog probe --fill";
 
-/// Whether machines can download a file, as far as can be told from here.
+/// Whether machines can download a file, as far as can be found out from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// The first byte came.

@@ -1,6 +1,6 @@
-//! What hubs tell about a file beyond its bytes: its SHA-256, its size, and why they refuse it.
+//! Metadata that hubs report about a file: its SHA-256, its size, and why they refuse it.
 //!
-//! Headers and documents are believed only from an origin that the provider's token may be sent to: whoever controls it
+//! Headers and documents are trusted only from an origin that the provider's token may be sent to: whoever controls it
 //! controls the file as well.
 
 use reqwest::Url;
@@ -34,9 +34,9 @@ const MAX_DOCUMENT: usize = 8 * 1024 * 1024;
 /// Civitai's sizes are in KiB with two decimals.
 const SIZE_TOLERANCE: f64 = 1024.0;
 
-/// What the headers of a chain of responses tell.
+/// The metadata in the headers of a chain of responses.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Told {
+pub struct HubMetadata {
     /// SHA-256 of the file, in lower case.
     pub sha256: Option<String>,
     /// Bytes of the file.
@@ -45,8 +45,8 @@ pub struct Told {
     pub no_repository: bool,
 }
 
-impl Told {
-    /// Adds what the headers of one response tell.
+impl HubMetadata {
+    /// Adds the metadata in the headers of one response.
     pub fn add(&mut self, tokens: &Tokens, url: &Url, headers: &HeaderMap) {
         if tokens.variable(url) != Some(HF_TOKEN) {
             return;
@@ -106,8 +106,8 @@ struct Hashes {
     sha256: Option<String>,
 }
 
-/// The SHA-256 that Civitai's API tells of the file at a download address; `None` for other addresses, and if the API
-/// does not tell it.
+/// The SHA-256 that Civitai's API reports for the file at a download address; `None` for other addresses, and if the
+/// API does not report it.
 pub async fn civitai_sha256(http: &Http, url: &Url, auth: bool, bytes: Option<u64>) -> Option<String> {
     if http.tokens().variable(url) != Some(CIVITAI_TOKEN) {
         return None;
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_believed_only_from_the_hub() {
+    fn headers_are_trusted_only_from_the_hub() {
         let tokens = Tokens::new("", "", "");
         let digits = "0A".repeat(32);
         let mut headers = HeaderMap::new();
@@ -178,15 +178,15 @@ mod tests {
             ("http://huggingface.co/x", None),
             ("https://civitai.com/x", None),
         ] {
-            let mut told = Told::default();
-            told.add(&tokens, &url(address), &headers);
-            assert_eq!((told.sha256, told.bytes), (expected.clone(), expected.map(|_| 17)), "{address}");
+            let mut metadata = HubMetadata::default();
+            metadata.add(&tokens, &url(address), &headers);
+            assert_eq!((metadata.sha256, metadata.bytes), (expected.clone(), expected.map(|_| 17)), "{address}");
         }
         // The tag of a small file is a SHA-1 of git.
         headers.insert(LINKED_ETAG, HeaderValue::from_str(&"0a".repeat(20)).expect("ASCII"));
-        let mut told = Told::default();
-        told.add(&tokens, &url("https://huggingface.co/x"), &headers);
-        assert_eq!((told.sha256, told.bytes), (None, Some(17)));
+        let mut metadata = HubMetadata::default();
+        metadata.add(&tokens, &url("https://huggingface.co/x"), &headers);
+        assert_eq!((metadata.sha256, metadata.bytes), (None, Some(17)));
     }
 
     #[test]

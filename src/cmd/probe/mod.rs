@@ -1,5 +1,5 @@
-//! `model-catalog probe`: requests the first byte of every `download_url` as a machine would, and compares what hubs
-//! and servers tell of the file with its row.
+//! `model-catalog probe`: requests the first byte of every `download_url` as a machine would, and compares size
+//! and hash of the file, as hubs and servers report them, with its row.
 //!
 //! Nothing is downloaded. No connection to the database is held during the requests, which may take minutes.
 

@@ -1,5 +1,6 @@
-//! `model-catalog probe`: findings about addresses, sizes and hashes, what is written, and what hubs are believed.
+//! `model-catalog probe`: findings about addresses, sizes and hashes, what is written, and which metadata is trusted.
 
+use std::io::Read;
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -158,7 +159,7 @@ async fn fill_writes_only_what_is_missing() {
     for (id, size, hash) in [("both", "", ""), ("hash", "7", ""), ("size", "", &theirs), ("none", "7", &theirs)] {
         add(&db, id, &url, false, size, hash).await;
     }
-    // A storage whose file is not the announced one: no hash is written.
+    // A storage whose file is not the one that the hub describes: no hash is written.
     let other = machine.hub.put("/o/m/resolve/main/y", Way::Raw(linked(&stored, &sha256, 4_999)));
     add(&db, "other", &other, false, "", "").await;
     let boot = probe(&machine, &db, &["--fill", "--json"]);
@@ -328,8 +329,8 @@ fn respond(host: &str, path: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn hashes_are_believed_from_the_hubs_themselves() {
-    let mut machine = Machine::new("told", "");
+async fn hashes_are_trusted_only_from_the_hubs() {
+    let mut machine = Machine::new("trust", "");
     let (proxy, seen) = hubs(&machine.folder, respond);
     let certificate = machine.folder.join("certificate.pem").to_str().unwrap().to_owned();
     machine.set("HTTPS_PROXY", &proxy);
@@ -412,4 +413,32 @@ async fn metrics_file_counts_models_and_names_the_unreachable() {
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains("catalog_probe_models{outcome=\"unreachable\"} 0\n") && !text.contains("html"), "{text}");
     assert!(!machine.folder.join("probe.prom.tmp").exists());
+}
+
+#[tokio::test]
+async fn progress_bar_is_shown_on_a_terminal() {
+    let db = Db::new().await;
+    let (go_on, may_go_on) = mpsc::channel::<()>();
+    let may_go_on = Mutex::new(may_go_on);
+    let address = serve(move |_| {
+        may_go_on.lock().unwrap().recv().unwrap();
+        first_byte(5_000)
+    });
+    add(&db, "slow", &format!("{address}/x"), false, "0", "x").await;
+    // `script` runs the command on a terminal.
+    let mut program = Command::new("script");
+    program.args(["-qefc", &format!("{PROGRAM} probe"), "/dev/null"]);
+    program.env("DATABASE_URL", &db.url).env("TERM", "xterm").stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = program.spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let (mut shown, mut bytes) = (String::new(), [0; 4096]);
+    while !shown.contains("0/1") {
+        let count = stdout.read(&mut bytes).unwrap();
+        assert!(count > 0, "{shown}");
+        shown.push_str(&String::from_utf8_lossy(&bytes[..count]));
+    }
+    assert!(shown.contains("probing"), "{shown}");
+    go_on.send(()).unwrap();
+    stdout.read_to_string(&mut shown).unwrap();
+    assert!(child.wait().unwrap().success() && shown.contains("\"slow\": 5000 bytes"), "{shown}");
 }
