@@ -40,6 +40,7 @@ use tracing::{error, info, warn};
 use catalog::{Listing, Model};
 use error::Problem;
 use folder::{Folder, Stamp};
+use hash::Hash;
 use http::{Http, Source};
 use plan::{Planned, Room};
 use progress::{File, Outcome, Progress, Screen};
@@ -203,7 +204,7 @@ fn add_models(progress: &mut Progress, listing: Listing) -> Vec<Item> {
         progress.add(&id, String::new(), 0).missing(&problem);
     }
     for model in listing.models {
-        let content = (model.hash.clone(), model.url.clone());
+        let content = (model.hash.as_ref().map(Hash::text), model.url.clone());
         let path = model.path.text();
         match first.get(&path) {
             None => {
