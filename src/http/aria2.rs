@@ -69,12 +69,24 @@ fn item(file: &mut String, entry: &Entry) {
     if let Some(provider) = &model.auth_provider {
         let _ = writeln!(file, "# auth_provider: {}", quoted(provider));
     }
-    match (address(&model.download_url), path(&model.save_path)) {
-        (Err(reason), _) | (_, Err(reason)) => {
-            let _ = writeln!(file, "# cannot be written: {reason}");
+    let mirrors = model.mirrors.iter().enumerate().map(|(index, url)| (format!("mirrors[{index}]"), url.as_str()));
+    let mut addresses = Vec::new();
+    for (column, url) in std::iter::once(("download_url".to_owned(), &*model.download_url)).chain(mirrors) {
+        match address(url) {
+            Ok(address) => addresses.push(address),
+            Err(reason) => {
+                let _ = writeln!(file, "# left out: {column} {reason}");
+            }
         }
-        (Ok(url), Ok((dir, out))) => {
-            let _ = writeln!(file, "{url}\n  dir={dir}\n  out={out}");
+    }
+    match path(&model.save_path) {
+        Err(reason) => {
+            let _ = writeln!(file, "# left out: save_path {reason}");
+        }
+        Ok(_) if addresses.is_empty() => {}
+        Ok((dir, out)) => {
+            // aria2 takes URIs that are separated by tabs for sources of the same file.
+            let _ = writeln!(file, "{}\n  dir={dir}\n  out={out}", addresses.join("\t"));
             if let Some(checksum) = model.hash.as_deref().and_then(checksum) {
                 let _ = writeln!(file, "  checksum={checksum}");
             }
@@ -90,15 +102,15 @@ fn quoted(text: &str) -> String {
 /// One line of visible ASCII, of a scheme that aria2 takes for an address: others it looks for on its own disk.
 fn address(url: &str) -> Result<Cow<'_, str>, &'static str> {
     let plain = url.bytes().all(|byte| byte.is_ascii_graphic());
-    let parsed = Url::parse(url).map_err(|_| "download_url is no absolute URL")?;
+    let parsed = Url::parse(url).map_err(|_| "is not an absolute URL")?;
     if !["http", "https", "ftp", "sftp"].contains(&parsed.scheme()) {
-        return Err("aria2 does not know the scheme of download_url");
+        return Err("has a scheme that aria2 does not support");
     }
     let address = if plain { Cow::Borrowed(url) } else { Cow::Owned(parsed.into()) };
     // A literal `scheme://` at its start is what both of us read the same way.
     let known = ["http://", "https://", "ftp://", "sftp://"].iter().any(|start| address.starts_with(start));
     let one_word = address.bytes().all(|byte| byte.is_ascii_graphic());
-    if known && one_word { Ok(address) } else { Err("download_url cannot be written as one word of ASCII") }
+    if known && one_word { Ok(address) } else { Err("cannot be written in ASCII without spaces") }
 }
 
 /// Folder and name, without empty parts and dots.
@@ -107,13 +119,13 @@ fn path(path: &str) -> Result<(String, &str), &'static str> {
     let parts: Vec<_> = folder.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     let dir = if parts.is_empty() { ".".to_owned() } else { parts.join("/") };
     if check_save_path(path).is_err() {
-        Err("save_path leaves the models folder")
+        Err("escapes the models folder")
     } else if name.is_empty() || name == "." {
-        Err("save_path names no file")
+        Err("has no file name")
     } else if dir.trim() != dir || name.trim() != name {
-        Err("aria2 would cut the spaces at an end of save_path")
+        Err("has leading or trailing spaces, which aria2 would strip")
     } else if dir.contains("${HOME}") || path.contains(char::is_control) {
-        Err("aria2 would read save_path as something else")
+        Err("would be interpreted by aria2")
     } else {
         Ok((dir, name))
     }

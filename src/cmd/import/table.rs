@@ -19,8 +19,11 @@ const WRITE: &str = include_str!("../../../sql/import_write.sql");
 const LIST: &str = "SELECT id::text, added, fields FROM pg_temp.difference ORDER BY id";
 /// Blocks other writers but not readers, so that the table does not change between the comparison and the write.
 const LOCK: &str = "LOCK TABLE public.models IN SHARE ROW EXCLUSIVE MODE";
-const COPY: &str = "COPY pg_temp.incoming (id, name, download_url, file_size_gb, hash, auth_required, auth_provider, \
-                    save_path, dependencies, description) FROM STDIN";
+/// The columns are in the order of [`push_line`].
+const COPY: &str = "COPY pg_temp.incoming
+    (id, name, download_url, file_size_gb, hash, auth_required, auth_provider, save_path, dependencies, description
+     , mirrors
+    ) FROM STDIN";
 /// Approximate size of a COPY message in bytes.
 const CHUNK: usize = 64 * 1024;
 
@@ -36,6 +39,12 @@ pub enum TableError {
          would be served; load the table that the view reads with a tool of your own"
     )]
     NotServed,
+    /// The file has mirrors and the table does not.
+    #[error(
+        "the file has mirrors and public.models has no column for them: run `ALTER TABLE public.models ADD COLUMN mirrors \
+         jsonb` and add the column to the view model_catalog.entries; nothing was written"
+    )]
+    NoMirrors,
     /// A statement failed.
     #[error("cannot {doing}: {}; nothing was written", describe(.source))]
     Statement {
@@ -77,7 +86,10 @@ pub async fn merge(
     progress: &Progress,
 ) -> Result<Difference, TableError> {
     let failed = |doing| move |source| TableError::Statement { doing, source };
-    check_served(client).await?;
+    let table = Table { has_mirrors: check_served(client).await? };
+    if !table.has_mirrors && rows.iter().any(|row| row.mirrors.is_some()) {
+        return Err(TableError::NoMirrors);
+    }
     let transaction = client.transaction().await.map_err(failed("begin"))?;
     progress.begin("waiting for other writers", 0);
     if !options.dry_run {
@@ -85,11 +97,11 @@ pub async fn merge(
         let locked = progress.during(transaction.batch_execute(&lock)).await;
         locked.map_err(failed("lock public.models"))?;
     }
-    transaction.batch_execute(STAGE).await.map_err(failed("read the ten columns of public.models"))?;
+    transaction.batch_execute(&table.sql(STAGE)).await.map_err(failed("read the columns of public.models"))?;
     progress.begin("sending", rows.len());
-    send(&transaction, rows, progress).await.map_err(failed("send the rows"))?;
+    send(&transaction, &table, rows, progress).await.map_err(failed("send the rows"))?;
     progress.begin("comparing", 0);
-    let difference = progress.during(compare(&transaction, options.preserve_existing)).await;
+    let difference = progress.during(compare(&transaction, &table, options.preserve_existing)).await;
     let difference = difference.map_err(failed("compare the rows"))?;
     if options.dry_run {
         transaction.rollback().await.map_err(failed("roll back"))?;
@@ -97,14 +109,29 @@ pub async fn merge(
     }
     progress.begin("writing", 0);
     let write = async {
-        transaction.batch_execute(WRITE).await?;
+        transaction.batch_execute(&table.sql(WRITE)).await?;
         transaction.commit().await
     };
     progress.during(write).await.map_err(failed("write the rows"))?;
     Ok(difference)
 }
 
-async fn check_served(client: &Client) -> Result<(), TableError> {
+/// `public.models` as it is in this database.
+struct Table {
+    /// Whether it has the optional column.
+    has_mirrors: bool,
+}
+
+impl Table {
+    /// A statement for this table: without the lines with the optional column if the table does not have it.
+    fn sql(&self, statement: &str) -> String {
+        let lines = statement.lines().filter(|line| self.has_mirrors || !line.contains("mirrors"));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Checks that imported rows will be served. Returns whether the table has the column `mirrors`.
+async fn check_served(client: &Client) -> Result<bool, TableError> {
     let failed = |source| TableError::Statement { doing: "find out what the view model_catalog.entries reads", source };
     let row = client.query_one(SERVED, &[]).await.map_err(failed)?;
     if !row.try_get::<_, bool>("has_view").map_err(failed)? {
@@ -113,18 +140,19 @@ async fn check_served(client: &Client) -> Result<(), TableError> {
     if !row.try_get::<_, bool>("reads_models").map_err(failed)? {
         return Err(TableError::NotServed);
     }
-    Ok(())
+    row.try_get("has_mirrors").map_err(failed)
 }
 
 async fn send(
     transaction: &Transaction<'_>,
+    table: &Table,
     rows: &[ImportRow],
     progress: &Progress,
 ) -> Result<(), tokio_postgres::Error> {
-    let mut sink = std::pin::pin!(transaction.copy_in::<_, Bytes>(COPY).await?);
+    let mut sink = std::pin::pin!(transaction.copy_in::<_, Bytes>(table.sql(COPY).as_str()).await?);
     let mut text = String::new();
     for row in rows {
-        push_line(&mut text, row);
+        push_line(&mut text, table, row);
         if text.len() >= CHUNK {
             sink.send(std::mem::take(&mut text).into()).await?;
         }
@@ -137,7 +165,7 @@ async fn send(
 }
 
 /// Appends a line in COPY's text format. The rules allow no control characters, so only backslashes need escaping.
-fn push_line(text: &mut String, row: &ImportRow) {
+fn push_line(text: &mut String, table: &Table, row: &ImportRow) {
     let auth_required = Some(if row.auth_required { "t" } else { "f" });
     let fields = [
         row.id.as_deref(),
@@ -151,7 +179,8 @@ fn push_line(text: &mut String, row: &ImportRow) {
         Some(row.dependencies.as_deref().unwrap_or("[]")),
         row.description.as_deref(),
     ];
-    for (number, field) in fields.into_iter().enumerate() {
+    let mirrors = table.has_mirrors.then_some(row.mirrors.as_deref());
+    for (number, field) in fields.into_iter().chain(mirrors).enumerate() {
         if number > 0 {
             text.push('\t');
         }
@@ -163,11 +192,15 @@ fn push_line(text: &mut String, row: &ImportRow) {
     text.push('\n');
 }
 
-async fn compare(transaction: &Transaction<'_>, preserve_existing: bool) -> Result<Difference, tokio_postgres::Error> {
+async fn compare(
+    transaction: &Transaction<'_>,
+    table: &Table,
+    preserve_existing: bool,
+) -> Result<Difference, tokio_postgres::Error> {
     if preserve_existing {
-        transaction.batch_execute(KEEP).await?;
+        transaction.batch_execute(&table.sql(KEEP)).await?;
     }
-    transaction.batch_execute(DIFFERENCE).await?;
+    transaction.batch_execute(&table.sql(DIFFERENCE)).await?;
     let mut difference = Difference::default();
     for row in transaction.query(LIST, &[]).await? {
         let id = row.try_get(0)?;

@@ -204,7 +204,7 @@ struct Entry {
     auth_required: bool,
     save_path: String,
     #[serde(default)]
-    mirrors: Option<Vec<String>>,
+    mirrors: Vec<String>,
 }
 
 fn parse(body: &[u8]) -> Option<Listing> {
@@ -238,9 +238,12 @@ fn parse(body: &[u8]) -> Option<Listing> {
 
 fn model(entry: Entry) -> Result<Model, Problem> {
     let size = entry.file_size_gb.filter(|size| size.is_finite() && *size >= 0.0);
+    // A catalog may list URLs with further schemes for other clients.
+    let mut urls = std::iter::once(&entry.download_url).chain(&entry.mirrors).filter_map(|text| http_url(text));
+    let no_url = || Problem::Entry("it has no http or https URL".into());
     Ok(Model {
-        url: address(&entry.download_url)?,
-        mirrors: entry.mirrors.unwrap_or_default().iter().map(|text| address(text)).collect::<Result<_, _>>()?,
+        url: urls.next().ok_or_else(no_url)?,
+        mirrors: urls.collect(),
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
         bytes: size.map(|size| (size * 1e9).round() as u64),
         hash: entry.hash.as_deref().and_then(Hash::parse),
@@ -250,14 +253,10 @@ fn model(entry: Entry) -> Result<Model, Problem> {
     })
 }
 
-fn address(text: &str) -> Result<Url, Problem> {
-    let wrong = || Problem::Entry("its download address is not plain http or https".into());
-    // The parser leaves tabs and line ends out, so that it would read another address than people do.
-    if text.chars().any(char::is_control) {
-        return Err(wrong());
-    }
-    let url = Url::parse(text).ok().filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
-    url.ok_or_else(wrong)
+fn http_url(text: &str) -> Option<Url> {
+    // The parser removes tabs and line feeds, so it would accept a different URL from the one that people read.
+    let url = Url::parse(text).ok().filter(|_| !text.chars().any(char::is_control))?;
+    (["http", "https"].contains(&url.scheme()) && url.has_host()).then_some(url)
 }
 
 #[cfg(test)]
@@ -270,10 +269,14 @@ mod tests {
             "auth_required":false,"save_path":"a","name":"x","dependencies":[]},{"id":"b"},7,
             {"id":"c","download_url":"file:///etc/passwd","auth_required":false,"save_path":"c"},
             {"id":"d","download_url":"https://h/d","auth_required":false,"save_path":"../d"},
-            {"id":"e","download_url":"https://h/\te","auth_required":false,"save_path":"e"}],
+            {"id":"e","download_url":"https://h/\te","auth_required":false,"save_path":"e"},
+            {"id":"h","download_url":"s3://h/h","mirrors":["ftp://h/h","https://h/1","http://h/2"],"auth_required":false,
+             "save_path":"h"}],
             "not_found":["f"],"missing_dependencies":[{"id":"g","required_by":"a"}]}"#;
         let listing = parse(body).expect("a list");
-        assert_eq!(listing.models.len(), 1);
+        assert_eq!(listing.models.len(), 2);
+        let urls = |model: &Model| [&model.url].into_iter().chain(&model.mirrors).map(Url::to_string).collect::<Vec<_>>();
+        assert_eq!(urls(&listing.models[1]), ["https://h/1", "http://h/2"]);
         assert_eq!((&*listing.models[0].id, listing.models[0].bytes), ("a", Some(1_500_000_000)));
         let missing: Vec<_> = listing.missing.iter().map(|(id, _)| &**id).collect();
         assert_eq!(missing, ["f", "g", "b", "?", "c", "d", "e"]);

@@ -289,6 +289,21 @@ fn next_mirror_is_used_when_one_fails() {
     assert_eq!(sent, SIZE / 2 + 1 + SIZE + 1, "{}", boot.log);
 }
 
+#[tokio::test]
+async fn mirrors_of_a_row_are_downloaded_from_when_the_first_address_is_dead() {
+    let (mut machine, db, server) = machine("rowmirrors", 1).await;
+    // Nothing listens on a port that was bound and closed.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let update = "UPDATE models SET download_url = $1, mirrors = to_jsonb(ARRAY[$2, download_url])";
+    let urls = [format!("http://{closed}/0"), format!("http://{}/gone", machine.store.address)];
+    db.client.execute(update, &[&urls[0], &urls[1]]).await.unwrap();
+    server.until("both mirrors are served", |s| async { s.field("m0", "mirrors").await[1].is_string() }).await;
+    machine.set("MACHINE_MODELS_TRIES", "1");
+    let boot = machine.boot(&[]);
+    assert!(boot.status == 0 && boot.log.contains("fetched=1 present=0 linked=0 missing=0"), "{}", boot.log);
+    assert!(machine.read("f/0") == Some(content(0, SIZE)));
+}
+
 /// A pull that was killed after half of its file had been received.
 async fn killed_half_way(machine: &Machine) {
     let mut pull = machine.spawn(&[]);

@@ -8,7 +8,7 @@ use crate::support::{Db, NOTIFY_ONLY, Server};
 /// A view over one table with fixed values except for id and name.
 fn view(id: &str, name: &str, from: &str) -> String {
     format!(
-        "CREATE OR REPLACE VIEW model_catalog.entries AS SELECT {id}::text AS id, {name}::text AS name, \
+        "DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS SELECT {id}::text AS id, {name}::text AS name, \
          'https://example.org/x'::text AS download_url, NULL::numeric AS file_size_gb, NULL::text AS hash, \
          false AS auth_required, NULL::text AS auth_provider, 'x/y'::text AS save_path, '[]'::jsonb AS dependencies, \
          NULL::text AS description FROM {from};"
