@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use url::Url;
 
 use super::entry::Fields;
-pub use super::row_error::{UrlError, RowError, SavePathError};
+pub use super::row_error::{RowError, SavePathError, UrlError};
 pub use super::rules::{RULES_VERSION, Rules};
 
 /// A row as the database returns it: nothing is validated yet, and any column may be NULL.

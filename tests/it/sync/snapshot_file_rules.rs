@@ -29,7 +29,10 @@ async fn rows_that_break_tightened_rules_are_not_served_from_a_file() {
     let file = folder.file();
     let loose = [("CATALOG_SNAPSHOT_FILE", &*file), ("CATALOG_URL_SCHEMES", "http,https,ftp")];
     let server = Server::start_with(&db.url, &loose).await;
-    assert_eq!((status(&server, "a").await, status(&server, "ftp").await, status(&server, "mirror").await), (200, 200, 200));
+    assert_eq!(
+        (status(&server, "a").await, status(&server, "ftp").await, status(&server, "mirror").await),
+        (200, 200, 200)
+    );
     let with_mirrors = server.get("/api/models/a").await.text();
     assert!(with_mirrors.ends_with(",\"mirrors\":[\"https://example.org/x\"]}"), "{with_mirrors}");
     server.until("the file is written", |_| std::future::ready(Path::new(&file).exists())).await;

@@ -236,7 +236,8 @@ pub fn rows() -> Vec<[Option<String>; COLUMNS]> {
         }
     }
     // The first rule broken, in the order of the columns, is reported.
-    let bad = [(1, "\u{1}"), (2, "none"), (3, "-1"), (4, "\u{2}"), (7, "../x"), (8, "{}"), (9, "\u{3}"), (10, "[\"x\"]")];
+    let bad =
+        [(1, "\u{1}"), (2, "none"), (3, "-1"), (4, "\u{2}"), (7, "../x"), (8, "{}"), (9, "\u{3}"), (10, "[\"x\"]")];
     for one in bad {
         for other in bad {
             add(&[(one.0, Some(one.1)), (other.0, Some(other.1))]);
@@ -362,7 +363,9 @@ async fn sql_and_the_program_report_the_same_problems() {
     for column in ["id", "name", "download_url", "auth_required", "save_path"] {
         assert!(count(&sql, &format!("{column} is missing: ")) > 0, "{column}");
     }
-    for column in ["id", "name", "download_url", "hash", "auth_provider", "save_path", "dependencies", "description", "mirrors"] {
+    for column in
+        ["id", "name", "download_url", "hash", "auth_provider", "save_path", "dependencies", "description", "mirrors"]
+    {
         assert!(count(&sql, &format!("{column} contains the control character ")) > 0, "{column}");
     }
     for problem in rules::TEXTS {

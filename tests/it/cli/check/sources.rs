@@ -201,7 +201,10 @@ async fn view_with_wrong_columns_or_types_is_reported() {
     }
     for (columns, text) in [
         (like.replace(", mirrors", ""), "model_catalog.entries has the ten columns with their types"),
-        (like.replace(", mirrors", ", '{https://example.org/x}'::text[] AS mirrors"), "the optional mirrors with their types"),
+        (
+            like.replace(", mirrors", ", '{https://example.org/x}'::text[] AS mirrors"),
+            "the optional mirrors with their types",
+        ),
     ] {
         db.sql(&format!(
             "BEGIN; DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS SELECT {columns} FROM models; \
