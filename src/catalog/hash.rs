@@ -65,9 +65,9 @@ pub struct FileHash {
 }
 
 impl FileHash {
-    /// Parses `DIGITS`, `KIND:DIGITS` or `KIND=DIGITS`; `None` if the kind is unknown or the digits do not fit it. Case,
-    /// spaces around each part, and `-` and `_` in the kind are ignored, so `SHA-256: 0A…` is a hash as well. Digits
-    /// without a kind are taken for the most common kind with this many.
+    /// Parses `DIGITS`, `KIND:DIGITS` or `KIND=DIGITS`; `None` if the kind is unknown or the digits do not fit it.
+    /// Case, spaces around each part, and `-` and `_` in the kind are ignored, so `SHA-256: 0A…` is a hash as well.
+    /// Digits without a kind are taken for the most common kind with this many.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim().to_ascii_lowercase();

@@ -47,8 +47,8 @@ pub enum SavePathError {
     Escapes,
 }
 
-/// The part of the rule for `download_url` and `mirrors` that is broken. The messages are logged and served to every client, so they
-/// contain no more of the URL than its scheme.
+/// The part of the rule for `download_url` and `mirrors` that is broken. The messages are logged and served to every
+/// client, so they contain no more of the URL than its scheme.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     /// It cannot be parsed.

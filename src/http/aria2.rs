@@ -1,8 +1,8 @@
 //! A batch as an input file for `aria2c --input-file`.
 //!
 //! An item is a line of URLs and, below it, indented options. Fields without an option of aria2 are comments, whose
-//! strings are JSON. A value that aria2 would interpret differently is left out, and a comment says so: the rules for rows
-//! were made for JSON, and a file in the wrong place is worse than a missing one.
+//! strings are JSON. A value that aria2 would interpret differently is left out, and a comment says so: the rules for
+//! rows were made for JSON, and a file in the wrong place is worse than a missing one.
 
 use std::borrow::Cow;
 use std::fmt::Write;

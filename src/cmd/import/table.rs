@@ -41,8 +41,8 @@ pub enum TableError {
     NotServed,
     /// The file has mirrors and the table does not.
     #[error(
-        "the file has mirrors and public.models has no column for them: run `ALTER TABLE public.models ADD COLUMN mirrors \
-         jsonb` and add the column to the view model_catalog.entries; nothing was written"
+        "the file has mirrors and public.models has no column for them: run `ALTER TABLE public.models ADD COLUMN \
+         mirrors jsonb` and add the column to the view model_catalog.entries; nothing was written"
     )]
     NoMirrors,
     /// A statement failed.

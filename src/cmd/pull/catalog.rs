@@ -1,5 +1,5 @@
-//! Requests models from the catalog and parses the response. The catalog is trusted to choose the files, but not to write
-//! outside the models folder, so every field is validated again.
+//! Requests models from the catalog and parses the response. The catalog is trusted to choose the files, but not to
+//! write outside the models folder, so every field is validated again.
 
 use std::time::{Duration, Instant};
 
@@ -272,8 +272,8 @@ mod tests {
             {"id":"c","download_url":"file:///etc/passwd","auth_required":false,"save_path":"c"},
             {"id":"d","download_url":"https://h/d","auth_required":false,"save_path":"../d"},
             {"id":"e","download_url":"https://h/\te","auth_required":false,"save_path":"e"},
-            {"id":"h","download_url":"s3://h/h","mirrors":["ftp://h/h","https://h/1","http://h/2"],"auth_required":false,
-             "save_path":"h"}],
+            {"id":"h","download_url":"s3://h/h","mirrors":["ftp://h/h","https://h/1","http://h/2"],
+             "auth_required":false,"save_path":"h"}],
             "not_found":["f"],"missing_dependencies":[{"id":"g","required_by":"a"}]}"#;
         let listing = parse(body).expect("a list");
         assert_eq!(listing.models.len(), 2);

@@ -1,6 +1,6 @@
 //! The models folder. Every path from the catalog is validated again, and folders are opened without leaving the models
-//! folder, not even through symbolic links. Once a folder is open, its descriptor and names without a slash are used, so
-//! concurrent changes to the path have no effect.
+//! folder, not even through symbolic links. Once a folder is open, its descriptor and names without a slash are used,
+//! so concurrent changes to the path have no effect.
 
 use std::fs::Metadata;
 use std::io;
@@ -165,8 +165,8 @@ impl Folder {
         self.root.open_dir(RESERVED_PREFIX)
     }
 
-    /// The regular file at a save path, with its stamp; `None` if there is none. Links are followed, because the file is
-    /// only read.
+    /// The regular file at a save path, with its stamp; `None` if there is none. Links are followed, because the file
+    /// is only read.
     #[must_use]
     pub fn existing(&self, path: &SavePath) -> Option<(PathBuf, Stamp)> {
         let path = self.path.join(path.text());

@@ -48,8 +48,8 @@ impl SharedSegments {
         self.changed.notify_all();
     }
 
-    /// Waits for bytes to hash after `position`. Returns their end, and whether it is the end of the file; `None` once the
-    /// follower was stopped.
+    /// Waits for bytes to hash after `position`. Returns their end, and whether it is the end of the file; `None` once
+    /// the follower was stopped.
     fn wait(&self, position: u64) -> Option<(u64, bool)> {
         let mut segments = self.segments();
         loop {

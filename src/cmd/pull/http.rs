@@ -140,7 +140,8 @@ impl Http {
         Ok((response, part))
     }
 
-    /// Sends a GET request and follows redirects. An error comes with the head and the URL of the last response, if any.
+    /// Sends a GET request and follows redirects. An error comes with the head and the URL of the last response, if
+    /// any.
     async fn get(
         &self,
         url: &Url,
@@ -199,8 +200,8 @@ impl Http {
     }
 }
 
-/// The root certificates: those of the system, or those in `CURL_CA_BUNDLE` or `SSL_CERT_FILE`, as with curl and OpenSSL.
-/// Without any, http still works, and https fails with an error about the certificate.
+/// The root certificates: those of the system, or those in `CURL_CA_BUNDLE` or `SSL_CERT_FILE`, as with curl and
+/// OpenSSL. Without any, http still works, and https fails with an error about the certificate.
 fn roots() -> RootCertStore {
     let mut store = RootCertStore::empty();
     let Some(path) = std::env::var_os("CURL_CA_BUNDLE").filter(|path| !path.is_empty()) else {

@@ -65,7 +65,8 @@ pub fn link(context: &Context, model: &Model) -> io::Result<()> {
     record_verified(context, model, linked, true).map_err(|problem| io::Error::other(problem.text()))
 }
 
-/// Records a verified file. `fetched`: this process downloaded or linked it; otherwise that flag is kept from the record.
+/// Records a verified file. `fetched`: this process downloaded or linked it; otherwise that flag is kept from the
+/// record.
 ///
 /// # Errors
 /// The record cannot be written.

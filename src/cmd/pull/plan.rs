@@ -1,4 +1,5 @@
-//! Plans each model before anything is downloaded: whether its file exists, where it can be downloaded, whether it fits.
+//! Plans each model before anything is downloaded: whether its file exists, where it can be downloaded, whether it
+//! fits.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -58,7 +59,8 @@ pub async fn plan(
     }
     let resolved = context.http.resolve(&model.url, model.auth).await;
     if let Existing::Unhashed(size) = existing {
-        // Only complete files have their final name, so while the server does not respond the size in the catalog suffices.
+        // Only complete files have their final name, so while the server does not respond the size in the catalog
+        // suffices.
         let same = match &resolved {
             Ok(Source { total: Some(total), .. }) => size == *total,
             _ => model.is_plausible(size),

@@ -1,5 +1,5 @@
-//! The record of verified files and their metadata, kept in the models folder. It only saves hashing: a file whose size,
-//! inode, mtime or ctime has changed is hashed again.
+//! The record of verified files and their metadata, kept in the models folder. It only saves hashing: a file whose
+//! size, inode, mtime or ctime has changed is hashed again.
 
 use std::collections::BTreeMap;
 use std::io;

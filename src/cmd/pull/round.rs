@@ -1,7 +1,7 @@
 //! The connections of one round: everything that is downloaded from one resolved URL.
 //!
-//! A connection without progress ends for the rest of its round, so a server that allows only a few connections gets only
-//! a few. When all have ended, the URL is resolved again, because signed URLs expire.
+//! A connection without progress ends for the rest of its round, so a server that allows only a few connections gets
+//! only a few. When all have ended, the URL is resolved again, because signed URLs expire.
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
@@ -74,8 +74,8 @@ impl Download<'_> {
         }
     }
 
-    /// Writes the journal. Without a hash, bytes lost in a power failure would go unnoticed, so they are synced to the disk
-    /// before the journal records them.
+    /// Writes the journal. Without a hash, bytes lost in a power failure would go unnoticed, so they are synced to the
+    /// disk before the journal records them.
     fn save(&self, state: &State) -> JoinHandle<()> {
         let shared = Arc::clone(&state.shared);
         let (validator, path, key) = (state.validator.clone(), self.model.path.text(), self.key.clone());

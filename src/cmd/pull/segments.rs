@@ -184,7 +184,7 @@ mod tests {
         let second = segments.claim().expect("its half");
         assert_eq!((second.start, second.end, segments.left(first.id)), (total / 2, total, total / 2));
         let quarters: Vec<_> = std::iter::from_fn(|| segments.claim()).collect();
-        assert_eq!(quarters.len(), 2, "halves smaller than 16 MiB were made: {quarters:?}");
+        assert_eq!(quarters.len(), 2, "segments were split into halves smaller than 16 MiB: {quarters:?}");
         assert_eq!(segments.gaps(), [(0, total)]);
     }
 

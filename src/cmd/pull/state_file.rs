@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 /// A larger file was not written by this program.
 const MAX_DOCUMENT: u64 = 64 * 1024 * 1024;
 
-/// Replaces `name` in `folder` atomically. With `durable`, the content is synced to the disk first. Only one process may
-/// write a name at a time; a temporary file left by a killed process is overwritten.
+/// Replaces `name` in `folder` atomically. With `durable`, the content is synced to the disk first. Only one process
+/// may write a name at a time; a temporary file left by a killed process is overwritten.
 ///
 /// # Errors
 /// It cannot be written.
@@ -42,8 +42,9 @@ pub fn read_json<T: DeserializeOwned>(folder: &Dir, name: &str) -> io::Result<Op
     Ok(Some(serde_json::from_str(&text)?))
 }
 
-/// Whether locking failed because the file system does not support locks, as some network file systems do not. Processes
-/// that share it may then download a file twice, but a file still gets its final name only when it is complete.
+/// Whether locking failed because the file system does not support locks, as some network file systems do not.
+/// Processes that share it may then download a file twice, but a file still gets its final name only when it is
+/// complete.
 #[must_use]
 pub fn has_no_locks(error: &io::Error) -> bool {
     use rustix::io::Errno;

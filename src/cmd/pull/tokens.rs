@@ -24,8 +24,8 @@ struct Provider {
 pub struct Tokens(Vec<Provider>);
 
 impl Tokens {
-    /// Creates the list from the settings. Invalid tokens and endpoints are ignored with a warning that does not contain
-    /// them.
+    /// Creates the list from the settings. Invalid tokens and endpoints are ignored with a warning that does not
+    /// contain them.
     #[must_use]
     pub fn new(hugging_face: &str, civitai: &str, endpoint: &str) -> Self {
         let mut origins = parse_origins(&HUGGING_FACE);

@@ -183,8 +183,8 @@ impl Download<'_> {
         self.verify().await
     }
 
-    /// Resumes the partial file if it can belong to the same version, otherwise starts over. A single response with another
-    /// size does not discard it, because servers behind one URL do not always agree.
+    /// Resumes the partial file if it can belong to the same version, otherwise starts over. A single response with
+    /// another size does not discard it, because servers behind one URL do not always agree.
     fn prepare(&mut self, source: &mut Source) -> Result<(), Problem> {
         if self.state.is_none()
             && let Some(journal) = Journal::load(&self.context.state_dir, &self.key, &self.part)

@@ -1,5 +1,5 @@
-//! The file server that test machines download from. It requires tokens, closes connections early, redirects, and checks
-//! at every request that no process of the machine exposes a secret.
+//! The file server that test machines download from. It requires tokens, closes connections early, redirects, and
+//! checks at every request that no process of the machine exposes a secret.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
