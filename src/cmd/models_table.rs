@@ -23,11 +23,27 @@ pub enum ServedError {
     Unknown(#[source] tokio_postgres::Error),
 }
 
+/// `public.models` as it is in this database.
+#[derive(Debug)]
+pub struct ModelsTable {
+    /// Whether it has the optional column `mirrors`.
+    pub has_mirrors: bool,
+}
+
+impl ModelsTable {
+    /// A statement for this table: without the lines with the optional column if the table does not have it.
+    #[must_use]
+    pub fn sql(&self, statement: &str) -> String {
+        let lines = statement.lines().filter(|line| self.has_mirrors || !line.contains("mirrors"));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
 /// Checks that the view reads the table, directly or through other views.
 ///
 /// # Errors
 /// See [`ServedError`].
-pub async fn require_served(client: &Client) -> Result<(), ServedError> {
+pub async fn require_served(client: &Client) -> Result<ModelsTable, ServedError> {
     let row = client.query_one(SERVED, &[]).await.map_err(ServedError::Unknown)?;
     let is_true = |column: &str| row.try_get::<_, bool>(column).map_err(ServedError::Unknown);
     if !is_true("has_view")? {
@@ -36,5 +52,5 @@ pub async fn require_served(client: &Client) -> Result<(), ServedError> {
     if !is_true("reads_models")? {
         return Err(ServedError::OtherTables);
     }
-    Ok(())
+    Ok(ModelsTable { has_mirrors: is_true("has_mirrors")? })
 }

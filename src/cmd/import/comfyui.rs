@@ -1,6 +1,6 @@
 //! Converts entries of ComfyUI-Manager's `model-list.json` to rows.
 //!
-//! An entry has the name, folder, URL and size of a file, but no hash, access rules or dependencies, so these four
+//! An entry has the name, folder, URL and size of a file, but no hash, access rules, dependencies or mirrors, so these
 //! columns of existing rows are preserved. The folder is the one that ComfyUI-Manager itself downloads to.
 
 use serde::Deserialize;

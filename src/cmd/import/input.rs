@@ -192,12 +192,13 @@ struct ApiModel {
     save_path: Option<String>,
     dependencies: Option<Vec<String>>,
     description: Option<String>,
+    mirrors: Option<Vec<String>>,
 }
 
 impl ApiModel {
     fn row(self) -> Result<ImportRow, String> {
         let model = self;
-        let dependencies = model.dependencies.map(|ids| serde_json::to_string(&ids)).transpose();
+        let json = |list| serde_json::to_string(&list).map_err(|error| error.to_string());
         Ok(ImportRow {
             id: model.id,
             name: model.name,
@@ -207,8 +208,9 @@ impl ApiModel {
             auth_required: model.auth_required.unwrap_or_default(),
             auth_provider: model.auth_provider,
             save_path: model.save_path,
-            dependencies: dependencies.map_err(|error| error.to_string())?,
+            dependencies: model.dependencies.map(json).transpose()?,
             description: model.description,
+            mirrors: model.mirrors.filter(|urls| !urls.is_empty()).map(json).transpose()?,
         })
     }
 }

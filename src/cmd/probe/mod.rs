@@ -95,7 +95,7 @@ async fn probe(
     let started = Instant::now();
     let client = session::connect(database).await?;
     let reads_models = match require_served(&client).await {
-        Ok(()) => true,
+        Ok(_) => true,
         Err(ServedError::OtherTables) if !args.fill => false,
         Err(error) => return Err(error.into()),
     };

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-/// Longest pause between two rounds, unless the server asks for more.
+/// Longest pause between two rounds, before jitter, unless `Retry-After` is longer.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// The pause after so many failures in a row. Machines that failed together should not come back together.
+/// The pause before the next attempt. Jitter keeps machines that failed together from retrying together.
 #[must_use]
 pub fn pause(failures: u32, retry_after: Option<Duration>) -> Duration {
     let base = match failures {

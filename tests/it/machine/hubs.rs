@@ -34,14 +34,14 @@ type Respond = dyn Fn(&str, &str) -> Vec<u8> + Send + Sync;
 /// Stands in for every host. Returns the proxy's address; the certificate is in `folder`.
 pub fn hubs(folder: &Path, respond: impl Fn(&str, &str) -> Vec<u8> + Send + Sync + 'static) -> (String, Seen) {
     let names = NAMES.map(|name| format!("DNS:{name}")).join(",");
-    let made = Command::new("openssl")
+    let generated = Command::new("openssl")
         .args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=hubs", "-newkey", "ec"])
         .args(["-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", "key.pem", "-out", "certificate.pem"])
         .args(["-addext", &format!("subjectAltName={names}"), "-addext", "basicConstraints=critical,CA:FALSE"])
         .current_dir(folder)
         .output()
         .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert!(generated.status.success(), "{}", String::from_utf8_lossy(&generated.stderr));
     let certificate = CertificateDer::from_pem_file(folder.join("certificate.pem")).unwrap();
     let key = PrivateKeyDer::from_pem_file(folder.join("key.pem")).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());

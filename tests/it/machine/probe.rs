@@ -86,16 +86,16 @@ async fn findings_have_the_reason_and_the_fix() {
             "PROBLEM  hash          \"another file\": hash is not that of the file, so machines refuse it: another file is at the \
              address now\n    UPDATE public.models SET hash = '{other}' WHERE id = 'another file';\n"
         ),
-        "PROBLEM  address       \"gone\": status 404 from 127.0.0.1: the download address in the catalog is dead\n    SELECT",
-        "PROBLEM  address       \"gate\": status 401 from 127.0.0.1: it needs a token, and the catalog does not set \
+        "PROBLEM  address       \"gone\": 127.0.0.1 returned status 404: the URL in the catalog is dead\n    SELECT",
+        "PROBLEM  address       \"gate\": 127.0.0.1 returned status 401: it requires a token, but the catalog does not set \
          auth_required\n    UPDATE public.models SET auth_required = true WHERE id = 'gate';\n",
-        "PROBLEM  address       \"licence\": status 403 from 127.0.0.1: the token in HF_TOKEN is not accepted; has its owner \
+        "PROBLEM  address       \"licence\": 127.0.0.1 returned status 403: the token in HF_TOKEN was rejected; has its owner \
          accepted the model's licence?\n",
-        "PROBLEM  address       \"tokenless\": status 401 from 127.0.0.1: it needs a token, and no token may be sent to this host\n",
+        "PROBLEM  address       \"tokenless\": 127.0.0.1 returned status 401: it requires a token, and no token may be sent to this host\n",
         "; the hub has no such repository, or it is private\n    SELECT",
         &format!("SET download_url = 'http://{}/o/m/resolve/main/x' WHERE id = 'it''s a page';\n", hub.address),
         "PROBLEM  address       \"secret\": it is the address of the page about a file, not of the file: ",
-        "PROBLEM  address       \"html\": 127.0.0.1 sends a web page (HTML) instead of a model",
+        "PROBLEM  address       \"html\": 127.0.0.1 sent a web page (HTML) instead of a file",
         "warning  size          \"size\": file_size_gb is 23.79, the file has 23802932552 bytes (23.81 GB)\n    \
          UPDATE public.models SET file_size_gb = 23.81 WHERE id = 'size';\n",
         "PROBLEM  size          \"refused\": file_size_gb is 12.00, the file has 23802932552 bytes (23.81 GB), so machines refuse it\n",
@@ -225,7 +225,7 @@ async fn fill_requires_that_public_models_is_served() {
         "CREATE TABLE elsewhere AS TABLE models;
          CREATE OR REPLACE VIEW model_catalog.entries AS
          SELECT id, name, download_url, file_size_gb::numeric, hash, auth_required, auth_provider, save_path,
-                dependencies, description FROM elsewhere",
+                dependencies, description, mirrors FROM elsewhere",
     )
     .await;
     let boot = probe(&machine, &db, &["--fill"]);
@@ -377,7 +377,7 @@ async fn hashes_are_trusted_only_from_the_hubs() {
     machine.set("CIVITAI_TOKEN", &shop);
     let boot = probe(&machine, &db, &["gated", "shop"]);
     let expected =
-        "PROBLEM  address       \"gated\": status 401 from civitai.com: the token in CIVITAI_TOKEN is not accepted";
+        "PROBLEM  address       \"gated\": civitai.com returned status 401: the token in CIVITAI_TOKEN was rejected";
     assert!(boot.status == 1 && boot.output.contains(expected), "{} {}", boot.output, boot.log);
 }
 

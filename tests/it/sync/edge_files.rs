@@ -88,7 +88,7 @@ async fn unusable_files_are_refused_and_the_last_good_one_stays() {
         ("<!DOCTYPE html>\n<title>404</title>\n".into(), "the first line is not a header"),
         ("no line feed".into(), "it is truncated"),
         (sealed(&lines.replace("\"version\":2", "\"version\":99")), "version 99"),
-        (sealed(&lines.replace("http,https", "https,ftp")), "its rows passed other rules (1:https,ftp)"),
+        (sealed(&lines.replace("http,https", "https,ftp")), "its rows passed other rules (2:https,ftp)"),
         (sealed(&lines.replace(&revision, "0123456789abcdef")), "the revision does not match"),
     ] {
         let new = folder.path("new");
