@@ -50,6 +50,7 @@ impl Texts {
             save_path: Some(&self.path),
             dependencies: Some(r#"["ae", "clip-l"]"#),
             description: Some(description),
+            mirrors: None,
         }
     }
 }

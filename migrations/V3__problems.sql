@@ -3,9 +3,9 @@
 --     SELECT * FROM model_catalog.problems;                               -- default settings
 --     SELECT * FROM model_catalog.problems(ARRAY['https', 's3']);         -- with CATALOG_URL_SCHEMES=https,s3
 --
--- These are the rules of the program, with the same messages, except for one: whether the rest of a download_url, above
--- all its host and port, can be parsed is decided by the program's URL parser only. `model-catalog check` runs that
--- parser and also reports the rows that it rejects. A row that is listed here is always rejected.
+-- These are the rules of the program, with the same messages, except for one: whether the rest of a URL, above all its
+-- host and port, can be parsed is decided by the program's URL parser only. `model-catalog check` runs that parser and
+-- also reports the rows that it rejects. A row that is listed here is always rejected.
 --
 -- The functions run with the privileges of the caller and read only model_catalog.entries. Its name is resolved at run
 -- time, so the view can be dropped and created again.
@@ -23,7 +23,46 @@ AS $$
     END
 $$;
 
--- Text is compared byte by byte, as in the program: hence COLLATE "C".
+-- Returns what is wrong with a list of texts, or NULL. Postgres does not inline this function into a query, so it is
+-- called for lists with elements only.
+CREATE FUNCTION model_catalog.list_problem(field text, list jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT CASE
+        WHEN jsonb_typeof(list) <> 'array' OR jsonb_path_exists(list, 'strict $[*] ? (@.type() != "string")')
+        THEN field || ' must be a JSON array of strings'
+        ELSE (SELECT model_catalog.text_problem(field, string_agg(l.item, '' ORDER BY l.place), false)
+              FROM jsonb_array_elements_text(list) WITH ORDINALITY AS l (item, place))
+    END
+$$;
+
+-- The scheme of a URL in lower case; NULL if it has none.
+CREATE FUNCTION model_catalog.url_scheme(url text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT lower(substring(url FROM '^ *([A-Za-z][A-Za-z0-9+.-]*):'))
+$$;
+
+-- Returns what is wrong with a URL, or NULL.
+CREATE FUNCTION model_catalog.url_problem(url text, schemes text[]) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT CASE
+        WHEN model_catalog.url_scheme(url) IS NULL THEN 'is no absolute URL: relative URL without a base'
+        WHEN model_catalog.url_scheme(url) <> ALL (schemes) THEN
+            format('has the scheme `%s`: allowed are %s', model_catalog.url_scheme(url), array_to_string(schemes, ', '))
+        -- Up to the last `@` of the authority. These schemes take any number of slashes before it, and backslashes.
+        WHEN substring(url FROM CASE
+                 WHEN model_catalog.url_scheme(url) IN ('http', 'https', 'ftp', 'ws', 'wss')
+                 THEN '^[^:]*:[/\\]*([^/\\?#]*)@'
+                 WHEN model_catalog.url_scheme(url) <> 'file' THEN '^[^:]*://([^/?#]*)@'
+             END) NOT IN ('', ':') THEN
+            'has a user name or a password before the host, which every client could read: remove it and set auth_required'
+    END
+$$;
+
+-- Text is compared byte by byte, as in the program: hence COLLATE "C". `mirrors` is an optional column of the view:
+-- unqualified, the name is that of the view's column if there is one, and otherwise that of `none`.
 CREATE FUNCTION model_catalog.problems(schemes text[]) RETURNS TABLE (id text, field text, problem text)
 LANGUAGE plpgsql STABLE
 AS $$
@@ -34,8 +73,14 @@ BEGIN
                e.file_size_gb::text AS file_size_gb, e.hash COLLATE "C" AS hash, e.auth_required,
                e.auth_provider COLLATE "C" AS auth_provider, e.save_path COLLATE "C" AS save_path,
                e.dependencies::jsonb AS dependencies, e.description COLLATE "C" AS description,
-               lower(substring(e.download_url COLLATE "C" FROM '^ *([A-Za-z][A-Za-z0-9+.-]*):')) AS scheme
-        FROM model_catalog.entries e
+               e.mirrors
+        FROM (SELECT NULL::jsonb AS mirrors) none
+        CROSS JOIN LATERAL (
+            SELECT entries.id, entries.name, entries.download_url, entries.file_size_gb, entries.hash,
+                   entries.auth_required, entries.auth_provider, entries.save_path, entries.dependencies,
+                   entries.description, to_jsonb(mirrors) AS mirrors
+            FROM model_catalog.entries
+        ) e
     ), checked AS MATERIALIZED (
         SELECT r.id, coalesce(
             model_catalog.text_problem('id', r.id, true),
@@ -50,36 +95,25 @@ BEGIN
                 'auth_required is missing: it needs a value that is not NULL or empty' END,
             model_catalog.text_problem('auth_provider', r.auth_provider, false),
             model_catalog.text_problem('save_path', r.save_path, true),
-            CASE
-                WHEN r.dependencies = '[]' THEN NULL
-                WHEN jsonb_typeof(r.dependencies) <> 'array'
-                  OR jsonb_path_exists(r.dependencies, 'strict $[*] ? (@.type() != "string")')
-                THEN 'dependencies must be a JSON array of strings'
-                ELSE (SELECT model_catalog.text_problem('dependencies', string_agg(d.id, '' ORDER BY d.place), false)
-                      FROM jsonb_array_elements_text(r.dependencies) WITH ORDINALITY AS d (id, place))
-            END,
+            CASE WHEN r.dependencies <> '[]' THEN model_catalog.list_problem('dependencies', r.dependencies) END,
             model_catalog.text_problem('description', r.description, false),
+            CASE WHEN r.mirrors <> '[]' THEN model_catalog.list_problem('mirrors', r.mirrors) END,
             'save_path ' || CASE
                 WHEN r.save_path LIKE '/%' THEN 'is absolute'
                 WHEN strpos(r.save_path, '\') > 0 THEN 'has a backslash'
                 WHEN r.save_path ~ '(^|/)\.\.(/|$)' THEN 'escapes the models folder'
             END || ': it must be relative to the models folder, without `..` and without backslashes',
-            'download_url ' || CASE
-                WHEN r.scheme IS NULL THEN 'is no absolute URL: relative URL without a base'
-                WHEN r.scheme <> ALL (schemes) THEN
-                    format('has the scheme `%s`: allowed are %s', r.scheme, array_to_string(schemes, ', '))
-                -- Up to the last `@` of the authority. These schemes take any number of slashes before it, and
-                -- backslashes.
-                WHEN substring(r.download_url FROM CASE
-                         WHEN r.scheme IN ('http', 'https', 'ftp', 'ws', 'wss') THEN '^[^:]*:[/\\]*([^/\\?#]*)@'
-                         WHEN r.scheme <> 'file' THEN '^[^:]*://([^/?#]*)@'
-                     END) NOT IN ('', ':') THEN
-                    'has a user name or a password before the host, which everybody who asks for the model would read: '
-                    || 'take it out and set auth_required'
+            'download_url ' || model_catalog.url_problem(r.download_url, schemes),
+            CASE WHEN r.mirrors <> '[]' THEN
+                (SELECT format('mirrors[%s] %s', m.place - 1, u.problem)
+                 FROM jsonb_array_elements_text(r.mirrors) WITH ORDINALITY AS m (url, place)
+                 CROSS JOIN LATERAL (SELECT model_catalog.url_problem(m.url COLLATE "C", schemes)) AS u (problem)
+                 WHERE u.problem IS NOT NULL
+                 ORDER BY m.place LIMIT 1)
             END) AS problem
         FROM rows r
     )
-    SELECT c.id::text, split_part(c.problem, ' ', 1), c.problem FROM checked c WHERE c.problem IS NOT NULL
+    SELECT c.id::text, substring(c.problem FROM '^\w+'), c.problem FROM checked c WHERE c.problem IS NOT NULL
     UNION ALL
     -- Of several valid rows with the same id, one is served.
     SELECT d.id::text, 'id', 'another row has the same id: ids must be unique in the view'

@@ -1,6 +1,7 @@
 -- The default table, the view over it and its triggers. `migrate` runs this unless the view exists. An existing table
 -- public.models gets the triggers and is not modified otherwise. Its columns must have the ten names of the view and
--- types that can be cast for every possible row; all that do not are reported in one error.
+-- types that can be cast for every possible row; all that do not are reported in one error. A column `mirrors` is
+-- optional.
 DO $$
 DECLARE
     models  regclass := to_regclass('public.models');
@@ -27,7 +28,8 @@ BEGIN
     INTO wrong
     FROM (VALUES (1, 'id', 'text'), (2, 'name', 'text'), (3, 'download_url', 'text'), (4, 'file_size_gb', 'numeric'),
                  (5, 'hash', 'text'), (6, 'auth_required', 'boolean'), (7, 'auth_provider', 'text'),
-                 (8, 'save_path', 'text'), (9, 'dependencies', 'jsonb'), (10, 'description', 'text')) w (place, name, type)
+                 (8, 'save_path', 'text'), (9, 'dependencies', 'jsonb'), (10, 'description', 'text'),
+                 (11, 'mirrors', 'jsonb')) w (place, name, type)
     LEFT JOIN (
         SELECT a.attname, format_type(a.atttypid, a.atttypmod) AS type, base.typcategory AS category, base.typname AS base
         FROM pg_attribute a
@@ -35,7 +37,7 @@ BEGIN
         JOIN pg_type base ON base.oid = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END
         WHERE a.attrelid = models AND a.attnum > 0 AND NOT a.attisdropped
     ) c ON c.attname = w.name
-    WHERE c.type IS NULL
+    WHERE c.type IS NULL AND w.name <> 'mirrors'
        OR w.type = 'numeric' AND c.base NOT IN ('numeric', 'float8', 'float4', 'int8', 'int4', 'int2')
        OR w.type = 'boolean' AND c.base <> 'bool'
        OR w.type = 'jsonb' AND c.base NOT IN ('jsonb', 'json') AND c.category <> 'A';
@@ -54,22 +56,29 @@ BEGIN
             auth_provider text,
             save_path     text NOT NULL,
             dependencies  jsonb NOT NULL DEFAULT '[]',
-            description   text
+            description   text,
+            mirrors       jsonb
         );
+        models := 'public.models';
+        COMMENT ON COLUMN public.models.mirrors IS 'further URLs of the file, a JSON array of strings; optional';
     END IF;
 
-    CREATE VIEW model_catalog.entries AS
-    SELECT id::text,
-           name::text,
-           download_url::text,
-           file_size_gb::numeric,
-           hash::text,
-           auth_required::boolean,
-           auth_provider::text,
-           save_path::text,
-           to_jsonb(dependencies) AS dependencies,
-           description::text
-    FROM public.models;
+    EXECUTE format(
+        'CREATE VIEW model_catalog.entries AS
+         SELECT id::text,
+                name::text,
+                download_url::text,
+                file_size_gb::numeric,
+                hash::text,
+                auth_required::boolean,
+                auth_provider::text,
+                save_path::text,
+                to_jsonb(dependencies) AS dependencies,
+                description::text
+                %s
+         FROM public.models',
+        (SELECT ', to_jsonb(mirrors) AS mirrors' FROM pg_attribute
+         WHERE attrelid = models AND attname = 'mirrors' AND NOT attisdropped));
     COMMENT ON VIEW model_catalog.entries IS 'the models to serve; the servers read models from this view only';
 
     PERFORM model_catalog.watch('public.models', 'id');

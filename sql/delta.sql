@@ -1,6 +1,7 @@
 -- The delta: every model that has changed since snapshot $1, provided that the database still has history $2. Returns
--- at least one row. Parameters: $1 text (a pg_snapshot), $2 text (its history). Columns: see `Header` and `RawModel` in
--- src/postgres/rows.rs.
+-- at least one row. Parameters: $1 text (a pg_snapshot), $2 text (its history). Columns: see src/postgres/rows.rs.
+--
+-- `mirrors` is an optional column of the view; see entries.sql.
 --
 -- A model has changed since $1 if its change is visible now and was made by a transaction that started after $1 or was
 -- still running then. These are two index ranges on purpose: `NOT pg_visible_in_snapshot(…)` would read every change
@@ -26,9 +27,13 @@ SELECT here.snapshot::text,
        changed.model_id,
        (extract(epoch FROM pg_catalog.clock_timestamp() - changed.changed_at))::float8 AS age_seconds,
        e.id, e.name, e.download_url, e.file_size_gb::text, e.hash, e.auth_required, e.auth_provider, e.save_path,
-       e.dependencies::text, e.description
+       e.dependencies::text, e.description, e.mirrors
 FROM here
+CROSS JOIN (SELECT NULL::jsonb AS mirrors) none
 LEFT JOIN changed ON true
 LEFT JOIN LATERAL (
-    SELECT * FROM model_catalog.entries WHERE entries.id = changed.model_id OFFSET 0
+    SELECT entries.id, entries.name, entries.download_url, entries.file_size_gb, entries.hash, entries.auth_required,
+           entries.auth_provider, entries.save_path, entries.dependencies, entries.description,
+           pg_catalog.to_jsonb(mirrors)::text AS mirrors
+    FROM model_catalog.entries WHERE entries.id = changed.model_id OFFSET 0
 ) e ON true

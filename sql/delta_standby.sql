@@ -31,12 +31,16 @@ SELECT here.snapshot::text,
        changed.model_id,
        (extract(epoch FROM pg_catalog.clock_timestamp() - changed.changed_at))::float8 AS age_seconds,
        e.id, e.name, e.download_url, e.file_size_gb::text, e.hash, e.auth_required, e.auth_provider, e.save_path,
-       e.dependencies::text, e.description,
+       e.dependencies::text, e.description, e.mirrors,
        changed.xid::text::bigint AS xid,
        replay.lsn, replay.lag, replay.caught_up
 FROM here
 CROSS JOIN replay
+CROSS JOIN (SELECT NULL::jsonb AS mirrors) none
 LEFT JOIN changed ON true
 LEFT JOIN LATERAL (
-    SELECT * FROM model_catalog.entries WHERE entries.id = changed.model_id OFFSET 0
+    SELECT entries.id, entries.name, entries.download_url, entries.file_size_gb, entries.hash, entries.auth_required,
+           entries.auth_provider, entries.save_path, entries.dependencies, entries.description,
+           pg_catalog.to_jsonb(mirrors)::text AS mirrors
+    FROM model_catalog.entries WHERE entries.id = changed.model_id OFFSET 0
 ) e ON true

@@ -1,5 +1,5 @@
 -- What the import would change: rows that the table does not have (`added`) and rows that differ (`fields`).
--- Dependencies are compared as jsonb, because json has no equality operator.
+-- Arrays are compared as jsonb, because json has no equality operator.
 CREATE TEMPORARY TABLE difference ON COMMIT DROP AS
 SELECT i.id, m.id IS NULL AS added, c.fields
 FROM pg_temp.incoming i
@@ -16,6 +16,7 @@ CROSS JOIN LATERAL (
         CASE WHEN pg_catalog.to_jsonb(i.dependencies) IS DISTINCT FROM pg_catalog.to_jsonb(m.dependencies)
              THEN 'dependencies' END,
         CASE WHEN i.description   IS DISTINCT FROM m.description   THEN 'description' END
+      , CASE WHEN coalesce(pg_catalog.to_jsonb(i.mirrors), '[]') <> coalesce(pg_catalog.to_jsonb(m.mirrors), '[]') THEN 'mirrors' END
     ]::text[], NULL) AS fields
 ) c
 WHERE m.id IS NULL OR c.fields <> '{}'

@@ -1,8 +1,11 @@
 -- Writes only the rows that differ, ordered by id to avoid deadlocks with other writers.
 INSERT INTO public.models
-    (id, name, download_url, file_size_gb, hash, auth_required, auth_provider, save_path, dependencies, description)
+    (id, name, download_url, file_size_gb, hash, auth_required, auth_provider, save_path, dependencies, description
+     , mirrors
+    )
 SELECT i.id, i.name, i.download_url, i.file_size_gb, i.hash, i.auth_required, i.auth_provider, i.save_path,
        i.dependencies, i.description
+     , i.mirrors
 FROM pg_temp.incoming i
 JOIN pg_temp.difference d ON d.id = i.id
 ORDER BY i.id
@@ -16,3 +19,4 @@ SET name          = excluded.name,
     save_path     = excluded.save_path,
     dependencies  = excluded.dependencies,
     description   = excluded.description
+  , mirrors       = excluded.mirrors

@@ -33,6 +33,7 @@ pub fn run(cli: Cli) -> ExitCode {
         }
         Command::Export { file, database, rules, .. } => cmd::export::run(&file, &rules.rules(), &database),
         Command::Check { database, check } => return ExitCode::from(cmd::check::run(&database, &check)),
+        Command::Probe { database, probe } => return ExitCode::from(cmd::probe::run(&database, &probe)),
         Command::Health { listen, live } => cmd::health::run(&listen, live),
         Command::Pull(pull) => return cmd::pull::run(&pull, matches!(cli.log.format, LogFormat::Text)),
     };

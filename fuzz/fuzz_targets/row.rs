@@ -13,12 +13,16 @@ fuzz_target!(|row: &[u8]| {
         Err(fault) => assert!(!fault.to_string().is_empty()),
         Ok(()) => {
             let model: Value = serde_json::from_slice(&json).expect("JSON");
-            assert_eq!((model.as_object().map(|model| model.len()), &model["id"]), (Some(10), &Value::from(id)));
+            let mirrors = model["mirrors"].as_array().map_or(&[][..], Vec::as_slice);
+            let fields = 10 + usize::from(!mirrors.is_empty());
+            assert_eq!((model.as_object().map(|model| model.len()), &model["id"]), (Some(fields), &Value::from(id)));
             let path = model["save_path"].as_str().expect("a path");
             let escapes = path.split('/').any(|part| part == "..");
             assert!(!path.is_empty() && !path.starts_with('/') && !path.contains('\\') && !escapes, "{path}");
-            let url = model["download_url"].as_str().expect("a URL").trim().to_ascii_lowercase();
-            assert!(url.starts_with("http:") || url.starts_with("https:"), "{url}");
+            for url in mirrors.iter().chain([&model["download_url"]]) {
+                let url = url.as_str().expect("a URL").trim().to_ascii_lowercase();
+                assert!(url.starts_with("http:") || url.starts_with("https:"), "{url}");
+            }
             let texts = model.as_object().into_iter().flat_map(|model| model.values()).filter_map(Value::as_str);
             texts.for_each(|text| assert!(!text.chars().any(char::is_control), "{text:?}"));
             let size = &model["file_size_gb"];

@@ -14,8 +14,9 @@ CREATE TABLE registry.weights (
     note     text
 );
 
--- The view that the servers read: ten columns, in any order, with exactly these names and types. A gigabyte is 10^9
--- bytes. After a change the servers look up one id at a time, so `slug` needs an index; here it is the primary key.
+-- The view that the servers read: ten columns, in any order, with exactly these names and types. An eleventh, `mirrors`
+-- (jsonb or text[]), is optional. A gigabyte is 10^9 bytes. After a change the servers look up one id at a time, so
+-- `slug` needs an index; here it is the primary key.
 CREATE VIEW model_catalog.entries AS
 SELECT w.slug                                   AS id,
        w.filename                               AS name,

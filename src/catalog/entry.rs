@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::row_error::RowError;
 use super::rules::Rules;
 
-/// The ten fields of a model, in the order in which they are rendered.
+/// The ten fields of a model and its mirrors, in the order in which they are rendered.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Fields<'a> {
     /// Unique id of the model.
@@ -43,6 +43,9 @@ pub struct Fields<'a> {
     pub dependencies: Vec<String>,
     /// Free text for people.
     pub description: Option<Cow<'a, str>>,
+    /// Further URLs of the file. Without any, the JSON has only the ten fields.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<String>,
 }
 
 impl Fields<'_> {
@@ -292,6 +295,7 @@ mod tests {
             save_path: "checkpoints/x".into(),
             dependencies: ["a", "b \"", "a"].map(String::from).into(),
             description: Some("größer".into()),
+            mirrors: vec!["https://example.org/\"name\":".into()],
         }
     }
 

@@ -1,53 +1,73 @@
 //! Kinds of file hashes, and the ways in which rows write them.
 //!
-//! A hash is served as it is written in its row, whatever it is; this module is for code that has to interpret it.
+//! A hash is served as its row has it, whatever it is; this module is for code that has to interpret it.
 
-/// A function that hashes are made by.
+use std::fmt;
+
+/// A hash function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum HashKind {
-    Crc32,
-    Adler32,
     Md5,
     Sha1,
     Sha224,
     Sha256,
     Sha384,
     Sha512,
+    Crc32,
+    Adler32,
     Sha3_256,
     Blake2b,
     Blake3,
 }
 
-/// Names without separators, with the number of hexadecimal digits. Where several kinds have the same number of digits,
-/// the first is what digits without a name are taken for.
-const KINDS: [(&str, usize, HashKind); 11] = [
-    ("md5", 32, HashKind::Md5),
-    ("sha1", 40, HashKind::Sha1),
-    ("sha224", 56, HashKind::Sha224),
-    ("sha256", 64, HashKind::Sha256),
-    ("sha384", 96, HashKind::Sha384),
-    ("sha512", 128, HashKind::Sha512),
-    ("crc32", 8, HashKind::Crc32),
-    ("adler32", 8, HashKind::Adler32),
-    ("sha3256", 64, HashKind::Sha3_256),
-    ("blake2b", 128, HashKind::Blake2b),
-    ("blake3", 64, HashKind::Blake3),
-];
+impl HashKind {
+    /// All kinds. Where several have the same number of digits, digits without a name are taken for the first of them.
+    const ALL: [Self; 11] = [
+        Self::Md5,
+        Self::Sha1,
+        Self::Sha224,
+        Self::Sha256,
+        Self::Sha384,
+        Self::Sha512,
+        Self::Crc32,
+        Self::Adler32,
+        Self::Sha3_256,
+        Self::Blake2b,
+        Self::Blake3,
+    ];
+
+    /// The name in lower case and without separators, and the number of hexadecimal digits.
+    const fn spelling(self) -> (&'static str, usize) {
+        match self {
+            Self::Md5 => ("md5", 32),
+            Self::Sha1 => ("sha1", 40),
+            Self::Sha224 => ("sha224", 56),
+            Self::Sha256 => ("sha256", 64),
+            Self::Sha384 => ("sha384", 96),
+            Self::Sha512 => ("sha512", 128),
+            Self::Crc32 => ("crc32", 8),
+            Self::Adler32 => ("adler32", 8),
+            Self::Sha3_256 => ("sha3256", 64),
+            Self::Blake2b => ("blake2b", 128),
+            Self::Blake3 => ("blake3", 64),
+        }
+    }
+}
 
 /// The hash of a file, with its kind known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileHash {
-    /// The function it was made by.
+    /// The hash function.
     pub kind: HashKind,
     /// The hash in hexadecimal digits, in lower case, as many as the kind has.
     pub digits: String,
 }
 
 impl FileHash {
-    /// Reads `DIGITS`, `KIND:DIGITS` or `KIND=DIGITS`; `None` if the kind is unknown or the digits do not fit it. Case,
-    /// spaces around each part, and `-` and `_` in the kind do not matter, so `SHA-256: 0A…` is a hash as well. Digits
-    /// alone are of the most common kind that has this many.
+    /// Parses `DIGITS`, `KIND:DIGITS` or `KIND=DIGITS`; `None` if the kind is unknown or the digits do not fit it.
+    /// Case, spaces around each part, and `-` and `_` in the kind are ignored, so `SHA-256: 0A…` is a hash as well.
+    /// Digits without a kind are taken for the most common kind with this many.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim().to_ascii_lowercase();
@@ -55,13 +75,19 @@ impl FileHash {
             Some((name, digits)) => (Some(name.trim().replace(['-', '_'], "")), digits.trim()),
             None => (None, &*text),
         };
-        let is_kind = |known: &str, length: usize| match &name {
-            Some(name) => name == known,
-            None => length == digits.len(),
-        };
-        let (_, length, kind) = KINDS.into_iter().find(|(known, length, _)| is_kind(known, *length))?;
-        let fits = digits.len() == length && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let kind = HashKind::ALL.into_iter().find(|kind| match (kind.spelling(), &name) {
+            ((known, _), Some(name)) => name == known,
+            ((_, length), None) => length == digits.len(),
+        })?;
+        let fits = digits.len() == kind.spelling().1 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
         fits.then(|| Self { kind, digits: digits.to_owned() })
+    }
+}
+
+/// `KIND:DIGITS`, which is equal for equal hashes and which [`FileHash::parse`] accepts.
+impl fmt::Display for FileHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.kind.spelling().0, self.digits)
     }
 }
 
@@ -71,6 +97,14 @@ mod tests {
 
     fn digits(count: usize) -> String {
         "0123456789abcdef".repeat(8)[..count].to_owned()
+    }
+
+    #[test]
+    fn displayed_hashes_are_parsed_again() {
+        for kind in HashKind::ALL {
+            let hash = FileHash { kind, digits: digits(kind.spelling().1) };
+            assert_eq!(FileHash::parse(&hash.to_string()), Some(hash));
+        }
     }
 
     #[test]

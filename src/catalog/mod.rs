@@ -9,5 +9,6 @@ pub mod model;
 mod row_error;
 mod rules;
 pub mod search;
+pub mod size;
 pub mod snapshot;
 pub mod store;

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use url::Url;
 
 use super::entry::Fields;
-pub use super::row_error::{DownloadUrlError, RowError, SavePathError};
+pub use super::row_error::{RowError, SavePathError, UrlError};
 pub use super::rules::{RULES_VERSION, Rules};
 
 /// A row as the database returns it: nothing is validated yet, and any column may be NULL.
@@ -32,6 +32,8 @@ pub struct RawModel<'a> {
     pub dependencies: Option<&'a str>,
     /// Free text for people.
     pub description: Option<&'a str>,
+    /// JSON array of further URLs of the file; NULL means none.
+    pub mirrors: Option<&'a str>,
 }
 
 impl<'a> RawModel<'a> {
@@ -54,11 +56,15 @@ impl<'a> RawModel<'a> {
             auth_required: self.auth_required.ok_or(RowError::Missing("auth_required"))?,
             auth_provider: optional("auth_provider", self.auth_provider)?.map(Into::into),
             save_path: required("save_path", self.save_path)?.into(),
-            dependencies: self.dependencies.map_or(Ok(Vec::new()), dependencies)?,
+            dependencies: strings("dependencies", self.dependencies)?,
             description: optional("description", self.description)?.map(Into::into),
+            mirrors: strings("mirrors", self.mirrors)?,
         };
         check_save_path(&fields.save_path)?;
-        check_url(&fields.download_url, rules)?;
+        check_url(&fields.download_url, rules).map_err(RowError::DownloadUrl)?;
+        for (index, url) in fields.mirrors.iter().enumerate() {
+            check_url(url, rules).map_err(|error| RowError::Mirror(index, error))?;
+        }
         Ok(fields)
     }
 }
@@ -69,7 +75,8 @@ impl Fields<'_> {
     /// # Errors
     /// The first rule that they break.
     pub(super) fn check(&self, rules: &Rules) -> Result<(), RowError> {
-        let dependencies = serde_json::to_string(&self.dependencies).map_err(|_| RowError::Dependencies)?;
+        let json = |column, list| serde_json::to_string(list).map_err(|_| RowError::NotStrings(column));
+        let (dependencies, mirrors) = (json("dependencies", &self.dependencies)?, json("mirrors", &self.mirrors)?);
         let row = RawModel {
             id: Some(&self.id),
             name: Some(&self.name),
@@ -81,6 +88,7 @@ impl Fields<'_> {
             save_path: Some(&self.save_path),
             dependencies: Some(&dependencies),
             description: self.description.as_deref(),
+            mirrors: Some(&mirrors),
         };
         row.validate(rules).map(drop)
     }
@@ -125,17 +133,17 @@ pub fn check_save_path(path: &str) -> Result<(), RowError> {
     }
 }
 
-fn check_url(text: &str, rules: &Rules) -> Result<(), RowError> {
+fn check_url(text: &str, rules: &Rules) -> Result<(), UrlError> {
     if is_plain_url(text, rules) {
         return Ok(());
     }
-    let url = Url::parse(text).map_err(|error| RowError::DownloadUrl(DownloadUrlError::NotAbsolute(error)))?;
+    let url = Url::parse(text).map_err(UrlError::NotAbsolute)?;
     if !rules.url_schemes.iter().any(|scheme| scheme == url.scheme()) {
         let (scheme, allowed) = (url.scheme().to_owned(), rules.url_schemes.join(", "));
-        return Err(RowError::DownloadUrl(DownloadUrlError::Scheme { scheme, allowed }));
+        return Err(UrlError::Scheme { scheme, allowed });
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(RowError::DownloadUrl(DownloadUrlError::Credentials));
+        return Err(UrlError::Credentials);
     }
     Ok(())
 }
@@ -175,10 +183,11 @@ fn size(text: &str) -> Result<&RawValue, RowError> {
     serde_json::from_str(shortest).map_err(|_| invalid())
 }
 
-fn dependencies(json: &str) -> Result<Vec<String>, RowError> {
-    let ids: Vec<String> = serde_json::from_str(json).map_err(|_| RowError::Dependencies)?;
-    ids.iter().try_for_each(|id| no_control("dependencies", id))?;
-    Ok(ids)
+fn strings(column: &'static str, json: Option<&str>) -> Result<Vec<String>, RowError> {
+    let Some(json) = json else { return Ok(Vec::new()) };
+    let texts: Vec<String> = serde_json::from_str(json).map_err(|_| RowError::NotStrings(column))?;
+    texts.iter().try_for_each(|text| no_control(column, text))?;
+    Ok(texts)
 }
 
 #[cfg(test)]
@@ -196,6 +205,7 @@ mod tests {
         save_path: Some("checkpoints/flux1-dev.safetensors"),
         dependencies: Some(r#"["ae", "clip \"l\""]"#),
         description: Some("größer / ≥ 12B"),
+        mirrors: None,
     };
 
     fn render(raw: RawModel<'_>) -> Result<String, RowError> {
@@ -279,6 +289,33 @@ mod tests {
         }
         for url in ["https://host/a@b", "https://host/?u=a:b@c", "https://@host/x", "https://host/x?token=hunter2"] {
             assert!(render(RawModel { download_url: Some(url), ..GOOD }).is_ok(), "{url} was rejected");
+        }
+    }
+
+    #[test]
+    fn mirrors_are_rendered_last_and_only_if_there_are_any() {
+        let ten_fields = render(GOOD).expect("valid");
+        assert!(!ten_fields.contains("mirrors"));
+        assert_eq!(render(RawModel { mirrors: Some("[]"), ..GOOD }).as_ref(), Ok(&ten_fields));
+        let json = render(RawModel { mirrors: Some(r#"["https://a/x", "http://b/y"]"#), ..GOOD }).expect("valid");
+        let mirrors = r#","mirrors":["https://a/x","http://b/y"]}"#;
+        assert_eq!(json, format!("{}{mirrors}", ten_fields.strip_suffix('}').expect("an object")));
+    }
+
+    #[test]
+    fn mirrors_are_checked_like_the_download_url() {
+        for (mirrors, error) in [
+            (r#"["https://a/x", "ftp://b/x"]"#, "mirrors[1] has the scheme `ftp`: allowed are http, https"),
+            (r#"["https://hunter2@a/x"]"#, "mirrors[0] has a user name or a password before the host"),
+            (r#"[""]"#, "mirrors[0] is no absolute URL: "),
+            (r#"["https://a/x", "https:// /hunter2"]"#, "mirrors[1] is no absolute URL: "),
+            (r#"["https://a/\u001b"]"#, "mirrors contains the control character U+001B"),
+            ("null", "mirrors must be a JSON array of strings"),
+            ("[null]", "mirrors must be a JSON array of strings"),
+            (r#""https://a/x""#, "mirrors must be a JSON array of strings"),
+        ] {
+            let found = render(RawModel { mirrors: Some(mirrors), ..GOOD }).expect_err(mirrors).to_string();
+            assert!(found.starts_with(error) && !found.contains("hunter2"), "{mirrors} gave {found}");
         }
     }
 

@@ -13,15 +13,18 @@ pub enum RowError {
     /// The path could make a machine write outside its models folder.
     #[error("save_path {0}: it must be relative to the models folder, without `..` and without backslashes")]
     SavePath(SavePathError),
-    /// The URL is malformed, of a scheme that is not allowed, or contains credentials.
+    /// The URL breaks the rule for URLs.
     #[error("download_url {0}")]
-    DownloadUrl(DownloadUrlError),
+    DownloadUrl(UrlError),
+    /// The mirror at this index breaks the same rule.
+    #[error("mirrors[{0}] {1}")]
+    Mirror(usize, UrlError),
     /// The size is not a number that a machine can compare with its free disk space.
     #[error("file_size_gb is {0}: it must be a finite number that is not negative, or NULL")]
     Size(String),
-    /// The dependencies are not a list of ids.
-    #[error("dependencies must be a JSON array of strings")]
-    Dependencies,
+    /// The column is not a list of texts.
+    #[error("{0} must be a JSON array of strings")]
+    NotStrings(&'static str),
     /// Another row with the same id is served instead.
     #[error("another row has the same id: ids must be unique in the view")]
     Duplicate,
@@ -44,10 +47,10 @@ pub enum SavePathError {
     Escapes,
 }
 
-/// The part of the rule for `download_url` that is broken. The messages are logged and served to every client, so they
-/// contain no more of the URL than its scheme.
+/// The part of the rule for `download_url` and `mirrors` that is broken. The messages are logged and served to every
+/// client, so they contain no more of the URL than its scheme.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DownloadUrlError {
+pub enum UrlError {
     /// It cannot be parsed.
     #[error("is no absolute URL: {0}")]
     NotAbsolute(url::ParseError),
@@ -61,8 +64,7 @@ pub enum DownloadUrlError {
     },
     /// It has a user name or a password.
     #[error(
-        "has a user name or a password before the host, which everybody who asks for the model would read: take it out \
-         and set auth_required"
+        "has a user name or a password before the host, which every client could read: remove it and set auth_required"
     )]
     Credentials,
 }

@@ -3,12 +3,12 @@
 /// Version of the rules that are not settings. Incremented whenever a rule is added or changed, so that the rows of
 /// older snapshot files are checked again. A test holds the verdicts on a list of rows, and fails if that is
 /// forgotten.
-pub const RULES_VERSION: u32 = 1;
+pub const RULES_VERSION: u32 = 2;
 
 /// The configurable part of the rules.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// Schemes that are allowed in a `download_url`, in lower case.
+    /// Schemes that are allowed in URLs, in lower case.
     pub url_schemes: Vec<String>,
 }
 

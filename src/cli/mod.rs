@@ -1,6 +1,7 @@
 //! The command line: every command and every setting, with its environment variable and default.
 
 mod parse;
+mod probe;
 mod pull;
 mod upstream;
 mod variables;
@@ -15,6 +16,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use hyper::header::HeaderName;
 use ipnet::IpNet;
 
+pub use self::probe::ProbeArgs;
 pub use self::pull::{PullArgs, Verify};
 use crate::catalog::model::Rules;
 use crate::http::cors::Cors;
@@ -73,7 +75,8 @@ pub enum Command {
     ///
     /// Exit status 0: all entries are in the table; 3: all except the rejected ones; 1: nothing was written.
     Import {
-        /// JSON in the format of the API, or ComfyUI-Manager's model-list.json; `-` reads from standard input.
+        /// JSON in the format of the API, ComfyUI-Manager's model-list.json, or a ComfyUI workflow with embedded
+        /// models; `-` reads from standard input.
         file: PathBuf,
         /// Show what would be added, changed and rejected, without writing.
         #[arg(long)]
@@ -115,6 +118,19 @@ pub enum Command {
         /// The check.
         #[command(flatten)]
         check: CheckArgs,
+    },
+    /// Request the first byte of every download_url, as a machine would, and compare the file with its row. Nothing is
+    /// downloaded.
+    ///
+    /// HF_TOKEN, CIVITAI_TOKEN, HF_ENDPOINT and the proxy variables have the meaning that they have for `pull`. Exit
+    /// status 0: nothing to fix; 1: something to fix; 2: the probe could not be completed.
+    Probe {
+        /// The database.
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// The probe.
+        #[command(flatten)]
+        probe: ProbeArgs,
     },
     /// Check the health of the server on this machine, without a shell or curl. Exit status 0: ready; 1: not ready.
     Health {

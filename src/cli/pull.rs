@@ -1,5 +1,5 @@
-//! The flags of `pull`. Numbers are strings here: a wrong one must not keep a machine from booting, so it is
-//! checked later, with a warning.
+//! The flags of `pull`. Numbers are strings here and validated later, because an invalid one is only a warning: it must
+//! not keep a machine from booting.
 
 use std::ffi::OsString;
 
@@ -10,68 +10,69 @@ use clap::{Args, ValueEnum};
 #[derive(Debug, Clone, Args)]
 #[group(skip)]
 pub struct PullArgs {
-    /// Ids of the models this machine needs, separated by commas; their dependencies are included. Without any, the
-    /// command starts at once.
+    /// Ids of the models that this machine needs, separated by commas; dependencies are added. Without ids, the command
+    /// starts immediately.
     #[arg(long, env = "MACHINE_MODELS_NEEDED", value_name = "IDS", default_value = "", hide_default_value = true)]
     pub needed: String,
-    /// URLs of the catalog, separated by commas; the next one is asked when one fails.
+    /// URLs of the catalog, separated by commas; if one fails, the next one is used.
     #[arg(long, env = "CATALOG_URL", value_name = "URLS", default_value = "", hide_default_value = true)]
     pub catalog_url: String,
-    /// Models folder: save paths are relative to it.
+    /// Models folder, which save paths are relative to.
     #[arg(long, env = "MODELS_DIR", value_name = "PATH")]
     pub dir: Option<OsString>,
-    /// Do not start the command while a model is missing; the exit status is then 1.
+    /// Do not start the command if a model is missing; exit with status 1.
     #[arg(long, env = "MACHINE_MODELS_STRICT", value_parser = FalseyValueParser::new())]
     pub strict: bool,
     /// Seconds to wait for the catalog.
     #[arg(long, env = "MACHINE_MODELS_WAIT", value_name = "SECONDS", default_value = "60")]
     pub wait: String,
-    /// Attempts in a row that may bring less than 1 MiB of a file before it is given up.
+    /// Consecutive attempts with less than 1 MiB of progress before giving up on a file.
     #[arg(long, env = "MACHINE_MODELS_TRIES", value_name = "NUMBER", default_value = "3")]
     pub tries: String,
-    /// Files downloaded at a time.
+    /// Files downloaded concurrently.
     #[arg(long, env = "MACHINE_MODELS_PARALLEL", value_name = "NUMBER", default_value = "4")]
     pub parallel: String,
     /// Connections per file.
     #[arg(long, env = "MACHINE_MODELS_CONNECTIONS", value_name = "NUMBER", default_value = "4")]
     pub connections: String,
-    /// Allow folders below the models folder to be symbolic links to places outside of it.
+    /// Allow folders inside the models folder to be symbolic links that lead out of it.
     #[arg(long, env = "MACHINE_MODELS_LINKS", value_parser = FalseyValueParser::new())]
     pub links: bool,
-    /// Which files are hashed: those without a record of an earlier verification, or all.
+    /// Which existing files to hash: those not verified since they changed, or all.
     #[arg(long, env = "MACHINE_MODELS_VERIFY", value_name = "WHICH", default_value = "changed")]
     pub verify: Verify,
     /// Bytes per second below which a connection counts as stalled, such as 10K or 1M.
     #[arg(long, env = "MACHINE_MODELS_MIN_SPEED", value_name = "BYTES", default_value = "10K")]
     pub min_speed: String,
-    /// Time over which that speed is measured.
+    /// Period over which that speed is measured.
     #[arg(long, env = "MACHINE_MODELS_STALL", value_name = "DURATION", default_value = "30s")]
     pub stall: String,
     /// Remove files that an earlier pull downloaded and that are no longer needed, least recently needed first, until
     /// the new files fit and --keep-free is met.
     #[arg(long, env = "MACHINE_MODELS_PRUNE", value_parser = FalseyValueParser::new())]
     pub prune: bool,
-    /// Bytes of the disk that stay free, such as 20G.
+    /// Disk space to leave free in bytes, such as 20G.
     #[arg(long, env = "MACHINE_MODELS_KEEP_FREE", value_name = "BYTES", default_value = "0")]
     pub keep_free: String,
-    /// File that holds the progress as JSON, replaced atomically every second.
+    /// File for the progress as JSON, replaced atomically every second.
     #[arg(long, env = "MACHINE_MODELS_STATUS_FILE", value_name = "PATH")]
     pub status_file: Option<OsString>,
     /// File for the textfile collector of Prometheus' node_exporter, replaced atomically; its name must end in .prom.
     #[arg(long, env = "MACHINE_MODELS_METRICS_FILE", value_name = "PATH")]
     pub metrics_file: Option<OsString>,
-    /// Print what would be downloaded, from which host and how many bytes; write nothing and start no command.
+    /// Print which files would be downloaded, from which host and with how many bytes; download nothing and start no
+    /// command.
     #[arg(long)]
     pub dry_run: bool,
-    /// Command to become once the models are there, after `--`.
+    /// Command to execute once the models are on disk, after `--`.
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
 
-/// Which files are hashed although they are complete.
+/// Which existing files are hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Verify {
-    /// Files that changed since they were verified, or never were.
+    /// Files that changed since they were verified, or were never verified.
     Changed,
     /// Every file.
     Always,

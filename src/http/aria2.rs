@@ -1,8 +1,8 @@
 //! A batch as an input file for `aria2c --input-file`.
 //!
-//! An item is an address and, below it, indented options. What aria2 has no option for stands in comments, whose
-//! strings are JSON. Whatever could be read as something else is not written but said in a comment: the rules of rows
-//! were made for JSON, and a file that lands in the wrong place is worse than one that is missing.
+//! An item is a line of URLs and, below it, indented options. Fields without an option of aria2 are comments, whose
+//! strings are JSON. A value that aria2 would interpret differently is left out, and a comment says so: the rules for
+//! rows were made for JSON, and a file in the wrong place is worse than a missing one.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -14,20 +14,20 @@ use crate::catalog::entry::Entry;
 use crate::catalog::hash::{FileHash, HashKind};
 use crate::catalog::model::check_save_path;
 
-/// How a batch is answered.
+/// The format of a batch response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// The contract's own.
+    /// JSON, the default.
     Json,
-    /// This module's.
+    /// An input file for aria2.
     Aria2,
 }
 
 impl Format {
-    /// What the last `format` of a query says; without one, JSON.
+    /// The value of the last `format` in a query; JSON if there is none.
     ///
     /// # Errors
-    /// A format that there is not, with those that there are.
+    /// An unknown format; the message lists the known ones.
     pub fn of_query(query: Option<&str>) -> Result<Self, &'static str> {
         let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
         match pairs.filter(|(key, _)| key == "format").last().as_ref().map(|(_, value)| &**value) {
@@ -38,11 +38,11 @@ impl Format {
     }
 }
 
-/// The input file. Paths are relative to the folder in which aria2 runs.
+/// Renders the input file. Paths are relative to the working directory of aria2.
 #[must_use]
 pub fn render(selection: &Selection<'_>) -> String {
     let mut file = String::with_capacity(128 + 512 * selection.models.len());
-    // Writing to a String can't fail.
+    // Writing to a String cannot fail.
     let _ = writeln!(file, "# model-catalog: {} models; run aria2c in the models folder", selection.models.len());
     for id in &selection.not_found {
         let _ = writeln!(file, "# not found: {}", quoted(id));
@@ -61,7 +61,7 @@ fn item(file: &mut String, entry: &Entry) {
     if let Some(size) = model.file_size_gb {
         let _ = writeln!(file, "# size: {size} GB");
         if let Ok(size) = size.get().parse::<f64>() {
-            // As exact as the catalog is, which rounds.
+            // As precise as the catalog, which rounds.
             let _ = writeln!(file, "# bytes: {:.0}", size * 1e9);
         }
     }
@@ -69,12 +69,24 @@ fn item(file: &mut String, entry: &Entry) {
     if let Some(provider) = &model.auth_provider {
         let _ = writeln!(file, "# auth_provider: {}", quoted(provider));
     }
-    match (address(&model.download_url), path(&model.save_path)) {
-        (Err(reason), _) | (_, Err(reason)) => {
-            let _ = writeln!(file, "# cannot be written: {reason}");
+    let mirrors = model.mirrors.iter().enumerate().map(|(index, url)| (format!("mirrors[{index}]"), url.as_str()));
+    let mut addresses = Vec::new();
+    for (column, url) in std::iter::once(("download_url".to_owned(), &*model.download_url)).chain(mirrors) {
+        match address(url) {
+            Ok(address) => addresses.push(address),
+            Err(reason) => {
+                let _ = writeln!(file, "# left out: {column} {reason}");
+            }
         }
-        (Ok(url), Ok((dir, out))) => {
-            let _ = writeln!(file, "{url}\n  dir={dir}\n  out={out}");
+    }
+    match path(&model.save_path) {
+        Err(reason) => {
+            let _ = writeln!(file, "# left out: save_path {reason}");
+        }
+        Ok(_) if addresses.is_empty() => {}
+        Ok((dir, out)) => {
+            // aria2 takes URIs that are separated by tabs for sources of the same file.
+            let _ = writeln!(file, "{}\n  dir={dir}\n  out={out}", addresses.join("\t"));
             if let Some(checksum) = model.hash.as_deref().and_then(checksum) {
                 let _ = writeln!(file, "  checksum={checksum}");
             }
@@ -82,44 +94,44 @@ fn item(file: &mut String, entry: &Entry) {
     }
 }
 
-/// A JSON string, which is one line whatever it holds.
+/// A JSON string, which is always a single line.
 fn quoted(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_default()
 }
 
-/// One line of visible ASCII, of a scheme that aria2 takes for an address: others it looks for on its own disk.
+/// A URL as visible ASCII, of a scheme that aria2 supports; it would take any other text for the path of a file.
 fn address(url: &str) -> Result<Cow<'_, str>, &'static str> {
     let plain = url.bytes().all(|byte| byte.is_ascii_graphic());
-    let parsed = Url::parse(url).map_err(|_| "download_url is no absolute URL")?;
+    let parsed = Url::parse(url).map_err(|_| "is not an absolute URL")?;
     if !["http", "https", "ftp", "sftp"].contains(&parsed.scheme()) {
-        return Err("aria2 does not know the scheme of download_url");
+        return Err("has a scheme that aria2 does not support");
     }
     let address = if plain { Cow::Borrowed(url) } else { Cow::Owned(parsed.into()) };
-    // A literal `scheme://` at its start is what both of us read the same way.
+    // aria2 and the parser agree on URLs that start with a literal `scheme://`.
     let known = ["http://", "https://", "ftp://", "sftp://"].iter().any(|start| address.starts_with(start));
     let one_word = address.bytes().all(|byte| byte.is_ascii_graphic());
-    if known && one_word { Ok(address) } else { Err("download_url cannot be written as one word of ASCII") }
+    if known && one_word { Ok(address) } else { Err("cannot be written in ASCII without spaces") }
 }
 
-/// Folder and name, without empty parts and dots.
+/// The folder and the file name, without empty and `.` segments.
 fn path(path: &str) -> Result<(String, &str), &'static str> {
     let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
     let parts: Vec<_> = folder.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     let dir = if parts.is_empty() { ".".to_owned() } else { parts.join("/") };
     if check_save_path(path).is_err() {
-        Err("save_path leaves the models folder")
+        Err("escapes the models folder")
     } else if name.is_empty() || name == "." {
-        Err("save_path names no file")
+        Err("has no file name")
     } else if dir.trim() != dir || name.trim() != name {
-        Err("aria2 would cut the spaces at an end of save_path")
+        Err("has leading or trailing spaces, which aria2 would strip")
     } else if dir.contains("${HOME}") || path.contains(char::is_control) {
-        Err("aria2 would read save_path as something else")
+        Err("would be interpreted by aria2")
     } else {
         Ok((dir, name))
     }
 }
 
-/// The `KIND=DIGITS` of aria2's checksum option; `None` for kinds that aria2 does not verify.
+/// The value `KIND=DIGITS` of the option `checksum`; `None` for kinds that aria2 does not support.
 fn checksum(hash: &str) -> Option<String> {
     let hash = FileHash::parse(hash)?;
     let kind = match hash.kind {
@@ -140,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_format_of_a_query_counts() {
+    fn last_format_in_a_query_is_used() {
         for (query, format) in [
             ("", Ok(Format::Json)),
             ("formats=x&x", Ok(Format::Json)),
@@ -157,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_gives_its_kind_or_nothing() {
+    fn hashes_become_checksums_of_known_kinds() {
         let digits = |count: usize| "0123456789abcdef".repeat(8)[..count].to_owned();
         for (hash, kind) in [
             (digits(32), Some("md5")),
@@ -186,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_one_word_or_refused() {
+    fn urls_are_ascii_without_spaces_or_rejected() {
         for (url, written) in [
             ("https://h/a%20b?x=1&y=[2]", Some("https://h/a%20b?x=1&y=[2]")),
             ("https://h/a b", Some("https://h/a%20b")),
@@ -203,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_stay_what_they_are_or_are_refused() {
+    fn paths_that_aria2_would_interpret_are_rejected() {
         for (text, written) in [
             ("a/b/c.bin", Some(("a/b", "c.bin"))),
             ("c.bin", Some((".", "c.bin"))),

@@ -13,8 +13,9 @@ use crate::catalog::model::{RawModel, RowError};
 /// Rows that are taken from the connection under one timer. The timer costs about as much as decoding a row.
 pub(super) const ROWS_PER_CHUNK: usize = 256;
 
-/// Columns of `model_catalog.entries`, all text except one.
-pub(super) const MODEL_COLUMNS: i16 = 10;
+/// Columns that the statements read from `model_catalog.entries`, all text except one. The last, `mirrors`, is NULL if
+/// the view does not have it.
+pub(super) const MODEL_COLUMNS: i16 = 11;
 /// Index of the column that is boolean.
 pub(super) const AUTH_REQUIRED: usize = 5;
 
@@ -23,10 +24,10 @@ const CHANGED_ID: usize = 2;
 const AGE: usize = 3;
 const FIRST_MODEL_COLUMN: usize = 4;
 /// Columns of `sql/delta_standby.sql` after those of `sql/delta.sql`.
-const XID: usize = 14;
-const REPLAY_LSN: usize = 15;
-const REPLAY_LAG: usize = 16;
-const CAUGHT_UP: usize = 17;
+const XID: usize = 15;
+const REPLAY_LSN: usize = 16;
+const REPLAY_LAG: usize = 17;
+const CAUGHT_UP: usize = 18;
 
 /// The rows of a statement, in chunks as they arrive.
 pub struct RowChunks {
@@ -65,6 +66,7 @@ pub(super) fn model_from_columns<'a>(
         save_path: text(7)?,
         dependencies: text(8)?,
         description: text(9)?,
+        mirrors: text(10)?,
     })
 }
 

@@ -8,7 +8,7 @@ mod database;
 mod error;
 mod models;
 mod plan;
-mod report;
+pub(super) mod report;
 mod sources;
 
 use std::io::Write;

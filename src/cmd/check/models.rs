@@ -141,13 +141,15 @@ impl ModelCheck {
             let hint = "use hexadecimal digits, of sha256 for example, or NULL";
             self.hashes.add(Some(id), || format!("the hash {} is of an unknown kind: {hint}", quoted(hash)));
         }
-        if let Some(name) = row.download_url.and_then(secret_parameter) {
-            let text = "which anyone who can reach a server can read; remove it and set auth_required";
-            self.secrets.add(Some(id), || format!("its download_url contains {}, {text}", quoted(name)));
+        let mirrors = strings(row.mirrors);
+        let urls = row.download_url.map(|url| ("its download_url", url)).into_iter();
+        for (place, url) in urls.chain(mirrors.iter().map(|url| ("one of its mirrors", url.as_str()))) {
+            if let Some(name) = secret_parameter(url) {
+                let text = "which anyone who can reach a server can read; remove it and set auth_required";
+                self.secrets.add(Some(id), || format!("{place} contains {}, {text}", quoted(name)));
+            }
         }
-        let ids = row.dependencies.filter(|json| *json != "[]");
-        let ids: Vec<String> = ids.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
-        for id in ids {
+        for id in strings(row.dependencies) {
             let dependency = self.number(&id);
             self.dependencies.push((number, dependency));
         }
@@ -176,10 +178,16 @@ impl ModelCheck {
         }
         self.hashes.report(report, "");
         if self.secrets.count == 0 {
-            report.ok("secrets", "no download_url seems to contain one");
+            report.ok("secrets", "no URL seems to contain one");
         }
         self.secrets.report(report, "");
     }
+}
+
+/// The elements of a JSON array of strings that passed the rules.
+fn strings(json: Option<&str>) -> Vec<String> {
+    let json = json.filter(|json| *json != "[]");
+    json.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default()
 }
 
 /// Reports dependencies that do not exist, and circular ones.

@@ -69,6 +69,11 @@ impl Report {
         self.push(level, subject, id.map(str::to_owned), text, Some(fix));
     }
 
+    /// Adds a finding about one row with a fix of its own, which may be empty.
+    pub fn row_with_fix(&mut self, level: Level, subject: &'static str, id: &str, text: String, fix: String) {
+        self.push(level, subject, Some(id.to_owned()), text, Some(fix));
+    }
+
     fn push(&mut self, level: Level, subject: &'static str, id: Option<String>, text: String, fix: Option<String>) {
         let fix = fix.filter(|fix| !fix.is_empty());
         self.findings.push(Finding { level, subject, id, text, fix });

@@ -1,11 +1,12 @@
 //! Converts entries of ComfyUI-Manager's `model-list.json` to rows.
 //!
-//! An entry has the name, folder, URL and size of a file, but no hash, access rules or dependencies, so these four
+//! An entry has the name, folder, URL and size of a file, but no hash, access rules, dependencies or mirrors, so these
 //! columns of existing rows are preserved. The folder is the one that ComfyUI-Manager itself downloads to.
 
 use serde::Deserialize;
 
 use super::row::ImportRow;
+use crate::catalog::size::gigabytes;
 
 /// The folders that ComfyUI-Manager uses for the `save_path` `default`, by the type in lower case.
 const FOLDERS: [(&[&str], &str); 10] = [
@@ -82,7 +83,8 @@ fn folder(save_path: &str, kind: &str) -> Result<String, String> {
 
 /// The path with `~` instead of `/`, an id that rarely needs escaping in a URL. It depends only on the path, so it is
 /// stable across imports, and two paths never have the same id.
-fn id(save_path: &str) -> String {
+#[must_use]
+pub fn id(save_path: &str) -> String {
     save_path.replace('%', "%25").replace('~', "%7E").replace('/', "~")
 }
 
@@ -95,9 +97,7 @@ fn description(name: &str, description: &str) -> String {
 /// Converts a size such as `4.71MB` to decimal gigabytes. Rounds up to hundredths, so that a small file does not have a
 /// size of 0. An empty text is an unknown size.
 fn size(text: &str) -> Result<Option<String>, String> {
-    const UNITS: [(&str, i32); 5] = [("KB", 3), ("MB", 6), ("GB", 9), ("TB", 12), ("B", 0)];
-    /// A hundredth of a gigabyte is ten to this power in bytes.
-    const HUNDREDTH: i32 = 7;
+    const UNITS: [(&str, u32); 5] = [("KB", 3), ("MB", 6), ("GB", 9), ("TB", 12), ("B", 0)];
     if text.is_empty() {
         return Ok(None);
     }
@@ -114,10 +114,8 @@ fn size(text: &str) -> Result<Option<String>, String> {
     }
     // Integers, because 11.9 has no exact binary representation and would be rounded up to 11.91.
     let digits: u128 = digits.parse().map_err(|_| invalid())?;
-    let power = unit - HUNDREDTH - fraction.len() as i32;
-    let scale = 10_u128.pow(power.unsigned_abs());
-    let hundredths = if power >= 0 { digits * scale } else { digits.div_ceil(scale) };
-    Ok(Some(format!("{}.{:02}", hundredths / 100, hundredths % 100)))
+    let bytes = (digits * 10_u128.pow(unit)).div_ceil(10_u128.pow(fraction.len() as u32));
+    Ok(Some(gigabytes(bytes)))
 }
 
 #[cfg(test)]

@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
-use simd_json::prelude::Writable;
-use simd_json::{Node, Tape};
+use serde::de::IgnoredAny;
+use simd_json::Node;
 
-use super::comfyui;
 use super::row::ImportRow;
+use super::tape::{decode, elements, members};
+use super::{comfyui, workflow};
 
 /// The format of the entries, detected by their fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub enum InputFormat {
     Api,
     /// ComfyUI-Manager's `model-list.json`.
     ComfyUi,
+    /// The models embedded in a ComfyUI workflow.
+    Workflow,
 }
 
 /// Why a file can't be imported at all.
@@ -31,9 +33,17 @@ pub enum InputError {
     /// No entry has a known format.
     #[error(
         "its entries are neither models in the format of the API (id, name, download_url, save_path, …) \
-         nor entries of ComfyUI-Manager's model-list.json (name, filename, url, save_path, …)"
+         nor entries of ComfyUI-Manager's model-list.json (name, filename, url, save_path, …), \
+         and it is not a ComfyUI workflow"
     )]
     Unknown,
+    /// A workflow that does not say where its models are.
+    #[error(
+        "it is a ComfyUI workflow without embedded models: no node has properties.models (name, url, directory). \
+         ComfyUI omits them when it exports in API format, so use the file that it saves or exports otherwise, and \
+         embed the models if that has none"
+    )]
+    NoEmbeddedModels,
 }
 
 /// The entries of a file.
@@ -45,8 +55,18 @@ pub struct Entries<'a> {
     nodes: Vec<Node<'a>>,
     /// The nodes of each entry.
     entries: Vec<Range<usize>>,
-    /// jq path of the array; `None` if the file is a single model.
-    array: Option<&'static str>,
+    paths: Paths,
+}
+
+/// jq paths of the entries.
+#[derive(Debug)]
+enum Paths {
+    /// The file is a single model.
+    Root,
+    /// They are the elements of this array.
+    Array(&'static str),
+    /// Each has one of its own.
+    Each(Vec<String>),
 }
 
 /// The fields by which the formats are distinguished.
@@ -89,14 +109,22 @@ impl<'a> Entries<'a> {
                 return Err(InputError::Syntax(message));
             }
         };
-        let (entries, array) = match nodes.first() {
-            Some(Node::Array { .. }) => (elements(&nodes, 0), Some(".")),
-            Some(Node::Object { .. }) => match members(&nodes).find(|(key, _)| *key == "models") {
+        // First: a workflow may have an array `models` at its top, too.
+        if workflow::is_workflow(&nodes) {
+            let (entries, paths): (Vec<_>, _) = workflow::model_files(&nodes).into_iter().unzip();
+            if entries.is_empty() {
+                return Err(InputError::NoEmbeddedModels);
+            }
+            return Ok(Self { format: InputFormat::Workflow, nodes, entries, paths: Paths::Each(paths) });
+        }
+        let (entries, paths) = match nodes.first() {
+            Some(Node::Array { .. }) => (elements(&nodes, 0), Paths::Array(".")),
+            Some(Node::Object { .. }) => match members(&nodes, 0).find(|(key, _)| *key == "models") {
                 Some((_, models)) if matches!(nodes[models], Node::Array { .. }) => {
-                    (elements(&nodes, models), Some(".models"))
+                    (elements(&nodes, models), Paths::Array(".models"))
                 }
                 Some(_) => return Err(InputError::NoModels),
-                None => (std::iter::once(0..nodes.len()).collect(), None),
+                None => (std::iter::once(0..nodes.len()).collect(), Paths::Root),
             },
             _ => return Err(InputError::NoModels),
         };
@@ -104,7 +132,7 @@ impl<'a> Entries<'a> {
         let format = entries.iter().find_map(format);
         // An empty list is valid in either format.
         let format = format.or_else(|| entries.is_empty().then_some(InputFormat::Api)).ok_or(InputError::Unknown)?;
-        Ok(Self { format, nodes, entries, array })
+        Ok(Self { format, nodes, entries, paths })
     }
 
     /// Number of entries.
@@ -116,7 +144,11 @@ impl<'a> Entries<'a> {
     /// The jq path of an entry.
     #[must_use]
     pub fn path(&self, number: usize) -> String {
-        self.array.map_or(".".into(), |array| format!("{array}[{number}]"))
+        match &self.paths {
+            Paths::Root => ".".into(),
+            Paths::Array(array) => format!("{array}[{number}]"),
+            Paths::Each(paths) => paths[number].clone(),
+        }
     }
 
     /// Converts an entry to a row.
@@ -128,6 +160,7 @@ impl<'a> Entries<'a> {
         match self.format {
             InputFormat::Api => decode::<ApiModel>(nodes)?.row(),
             InputFormat::ComfyUi => comfyui::row(decode(nodes)?),
+            InputFormat::Workflow => workflow::row(decode(nodes)?),
         }
     }
 
@@ -142,53 +175,6 @@ impl<'a> Entries<'a> {
         let label: Label = decode(&self.nodes[self.entries[number].clone()]).ok()?;
         label.id.or(label.name)
     }
-}
-
-/// The nodes of the value that begins at `start`.
-fn value(nodes: &[Node<'_>], start: usize) -> Range<usize> {
-    let descendants = match &nodes[start] {
-        Node::Object { count, .. } | Node::Array { count, .. } => *count,
-        Node::String(_) | Node::Static(_) => 0,
-    };
-    start..start + 1 + descendants
-}
-
-/// The elements of the array at `array`.
-fn elements(nodes: &[Node<'_>], array: usize) -> Vec<Range<usize>> {
-    let end = value(nodes, array).end;
-    let mut next = array + 1;
-    std::iter::from_fn(|| {
-        (next < end).then(|| {
-            let element = value(nodes, next);
-            next = element.end;
-            element
-        })
-    })
-    .collect()
-}
-
-/// The keys of the object that the file is, each with the node at which its value begins.
-fn members<'n>(nodes: &'n [Node<'_>]) -> impl Iterator<Item = (&'n str, usize)> {
-    let mut next = 1;
-    std::iter::from_fn(move || {
-        let Some(Node::String(key)) = nodes.get(next) else { return None };
-        let start = next + 1;
-        next = value(nodes, start).end;
-        Some((*key, start))
-    })
-}
-
-/// Decodes a value. Where that fails, serde_json is asked for the reason, which it states better.
-fn decode<T: DeserializeOwned>(nodes: &[Node<'_>]) -> Result<T, String> {
-    let tape = Tape(nodes.to_vec());
-    let text = tape.as_value().encode();
-    tape.deserialize().or_else(|_| serde_json::from_str(&text).map_err(|error| strip_position(&error)))
-}
-
-/// The message of a JSON error without its line and column, which would be relative to the entry.
-fn strip_position(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text).to_owned()
 }
 
 /// A model in the format of the API. A missing key means null. An unknown key is an error, because it may be a misspelt
@@ -206,12 +192,13 @@ struct ApiModel {
     save_path: Option<String>,
     dependencies: Option<Vec<String>>,
     description: Option<String>,
+    mirrors: Option<Vec<String>>,
 }
 
 impl ApiModel {
     fn row(self) -> Result<ImportRow, String> {
         let model = self;
-        let dependencies = model.dependencies.map(|ids| serde_json::to_string(&ids)).transpose();
+        let json = |list| serde_json::to_string(&list).map_err(|error| error.to_string());
         Ok(ImportRow {
             id: model.id,
             name: model.name,
@@ -221,8 +208,9 @@ impl ApiModel {
             auth_required: model.auth_required.unwrap_or_default(),
             auth_provider: model.auth_provider,
             save_path: model.save_path,
-            dependencies: dependencies.map_err(|error| error.to_string())?,
+            dependencies: model.dependencies.map(json).transpose()?,
             description: model.description,
+            mirrors: model.mirrors.filter(|urls| !urls.is_empty()).map(json).transpose()?,
         })
     }
 }

@@ -5,9 +5,10 @@
 
 mod comfyui;
 mod input;
-mod progress;
 mod row;
 mod table;
+mod tape;
+mod workflow;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
@@ -15,9 +16,9 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use self::input::{Entries, InputError, InputFormat};
-use self::progress::Progress;
 use self::row::ImportRow;
 use self::table::{Difference, MergeOptions, TableError};
+use super::progress::Progress;
 use super::terminal::escape_truncated;
 use super::{CommandResult, require_all, runtime};
 use crate::catalog::model::Rules;
@@ -114,7 +115,7 @@ async fn import_file(import: &Import, database: &DatabaseConfig) -> Result<usize
     let mut client = progress.during(session::connect(database)).await?;
     let options = MergeOptions {
         dry_run: import.dry_run,
-        preserve_existing: entries.format == InputFormat::ComfyUi,
+        preserve_existing: entries.format != InputFormat::Api,
         lock_timeout: database.timeout,
     };
     let difference = table::merge(&mut client, &rows, options, &progress).await?;
@@ -146,7 +147,8 @@ fn read(path: &Path) -> std::io::Result<String> {
 }
 
 /// Validates all entries. Of several with one id, the one with the smallest JSON is accepted, as servers do with such
-/// rows, so the result does not depend on their order.
+/// rows, so the result does not depend on their order. In a workflow, one node may have the hash of a file and another
+/// not.
 fn validate(entries: &Entries<'_>, rules: &Rules, progress: &Progress) -> Validated {
     progress.begin("checking", entries.len());
     let mut validated = Validated::default();
@@ -164,6 +166,14 @@ fn validate(entries: &Entries<'_>, rules: &Rules, progress: &Progress) -> Valida
         match accepted.entry(row.id.clone().unwrap_or_default()) {
             Slot::Vacant(slot) => drop(slot.insert((number, row, json))),
             Slot::Occupied(slot) if slot.get().2 == json => validated.repeated += 1,
+            Slot::Occupied(mut slot)
+                if entries.format == InputFormat::Workflow && row.differs_by_missing_hash(&slot.get().1) =>
+            {
+                validated.repeated += 1;
+                if row.hash.is_some() {
+                    slot.insert((number, row, json));
+                }
+            }
             Slot::Occupied(mut slot) => {
                 let number = if json < slot.get().2 { slot.insert((number, row, json)).0 } else { number };
                 let (other, id) = (entries.path(slot.get().0), slot.key());

@@ -22,9 +22,18 @@ pub struct ImportRow {
     /// A JSON array of strings.
     pub dependencies: Option<String>,
     pub description: Option<String>,
+    /// A JSON array of strings, not an empty one.
+    pub mirrors: Option<String>,
 }
 
 impl ImportRow {
+    /// Whether two rows are equal but for the hash, which one of them lacks.
+    #[must_use]
+    pub fn differs_by_missing_hash(&self, other: &Self) -> bool {
+        let without = |row: &Self| Self { hash: None, ..row.clone() };
+        self.hash.is_some() != other.hash.is_some() && without(self) == without(other)
+    }
+
     /// The JSON that servers would serve for the row.
     ///
     /// # Errors
@@ -42,6 +51,7 @@ impl ImportRow {
             save_path: self.save_path.as_deref(),
             dependencies: self.dependencies.as_deref(),
             description: self.description.as_deref(),
+            mirrors: self.mirrors.as_deref(),
         };
         raw.render(rules, &mut json).map_err(|error| error.to_string())?;
         if self.file_size_gb.as_ref().is_some_and(|size| size.parse().is_ok_and(|size: f64| size > MAX_SIZE_GB)) {

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio_postgres::{Client, Transaction};
 
-use super::progress::Progress;
 use super::row::ImportRow;
+use crate::cmd::models_table::{ModelsTable, ServedError, require_served};
+use crate::cmd::progress::Progress;
 use crate::postgres::error::describe;
 
-const SERVED: &str = include_str!("../../../sql/import_served.sql");
 const STAGE: &str = include_str!("../../../sql/import_stage.sql");
 const KEEP: &str = include_str!("../../../sql/import_keep.sql");
 const DIFFERENCE: &str = include_str!("../../../sql/import_difference.sql");
@@ -19,23 +19,26 @@ const WRITE: &str = include_str!("../../../sql/import_write.sql");
 const LIST: &str = "SELECT id::text, added, fields FROM pg_temp.difference ORDER BY id";
 /// Blocks other writers but not readers, so that the table does not change between the comparison and the write.
 const LOCK: &str = "LOCK TABLE public.models IN SHARE ROW EXCLUSIVE MODE";
-const COPY: &str = "COPY pg_temp.incoming (id, name, download_url, file_size_gb, hash, auth_required, auth_provider, \
-                    save_path, dependencies, description) FROM STDIN";
+/// The columns are in the order of [`push_line`].
+const COPY: &str = "COPY pg_temp.incoming
+    (id, name, download_url, file_size_gb, hash, auth_required, auth_provider, save_path, dependencies, description
+     , mirrors
+    ) FROM STDIN";
 /// Approximate size of a COPY message in bytes.
 const CHUNK: usize = 64 * 1024;
 
 /// Why nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
-    /// The database is not migrated.
-    #[error("the database has no view model_catalog.entries: run `model-catalog migrate` first")]
-    NoView,
-    /// The view does not read the table, so nothing that is imported would be served.
+    /// Nothing that is written to the table would be served.
+    #[error(transparent)]
+    NotServed(#[from] ServedError),
+    /// The file has mirrors and the table does not.
     #[error(
-        "the view model_catalog.entries does not read public.models, the only table that import writes to, so nothing \
-         would be served; load the table that the view reads with a tool of your own"
+        "the file has mirrors and public.models has no column for them: run `ALTER TABLE public.models ADD COLUMN \
+         mirrors jsonb` and add the column to the view model_catalog.entries; nothing was written"
     )]
-    NotServed,
+    NoMirrors,
     /// A statement failed.
     #[error("cannot {doing}: {}; nothing was written", describe(.source))]
     Statement {
@@ -60,7 +63,7 @@ pub struct Difference {
 pub struct MergeOptions {
     /// Compare without writing.
     pub dry_run: bool,
-    /// Preserve the columns of existing rows that ComfyUI-Manager's list does not have.
+    /// Preserve the values of existing rows that the format lacks, as ComfyUI-Manager's list and workflows do.
     pub preserve_existing: bool,
     /// Maximum time to wait for other writers of the table.
     pub lock_timeout: Duration,
@@ -77,7 +80,10 @@ pub async fn merge(
     progress: &Progress,
 ) -> Result<Difference, TableError> {
     let failed = |doing| move |source| TableError::Statement { doing, source };
-    check_served(client).await?;
+    let table = require_served(client).await?;
+    if !table.has_mirrors && rows.iter().any(|row| row.mirrors.is_some()) {
+        return Err(TableError::NoMirrors);
+    }
     let transaction = client.transaction().await.map_err(failed("begin"))?;
     progress.begin("waiting for other writers", 0);
     if !options.dry_run {
@@ -85,11 +91,11 @@ pub async fn merge(
         let locked = progress.during(transaction.batch_execute(&lock)).await;
         locked.map_err(failed("lock public.models"))?;
     }
-    transaction.batch_execute(STAGE).await.map_err(failed("read the ten columns of public.models"))?;
+    transaction.batch_execute(&table.sql(STAGE)).await.map_err(failed("read the columns of public.models"))?;
     progress.begin("sending", rows.len());
-    send(&transaction, rows, progress).await.map_err(failed("send the rows"))?;
+    send(&transaction, &table, rows, progress).await.map_err(failed("send the rows"))?;
     progress.begin("comparing", 0);
-    let difference = progress.during(compare(&transaction, options.preserve_existing)).await;
+    let difference = progress.during(compare(&transaction, &table, options.preserve_existing)).await;
     let difference = difference.map_err(failed("compare the rows"))?;
     if options.dry_run {
         transaction.rollback().await.map_err(failed("roll back"))?;
@@ -97,34 +103,23 @@ pub async fn merge(
     }
     progress.begin("writing", 0);
     let write = async {
-        transaction.batch_execute(WRITE).await?;
+        transaction.batch_execute(&table.sql(WRITE)).await?;
         transaction.commit().await
     };
     progress.during(write).await.map_err(failed("write the rows"))?;
     Ok(difference)
 }
 
-async fn check_served(client: &Client) -> Result<(), TableError> {
-    let failed = |source| TableError::Statement { doing: "find out what the view model_catalog.entries reads", source };
-    let row = client.query_one(SERVED, &[]).await.map_err(failed)?;
-    if !row.try_get::<_, bool>("has_view").map_err(failed)? {
-        return Err(TableError::NoView);
-    }
-    if !row.try_get::<_, bool>("reads_models").map_err(failed)? {
-        return Err(TableError::NotServed);
-    }
-    Ok(())
-}
-
 async fn send(
     transaction: &Transaction<'_>,
+    table: &ModelsTable,
     rows: &[ImportRow],
     progress: &Progress,
 ) -> Result<(), tokio_postgres::Error> {
-    let mut sink = std::pin::pin!(transaction.copy_in::<_, Bytes>(COPY).await?);
+    let mut sink = std::pin::pin!(transaction.copy_in::<_, Bytes>(table.sql(COPY).as_str()).await?);
     let mut text = String::new();
     for row in rows {
-        push_line(&mut text, row);
+        push_line(&mut text, table, row);
         if text.len() >= CHUNK {
             sink.send(std::mem::take(&mut text).into()).await?;
         }
@@ -137,7 +132,7 @@ async fn send(
 }
 
 /// Appends a line in COPY's text format. The rules allow no control characters, so only backslashes need escaping.
-fn push_line(text: &mut String, row: &ImportRow) {
+fn push_line(text: &mut String, table: &ModelsTable, row: &ImportRow) {
     let auth_required = Some(if row.auth_required { "t" } else { "f" });
     let fields = [
         row.id.as_deref(),
@@ -151,7 +146,8 @@ fn push_line(text: &mut String, row: &ImportRow) {
         Some(row.dependencies.as_deref().unwrap_or("[]")),
         row.description.as_deref(),
     ];
-    for (number, field) in fields.into_iter().enumerate() {
+    let mirrors = table.has_mirrors.then_some(row.mirrors.as_deref());
+    for (number, field) in fields.into_iter().chain(mirrors).enumerate() {
         if number > 0 {
             text.push('\t');
         }
@@ -163,11 +159,15 @@ fn push_line(text: &mut String, row: &ImportRow) {
     text.push('\n');
 }
 
-async fn compare(transaction: &Transaction<'_>, preserve_existing: bool) -> Result<Difference, tokio_postgres::Error> {
+async fn compare(
+    transaction: &Transaction<'_>,
+    table: &ModelsTable,
+    preserve_existing: bool,
+) -> Result<Difference, tokio_postgres::Error> {
     if preserve_existing {
-        transaction.batch_execute(KEEP).await?;
+        transaction.batch_execute(&table.sql(KEEP)).await?;
     }
-    transaction.batch_execute(DIFFERENCE).await?;
+    transaction.batch_execute(&table.sql(DIFFERENCE)).await?;
     let mut difference = Difference::default();
     for row in transaction.query(LIST, &[]).await? {
         let id = row.try_get(0)?;

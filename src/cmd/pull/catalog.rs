@@ -1,10 +1,10 @@
-//! Asks the catalog for models and reads its response. A catalog is trusted with which files a machine has, not with
-//! where else they could go: every field is checked again.
+//! Requests models from the catalog and parses the response. The catalog is trusted to choose the files, but not to
+//! write outside the models folder, so every field is validated again.
 
 use std::time::{Duration, Instant};
 
 use reqwest::header::CONTENT_TYPE;
-use reqwest::{Response, StatusCode, Url};
+use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -13,39 +13,39 @@ use tracing::info;
 use super::error::{Problem, Transport};
 use super::folder::SavePath;
 use super::hash::Hash;
-use super::http::{Http, host};
+use super::http::{Http, host, read};
 use super::journal::KEY_LENGTH;
 use super::settings::Settings;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// More than a batch can have: a thousand models of 60 KB.
+/// Larger than any batch response: a thousand models of 60 KB.
 const MAX_RESPONSE: usize = 64 * 1024 * 1024;
-/// Of an error's body, for the log.
-const MAX_SHOWN: usize = 300;
+/// Characters of an error's body that are logged.
+const MAX_EXCERPT: usize = 300;
 /// Longest pause between two requests, before jitter.
 const MAX_PAUSE: Duration = Duration::from_secs(8);
 
-/// A model to have on disk.
+/// A model that is to be on disk.
 #[derive(Debug)]
 pub struct Model {
     /// Its id.
     pub id: String,
-    /// Where to download it.
+    /// URL to try first.
     pub url: Url,
-    /// Other addresses of the same file.
+    /// Further URLs of the same file.
     pub mirrors: Vec<Url>,
-    /// Bytes in the catalog, rounded as they are there.
+    /// Size in bytes according to the catalog, which rounds.
     pub bytes: Option<u64>,
-    /// Its hash, if it is of a kind that can be computed.
+    /// Its hash, if it can be computed here.
     pub hash: Option<Hash>,
     /// Whether its provider's token is sent.
     pub auth: bool,
-    /// Where it is written.
+    /// Path of the file.
     pub path: SavePath,
 }
 
 impl Model {
-    /// Names the partial download: equal for whatever gives the same file at the same path.
+    /// Identifies the partial download: equal for models with the same content and the same path.
     #[must_use]
     pub fn key(&self) -> String {
         let content = self.hash.as_ref().map_or_else(|| self.url.to_string(), Hash::text);
@@ -53,22 +53,23 @@ impl Model {
         digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()[..KEY_LENGTH].to_owned()
     }
 
-    /// Whether the catalog's size, which is rounded and may count in 2^30, can mean `bytes`.
+    /// Whether `bytes` is consistent with the catalog's size, which is rounded and may be in units of 2^30.
     #[must_use]
     pub fn is_plausible(&self, bytes: u64) -> bool {
         self.bytes.is_none_or(|size| bytes.abs_diff(size) <= tolerance(size))
     }
 
-    /// The largest file that the catalog's size can mean.
+    /// The largest file that is consistent with the catalog's size.
     #[must_use]
     pub fn largest(&self) -> Option<u64> {
         self.bytes.map(|size| size.saturating_add(tolerance(size)))
     }
 
-    /// Refuses a size that is not the catalog's. With a hash that decides alone, because catalogs have wrong sizes.
+    /// Compares the server's size with the catalog's. With a hash, only the hash counts, because catalogs contain wrong
+    /// sizes.
     ///
     /// # Errors
-    /// The sizes.
+    /// The sizes differ.
     pub fn check_size(&self, server: Option<u64>) -> Result<(), Problem> {
         match (server, self.bytes) {
             (Some(server), Some(catalog)) if self.hash.is_none() && !self.is_plausible(server) => {
@@ -79,34 +80,36 @@ impl Model {
     }
 }
 
-fn tolerance(size: u64) -> u64 {
+/// Bytes by which a file may differ from the size in its row, if it has no hash.
+#[must_use]
+pub fn tolerance(size: u64) -> u64 {
     (size / 10).saturating_add(10_000_000)
 }
 
-/// What the catalog says of the ids.
+/// The models and missing ids of a response.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Models with a usable entry; dependencies come first.
+    /// Models with a valid entry; dependencies come first.
     pub models: Vec<Model>,
-    /// Ids without one, and why.
+    /// Ids without one, with the reason.
     pub missing: Vec<(String, Problem)>,
 }
 
-/// Why no catalog gave a list.
+/// Why no catalog returned a list of models.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
-    /// Another request may succeed.
+    /// No response; another request may succeed.
     #[error("no response from {0}: {1}")]
     Unreachable(String, #[source] Transport),
-    /// The same.
-    #[error("status {1} from {0}")]
+    /// A status that may be temporary.
+    #[error("{0} returned status {1}")]
     Status(String, u16),
-    /// The request is refused.
-    #[error("status {1} from {0}: {2}")]
-    Refused(String, u16, String),
-    /// It is no catalog.
-    #[error("the response of {0} is no list of models")]
-    NoList(String),
+    /// The catalog rejected the request.
+    #[error("{0} returned status {1}: {2}")]
+    Rejected(String, u16, String),
+    /// It is not a catalog.
+    #[error("the response from {0} is not a list of models")]
+    InvalidResponse(String),
 }
 
 impl CatalogError {
@@ -115,21 +118,21 @@ impl CatalogError {
     }
 }
 
-/// Asks the catalogs in turn until one responds or the time is over.
+/// Tries the catalogs in turn, until one responds or the time to wait is over.
 ///
 /// # Errors
-/// The last failure.
-pub async fn ask(http: &Http, settings: &Settings) -> Result<Listing, CatalogError> {
+/// The last error, or the last transient one if there was any in the last round.
+pub async fn request_models(http: &Http, settings: &Settings) -> Result<Listing, CatalogError> {
     let deadline = Instant::now() + settings.wait;
     let mut pause = Duration::from_secs(1);
     loop {
         let mut last = None;
         for catalog in &settings.catalogs {
-            match ask_one(http, catalog, &settings.ids).await {
+            match request_one(http, catalog, &settings.ids).await {
                 Ok(listing) => return Ok(listing),
                 Err(error) => {
-                    info!(%error, "the catalog cannot be asked");
-                    // What may pass is worth waiting for, whatever the others say.
+                    info!(%error, "the request to the catalog failed");
+                    // A transient error is worth another round, whatever the errors of the other catalogs.
                     if last.as_ref().is_none_or(|last: &CatalogError| !last.is_transient()) {
                         last = Some(error);
                     }
@@ -141,13 +144,13 @@ pub async fn ask(http: &Http, settings: &Settings) -> Result<Listing, CatalogErr
             Some(error) if !error.is_transient() || left.is_zero() => return Err(error),
             _ => {}
         }
-        // Machines that boot together should not come back together.
+        // Jitter: machines that boot together should not retry together.
         tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64()).min(left)).await;
         pause = (pause * 2).min(MAX_PAUSE);
     }
 }
 
-async fn ask_one(http: &Http, catalog: &Url, ids: &[String]) -> Result<Listing, CatalogError> {
+async fn request_one(http: &Http, catalog: &Url, ids: &[String]) -> Result<Listing, CatalogError> {
     let name = host(catalog);
     let mut url = catalog.clone();
     url.set_path(&format!("{}/api/models/batch", catalog.path().trim_end_matches('/')));
@@ -155,34 +158,23 @@ async fn ask_one(http: &Http, catalog: &Url, ids: &[String]) -> Result<Listing, 
     let request = http.client().post(url).header(CONTENT_TYPE, "application/json").timeout(REQUEST_TIMEOUT).body(body);
     let unreachable = |error: reqwest::Error| CatalogError::Unreachable(name.clone(), error.into());
     let mut response = request.send().await.map_err(unreachable)?;
-    let body = read(&mut response).await.map_err(unreachable)?;
+    let body = read(&mut response, MAX_RESPONSE).await.map_err(unreachable)?;
     match response.status() {
-        StatusCode::OK => parse(&body).ok_or(CatalogError::NoList(name)),
+        StatusCode::OK => parse(&body).ok_or(CatalogError::InvalidResponse(name)),
         status @ (StatusCode::BAD_REQUEST
         | StatusCode::NOT_FOUND
         | StatusCode::METHOD_NOT_ALLOWED
         | StatusCode::PAYLOAD_TOO_LARGE) => {
-            let shown = String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(MAX_SHOWN).collect();
-            Err(CatalogError::Refused(name, status.as_u16(), shown))
+            let excerpt =
+                String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(MAX_EXCERPT).collect();
+            Err(CatalogError::Rejected(name, status.as_u16(), excerpt))
         }
         status => Err(CatalogError::Status(name, status.as_u16())),
     }
 }
 
-/// The body, or its beginning if it is too large to be a list.
-async fn read(response: &mut Response) -> Result<Vec<u8>, reqwest::Error> {
-    let mut body = Vec::new();
-    while body.len() <= MAX_RESPONSE {
-        match response.chunk().await? {
-            Some(chunk) => body.extend_from_slice(&chunk),
-            None => break,
-        }
-    }
-    Ok(body)
-}
-
 #[derive(Deserialize)]
-struct Answer<'a> {
+struct BatchResponse<'a> {
     #[serde(borrow)]
     models: Vec<&'a RawValue>,
     not_found: Vec<String>,
@@ -204,20 +196,20 @@ struct Entry {
     auth_required: bool,
     save_path: String,
     #[serde(default)]
-    mirrors: Option<Vec<String>>,
+    mirrors: Vec<String>,
 }
 
 fn parse(body: &[u8]) -> Option<Listing> {
-    let answer: Answer<'_> = serde_json::from_slice(body).ok()?;
+    let response: BatchResponse<'_> = serde_json::from_slice(body).ok()?;
     let mut listing = Listing::default();
-    for id in answer.not_found {
+    for id in response.not_found {
         listing.missing.push((id, Problem::NotInCatalog));
     }
-    for missing in answer.missing_dependencies {
+    for missing in response.missing_dependencies {
         listing.missing.push((missing.id, Problem::MissingDependency(missing.required_by)));
     }
-    for text in answer.models {
-        // An entry that cannot be read is missing alone.
+    for text in response.models {
+        // An invalid entry does not affect the others.
         match serde_json::from_str::<Entry>(text.get()) {
             Ok(entry) => {
                 let id = entry.id.clone();
@@ -238,9 +230,12 @@ fn parse(body: &[u8]) -> Option<Listing> {
 
 fn model(entry: Entry) -> Result<Model, Problem> {
     let size = entry.file_size_gb.filter(|size| size.is_finite() && *size >= 0.0);
+    // A catalog may list URLs with further schemes for other clients.
+    let mut urls = std::iter::once(&entry.download_url).chain(&entry.mirrors).filter_map(|text| http_url(text));
+    let no_url = || Problem::Entry("it has no http or https URL".into());
     Ok(Model {
-        url: address(&entry.download_url)?,
-        mirrors: entry.mirrors.unwrap_or_default().iter().map(|text| address(text)).collect::<Result<_, _>>()?,
+        url: urls.next().ok_or_else(no_url)?,
+        mirrors: urls.collect(),
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
         bytes: size.map(|size| (size * 1e9).round() as u64),
         hash: entry.hash.as_deref().and_then(Hash::parse),
@@ -250,14 +245,10 @@ fn model(entry: Entry) -> Result<Model, Problem> {
     })
 }
 
-fn address(text: &str) -> Result<Url, Problem> {
-    let wrong = || Problem::Entry("its download address is not plain http or https".into());
-    // The parser leaves tabs and line ends out, so that it would read another address than people do.
-    if text.chars().any(char::is_control) {
-        return Err(wrong());
-    }
-    let url = Url::parse(text).ok().filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
-    url.ok_or_else(wrong)
+fn http_url(text: &str) -> Option<Url> {
+    // The parser removes tabs and line feeds, so it would accept a different URL from the one that people read.
+    let url = Url::parse(text).ok().filter(|_| !text.chars().any(char::is_control))?;
+    (["http", "https"].contains(&url.scheme()) && url.has_host()).then_some(url)
 }
 
 #[cfg(test)]
@@ -270,10 +261,15 @@ mod tests {
             "auth_required":false,"save_path":"a","name":"x","dependencies":[]},{"id":"b"},7,
             {"id":"c","download_url":"file:///etc/passwd","auth_required":false,"save_path":"c"},
             {"id":"d","download_url":"https://h/d","auth_required":false,"save_path":"../d"},
-            {"id":"e","download_url":"https://h/\te","auth_required":false,"save_path":"e"}],
+            {"id":"e","download_url":"https://h/\te","auth_required":false,"save_path":"e"},
+            {"id":"h","download_url":"s3://h/h","mirrors":["ftp://h/h","https://h/1","http://h/2"],
+             "auth_required":false,"save_path":"h"}],
             "not_found":["f"],"missing_dependencies":[{"id":"g","required_by":"a"}]}"#;
         let listing = parse(body).expect("a list");
-        assert_eq!(listing.models.len(), 1);
+        assert_eq!(listing.models.len(), 2);
+        let urls =
+            |model: &Model| [&model.url].into_iter().chain(&model.mirrors).map(Url::to_string).collect::<Vec<_>>();
+        assert_eq!(urls(&listing.models[1]), ["https://h/1", "http://h/2"]);
         assert_eq!((&*listing.models[0].id, listing.models[0].bytes), ("a", Some(1_500_000_000)));
         let missing: Vec<_> = listing.missing.iter().map(|(id, _)| &**id).collect();
         assert_eq!(missing, ["f", "g", "b", "?", "c", "d", "e"]);

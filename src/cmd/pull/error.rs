@@ -1,109 +1,109 @@
-//! Why a model is not on disk. Texts name the cause and what to do; none holds more of an address than its host.
+//! Reasons why a model is not on disk. The messages name the cause and what to do, and contain only the host of a URL.
 
 use std::error::Error;
 use std::io;
 use std::time::Duration;
 
-/// Why a model is missing, or why an attempt to download it failed.
+/// The reason why a model is missing, or why an attempt to download it failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// The catalog lists it as unknown.
-    #[error("the catalog does not have it")]
+    /// The catalog does not have the id.
+    #[error("it is not in the catalog")]
     NotInCatalog,
-    /// Another model depends on it and the catalog does not have it.
-    #[error("{0:?} depends on it and the catalog does not have it")]
+    /// The model named here depends on it, and the catalog does not have it.
+    #[error("{0:?} depends on it, and it is not in the catalog")]
     MissingDependency(String),
     /// The catalog's entry breaks a rule.
-    #[error("its catalog entry cannot be used: {0}")]
+    #[error("its catalog entry is invalid: {0}")]
     Entry(String),
-    /// The save path is not one below the models folder.
+    /// The save path does not name a file inside the models folder.
     #[error("its save path {0}")]
     SavePath(String),
-    /// Two models want the same path and are not the same file.
+    /// Another model with different content has the same path.
     #[error("another model has the save path {0}")]
     SamePath(String),
-    /// The folder of the file cannot be opened or made without leaving the models folder.
-    #[error("its folder cannot be made below the models folder (MACHINE_MODELS_LINKS=1 allows links to elsewhere)")]
+    /// The folder of the file cannot be opened or created without leaving the models folder.
+    #[error("cannot create its folder inside the models folder (MACHINE_MODELS_LINKS=1 allows links to other places)")]
     Folder(#[source] io::Error),
     /// An operation on the models folder failed.
     #[error("{0} failed")]
     Disk(&'static str, #[source] io::Error),
-    /// The disk is too small.
-    #[error("it needs {needed} bytes, and {free} are free")]
-    NoRoom {
-        /// Bytes that are still to be written.
+    /// Too little free disk space.
+    #[error("it needs {needed} bytes, but only {free} are free")]
+    NoSpace {
+        /// Bytes still to be written.
         needed: u64,
-        /// Bytes that may be used.
+        /// Bytes available.
         free: u64,
     },
-    /// A status that is not a success.
-    #[error("status {status} from {host}{hint}")]
+    /// An HTTP status other than success.
+    #[error("{host} returned status {status}{hint}")]
     Status {
         /// HTTP status.
         status: u16,
-        /// Host that sent it.
+        /// Host that returned it.
         host: String,
-        /// What to do, with a separator before it; or nothing.
+        /// What to do, after a separator; may be empty.
         hint: String,
-        /// What the server said of another attempt.
+        /// Value of `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// More redirects than a sane server sends.
-    #[error("it is redirected more than {0} times")]
+    /// Too many redirects.
+    #[error("more than {0} redirects")]
     Redirects(usize),
-    /// A redirect to something that is no http or https URL.
-    #[error("{0} redirects it to an address that is neither http nor https")]
+    /// A redirect to a URL of another scheme.
+    #[error("{0} redirects to a URL that is neither http nor https")]
     RedirectTarget(String),
-    /// No response, or a broken connection.
+    /// No connection, or a broken one.
     #[error("the connection to {host} failed: {source}")]
     Connection {
-        /// Host that was asked.
+        /// The host.
         host: String,
-        /// What went wrong.
+        /// The cause.
         source: Transport,
     },
-    /// No response head within the time.
-    #[error("{0} sends no response")]
+    /// No response head within the timeout.
+    #[error("{0} did not respond in time")]
     Silent(String),
     /// The body ended early.
-    #[error("{0} closed the connection before the end")]
+    #[error("{0} closed the connection before the end of the file")]
     Incomplete(String),
-    /// Too slow.
-    #[error("{0} stalled")]
+    /// The transfer was slower than the minimum speed.
+    #[error("the transfer from {0} stalled")]
     Stalled(String),
     /// A web page instead of a file.
-    #[error("{0} sends a web page (HTML) instead of a model: does it want a token or a licence accepted?")]
+    #[error("{0} sent a web page (HTML) instead of a file: it may require a token or an accepted licence")]
     Html(String),
-    /// A body whose bytes are not the file's.
-    #[error("{0} sends the file compressed, which was not asked for")]
+    /// A compressed body, whose bytes are not those of the file.
+    #[error("{0} sent the file compressed, which was not requested")]
     Encoded(String),
     /// A response that contradicts the request.
-    #[error("{0} sends another range than was asked for")]
+    #[error("{0} sent a different range from the one requested")]
     Range(String),
-    /// A server that stopped to serve ranges.
-    #[error("{0} does not serve ranges")]
+    /// A server that no longer supports ranges.
+    #[error("{0} does not support range requests")]
     NoRanges(String),
-    /// The file is another one than at the last request.
+    /// The file differs from the one at the last request.
     #[error("the file at {0} changed during the download")]
     Changed(String),
-    /// The size cannot be that of the catalog.
-    #[error("its server has {server} bytes, the catalog says {catalog}")]
+    /// The size contradicts the catalog.
+    #[error("the file has {server} bytes on the server, but {catalog} in the catalog")]
     Size {
         /// Bytes of the file.
         server: u64,
-        /// Bytes in the catalog, rounded as they are there.
+        /// Bytes according to the catalog, which rounds.
         catalog: u64,
     },
     /// A signal stopped the pull.
-    #[error("the pull was stopped")]
+    #[error("the pull was interrupted")]
     Stopped,
-    /// The content is another one.
-    #[error("its checksum is not the one in the catalog")]
+    /// The content does not match the hash.
+    #[error("its hash does not match the one in the catalog")]
     Checksum,
 }
 
 impl Problem {
-    /// An error of the disk with what was attempted.
+    /// Converts an I/O error; `what` is the operation that failed.
     pub fn disk(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |error| Self::Disk(what, error)
     }
@@ -124,7 +124,7 @@ impl Problem {
         }
     }
 
-    /// The time the server wants to be left alone for.
+    /// The time that the server asked to wait.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -141,7 +141,7 @@ impl Problem {
             Self::Entry(_) => "entry",
             Self::SavePath(_) | Self::SamePath(_) | Self::Folder(_) => "save_path",
             Self::Disk(..) => "disk",
-            Self::NoRoom { .. } => "no_room",
+            Self::NoSpace { .. } => "no_room",
             Self::Status { status: 401 | 403, .. } => "unauthorized",
             Self::Status { status: 404 | 410, .. } => "not_found",
             Self::Status { status: 429, .. } => "rate_limited",
@@ -157,18 +157,18 @@ impl Problem {
         }
     }
 
-    /// The text with those of its sources.
+    /// The message, with those of its sources.
     #[must_use]
     pub fn text(&self) -> String {
         match self {
-            // Their source is in the text already.
+            // Its message contains its source.
             Self::Connection { .. } => self.to_string(),
             _ => chain(self),
         }
     }
 }
 
-/// An error of the HTTP client without its URL, which may hold a signature.
+/// An error of the HTTP client without its URL, which may contain a signature.
 #[derive(Debug)]
 pub struct Transport(reqwest::Error);
 
@@ -180,7 +180,7 @@ impl From<reqwest::Error> for Transport {
 
 impl std::fmt::Display for Transport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The client's own text says only that a request failed.
+        // The client's own message says only that a request failed.
         match self.0.source() {
             Some(source) => f.write_str(&chain(source)),
             None => self.0.fmt(f),
@@ -194,7 +194,7 @@ impl Error for Transport {
     }
 }
 
-/// An error's text followed by its sources'.
+/// The message of an error, followed by those of its sources.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();

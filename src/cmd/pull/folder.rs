@@ -1,6 +1,6 @@
-//! The models folder: every path of the catalog is checked again, and folders are opened in a way that does not leave
-//! it, through symbolic links neither. Once a folder is open, all work in it is done by its descriptor and by names
-//! without a slash, so nothing that happens to the path meanwhile leads elsewhere.
+//! The models folder. Every path from the catalog is validated again, and folders are opened without leaving the models
+//! folder, not even through symbolic links. Once a folder is open, its descriptor and names without a slash are used,
+//! so concurrent changes to the path have no effect.
 
 use std::fs::Metadata;
 use std::io;
@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 use super::error::Problem;
 use crate::catalog::model::check_save_path;
 
-/// What belongs to this program begins with it, and no save path may have such a part.
-pub const OWN: &str = ".model-catalog";
+/// Prefix of the names of the program's own files and folders. No part of a save path may begin with it.
+pub const RESERVED_PREFIX: &str = ".model-catalog";
 
-/// A save path that stays below the models folder by its text.
+/// A save path whose text stays inside the models folder. Symbolic links are checked when it is opened.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SavePath {
     /// The folder, without empty parts; empty for the models folder itself.
@@ -27,23 +27,23 @@ pub struct SavePath {
 }
 
 impl SavePath {
-    /// Checks a path of the catalog.
+    /// Validates a path from the catalog.
     ///
     /// # Errors
     /// The rule that it breaks.
     pub fn parse(text: &str) -> Result<Self, Problem> {
-        let refused = |reason: &str| Problem::SavePath(format!("{text:?} {reason}"));
-        check_save_path(text).map_err(|fault| Problem::SavePath(format!("{text:?} is refused: {fault}")))?;
+        let rejected = |reason: &str| Problem::SavePath(format!("{text:?} {reason}"));
+        check_save_path(text).map_err(|error| Problem::SavePath(format!("{text:?} is rejected: {error}")))?;
         if text.chars().any(char::is_control) {
-            return Err(refused("has a control character"));
+            return Err(rejected("has a control character"));
         }
         let (folder, name) = text.rsplit_once('/').unwrap_or(("", text));
         if name.is_empty() || name == "." {
-            return Err(refused("names no file"));
+            return Err(rejected("has no file name"));
         }
         let parts: Vec<_> = folder.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-        if parts.iter().chain([&name]).any(|part| part.to_ascii_lowercase().starts_with(OWN)) {
-            return Err(refused("is reserved for the downloads themselves"));
+        if parts.iter().chain([&name]).any(|part| part.to_ascii_lowercase().starts_with(RESERVED_PREFIX)) {
+            return Err(rejected("is reserved for model-catalog"));
         }
         Ok(Self { folder: parts.join("/"), name: name.to_owned() })
     }
@@ -61,7 +61,7 @@ impl SavePath {
     }
 }
 
-/// What tells whether a file is still the one it was.
+/// The metadata that shows whether a file has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     /// Bytes.
@@ -91,13 +91,13 @@ impl Stamp {
         Ok(Self::new(&file.metadata()?))
     }
 
-    /// Whether nothing but the number of links may have changed.
+    /// Whether the content is the same: the ctime may differ, because it also changes with the number of links.
     #[must_use]
     pub fn is_same_content(&self, other: &Self) -> bool {
         *self == Self { ctime: self.ctime, ..*other }
     }
 
-    /// Whether the name `name` in `folder` is that of this very file.
+    /// Whether `name` in `folder` refers to this file.
     #[must_use]
     pub fn is_named(&self, folder: &Dir, name: &str) -> bool {
         use cap_std::fs::MetadataExt as _;
@@ -114,10 +114,10 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Opens the folder, which is made if `create` says so.
+    /// Opens the folder. With `create`, it is created first.
     ///
     /// # Errors
-    /// It cannot be made or opened.
+    /// It cannot be created or opened.
     pub fn open(path: &Path, links: bool, create: bool) -> io::Result<Self> {
         if create {
             std::fs::create_dir_all(path)?;
@@ -125,10 +125,10 @@ impl Folder {
         Ok(Self { path: path.canonicalize()?, root: Dir::open_ambient_dir(path, ambient_authority())?, links })
     }
 
-    /// The folder of a save path, made if `create` says so; `None` if there is none and none is made.
+    /// Opens the folder of a save path; `None` if it does not exist. With `create`, it is created.
     ///
     /// # Errors
-    /// It is not below the models folder, or cannot be made.
+    /// It is not inside the models folder, or cannot be created.
     pub fn parent(&self, path: &SavePath, create: bool) -> Result<Option<Dir>, Problem> {
         let folder = if path.folder.is_empty() { "." } else { &*path.folder };
         let open = || match self.links {
@@ -137,11 +137,11 @@ impl Folder {
         };
         match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
-                let made = match self.links {
+                let created = match self.links {
                     true => std::fs::create_dir_all(self.path.join(folder)),
                     false => self.root.create_dir_all(folder),
                 };
-                made.and_then(|()| open()).map(Some).map_err(Problem::Folder)
+                created.and_then(|()| open()).map(Some).map_err(Problem::Folder)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             opened => opened.map(Some).map_err(Problem::Folder),
@@ -154,18 +154,19 @@ impl Folder {
         &self.root
     }
 
-    /// The folder of this program's own files, made if need be.
+    /// Opens the folder of the record and the journals. With `create`, it is created first.
     ///
     /// # Errors
-    /// It cannot be made.
-    pub fn own(&self, create: bool) -> io::Result<Dir> {
+    /// It cannot be created or opened.
+    pub fn state_dir(&self, create: bool) -> io::Result<Dir> {
         if create {
-            self.root.create_dir_all(OWN)?;
+            self.root.create_dir_all(RESERVED_PREFIX)?;
         }
-        self.root.open_dir(OWN)
+        self.root.open_dir(RESERVED_PREFIX)
     }
 
-    /// The file at a save path, if there is a regular one, with its stamp. Links are followed: the file is only read.
+    /// The regular file at a save path, with its stamp; `None` if there is none. Links are followed, because the file
+    /// is only read.
     #[must_use]
     pub fn existing(&self, path: &SavePath) -> Option<(PathBuf, Stamp)> {
         let path = self.path.join(path.text());
@@ -180,32 +181,32 @@ impl Folder {
     }
 }
 
-/// A file system and the bytes that are free on it.
+/// A file system and its free space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
-    /// Tells file systems apart.
+    /// Id of the file system.
     pub device: u64,
-    /// Bytes free for this user.
+    /// Bytes available to this user.
     pub free: u64,
 }
 
 /// The file system of a folder.
 ///
 /// # Errors
-/// It cannot be asked.
+/// Its state cannot be read.
 pub fn space(folder: &Dir) -> io::Result<Space> {
     use cap_std::fs::MetadataExt as _;
     let stat = rustix::fs::fstatvfs(folder)?;
     Ok(Space { device: folder.dir_metadata()?.dev(), free: stat.f_bavail.saturating_mul(stat.f_frsize) })
 }
 
-/// Writes the names in a folder to the disk.
+/// Syncs a folder, and with it the names of its files, to the disk.
 ///
 /// # Errors
-/// It cannot be written.
+/// The sync failed.
 pub fn sync(folder: &Dir) -> io::Result<()> {
     use rustix::fs::{Mode, OFlags};
-    // Its own descriptor is only good for looking names up.
+    // The descriptor of a `Dir` is opened with O_PATH, which fsync does not accept.
     let folder = rustix::fs::openat(folder, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     Ok(rustix::fs::fsync(folder)?)
 }

@@ -1,5 +1,5 @@
-//! Hashes a file while it is written: a thread reads behind the first gap, while the bytes are still in the page
-//! cache, so that the hash is known shortly after the last byte.
+//! Hashes a file while it is being written: a thread reads up to the first gap while the bytes are still in the page
+//! cache, so the hash is ready shortly after the last byte.
 
 use std::fs::File;
 use std::io;
@@ -14,31 +14,31 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::hash::{BUFFER, Hash, Hasher};
 use super::segments::Segments;
 
-/// Time between two looks at the first gap; being told of every chunk would cost more.
+/// Interval at which the first gap is polled; a notification per chunk would cost more.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// The segments of a file, shared by its connections and its follower.
+/// The segments of a file, shared between its connections and its follower.
 #[derive(Debug)]
-pub struct Shared {
+pub struct SharedSegments {
     segments: Mutex<Segments>,
     changed: Condvar,
     stopped: AtomicBool,
 }
 
-impl Shared {
+impl SharedSegments {
     /// Shares segments.
     #[must_use]
     pub fn new(segments: Segments) -> Self {
         Self { segments: Mutex::new(segments), changed: Condvar::new(), stopped: AtomicBool::new(false) }
     }
 
-    /// The segments; not to be held across an await.
+    /// Locks the segments. The guard must not be held across an await.
     pub fn segments(&self) -> MutexGuard<'_, Segments> {
-        // What is done under the lock leaves the segments whole even if it panics.
+        // No operation leaves the segments inconsistent when it panics.
         self.segments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes of the file; `u64::MAX` while nobody knows.
+    /// Size of the file in bytes; `u64::MAX` while it is unknown.
     pub fn total(&self) -> u64 {
         self.segments().total()
     }
@@ -48,7 +48,8 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits until there is something to hash after `position`; gives the end of it and whether it is the file's.
+    /// Waits for bytes to hash after `position`. Returns their end, and whether it is the end of the file; `None` once
+    /// the follower was stopped.
     fn wait(&self, position: u64) -> Option<(u64, bool)> {
         let mut segments = self.segments();
         loop {
@@ -65,17 +66,17 @@ impl Shared {
     }
 }
 
-/// The thread that hashes; dropping it ends it.
+/// The hashing thread. Dropping this stops it.
 #[derive(Debug)]
 pub struct Follower {
-    shared: Arc<Shared>,
+    shared: Arc<SharedSegments>,
     thread: JoinHandle<io::Result<bool>>,
 }
 
 impl Follower {
-    /// Starts to hash `file`.
+    /// Starts hashing `file`.
     #[must_use]
-    pub fn start(shared: Arc<Shared>, file: Arc<File>, hash: Hash) -> Self {
+    pub fn start(shared: Arc<SharedSegments>, file: Arc<File>, hash: Hash) -> Self {
         let copy = Arc::clone(&shared);
         let thread = spawn_blocking(move || {
             let hasher = follow(&copy, &file, hash.hasher())?;
@@ -84,10 +85,10 @@ impl Follower {
         Self { shared, thread }
     }
 
-    /// Whether the file, of which nothing may be missing any more, has the hash.
+    /// Whether the file, which must be complete, has the hash.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The file cannot be read.
     pub async fn matches(mut self) -> io::Result<bool> {
         (&mut self.thread).await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
     }
@@ -100,7 +101,7 @@ impl Drop for Follower {
     }
 }
 
-fn follow(shared: &Shared, file: &File, mut hasher: Hasher) -> io::Result<Option<Hasher>> {
+fn follow(shared: &SharedSegments, file: &File, mut hasher: Hasher) -> io::Result<Option<Hasher>> {
     let (mut position, mut buffer) = (0, vec![0; BUFFER]);
     while let Some((end, complete)) = shared.wait(position) {
         while position < end {

@@ -1,4 +1,5 @@
-//! Requests for files: redirects are followed here, because each address of a chain decides anew which token it gets.
+//! Requests for files. Redirects are followed here rather than in the client, because which token is sent is decided
+//! again for each URL.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,65 +20,65 @@ use super::tokens::Tokens;
 
 const MAX_REDIRECTS: usize = 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// From a request to the head of its response; hubs ask their storage meanwhile.
+/// From the request to the head of the response; hubs may query their storage in between.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// Longest pause that a server may impose.
+/// Upper limit for `Retry-After`.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// Where a file is, once redirects are followed.
+/// The location of a file, after redirects.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// The last address; it may hold a signature that expires.
+    /// The last URL; it may contain a signature that expires.
     pub url: Url,
-    /// Bytes of the file, if its server says so.
+    /// Size of the file in bytes, if the server sends it.
     pub total: Option<u64>,
-    /// What tells this version of the file from others.
+    /// Entity tag or modification date, which identifies this version of the file.
     pub validator: Option<String>,
-    /// Whether the server sends parts of the file.
+    /// Whether the server supports range requests.
     pub ranges: bool,
 }
 
 impl Source {
-    /// Its host, for messages.
+    /// The host, for messages.
     #[must_use]
     pub fn host(&self) -> String {
         host(&self.url)
     }
 }
 
-/// The part of an address that may be shown.
+/// The host of a URL, which is the only part that may be shown.
 #[must_use]
 pub fn host(url: &Url) -> String {
     url.host_str().unwrap_or("?").to_owned()
 }
 
-/// The HTTP client with the tokens of this machine.
+/// The HTTP client, with the tokens of this machine.
 #[derive(Debug)]
 pub struct Http {
     client: Client,
     tokens: Tokens,
 }
 
-/// What a server says of the body that follows.
+/// The range of the file that a response body contains, from its headers.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Part {
-    /// Position of its first byte in the file.
+pub struct BodyRange {
+    /// Position of the first byte.
     pub start: u64,
-    /// Position after its last byte, if known.
+    /// Position after the last byte, if known.
     pub end: Option<u64>,
-    /// Bytes of the whole file, if known.
+    /// Size of the whole file, if known.
     pub total: Option<u64>,
-    /// Whether this is the answer to a request for a range.
+    /// Whether the status was 206 (Partial Content).
     pub partial: bool,
-    /// What tells this version of the file from others.
+    /// Entity tag or modification date, which identifies this version of the file.
     pub validator: Option<String>,
 }
 
 impl Http {
-    /// A client that trusts the certificates of this system.
+    /// Creates a client that trusts the certificates of this system.
     ///
     /// # Errors
-    /// The TLS library cannot be set up.
+    /// The TLS configuration failed.
     pub fn new(tokens: Tokens) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
@@ -99,39 +100,53 @@ impl Http {
         &self.client
     }
 
-    /// Finds out where a file is and how large, by a request for its first byte.
+    /// Requests the first byte of a file, to find its location and size.
     ///
     /// # Errors
-    /// Whatever is not a file that can be downloaded.
+    /// The response is not a downloadable file.
     pub async fn resolve(&self, url: &Url, auth: bool) -> Result<Source, Problem> {
-        let (response, url) = match self.get(url, auth, Some((0, 1))).await {
+        self.resolve_observed(url, auth, |_, _| {}).await
+    }
+
+    /// Like [`resolve`](Self::resolve); calls `on_head` with the address and the headers of each response, redirects
+    /// and errors included.
+    ///
+    /// # Errors
+    /// See [`resolve`](Self::resolve).
+    pub async fn resolve_observed(
+        &self,
+        url: &Url,
+        auth: bool,
+        on_head: impl FnMut(&Url, &HeaderMap),
+    ) -> Result<Source, Problem> {
+        let (response, url) = match self.get(url, auth, Some((0, 1)), on_head).await {
             // An empty file has no first byte.
             Err((Problem::Status { status: 416, .. }, Some((headers, url)))) if unsatisfied(&headers) == Some(0) => {
                 return Ok(Source { url, total: Some(0), validator: validator(&headers), ranges: false });
             }
             got => got.map_err(|(problem, _)| problem)?,
         };
-        let part = part(&response, &url)?;
+        let part = body_range(&response, &url)?;
         let source = Source { total: part.total, validator: validator(response.headers()), ranges: part.partial, url };
         if part.partial {
-            // Read to its end, so that the connection can be used again.
+            // Read the body to its end, so that the connection can be reused.
             let _ = tokio::time::timeout(CONNECT_TIMEOUT, drain(response)).await;
         }
         Ok(source)
     }
 
-    /// Requests the bytes from `range.0` to before `range.1`, or all, of a resolved file.
+    /// Requests the bytes from `range.0` up to but not including `range.1`, or all bytes, of a resolved file.
     ///
     /// # Errors
-    /// No response with a body of this file.
+    /// The response does not contain this file.
     pub async fn fetch(
         &self,
         source: &Source,
         auth: bool,
         range: Option<(u64, u64)>,
-    ) -> Result<(Response, Part), Problem> {
-        let (response, url) = self.get(&source.url, auth, range).await.map_err(|(problem, _)| problem)?;
-        let part = part(&response, &url)?;
+    ) -> Result<(Response, BodyRange), Problem> {
+        let (response, url) = self.get(&source.url, auth, range, |_, _| {}).await.map_err(|(problem, _)| problem)?;
+        let part = body_range(&response, &url)?;
         let differs = |known: Option<u64>, now: Option<u64>| known.zip(now).is_some_and(|(known, now)| known != now);
         if differs(source.total, part.total) {
             return Err(Problem::Changed(host(&url)));
@@ -139,12 +154,30 @@ impl Http {
         Ok((response, part))
     }
 
-    /// GET with redirects; with an error, the head of the last response.
+    /// Requests a small document: its body, or its first bytes if it is longer than `max`.
+    ///
+    /// # Errors
+    /// No success, or no complete body within the time.
+    pub async fn document(&self, url: &Url, auth: bool, max: usize) -> Result<Vec<u8>, Problem> {
+        let (mut response, url) = self.get(url, auth, None, |_, _| {}).await.map_err(|(problem, _)| problem)?;
+        let read = tokio::time::timeout(HEAD_TIMEOUT, read(&mut response, max)).await;
+        read.map_err(|_| Problem::Silent(host(&url)))?.map_err(|error| connection_error(&url, error))
+    }
+
+    /// The tokens that it sends.
+    #[must_use]
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// Sends a GET request and follows redirects. An error comes with the head and the URL of the last response, if
+    /// any.
     async fn get(
         &self,
         url: &Url,
         auth: bool,
         range: Option<(u64, u64)>,
+        mut on_head: impl FnMut(&Url, &HeaderMap),
     ) -> Result<(Response, Url), (Problem, Option<(HeaderMap, Url)>)> {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
@@ -159,16 +192,19 @@ impl Http {
             let sent = tokio::time::timeout(HEAD_TIMEOUT, request.send()).await;
             let response = match sent {
                 Err(_) => return Err((Problem::Silent(host(&url)), None)),
-                Ok(Err(error)) => return Err((connection(&url, error), None)),
+                Ok(Err(error)) => return Err((connection_error(&url, error), None)),
                 Ok(Ok(response)) => response,
             };
+            on_head(&url, response.headers());
             match response.status() {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok((response, url)),
                 StatusCode::MOVED_PERMANENTLY
                 | StatusCode::FOUND
                 | StatusCode::SEE_OTHER
                 | StatusCode::TEMPORARY_REDIRECT
-                | StatusCode::PERMANENT_REDIRECT => url = target(&response, &url).map_err(|problem| (problem, None))?,
+                | StatusCode::PERMANENT_REDIRECT => {
+                    url = redirect_target(&response, &url).map_err(|problem| (problem, None))?
+                }
                 _ => {
                     let problem = self.status(&response, &url, auth, authorization.is_some());
                     return Err((problem, Some((response.headers().clone(), url))));
@@ -183,21 +219,21 @@ impl Http {
         let variable = self.tokens.variable(url);
         let hint = match (status, variable) {
             (401 | 403, Some(variable)) if token_sent => {
-                format!(": the token in {variable} is not accepted; has its owner accepted the model's licence?")
+                format!(": the token in {variable} was rejected; has its owner accepted the model's licence?")
             }
-            (401 | 403, Some(variable)) if auth => format!(": it needs a token, set {variable}"),
-            (401 | 403, Some(_)) => ": it needs a token, and the catalog does not set auth_required".into(),
-            (401 | 403, None) if auth => ": it needs a token, and no token may be sent to this host".into(),
-            (404 | 410, _) => ": the download address in the catalog is dead".into(),
+            (401 | 403, Some(variable)) if auth => format!(": it requires a token, set {variable}"),
+            (401 | 403, Some(_)) => ": it requires a token, but the catalog does not set auth_required".into(),
+            (401 | 403, None) if auth => ": it requires a token, and no token may be sent to this host".into(),
+            (404 | 410, _) => ": the URL in the catalog is dead".into(),
             _ => String::new(),
         };
-        let after = text(response.headers(), RETRY_AFTER).and_then(|text| retry_after(&text));
+        let after = header(response.headers(), RETRY_AFTER).and_then(|text| retry_after(&text));
         Problem::Status { status, host: host(url), hint, retry_after: after }
     }
 }
 
-/// The certificates of the system; `CURL_CA_BUNDLE` and `SSL_CERT_FILE` name others, as for curl and OpenSSL. Without
-/// any, http still works and https fails by name.
+/// The root certificates: those of the system, or those in `CURL_CA_BUNDLE` or `SSL_CERT_FILE`, as with curl and
+/// OpenSSL. Without any, http still works, and https fails with an error about the certificate.
 fn roots() -> RootCertStore {
     let mut store = RootCertStore::empty();
     let Some(path) = std::env::var_os("CURL_CA_BUNDLE").filter(|path| !path.is_empty()) else {
@@ -208,61 +244,76 @@ fn roots() -> RootCertStore {
         Ok(certificates) => drop(store.add_parsable_certificates(certificates.flatten())),
         Err(error) => {
             let path = path.display();
-            warn!(%path, %error, "the certificates that CURL_CA_BUNDLE names cannot be read: https fails");
+            warn!(%path, %error, "the certificates in CURL_CA_BUNDLE cannot be read, so https will fail");
         }
     }
     store
 }
 
-fn connection(url: &Url, error: reqwest::Error) -> Problem {
+fn connection_error(url: &Url, error: reqwest::Error) -> Problem {
     Problem::Connection { host: host(url), source: error.into() }
 }
 
-fn target(response: &Response, from: &Url) -> Result<Url, Problem> {
+fn redirect_target(response: &Response, from: &Url) -> Result<Url, Problem> {
     let bad = || Problem::RedirectTarget(host(from));
     let location = response.headers().get(LOCATION).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
     let url = location.and_then(|text| from.join(text).ok()).ok_or_else(bad)?;
     if ["http", "https"].contains(&url.scheme()) && url.has_host() { Ok(url) } else { Err(bad()) }
 }
 
+/// The body of a response, or its beginning if it is longer than `max` bytes.
+///
+/// # Errors
+/// The connection breaks off.
+pub async fn read(response: &mut Response, max: usize) -> Result<Vec<u8>, reqwest::Error> {
+    let mut body = Vec::new();
+    while body.len() <= max {
+        match response.chunk().await? {
+            Some(chunk) => body.extend_from_slice(&chunk),
+            None => break,
+        }
+    }
+    Ok(body)
+}
+
 async fn drain(mut response: Response) {
     while let Ok(Some(_)) = response.chunk().await {}
 }
 
-fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
+fn header(headers: &HeaderMap, name: HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
-/// What is equal for equal bytes: a strong entity tag, else the date of the last change.
+/// A strong entity tag, otherwise the modification date. Equal validators mean equal bytes.
 fn validator(headers: &HeaderMap) -> Option<String> {
-    text(headers, ETAG).filter(|tag| tag.starts_with('"')).or_else(|| text(headers, LAST_MODIFIED))
+    header(headers, ETAG).filter(|tag| tag.starts_with('"')).or_else(|| header(headers, LAST_MODIFIED))
 }
 
-/// The size in the `bytes */SIZE` of a range that cannot be had.
+/// The size in `bytes */SIZE`, which a server sends for a range that it cannot satisfy.
 fn unsatisfied(headers: &HeaderMap) -> Option<u64> {
-    text(headers, CONTENT_RANGE)?.trim().strip_prefix("bytes */")?.parse().ok()
+    header(headers, CONTENT_RANGE)?.trim().strip_prefix("bytes */")?.parse().ok()
 }
 
-/// What a response says of its body.
-fn part(response: &Response, url: &Url) -> Result<Part, Problem> {
+/// Reads the range of a response body from its headers.
+fn body_range(response: &Response, url: &Url) -> Result<BodyRange, Problem> {
     let headers = response.headers();
-    if text(headers, CONTENT_TYPE).is_some_and(|kind| kind.trim().to_ascii_lowercase().starts_with("text/html")) {
+    if header(headers, CONTENT_TYPE).is_some_and(|kind| kind.trim().to_ascii_lowercase().starts_with("text/html")) {
         return Err(Problem::Html(host(url)));
     }
-    if text(headers, CONTENT_ENCODING).is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity")) {
+    if header(headers, CONTENT_ENCODING).is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity")) {
         return Err(Problem::Encoded(host(url)));
     }
     if response.status() == StatusCode::PARTIAL_CONTENT {
-        let range = text(headers, CONTENT_RANGE).and_then(|text| content_range(&text));
-        let part = range.map(|part| Part { validator: validator(headers), ..part });
+        let range = header(headers, CONTENT_RANGE).and_then(|text| content_range(&text));
+        let part = range.map(|part| BodyRange { validator: validator(headers), ..part });
         return part.ok_or_else(|| Problem::Range(host(url)));
     }
-    let length = text(headers, CONTENT_LENGTH).and_then(|text| text.trim().parse().ok());
-    Ok(Part { start: 0, end: length, total: length, partial: false, validator: validator(headers) })
+    let length = header(headers, CONTENT_LENGTH).and_then(|text| text.trim().parse().ok());
+    Ok(BodyRange { start: 0, end: length, total: length, partial: false, validator: validator(headers) })
 }
 
-/// `bytes START-END/TOTAL`, or `*` for the total.
-fn content_range(text: &str) -> Option<Part> {
+/// Parses `bytes FIRST-LAST/TOTAL`, in which `*` stands for an unknown total.
+fn content_range(text: &str) -> Option<BodyRange> {
     let (range, total) = text.trim().strip_prefix("bytes ")?.trim().split_once('/')?;
     let (start, last) = range.split_once('-')?;
     let (start, last): (u64, u64) = (start.trim().parse().ok()?, last.trim().parse().ok()?);
@@ -271,7 +322,7 @@ fn content_range(text: &str) -> Option<Part> {
         total => Some(total.parse().ok()?),
     };
     let end = last.checked_add(1)?;
-    (start < end && total.is_none_or(|total| end <= total)).then_some(Part {
+    (start < end && total.is_none_or(|total| end <= total)).then_some(BodyRange {
         start,
         end: Some(end),
         total,
@@ -280,7 +331,7 @@ fn content_range(text: &str) -> Option<Part> {
     })
 }
 
-/// Seconds, or a date.
+/// Parses seconds or a date.
 fn retry_after(text: &str) -> Option<Duration> {
     let date = || httpdate::parse_http_date(text).ok()?.duration_since(std::time::SystemTime::now()).ok();
     let wait = text.trim().parse().ok().map(Duration::from_secs).or_else(date)?;
@@ -293,7 +344,7 @@ mod tests {
 
     #[test]
     fn invalid_content_ranges_are_rejected() {
-        let part = |start, end, total| Some(Part { start, end: Some(end), total, partial: true, validator: None });
+        let part = |start, end, total| Some(BodyRange { start, end: Some(end), total, partial: true, validator: None });
         for (text, expected) in [
             ("bytes 0-0/1", part(0, 1, Some(1))),
             ("bytes 5-9/10", part(5, 10, Some(10))),

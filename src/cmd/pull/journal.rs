@@ -1,5 +1,5 @@
-//! What is missing of a partial download, kept on disk so that any later process goes on with it. A journal never
-//! claims bytes that were not written: it is written after them.
+//! The missing ranges of a partial download, kept on disk so that any later process can resume it. Bytes are written
+//! before the journal that records them.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
 use serde::{Deserialize, Serialize};
 
-use super::folder::{OWN, SavePath};
-use super::own;
+use super::folder::{RESERVED_PREFIX, SavePath};
+use super::state_file;
 
-/// Partial downloads that nobody touched for so long are removed.
+/// Partial downloads that were not continued for this long are removed.
 const MAX_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// The state of a partial download.
@@ -19,9 +19,9 @@ const MAX_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 pub struct Journal {
     /// Save path of the file.
     pub path: String,
-    /// Bytes of the whole file.
+    /// Size of the whole file in bytes.
     pub total: u64,
-    /// What told the version that was fetched from others.
+    /// Entity tag or modification date of the version being downloaded.
     pub validator: Option<String>,
     /// Inode of the partial file.
     pub inode: u64,
@@ -30,10 +30,10 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Reads a journal if it is that of the partial file `part` and can be true of it.
+    /// Reads the journal of the partial file `part`; `None` if there is none or it contradicts the file.
     #[must_use]
     pub fn load(folder: &Dir, key: &str, part: &std::fs::File) -> Option<Self> {
-        let journal = own::read_json::<Self>(folder, &name(key)).ok().flatten()?;
+        let journal = state_file::read_json::<Self>(folder, &name(key)).ok().flatten()?;
         let metadata = part.metadata().ok()?;
         let mut position = 0;
         for (start, end) in &journal.gaps {
@@ -42,7 +42,7 @@ impl Journal {
             }
             position = *end;
         }
-        // The last byte that is claimed to be there.
+        // The end of the last range that was recorded as written.
         let last = match journal.gaps.last() {
             Some((start, end)) if *end == journal.total => *start,
             _ => journal.total,
@@ -50,10 +50,10 @@ impl Journal {
         (metadata.len() >= last && journal.inode == metadata.ino()).then_some(journal)
     }
 
-    /// Reads how many of how many bytes are there, whoever is downloading.
+    /// Reads the bytes downloaded and the size of the file, also while another process downloads it.
     #[must_use]
     pub fn peek(folder: &Dir, key: &str) -> Option<(u64, u64)> {
-        let journal = own::read_json::<Self>(folder, &name(key)).ok().flatten()?;
+        let journal = state_file::read_json::<Self>(folder, &name(key)).ok().flatten()?;
         let missing: u64 = journal.gaps.iter().map(|(start, end)| end.saturating_sub(*start)).sum();
         Some((journal.total.saturating_sub(missing), journal.total))
     }
@@ -63,12 +63,12 @@ impl Journal {
     /// # Errors
     /// It cannot be written.
     pub fn save(&self, folder: &Dir, key: &str) -> io::Result<()> {
-        own::write_json(folder, &name(key), self, false)
+        state_file::write_json(folder, &name(key), self, false)
     }
 
     /// Removes a journal.
     pub fn remove(folder: &Dir, key: &str) {
-        // Without its partial file it means nothing.
+        // A journal without its partial file is ignored.
         let _ = folder.remove_file(name(key));
     }
 }
@@ -77,13 +77,13 @@ fn name(key: &str) -> String {
     format!("{key}.json")
 }
 
-/// The name of the partial file beside the one it becomes, so that giving it its name never crosses file systems.
+/// The name of the partial file. It is in the same folder as the final file, so the rename never crosses file systems.
 #[must_use]
 pub fn part_name(key: &str) -> String {
-    format!("{OWN}-{key}.part")
+    format!("{RESERVED_PREFIX}-{key}.part")
 }
 
-/// Opens the partial file of `key`, or makes it. A link in its place is refused.
+/// Opens or creates the partial file of `key`. A symbolic link of that name is an error.
 ///
 /// # Errors
 /// It cannot be opened.
@@ -93,14 +93,14 @@ pub fn open_part(folder: &Dir, key: &str) -> io::Result<std::fs::File> {
     options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
     let file = folder.open_with(part_name(key), &options)?.into_std();
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other("the partial file is no regular file"));
+        return Err(io::Error::other("the partial file is not a regular file"));
     }
     Ok(file)
 }
 
-/// Removes partial downloads that are old, with their journals.
-pub fn remove_old(own: &Dir, parent: impl Fn(&SavePath) -> Option<Dir>) {
-    let Ok(entries) = own.entries() else { return };
+/// Removes old partial downloads and their journals.
+pub fn remove_old(state_dir: &Dir, parent: impl Fn(&SavePath) -> Option<Dir>) {
+    let Ok(entries) = state_dir.entries() else { return };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(key) = name.strip_suffix(".json").filter(|key| key.len() == KEY_LENGTH) else { continue };
@@ -109,13 +109,13 @@ pub fn remove_old(own: &Dir, parent: impl Fn(&SavePath) -> Option<Dir>) {
         if age.is_none_or(|age| age < MAX_AGE) {
             continue;
         }
-        let journal = own::read_json::<Journal>(own, &name).ok().flatten();
+        let journal = state_file::read_json::<Journal>(state_dir, &name).ok().flatten();
         if let Some(folder) = journal.and_then(|journal| parent(&SavePath::parse(&journal.path).ok()?)) {
             let _ = folder.remove_file(part_name(key));
         }
-        let _ = own.remove_file(&name);
+        let _ = state_dir.remove_file(&name);
     }
 }
 
-/// Digits of a key.
+/// Number of hexadecimal digits of a key.
 pub const KEY_LENGTH: usize = 24;

@@ -1,26 +1,27 @@
-//! `model-catalog pull`: from ids to verified files, and then to the command that uses them.
+//! `model-catalog pull`: downloads models by their ids, verifies them, and then executes the command that uses them.
 //!
-//! Everything is planned before the first byte is downloaded: what is there, where the rest is to be had, whether it
-//! fits. What cannot be had is a warning and does not stop the rest.
+//! Everything is planned before the first byte is downloaded: which files exist, where the others are, and whether they
+//! fit on the disk. A model that cannot be downloaded is a warning and does not stop the others.
 
-mod catalog;
-mod error;
+pub(super) mod catalog;
+pub(super) mod error;
 mod folder;
 mod follower;
 mod hash;
-mod http;
+pub(super) mod http;
 mod journal;
 mod link;
-mod own;
 mod plan;
 mod progress;
 mod prune;
 mod record;
 mod report;
+pub(super) mod retry;
 mod round;
 mod segments;
 pub mod settings;
-mod tokens;
+mod state_file;
+pub(super) mod tokens;
 mod transfer;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -40,89 +41,90 @@ use tracing::{error, info, warn};
 use catalog::{Listing, Model};
 use error::Problem;
 use folder::{Folder, Stamp};
+use hash::Hash;
 use http::{Http, Source};
-use plan::{Planned, Room};
-use progress::{File, Outcome, Progress, Screen};
+use plan::{FreeSpace, Plan};
+use progress::{ModelProgress, Outcome, Progress, Screen};
 use record::Record;
 use settings::Settings;
 
 use crate::cli::PullArgs;
 
-/// Exit status after SIGTERM, SIGINT or SIGHUP, as a shell gives it for SIGTERM.
-const STOPPED: u8 = 143;
-/// Pause before a file is tried again that another process downloads.
+/// Exit status after SIGTERM, SIGINT or SIGHUP: the one that shells report for SIGTERM.
+const EXIT_SIGNALED: u8 = 143;
+/// Pause before retrying a file that another process is downloading.
 const BUSY_PAUSE: Duration = Duration::from_millis(250);
-/// Time that downloads have for their journals after a signal.
+/// Time for downloads to write their journals after a signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Threads that do the network's and the disk's work; the hashes have threads of their own.
+/// Maximum threads for network and disk I/O; hashing has its own threads.
 const MAX_THREADS: usize = 8;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// What all parts of a pull share.
+/// State shared by all parts of a pull.
 struct Context {
     settings: Settings,
     folder: Folder,
     /// Folder of the record and the journals.
-    own: Dir,
-    /// The record as it was at the beginning.
+    state_dir: Dir,
+    /// The record as of the start.
     record: Record,
     http: Http,
     progress: Progress,
-    /// True once a signal said to stop.
+    /// True once a signal was received.
     stop: watch::Receiver<bool>,
 }
 
 impl Context {
-    /// What is shown of a model.
-    fn progress_of(&self, id: &str) -> Option<Arc<File>> {
+    /// The progress of the model with this id.
+    fn progress_of(&self, id: &str) -> Option<Arc<ModelProgress>> {
         self.progress.files.iter().find(|file| file.id == id).cloned()
     }
 }
 
 /// How a pull ended.
-enum End {
-    /// Every model is there.
+enum PullResult {
+    /// Every model is on disk.
     Complete,
-    /// A model is missing, or nothing could be asked.
+    /// A model is missing, or the pull could not start.
     Incomplete,
     /// A signal stopped it.
     Stopped,
 }
 
-/// Pulls, then becomes the command. `bars` says whether a terminal may be drawn on.
+/// Pulls, then replaces this process with the command. `bars` allows progress bars if standard error is a terminal.
 #[must_use]
 pub fn run(pull: &PullArgs, bars: bool) -> ExitCode {
-    let end = if pull.ids().is_empty() { End::Complete } else { pull_models(pull, bars) };
+    let end = if pull.ids().is_empty() { PullResult::Complete } else { pull_models(pull, bars) };
     let complete = match end {
-        End::Stopped => return ExitCode::from(STOPPED),
-        End::Complete => true,
-        End::Incomplete => false,
+        PullResult::Stopped => return ExitCode::from(EXIT_SIGNALED),
+        PullResult::Complete => true,
+        PullResult::Incomplete => false,
     };
     match pull.command.first() {
         Some(command) if !complete && pull.strict && !pull.dry_run => {
             error!(command = %command.display(), "MACHINE_MODELS_STRICT is set: the command is not started");
             ExitCode::FAILURE
         }
-        Some(_) if !pull.dry_run => become_command(pull),
+        Some(_) if !pull.dry_run => exec_command(pull),
         _ if complete => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
 }
 
-/// The process is the command from here on, with the environment and the folder it was started with.
-fn become_command(pull: &PullArgs) -> ExitCode {
+/// Replaces this process with the command, which inherits the environment and the working directory.
+fn exec_command(pull: &PullArgs) -> ExitCode {
     let error = Command::new(&pull.command[0]).args(&pull.command[1..]).exec();
     error!(command = %pull.command[0].display(), %error, "the command cannot be started");
-    // As shells have it.
+    // The exit statuses of shells.
     ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 })
 }
 
-fn pull_models(pull: &PullArgs, bars: bool) -> End {
+fn pull_models(pull: &PullArgs, bars: bool) -> PullResult {
     let done = pull.check().map_err(Failure::from).and_then(|settings| {
         let runtime = runtime()?;
         let end = runtime.block_on(async {
-            // Before anything begins: a signal that comes early must find its handler.
+            // Installed first, so that no signal arrives before its handler.
             let mut signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
             let [terminate, interrupt, hangup] = &mut signals;
             let (terminate, interrupt, hangup) = (
@@ -139,17 +141,17 @@ fn pull_models(pull: &PullArgs, bars: bool) -> End {
                 _ = hangup.recv() => {}
             }
             stop.send_replace(true);
-            // Downloads write their journals; whatever else is going on is dropped.
+            // Downloads write their journals; everything else is dropped.
             let _ = tokio::time::timeout(STOP_TIMEOUT, end).await;
-            Ok(End::Stopped)
+            Ok(PullResult::Stopped)
         });
-        // A thread that waits for a slow disk must not hold up the command.
+        // A thread that is waiting for a slow disk must not delay the command.
         runtime.shutdown_background();
         end
     });
     done.unwrap_or_else(|error| {
         error!("{}", error::chain(&*error));
-        End::Incomplete
+        PullResult::Incomplete
     })
 }
 
@@ -158,22 +160,22 @@ fn runtime() -> std::io::Result<Runtime> {
     Builder::new_multi_thread().worker_threads(threads).enable_all().build()
 }
 
-async fn get_models(settings: Settings, bars: bool, stop: watch::Receiver<bool>) -> Result<End, Failure> {
+async fn get_models(settings: Settings, bars: bool, stop: watch::Receiver<bool>) -> Result<PullResult, Failure> {
     let folder = Folder::open(&settings.dir, settings.links, true)
-        .and_then(|folder| folder.own(true).map(|own| (folder, own)))
-        .map_err(|error| format!("the models folder {} cannot be used: {error}", settings.dir.display()));
-    let (folder, own) = folder?;
+        .and_then(|folder| folder.state_dir(true).map(|state_dir| (folder, state_dir)))
+        .map_err(|error| format!("cannot open the models folder {}: {error}", settings.dir.display()));
+    let (folder, state_dir) = folder?;
     let http = Http::new(PullArgs::tokens())?;
-    let listing = catalog::ask(&http, &settings)
+    let listing = catalog::request_models(&http, &settings)
         .await
-        .map_err(|error| format!("the catalog cannot be asked: {}", error::chain(&error)))?;
-    let record = Record::load(&own);
+        .map_err(|error| format!("cannot get the models from the catalog: {}", error::chain(&error)))?;
+    let record = Record::load(&state_dir);
     if !settings.dry_run {
-        journal::remove_old(&own, |path| folder.parent(path, false).ok().flatten());
+        journal::remove_old(&state_dir, |path| folder.parent(path, false).ok().flatten());
     }
     let mut progress = Progress::new(Screen::of_stderr(bars && !settings.dry_run));
     let models = add_models(&mut progress, listing);
-    let context = Arc::new(Context { settings, folder, own, record, http, progress, stop });
+    let context = Arc::new(Context { settings, folder, state_dir, record, http, progress, stop });
     let reporter = tokio::spawn(report::run(Arc::clone(&context)));
     let planned = plan_all(&context, &models).await;
     if context.settings.dry_run {
@@ -181,35 +183,35 @@ async fn get_models(settings: Settings, bars: bool, stop: watch::Receiver<bool>)
         print!("{}", report::dry_run(&context, &planned));
     } else {
         fetch_all(&context, planned).await;
-        touch(&context, &models);
+        mark_needed(&context, &models);
         reporter.abort();
-        // Its last words are said below, so it must not say any after them.
+        // The final report below must be the last one.
         let _ = reporter.await;
         report::finish(&context);
     }
     let complete =
         if context.settings.dry_run { context.progress.count("missing") == 0 } else { context.progress.is_complete() };
-    Ok(if complete { End::Complete } else { End::Incomplete })
+    Ok(if complete { PullResult::Complete } else { PullResult::Incomplete })
 }
 
-/// A model and what is shown of it.
-type Item = (Arc<Model>, Arc<File>);
+/// A model and its progress.
+type Item = (Arc<Model>, Arc<ModelProgress>);
 
-/// Adds what the catalog said to what is shown. Of several models with one path the first has it; the others are
-/// there with it if they are the same file.
+/// Adds the models of the response to the progress. Of several models with the same path, the first is downloaded; the
+/// others are missing unless they have the same content.
 fn add_models(progress: &mut Progress, listing: Listing) -> Vec<Item> {
     let (mut items, mut first) = (Vec::new(), HashMap::new());
     for (id, problem) in listing.missing {
         progress.add(&id, String::new(), 0).missing(&problem);
     }
     for model in listing.models {
-        let content = (model.hash.clone(), model.url.clone());
+        let content = (model.hash.as_ref().map(Hash::text), model.url.clone());
         let path = model.path.text();
         match first.get(&path) {
             None => {
                 first.insert(path.clone(), content);
-                let shown = progress.add(&model.id, path, model.bytes.unwrap_or(0));
-                items.push((Arc::new(model), shown));
+                let progress = progress.add(&model.id, path, model.bytes.unwrap_or(0));
+                items.push((Arc::new(model), progress));
             }
             Some(other) if *other == content => {}
             Some(_) => progress.add(&model.id, path.clone(), 0).missing(&Problem::SamePath(path)),
@@ -218,19 +220,19 @@ fn add_models(progress: &mut Progress, listing: Listing) -> Vec<Item> {
     items
 }
 
-/// A model that is to be downloaded.
-struct Wanted {
+/// A model to download or link.
+struct Pending {
     item: Item,
     /// The file at its save path when it was planned.
     before: Option<Stamp>,
-    /// Where it is to be had, if its server was asked and responded.
+    /// Its location, if its server responded.
     source: Option<Source>,
-    /// Whether its content is there, or comes with a model before it.
+    /// Whether it is linked to a file with the same content, which exists or is downloaded first.
     link: bool,
 }
 
-/// Plans all models; what is there or cannot be had is done with.
-async fn plan_all(context: &Arc<Context>, items: &[Item]) -> Vec<Wanted> {
+/// Plans all models. Those that are on disk or cannot be downloaded get their outcome here; the others are returned.
+async fn plan_all(context: &Arc<Context>, items: &[Item]) -> Vec<Pending> {
     let mut known = HashSet::new();
     let plans = items.iter().map(|item| {
         let first = item.0.hash.as_ref().is_none_or(|hash| known.insert(hash.text()));
@@ -240,56 +242,56 @@ async fn plan_all(context: &Arc<Context>, items: &[Item]) -> Vec<Wanted> {
         }
     });
     let mut plans = futures_util::stream::iter(plans).buffered(context.settings.parallel);
-    let mut wanted = Vec::new();
+    let mut pending = Vec::new();
     while let Some((item, before, planned)) = plans.next().await {
         match planned {
-            Ok(Planned::Present) => item.1.finish(Outcome::Present),
-            Ok(Planned::Fetch(source)) => wanted.push(Wanted { item: item.clone(), before, source, link: false }),
-            Ok(Planned::Link) => wanted.push(Wanted { item: item.clone(), before, source: None, link: true }),
+            Ok(Plan::Present) => item.1.finish(Outcome::Present),
+            Ok(Plan::Fetch(source)) => pending.push(Pending { item: item.clone(), before, source, link: false }),
+            Ok(Plan::Link) => pending.push(Pending { item: item.clone(), before, source: None, link: true }),
             Err(problem) => item.1.missing(&problem),
         }
     }
-    wanted
+    pending
 }
 
-/// Links what is wanted to files with the same content, and downloads the rest, of each content one file first.
-async fn fetch_all(context: &Arc<Context>, mut wanted: Vec<Wanted>) {
-    prune::run(context, &wanted);
-    let mut room = Room::default();
+/// Links models to existing files with the same content, and downloads the others, each content once.
+async fn fetch_all(context: &Arc<Context>, mut pending: Vec<Pending>) {
+    prune::run(context, &pending);
+    let mut free_space = FreeSpace::default();
     loop {
-        wanted.retain(|wanted| !linked(context, wanted));
-        if wanted.is_empty() || *context.stop.borrow() {
+        pending.retain(|pending| !linked(context, pending));
+        if pending.is_empty() || *context.stop.borrow() {
             return;
         }
-        let (fetch, others) = link::first_of_each(wanted);
-        let fits = |wanted: &Wanted| {
-            let (model, shown) = &wanted.item;
-            let needed = Room::needed(context, model, wanted.source.as_ref());
-            room.take(context, model, needed).map_err(|problem| shown.missing(&problem)).is_ok()
+        let (fetch, others) = link::split_by_content(pending);
+        let fits = |pending: &Pending| {
+            let (model, progress) = &pending.item;
+            let needed = FreeSpace::needed(context, model, pending.source.as_ref());
+            free_space.reserve(context, model, needed).map_err(|problem| progress.missing(&problem)).is_ok()
         };
         download(context, fetch.into_iter().filter(fits).collect()).await;
-        wanted = others;
+        pending = others;
     }
 }
 
-/// Whether a model's file is now a link to one with the same content.
-fn linked(context: &Context, wanted: &Wanted) -> bool {
-    let (model, shown) = &wanted.item;
+/// Links a model's file to one with the same content; false if that is not possible.
+fn linked(context: &Context, pending: &Pending) -> bool {
+    let (model, progress) = &pending.item;
     match link::link(context, model) {
-        Ok(()) => shown.finish(Outcome::Linked),
+        Ok(()) => progress.finish(Outcome::Linked),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return false,
-        // Not every file system has links.
+        // Not every file system supports hard links.
         Err(error) => {
-            context.progress.screen.log(|| info!(model = &*model.id, %error, "not linked, downloading it"));
+            context.progress.screen.log(|| info!(model = &*model.id, %error, "cannot be linked, downloading it"));
             return false;
         }
     }
     true
 }
 
-/// Downloads files, some at a time.
-async fn download(context: &Arc<Context>, wanted: Vec<Wanted>) {
-    let queue = Arc::new(Mutex::new(VecDeque::from(wanted)));
+/// Downloads files, several concurrently.
+async fn download(context: &Arc<Context>, pending: Vec<Pending>) {
+    let queue = Arc::new(Mutex::new(VecDeque::from(pending)));
     let mut tasks = JoinSet::new();
     for _ in 0..context.settings.parallel {
         tasks.spawn(work(Arc::clone(context), Arc::clone(&queue)));
@@ -297,33 +299,33 @@ async fn download(context: &Arc<Context>, wanted: Vec<Wanted>) {
     while tasks.join_next().await.is_some() {}
 }
 
-/// Downloads from the queue until it is empty. A file that another process downloads goes back to its end, so that
-/// processes that share a folder divide the work.
-async fn work(context: Arc<Context>, queue: Arc<Mutex<VecDeque<Wanted>>>) {
+/// Downloads files from the queue until it is empty. A file that another process is downloading is moved to the end of
+/// the queue, so processes that share a folder divide the work.
+async fn work(context: Arc<Context>, queue: Arc<Mutex<VecDeque<Pending>>>) {
     let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         if *context.stop.borrow() {
             return;
         }
-        let Some(wanted) = lock().pop_front() else { return };
-        let shown = &wanted.item.1;
-        match transfer::run(&context, &wanted).await {
-            Ok(transfer::Outcome::Fetched) => shown.finish(Outcome::Fetched),
-            Ok(transfer::Outcome::Present) => shown.finish(Outcome::Present),
+        let Some(pending) = lock().pop_front() else { return };
+        let progress = &pending.item.1;
+        match transfer::run(&context, &pending).await {
+            Ok(transfer::Outcome::Fetched) => progress.finish(Outcome::Fetched),
+            Ok(transfer::Outcome::Present) => progress.finish(Outcome::Present),
             Ok(transfer::Outcome::Busy) => {
-                lock().push_back(wanted);
+                lock().push_back(pending);
                 tokio::time::sleep(BUSY_PAUSE).await;
             }
-            Err(problem) => shown.missing(&problem),
+            Err(problem) => progress.missing(&problem),
         }
     }
 }
 
-/// Records that the files that are there were needed now, for `--prune`.
-fn touch(context: &Context, items: &[Item]) {
-    let there = |item: &&Item| !matches!(item.1.state().outcome, Some(Outcome::Missing { .. }));
-    let paths: Vec<_> = items.iter().filter(there).map(|(model, _)| model.path.text()).collect();
-    let updated = Record::update(&context.own, |files| {
+/// Records the time at which the existing files were last needed, for `--prune`.
+fn mark_needed(context: &Context, items: &[Item]) {
+    let on_disk = |item: &&Item| !matches!(item.1.state().outcome, Some(Outcome::Missing { .. }));
+    let paths: Vec<_> = items.iter().filter(on_disk).map(|(model, _)| model.path.text()).collect();
+    let updated = Record::update(&context.state_dir, |files| {
         for path in &paths {
             if let Some(file) = files.get_mut(path) {
                 file.needed_at = record::now();

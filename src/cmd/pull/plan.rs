@@ -1,4 +1,5 @@
-//! What each model needs, before anything is downloaded: is its file there, where is it to be had, does it fit.
+//! Plans each model before anything is downloaded: whether its file exists, where it can be downloaded, whether it
+//! fits.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,94 +11,102 @@ use super::error::Problem;
 use super::folder::{Space, Stamp, space};
 use super::http::Source;
 use super::journal::Journal;
-use super::progress::{File as Shown, Phase};
+use super::progress::{ModelProgress, Phase};
 use super::record::Record;
-use super::{Context, Wanted, link};
+use super::{Context, Pending, link};
 use crate::cli::Verify;
 
-/// What is to be done for a model.
+/// How to get the file of a model.
 #[derive(Debug)]
-pub enum Planned {
-    /// Its file is there.
+pub enum Plan {
+    /// The file exists.
     Present,
-    /// Its file is to be linked to another one with the same content.
+    /// Link it to another file with the same content.
     Link,
-    /// Its file is to be downloaded; without a source its server did not respond, which may pass.
+    /// Download it. There is no source if its server did not respond, which may be temporary.
     Fetch(Option<Source>),
 }
 
-/// What is at a model's save path.
+/// The state of the file at a model's save path.
 enum Existing {
     Absent,
-    Same,
-    Other,
-    /// There is no hash to compare; its bytes.
+    /// It has the hash of the model.
+    Verified,
+    /// It has another hash.
+    Different,
+    /// The model has no hash; the size of the file.
     Unhashed(u64),
 }
 
-/// Plans one model; `first` is the first of its content.
+/// Plans one model; `first`: no earlier model has the same content.
 ///
 /// # Errors
-/// Why it cannot be had.
-pub async fn plan(context: &Arc<Context>, model: &Arc<Model>, shown: &Shown, first: bool) -> Result<Planned, Problem> {
+/// The reason why it cannot be downloaded.
+pub async fn plan(
+    context: &Arc<Context>,
+    model: &Arc<Model>,
+    progress: &ModelProgress,
+    first: bool,
+) -> Result<Plan, Problem> {
     context.folder.parent(&model.path, !context.settings.dry_run)?;
-    let existing = existing(context, model, shown, &context.record).await?;
-    if matches!(existing, Existing::Same) {
-        return Ok(Planned::Present);
+    let existing = existing(context, model, progress, &context.record).await?;
+    if matches!(existing, Existing::Verified) {
+        return Ok(Plan::Present);
     }
-    // What will be linked needs no address that works.
-    if !first || link::is_there(context, model) {
-        return Ok(Planned::Link);
+    // A model that will be linked needs no working URL.
+    if !first || link::has_copy(context, model) {
+        return Ok(Plan::Link);
     }
     let resolved = context.http.resolve(&model.url, model.auth).await;
     if let Existing::Unhashed(size) = existing {
-        // A file gets its name when it is whole, so while its server is silent the size in the catalog will do.
+        // Only complete files have their final name, so while the server does not respond the size in the catalog
+        // suffices.
         let same = match &resolved {
             Ok(Source { total: Some(total), .. }) => size == *total,
             _ => model.is_plausible(size),
         };
         if same {
-            return Ok(Planned::Present);
+            return Ok(Plan::Present);
         }
     }
     match resolved {
         Ok(source) => {
-            shown.set_source(&source.host());
-            // With mirrors, another address may have the right file.
+            progress.set_source(&source.host());
+            // A mirror may have the right file.
             if model.mirrors.is_empty() {
                 model.check_size(source.total)?;
             }
-            shown.set_bytes(0, source.total.or(model.bytes).unwrap_or(0));
-            Ok(Planned::Fetch(Some(source)))
+            progress.set_bytes(0, source.total.or(model.bytes).unwrap_or(0));
+            Ok(Plan::Fetch(Some(source)))
         }
-        Err(problem) if problem.is_transient() || !model.mirrors.is_empty() => Ok(Planned::Fetch(None)),
+        Err(problem) if problem.is_transient() || !model.mirrors.is_empty() => Ok(Plan::Fetch(None)),
         Err(problem) => Err(problem),
     }
 }
 
-/// Whether another process put the file there since it was planned, when it was as `before` says.
+/// Whether another process has created the file since it was planned.
 ///
 /// # Errors
 /// The file cannot be read.
-pub async fn present_meanwhile(context: &Arc<Context>, wanted: &Wanted) -> Result<bool, Problem> {
-    let (model, shown) = &wanted.item;
+pub async fn appeared_since_planned(context: &Arc<Context>, pending: &Pending) -> Result<bool, Problem> {
+    let (model, progress) = &pending.item;
     let now = context.folder.existing(&model.path).map(|(_, stamp)| stamp);
-    if now.is_none() || now == wanted.before {
+    if now.is_none() || now == pending.before {
         return Ok(false);
     }
-    // The other process may not have come to its record yet; then the file is hashed.
-    let total = wanted.source.as_ref().and_then(|source| source.total);
-    Ok(match existing(context, model, shown, &Record::load(&context.own)).await? {
-        Existing::Same => true,
+    // The other process may not have recorded it yet; then it is hashed.
+    let total = pending.source.as_ref().and_then(|source| source.total);
+    Ok(match existing(context, model, progress, &Record::load(&context.state_dir)).await? {
+        Existing::Verified => true,
         Existing::Unhashed(size) => total.map_or_else(|| model.is_plausible(size), |total| total == size),
-        Existing::Absent | Existing::Other => false,
+        Existing::Absent | Existing::Different => false,
     })
 }
 
 async fn existing(
     context: &Arc<Context>,
     model: &Arc<Model>,
-    shown: &Shown,
+    progress: &ModelProgress,
     record: &Record,
 ) -> Result<Existing, Problem> {
     if context.folder.is_folder(&model.path) {
@@ -108,60 +117,60 @@ async fn existing(
     let known = record.get(&model.path.text());
     let verified = known.is_some_and(|known| known.stamp == stamp && known.hash.as_ref() == Some(&hash.text()));
     if verified && context.settings.verify == Verify::Changed {
-        return Ok(Existing::Same);
+        return Ok(Existing::Verified);
     }
-    shown.set_phase(Phase::Checking);
-    shown.set_bytes(0, stamp.size);
+    progress.set_phase(Phase::Checking);
+    progress.set_bytes(0, stamp.size);
     let reader = context.progress_of(&model.id);
     let hashed = spawn_blocking(move || {
         let file = std::fs::File::open(path)?;
-        let report = |bytes| reader.iter().for_each(|shown| shown.set_checked(bytes));
+        let report = |bytes| reader.iter().for_each(|progress| progress.set_checked(bytes));
         let same = hash.matches_file(&file, report)?;
-        // What was written to meanwhile is not what was hashed.
+        // A file that was modified in the meantime is not the one that was hashed.
         Ok(same && Stamp::of(&file)? == stamp)
     });
     let same = hashed.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)));
-    shown.set_phase(Phase::Waiting);
-    match same.map_err(Problem::disk("reading the file that is there"))? {
+    progress.set_phase(Phase::Waiting);
+    match same.map_err(Problem::disk("reading the existing file"))? {
         true => {
-            link::remember(context, model, stamp, false)?;
-            Ok(Existing::Same)
+            link::record_verified(context, model, stamp, false)?;
+            Ok(Existing::Verified)
         }
-        false => Ok(Existing::Other),
+        false => Ok(Existing::Different),
     }
 }
 
-/// Room of the file systems that models are written to.
+/// Unreserved bytes of the file systems that models are written to.
 #[derive(Debug, Default)]
-pub struct Room(HashMap<u64, u64>);
+pub struct FreeSpace(HashMap<u64, u64>);
 
-impl Room {
-    /// Bytes that are still to be written for a model.
+impl FreeSpace {
+    /// Bytes still to be written for a model.
     #[must_use]
     pub fn needed(context: &Context, model: &Model, source: Option<&Source>) -> u64 {
-        // The larger of both: a catalog may round, a server may send more.
+        // The larger size: the catalog may round, and the server may have more.
         let size = source.and_then(|source| source.total).unwrap_or(0).max(model.bytes.unwrap_or(0));
-        let done = Journal::peek(&context.own, &model.key()).map_or(0, |(done, _)| done);
+        let done = Journal::peek(&context.state_dir, &model.key()).map_or(0, |(done, _)| done);
         size.saturating_sub(done)
     }
 
-    /// Where a model is written.
+    /// The file system that a model is written to.
     ///
     /// # Errors
-    /// The file system cannot be asked.
+    /// Its state cannot be read.
     pub fn space(context: &Context, model: &Model) -> Result<Space, Problem> {
-        let asked = match context.folder.parent(&model.path, false)? {
+        let space = match context.folder.parent(&model.path, false)? {
             Some(folder) => space(&folder),
             None => space(context.folder.root()),
         };
-        asked.map_err(Problem::disk("asking for free space"))
+        space.map_err(Problem::disk("reading the free space"))
     }
 
-    /// Takes room for a model.
+    /// Reserves space for a model.
     ///
     /// # Errors
     /// There is too little.
-    pub fn take(&mut self, context: &Context, model: &Model, needed: u64) -> Result<(), Problem> {
+    pub fn reserve(&mut self, context: &Context, model: &Model, needed: u64) -> Result<(), Problem> {
         let space = Self::space(context, model)?;
         let free = self.0.entry(space.device).or_insert(space.free.saturating_sub(context.settings.keep_free));
         match free.checked_sub(needed) {
@@ -169,7 +178,7 @@ impl Room {
                 *free = rest;
                 Ok(())
             }
-            None => Err(Problem::NoRoom { needed, free: *free }),
+            None => Err(Problem::NoSpace { needed, free: *free }),
         }
     }
 }

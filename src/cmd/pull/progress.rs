@@ -1,4 +1,4 @@
-//! What is known of every model while a pull runs: written by the downloads, read by whatever shows it.
+//! The progress of every model during a pull: written by the downloads, read by the reports.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,23 +10,23 @@ use tracing::{info, warn};
 
 use super::error::Problem;
 
-/// What is being done for a model.
+/// The current activity for a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Its turn has not come.
+    /// It is queued.
     Waiting,
-    /// Its file is hashed.
+    /// Its file is being hashed.
     Checking,
-    /// It is downloaded.
+    /// It is being downloaded.
     Fetching,
-    /// Another process downloads it.
+    /// Another process is downloading it.
     Elsewhere,
-    /// It is done with.
+    /// It has an outcome.
     Done,
 }
 
 impl Phase {
-    /// Its name in the status file.
+    /// The name in the status file.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -39,26 +39,26 @@ impl Phase {
     }
 }
 
-/// What became of a model.
+/// The result for a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It was downloaded.
     Fetched,
-    /// It was there.
+    /// It was on disk already.
     Present,
-    /// A file with the same content was linked.
+    /// It was linked to a file with the same content.
     Linked,
-    /// It is not there.
+    /// It is missing.
     Missing {
-        /// A short name of the reason.
+        /// A short name of the reason, for programs.
         code: &'static str,
-        /// The reason in words.
+        /// The reason, for people.
         reason: String,
     },
 }
 
 impl Outcome {
-    /// Its name in metrics and in the status file.
+    /// The name in the metrics and in the status file.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -70,27 +70,27 @@ impl Outcome {
     }
 }
 
-/// The state of one model that changes seldom.
+/// The part of the progress of a model that changes rarely; byte counts are atomics.
 #[derive(Debug, Clone)]
 pub struct State {
-    /// What is being done.
+    /// Current activity.
     pub phase: Phase,
-    /// What became of it.
+    /// Result; `None` until there is one.
     pub outcome: Option<Outcome>,
-    /// Host that its bytes come from.
+    /// Host that it is downloaded from.
     pub source: Option<String>,
-    /// Attempts that failed.
+    /// Number of failed attempts.
     pub failed_attempts: u64,
-    /// Bytes per second over the last seconds.
+    /// Bytes per second, averaged over about five seconds.
     pub rate: f64,
-    /// Time from the first byte to the end, or to now.
+    /// Time since the download began, until its end.
     pub elapsed: Duration,
     begun: Option<Instant>,
 }
 
-/// One model.
+/// The progress of one model.
 #[derive(Debug)]
-pub struct File {
+pub struct ModelProgress {
     /// Its id.
     pub id: String,
     /// Its save path; empty if it has none.
@@ -102,7 +102,7 @@ pub struct File {
     received: AtomicU64,
 }
 
-impl File {
+impl ModelProgress {
     fn new(id: &str, path: String, total: u64, screen: Screen) -> Self {
         let state = State {
             phase: Phase::Waiting,
@@ -138,25 +138,25 @@ impl File {
         state
     }
 
-    /// Bytes that are there, of how many; 0 if nobody knows.
+    /// Bytes on disk, and the size; 0 if it is unknown.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
         (self.done.load(Relaxed), self.total.load(Relaxed))
     }
 
-    /// Bytes that this process received for it.
+    /// Bytes received by this process.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.load(Relaxed)
     }
 
-    /// The host that its bytes come from, or nothing.
+    /// The host that it is downloaded from; empty if there is none yet.
     #[must_use]
     pub fn source(&self) -> String {
         self.lock().source.clone().unwrap_or_default()
     }
 
-    /// Says what is being done.
+    /// Sets the current activity.
     pub fn set_phase(&self, phase: Phase) {
         let mut state = self.lock();
         if phase == Phase::Fetching {
@@ -165,44 +165,44 @@ impl File {
         state.phase = phase;
     }
 
-    /// Says where its bytes come from.
+    /// Sets the host that it is downloaded from.
     pub fn set_source(&self, host: &str) {
         self.lock().source = Some(host.to_owned());
     }
 
-    /// Says how much is there.
+    /// Sets the bytes on disk and the size.
     pub fn set_bytes(&self, done: u64, total: u64) {
         self.done.store(done, Relaxed);
         self.total.store(total, Relaxed);
     }
 
-    /// Bytes hashed so far of a file that is there.
+    /// Sets the number of bytes of an existing file that are hashed.
     pub fn set_checked(&self, bytes: u64) {
         self.done.store(bytes, Relaxed);
     }
 
-    /// Counts bytes that were received and written.
+    /// Adds bytes that were received and written.
     pub fn add_received(&self, bytes: u64) {
         self.done.fetch_add(bytes, Relaxed);
         self.received.fetch_add(bytes, Relaxed);
     }
 
-    /// Updates the rate from what was received since the last call, `interval` ago.
+    /// Updates the rate. `before` is the number of bytes received at the last call, `interval` ago.
     pub fn measure(&self, before: u64, interval: Duration) {
         let now = (self.received() - before) as f64 / interval.as_secs_f64().max(0.001);
         let mut state = self.lock();
-        // A mean over about five seconds.
+        // An exponential average over about five calls.
         state.rate = if state.rate == 0.0 { now } else { 0.8 * state.rate + 0.2 * now };
     }
 
-    /// Logs an attempt that failed and will be followed by another.
+    /// Counts and logs a failed attempt that is followed by another.
     pub fn failed_attempt(&self, host: &str, problem: &Problem) {
         self.lock().failed_attempts += 1;
         let reason = problem.text();
-        self.screen.log(|| info!(model = &*self.id, host, reason = &*reason, "an attempt failed, going on"));
+        self.screen.log(|| info!(model = &*self.id, host, reason = &*reason, "an attempt failed, retrying"));
     }
 
-    /// Says what became of it, and logs it.
+    /// Sets the outcome and logs it.
     pub fn finish(&self, outcome: Outcome) {
         let state = {
             let mut state = self.lock();
@@ -224,31 +224,31 @@ impl File {
         });
     }
 
-    /// The same for a model that is missing.
+    /// Sets the outcome of a missing model.
     pub fn missing(&self, problem: &Problem) {
         self.finish(Outcome::Missing { code: problem.code(), reason: problem.text() });
     }
 }
 
-/// The terminal that bars are drawn on, if there is one.
+/// The terminal with the progress bars, if there is one.
 #[derive(Debug, Clone, Default)]
 pub struct Screen(Option<MultiProgress>);
 
 impl Screen {
-    /// A screen for standard error, if that is a terminal and `wanted`.
+    /// Draws on standard error if that is a terminal and `enabled` is true.
     #[must_use]
-    pub fn of_stderr(wanted: bool) -> Self {
+    pub fn of_stderr(enabled: bool) -> Self {
         let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-        Self((wanted && terminal).then(MultiProgress::new))
+        Self((enabled && terminal).then(MultiProgress::new))
     }
 
-    /// What bars are added to.
+    /// The container of the bars.
     #[must_use]
     pub fn bars(&self) -> Option<&MultiProgress> {
         self.0.as_ref()
     }
 
-    /// Logs without mixing the line with bars.
+    /// Writes a log line without mixing it with the bars.
     pub fn log(&self, write: impl FnOnce()) {
         match &self.0 {
             Some(bars) => bars.suspend(write),
@@ -257,42 +257,42 @@ impl Screen {
     }
 }
 
-/// All models of a pull.
+/// The progress of a pull.
 #[derive(Debug)]
 pub struct Progress {
-    /// The models, then what has no usable entry in the catalog.
-    pub files: Vec<Arc<File>>,
-    /// Where it is shown.
+    /// All models, including those without a valid entry in the catalog.
+    pub files: Vec<Arc<ModelProgress>>,
+    /// Terminal with the bars.
     pub screen: Screen,
-    /// When the pull began.
+    /// Start of the pull.
     pub started: Instant,
 }
 
 impl Progress {
-    /// No models yet.
+    /// Creates the progress of a pull without models.
     #[must_use]
     pub fn new(screen: Screen) -> Self {
         Self { files: Vec::new(), screen, started: Instant::now() }
     }
 
     /// Adds a model.
-    pub fn add(&mut self, id: &str, path: String, total: u64) -> Arc<File> {
-        let file = Arc::new(File::new(id, path, total, self.screen.clone()));
+    pub fn add(&mut self, id: &str, path: String, total: u64) -> Arc<ModelProgress> {
+        let file = Arc::new(ModelProgress::new(id, path, total, self.screen.clone()));
         self.files.push(Arc::clone(&file));
         file
     }
 
-    /// Whether every model is there. One that nobody reported on, because its task panicked, is not.
+    /// Whether every model is on disk. A model without an outcome, because its task panicked, is not.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        let there = |file: &Arc<File>| !matches!(file.state().outcome, None | Some(Outcome::Missing { .. }));
-        self.files.iter().all(there)
+        let on_disk = |file: &Arc<ModelProgress>| !matches!(file.state().outcome, None | Some(Outcome::Missing { .. }));
+        self.files.iter().all(on_disk)
     }
 
-    /// How many models came to the outcome of this name.
+    /// The number of models with the outcome of this name.
     #[must_use]
     pub fn count(&self, outcome: &str) -> usize {
-        let is = |file: &&Arc<File>| file.state().outcome.is_some_and(|other| other.name() == outcome);
+        let is = |file: &&Arc<ModelProgress>| file.state().outcome.is_some_and(|other| other.name() == outcome);
         self.files.iter().filter(is).count()
     }
 }

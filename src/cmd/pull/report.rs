@@ -1,4 +1,4 @@
-//! Shows the progress: bars on a terminal, else lines in the log; the status file; the metrics file.
+//! Reports the progress: as bars on a terminal, otherwise as log lines; in the status file; in the metrics file.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -11,16 +11,16 @@ use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 
-use super::progress::{File, Outcome, Phase, Progress};
+use super::progress::{ModelProgress, Outcome, Phase, Progress};
 use super::record::now;
-use super::{Context, Wanted, own};
+use super::{Context, Pending, state_file};
 
-/// Time between two updates of bars and of the status file.
+/// Interval at which the bars and the files are updated.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Seconds between two lines in the log.
+/// Seconds between two log lines.
 const LINE_EVERY: u32 = 10;
 
-/// Reports until it is aborted.
+/// Reports until the task is aborted.
 pub async fn run(context: Arc<Context>) {
     let mut tick = tokio::time::interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -44,7 +44,7 @@ pub async fn run(context: Arc<Context>) {
     }
 }
 
-/// The sums over all models.
+/// Sums over all models.
 struct Totals {
     done: u64,
     total: u64,
@@ -57,7 +57,7 @@ impl Totals {
         let mut totals = Self { done: 0, total: 0, received: 0, rate: 0.0 };
         for file in &progress.files {
             let state = file.state();
-            // What is only hashed is not downloaded.
+            // Files that are only hashed do not count.
             if matches!(state.outcome, Some(Outcome::Fetched)) || state.phase == Phase::Fetching {
                 let (done, total) = file.bytes();
                 totals.done += done;
@@ -71,7 +71,7 @@ impl Totals {
         totals
     }
 
-    /// Seconds to the end at the present rate.
+    /// Seconds left at the current rate.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
     fn eta(&self) -> Option<u64> {
         (self.rate >= 1.0).then(|| (self.total.saturating_sub(self.done) as f64 / self.rate) as u64)
@@ -125,7 +125,7 @@ impl Bars {
                     let (done, total) = file.bytes();
                     let what = match state.phase {
                         Phase::Checking => "verifying".to_owned(),
-                        Phase::Elsewhere => "another machine downloads it".to_owned(),
+                        Phase::Elsewhere => "downloaded by another machine".to_owned(),
                         _ => speed(state.rate, total.saturating_sub(done)),
                     };
                     show(bar, done, total, what);
@@ -148,13 +148,13 @@ impl Drop for Bars {
 const TEMPLATE: &str = "{prefix:24!} {bar:30} {bytes:>11}/{total_bytes:<11} {msg}";
 
 fn bar(name: &str) -> ProgressBar {
-    // A test shows that the template is a good one.
+    // A test checks that the template is valid.
     let style = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(0).with_style(style.progress_chars("=> ")).with_prefix(shown(name))
+    ProgressBar::new(0).with_style(style.progress_chars("=> ")).with_prefix(printable(name))
 }
 
-/// A text without what would move a terminal's cursor.
-fn shown(text: &str) -> String {
+/// A text without control characters.
+fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).collect()
 }
 
@@ -170,7 +170,7 @@ fn speed(rate: f64, left: u64) -> String {
     format!("{}/s, {} left", bytes(rate), HumanDuration(Duration::from_secs(eta)))
 }
 
-/// The last report.
+/// Writes the final report.
 pub fn finish(context: &Context) {
     let progress = &context.progress;
     let (missing, fetched) = (progress.count("missing"), progress.count("fetched"));
@@ -184,12 +184,12 @@ pub fn finish(context: &Context) {
 
 fn write_files(context: &Context, status: &str) {
     if let Some(path) = &context.settings.status_file
-        && let Err(error) = own::replace(path, self::status(&context.progress, status).to_string().as_bytes())
+        && let Err(error) = state_file::replace(path, self::status(&context.progress, status).to_string().as_bytes())
     {
         context.progress.screen.log(|| warn!(path = %path.display(), %error, "the status file cannot be written"));
     }
     if let Some(path) = &context.settings.metrics_file {
-        let written = metrics(&context.progress).and_then(|text| Ok(own::replace(path, &text)?));
+        let written = metrics(&context.progress).and_then(|text| Ok(state_file::replace(path, &text)?));
         if let Err(error) = written {
             let log = || warn!(path = %path.display(), error = %error, "the metrics file cannot be written");
             context.progress.screen.log(log);
@@ -214,7 +214,7 @@ fn status(progress: &Progress, status: &str) -> serde_json::Value {
     })
 }
 
-fn status_of(file: &File) -> serde_json::Value {
+fn status_of(file: &ModelProgress) -> serde_json::Value {
     let (state, (done, total)) = (file.state(), file.bytes());
     let (code, reason) = match &state.outcome {
         Some(Outcome::Missing { code, reason }) => (Some(*code), Some(&**reason)),
@@ -237,7 +237,7 @@ fn status_of(file: &File) -> serde_json::Value {
     })
 }
 
-/// The metrics in the text format of Prometheus.
+/// The metrics in the Prometheus text format.
 fn metrics(progress: &Progress) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
     let registry = Registry::new();
     let gauge = |name: &str, help: &str, labels: &[&str]| -> Result<GaugeVec, prometheus::Error> {
@@ -246,13 +246,14 @@ fn metrics(progress: &Progress) -> Result<Vec<u8>, Box<dyn std::error::Error + S
         Ok(gauge)
     };
     let received = gauge("catalog_pull_model_received_bytes", "Bytes received for the model.", &["model", "source"])?;
-    let seconds = gauge("catalog_pull_model_seconds", "Time from the first byte to the end.", &["model"])?;
+    let seconds =
+        gauge("catalog_pull_model_seconds", "Time since the download of the model began, until its end.", &["model"])?;
     let rate = gauge("catalog_pull_model_bytes_per_second", "Mean rate of the download.", &["model"])?;
-    let failed = gauge("catalog_pull_model_failed_attempts", "Attempts that failed.", &["model"])?;
+    let failed = gauge("catalog_pull_model_failed_attempts", "Failed attempts.", &["model"])?;
     let labels = ["model", "outcome", "reason"];
-    let outcome = gauge("catalog_pull_model_outcome", "What became of the model; always 1.", &labels)?;
+    let outcome = gauge("catalog_pull_model_outcome", "Outcome of the model; always 1.", &labels)?;
     for file in &progress.files {
-        let (state, model) = (file.state(), &*shown(&file.id));
+        let (state, model) = (file.state(), &*printable(&file.id));
         let (elapsed, bytes) = (state.elapsed.as_secs_f64(), file.received() as f64);
         received.with_label_values(&[model, state.source.as_deref().unwrap_or_default()]).set(bytes);
         seconds.with_label_values(&[model]).set(elapsed);
@@ -268,7 +269,7 @@ fn metrics(progress: &Progress) -> Result<Vec<u8>, Box<dyn std::error::Error + S
     gauge("catalog_pull_seconds", "Time since the pull began.", &[])?
         .with_label_values::<&str>(&[])
         .set(progress.started.elapsed().as_secs_f64());
-    gauge("catalog_pull_timestamp_seconds", "When this was written.", &[])?
+    gauge("catalog_pull_timestamp_seconds", "Time at which this file was written.", &[])?
         .with_label_values::<&str>(&[])
         .set(now() as f64);
     let mut text = Vec::new();
@@ -276,22 +277,22 @@ fn metrics(progress: &Progress) -> Result<Vec<u8>, Box<dyn std::error::Error + S
     Ok(text)
 }
 
-/// What a dry run prints: one line per model, tab-separated, and a sum.
-pub fn dry_run(context: &Context, wanted: &[Wanted]) -> String {
+/// The output of a dry run: one tab-separated line per model, and a sum.
+pub fn dry_run(context: &Context, pending: &[Pending]) -> String {
     let mut text = String::new();
     let mut sum = 0u64;
     for file in &context.progress.files {
-        let (id, path) = (shown(&file.id), shown(&file.path));
-        let wanted = wanted.iter().find(|wanted| Arc::ptr_eq(&wanted.item.1, file));
-        let line = match (wanted, file.state().outcome) {
-            (Some(wanted), _) => match &wanted.source {
+        let (id, path) = (printable(&file.id), printable(&file.path));
+        let pending = pending.iter().find(|pending| Arc::ptr_eq(&pending.item.1, file));
+        let line = match (pending, file.state().outcome) {
+            (Some(pending), _) => match &pending.source {
                 Some(source) => {
-                    let bytes = source.total.or(wanted.item.0.bytes);
+                    let bytes = source.total.or(pending.item.0.bytes);
                     sum = sum.saturating_add(bytes.unwrap_or(0));
                     let bytes = bytes.map_or_else(|| "?".into(), |bytes| bytes.to_string());
                     format!("fetch\t{bytes}\t{}\t{path}\t{id}", source.host())
                 }
-                None if wanted.link => format!("link\t0\t-\t{path}\t{id}"),
+                None if pending.link => format!("link\t0\t-\t{path}\t{id}"),
                 None => format!("fetch\t?\t(no response)\t{path}\t{id}"),
             },
             (None, Some(Outcome::Missing { reason, .. })) => format!("missing\t-\t-\t{path}\t{id}\t{reason}"),
@@ -315,6 +316,6 @@ mod tests {
 
     #[test]
     fn control_characters_in_names_are_escaped() {
-        assert_eq!(shown("a\u{1b}[2J\r\nb\u{9b}"), "a[2Jb");
+        assert_eq!(printable("a\u{1b}[2J\r\nb\u{9b}"), "a[2Jb");
     }
 }

@@ -1,7 +1,7 @@
-//! The connections of one round: all that one resolved address brings.
+//! The connections of one round: everything that is downloaded from one resolved URL.
 //!
-//! A connection that made no progress retires for the rest of its round, so a server that accepts few is used with few.
-//! When all have retired the address is resolved again, because signed ones expire.
+//! A connection without progress ends for the rest of its round, so a server that allows only a few connections gets
+//! only a few. When all have ended, the URL is resolved again, because signed URLs expire.
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
@@ -15,19 +15,19 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::error::Problem;
 use super::folder::space;
-use super::http::{Part, Source};
+use super::http::{BodyRange, Source};
 use super::journal::Journal;
 use super::segments::Claim;
-use super::transfer::{Attempt, Download, PROGRESS, State};
+use super::transfer::{AttemptError, Download, MIN_PROGRESS, State};
 
-/// Time between two journals: what came since the last one is fetched again after a kill.
+/// Interval at which the journal is written; bytes received since then are downloaded again after a kill.
 const JOURNAL_INTERVAL: Duration = Duration::from_millis(100);
-/// The same where each journal waits for the disk.
+/// The interval if the bytes are synced to the disk before each journal.
 const DURABLE_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Download<'_> {
-    /// One round of all connections.
-    pub(super) async fn round(&self, source: &Source) -> Result<(), Attempt> {
+    /// Runs all connections until the file is complete or none makes progress.
+    pub(super) async fn round(&self, source: &Source) -> Result<(), AttemptError> {
         let Some(state) = &self.state else { return Ok(()) };
         let connections = if source.ranges { self.context.settings.connections } else { 1 };
         let mut workers: FuturesUnordered<_> = (0..connections).map(|_| self.connection(state, source)).collect();
@@ -48,8 +48,8 @@ impl Download<'_> {
                 result = workers.next() => match result {
                     None => break,
                     Some(Ok(())) => {}
-                    Some(Err(fatal @ (Problem::Disk(..) | Problem::NoRoom { .. }))) => {
-                        return Err(Attempt::Fatal(fatal));
+                    Some(Err(fatal @ (Problem::Disk(..) | Problem::NoSpace { .. }))) => {
+                        return Err(AttemptError::Fatal(fatal));
                     }
                     Some(Err(other)) => problem = Some(other),
                 },
@@ -68,14 +68,14 @@ impl Download<'_> {
         }
         match state.shared.segments().missing() {
             0 => Ok(()),
-            _ if matches!(problem, Some(Problem::Stopped)) => Err(Attempt::Fatal(Problem::Stopped)),
-            // What is refused here may be an address that has expired; resolving it again tells.
-            _ => Err(Attempt::Failed(problem.unwrap_or_else(|| Problem::Incomplete(source.host())))),
+            _ if matches!(problem, Some(Problem::Stopped)) => Err(AttemptError::Fatal(Problem::Stopped)),
+            // The URL may have expired, so even a permanent error is retried after resolving it again.
+            _ => Err(AttemptError::Retryable(problem.unwrap_or_else(|| Problem::Incomplete(source.host())))),
         }
     }
 
-    /// Writes the journal. Without a hash nothing would notice bytes that a power cut took back, so then they are on
-    /// the disk before it says that they are there.
+    /// Writes the journal. Without a hash, bytes lost in a power failure would go unnoticed, so they are synced to the
+    /// disk before the journal records them.
     fn save(&self, state: &State) -> JoinHandle<()> {
         let shared = Arc::clone(&state.shared);
         let (validator, path, key) = (state.validator.clone(), self.model.path.text(), self.key.clone());
@@ -89,12 +89,12 @@ impl Download<'_> {
             if durable && part.sync_data().is_err() {
                 return;
             }
-            // A journal that is missing or old costs bytes, not correctness.
-            let _ = Journal { path, total, validator, inode: metadata.ino(), gaps }.save(&context.own, &key);
+            // A missing or outdated journal costs bytes, not correctness.
+            let _ = Journal { path, total, validator, inode: metadata.ino(), gaps }.save(&context.state_dir, &key);
         })
     }
 
-    /// One connection: segment after segment, until there is none or it makes no progress.
+    /// Runs one connection: downloads segments until none is left or one makes no progress.
     async fn connection(&self, state: &State, source: &Source) -> Result<(), Problem> {
         loop {
             let Some(claim) = state.shared.segments().claim() else { return Ok(()) };
@@ -103,8 +103,8 @@ impl Download<'_> {
             state.shared.segments().release(claim.id);
             match result {
                 Ok(()) => {}
-                Err(problem) if problem.is_transient() && received >= PROGRESS => {
-                    self.shown.failed_attempt(&source.host(), &problem);
+                Err(problem) if problem.is_transient() && received >= MIN_PROGRESS => {
+                    self.progress.failed_attempt(&source.host(), &problem);
                 }
                 Err(problem) => return Err(problem),
             }
@@ -126,16 +126,16 @@ impl Download<'_> {
         }
     }
 
-    /// Whether the body that follows is that of the claim; gives the most bytes that may be written of it.
-    fn check_part(&self, state: &State, source: &Source, claim: Claim, part: &Part) -> Result<u64, Problem> {
+    /// Checks that the response contains the claimed range. Returns the maximum number of bytes to write.
+    fn check_part(&self, state: &State, source: &Source, claim: Claim, part: &BodyRange) -> Result<u64, Problem> {
         if part.start != claim.start {
-            // A whole file where a part was wanted begins at 0.
+            // A response with the whole file starts at 0.
             let problem = if part.partial { Problem::Range } else { Problem::NoRanges };
             return Err(problem(source.host()));
         }
-        // With a hash the bytes decide: servers behind one address may disagree on tags and dates.
-        let other = part.validator.is_some() && part.validator != state.validator;
-        if other && self.model.hash.is_none() {
+        // With a hash, the content decides: servers behind one URL may send different entity tags and dates.
+        let differs = part.validator.is_some() && part.validator != state.validator;
+        if differs && self.model.hash.is_none() {
             return Err(Problem::Changed(source.host()));
         }
         if part.partial && part.total.is_some_and(|total| total != state.shared.total()) {
@@ -144,8 +144,8 @@ impl Download<'_> {
         if state.shared.total() != u64::MAX {
             return Ok(u64::MAX);
         }
-        // Nobody said where it ends: at what the catalog says, else at what the disk has.
-        let space = space(&self.folder).map_err(Problem::disk("asking for free space"))?;
+        // The size is unknown: the limit is the size in the catalog, otherwise the free space.
+        let space = space(&self.folder).map_err(Problem::disk("reading the free space"))?;
         let free = space.free.saturating_sub(self.context.settings.keep_free);
         Ok(self.model.largest().map_or(free, |largest| largest.min(free)))
     }
@@ -167,10 +167,10 @@ impl Download<'_> {
             if left == 0 {
                 return Ok(());
             }
-            // Only the network's time counts: a slow disk is not a slow server.
-            let asked = Instant::now();
+            // Only time spent waiting for the network counts: a slow disk is not a slow server.
+            let started = Instant::now();
             let chunk = tokio::time::timeout(settings.stall, response.chunk()).await;
-            waited += asked.elapsed();
+            waited += started.elapsed();
             let chunk = match chunk {
                 Err(_) => return Err(Problem::Stalled(source.host())),
                 Ok(Err(error)) => {
@@ -179,18 +179,18 @@ impl Download<'_> {
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Ok(Some(chunk))) => chunk,
             };
-            // The end of the segment may have come nearer while this was waiting.
+            // Another connection may have taken the second half of the segment in the meantime.
             let left = state.shared.segments().left(claim.id).min(chunk.len() as u64);
             let bytes = &chunk[..usize::try_from(left).unwrap_or(chunk.len())];
             if position + left - claim.start > limit {
-                return Err(Problem::NoRoom { needed: position + left - claim.start, free: limit });
+                return Err(Problem::NoSpace { needed: position + left - claim.start, free: limit });
             }
             self.part.write_all_at(bytes, position).map_err(Problem::disk("writing the partial file"))?;
             position += left;
             *received += left;
             in_window += left;
             state.shared.segments().advance(claim.id, left);
-            self.shown.add_received(left);
+            self.progress.add_received(left);
             if waited >= settings.stall {
                 let least = settings.min_speed.saturating_mul(waited.as_millis().try_into().unwrap_or(u64::MAX)) / 1000;
                 if in_window < least {

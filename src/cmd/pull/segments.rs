@@ -1,10 +1,10 @@
-//! Which bytes of a file are still to be fetched, and by which connection. Plain data, without I/O.
+//! The missing bytes of a file, and which connection downloads them. Plain data, without I/O.
 
-/// A segment is not divided if its halves would be smaller: a request costs a round trip.
+/// A segment is not split into smaller halves than this, because each request costs a round trip.
 const MIN_SPLIT: u64 = 16 * 1024 * 1024;
-/// Larger segments would leave the hash, which follows the first gap, far behind.
+/// With larger segments, hashing, which stops at the first gap, would fall far behind.
 const MAX_SEGMENT: u64 = 256 * 1024 * 1024;
-/// Segments per connection, so that the last ones end at about the same time.
+/// Segments per connection: several, so that all connections finish at about the same time.
 const PER_CONNECTION: u64 = 8;
 
 /// The missing ranges of a file, ordered by position.
@@ -20,27 +20,27 @@ struct Gap {
     id: u64,
     next: u64,
     end: u64,
-    taken: bool,
+    claimed: bool,
 }
 
-/// A range that a connection is to fetch; its end may be brought forward meanwhile, see [`Segments::advance`].
+/// A range claimed by a connection. [`Segments::claim`] may split it later; see [`Segments::left`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
-    /// Name of the segment.
+    /// Id of the segment.
     pub id: u64,
     /// Its first missing byte.
     pub start: u64,
-    /// The byte after its last.
+    /// Position after its last byte.
     pub end: u64,
 }
 
 impl Segments {
-    /// The segments of a file of `total` bytes of which `gaps` are missing.
+    /// Creates the segments of a file of `total` bytes, of which the ranges `gaps` are missing.
     #[must_use]
     pub fn new(total: u64, gaps: &[(u64, u64)], connections: usize) -> Self {
         let connections = connections.max(1) as u64;
         let size = match connections {
-            // One connection, or an unknown end.
+            // Segments only help several connections, and need a known end.
             1 => u64::MAX,
             _ if total == u64::MAX => u64::MAX,
             _ => (total / (connections * PER_CONNECTION)).clamp(MIN_SPLIT, MAX_SEGMENT),
@@ -57,16 +57,16 @@ impl Segments {
         segments
     }
 
-    fn insert(&mut self, index: usize, next: u64, end: u64, taken: bool) -> Claim {
+    fn insert(&mut self, index: usize, next: u64, end: u64, claimed: bool) -> Claim {
         self.last_id += 1;
-        self.gaps.insert(index, Gap { id: self.last_id, next, end, taken });
+        self.gaps.insert(index, Gap { id: self.last_id, next, end, claimed });
         Claim { id: self.last_id, start: next, end }
     }
 
-    /// The first segment that no connection has; if there is none, the second half of the largest one.
+    /// Claims the first unclaimed segment; if there is none, the second half of the largest one.
     pub fn claim(&mut self) -> Option<Claim> {
-        if let Some(gap) = self.gaps.iter_mut().find(|gap| !gap.taken) {
-            gap.taken = true;
+        if let Some(gap) = self.gaps.iter_mut().find(|gap| !gap.claimed) {
+            gap.claimed = true;
             return Some(Claim { id: gap.id, start: gap.next, end: gap.end });
         }
         let largest = self.gaps.iter().enumerate().max_by_key(|(_, gap)| gap.end - gap.next);
@@ -76,13 +76,13 @@ impl Segments {
         Some(self.insert(index + 1, middle, end, true))
     }
 
-    /// Bytes that the connection may still write of this segment.
+    /// Bytes of this segment still to be written.
     #[must_use]
     pub fn left(&self, id: u64) -> u64 {
         self.gaps.iter().find(|gap| gap.id == id).map_or(0, |gap| gap.end - gap.next)
     }
 
-    /// Marks `count` bytes of a segment as written. A segment without missing bytes is gone.
+    /// Marks `count` bytes of a segment as written. Complete segments are removed.
     pub fn advance(&mut self, id: u64, count: u64) {
         if let Some(gap) = self.gaps.iter_mut().find(|gap| gap.id == id) {
             gap.next += count;
@@ -90,14 +90,14 @@ impl Segments {
         self.gaps.retain(|gap| gap.next < gap.end);
     }
 
-    /// Gives up a segment; what is missing of it can be claimed again.
+    /// Releases a segment; its missing bytes can be claimed again.
     pub fn release(&mut self, id: u64) {
         if let Some(gap) = self.gaps.iter_mut().find(|gap| gap.id == id) {
-            gap.taken = false;
+            gap.claimed = false;
         }
     }
 
-    /// The end of a body without an announced length: what was written is all.
+    /// Ends a file of unknown size at the last byte written.
     pub fn end_here(&mut self, id: u64) {
         if let Some(gap) = self.gaps.iter().find(|gap| gap.id == id) {
             self.total = gap.next;
@@ -105,35 +105,35 @@ impl Segments {
         self.gaps.clear();
     }
 
-    /// Bytes of the file; `u64::MAX` while nobody knows.
+    /// Size of the file in bytes; `u64::MAX` while it is unknown.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// Bytes from the beginning of the file without a gap.
+    /// Number of bytes before the first gap.
     #[must_use]
     pub fn contiguous(&self) -> u64 {
         self.gaps.first().map_or(self.total, |gap| gap.next)
     }
 
-    /// Bytes that are missing.
+    /// Number of missing bytes.
     #[must_use]
     pub fn missing(&self) -> u64 {
         self.gaps.iter().map(|gap| gap.end - gap.next).sum()
     }
 
-    /// The missing ranges, neighbours joined.
+    /// The missing ranges; adjacent ones are merged.
     #[must_use]
     pub fn gaps(&self) -> Vec<(u64, u64)> {
-        let mut joined: Vec<(u64, u64)> = Vec::new();
+        let mut merged: Vec<(u64, u64)> = Vec::new();
         for gap in &self.gaps {
-            match joined.last_mut() {
+            match merged.last_mut() {
                 Some((_, end)) if *end == gap.next => *end = gap.end,
-                _ => joined.push((gap.next, gap.end)),
+                _ => merged.push((gap.next, gap.end)),
             }
         }
-        joined
+        merged
     }
 }
 
@@ -184,7 +184,7 @@ mod tests {
         let second = segments.claim().expect("its half");
         assert_eq!((second.start, second.end, segments.left(first.id)), (total / 2, total, total / 2));
         let quarters: Vec<_> = std::iter::from_fn(|| segments.claim()).collect();
-        assert_eq!(quarters.len(), 2, "halves smaller than 16 MiB were made: {quarters:?}");
+        assert_eq!(quarters.len(), 2, "segments were split into halves smaller than 16 MiB: {quarters:?}");
         assert_eq!(segments.gaps(), [(0, total)]);
     }
 

@@ -1,6 +1,6 @@
-//! The settings of `pull`, checked.
+//! The settings of `pull`, and their validation.
 //!
-//! A wrong number is a warning and its default is used: a typing error must not keep a machine from booting.
+//! An invalid number is a warning, and the default is used: a typo must not keep a machine from booting.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -13,44 +13,44 @@ use tracing::warn;
 use super::tokens::Tokens;
 use crate::cli::{PullArgs, Verify};
 
-/// Checked settings.
+/// Validated settings.
 #[derive(Debug)]
 pub struct Settings {
-    /// Ids to ask the catalog for.
+    /// Ids to request from the catalog.
     pub ids: Vec<String>,
-    /// Base URLs of the catalog, in the order in which they are asked.
+    /// Base URLs of the catalog, in the order in which they are tried.
     pub catalogs: Vec<Url>,
     /// Models folder.
     pub dir: PathBuf,
     /// Time to wait for the catalog.
     pub wait: Duration,
-    /// Attempts without progress before a file is given up.
+    /// Consecutive attempts without progress before giving up on a file.
     pub tries: u32,
-    /// Files at a time.
+    /// Files downloaded concurrently.
     pub parallel: usize,
     /// Connections per file.
     pub connections: usize,
-    /// Whether folders may be links to elsewhere.
+    /// Whether folders may be symbolic links that lead out of the models folder.
     pub links: bool,
-    /// Which complete files are hashed.
+    /// Which existing files are hashed.
     pub verify: Verify,
-    /// Bytes per second below which a connection is stalled.
+    /// Bytes per second below which a connection counts as stalled.
     pub min_speed: u64,
     /// Time over which the speed is measured.
     pub stall: Duration,
     /// Whether unneeded files are removed.
     pub prune: bool,
-    /// Bytes that stay free.
+    /// Bytes of disk space to leave free.
     pub keep_free: u64,
-    /// Where the progress is written as JSON.
+    /// File for the progress as JSON.
     pub status_file: Option<PathBuf>,
-    /// Where the metrics are written.
+    /// File for the metrics.
     pub metrics_file: Option<PathBuf>,
-    /// Whether nothing is to be written.
+    /// Only print what would be downloaded.
     pub dry_run: bool,
 }
 
-/// A setting without which nothing can be downloaded.
+/// A required setting is missing or invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// No usable catalog URL.
@@ -62,7 +62,7 @@ pub enum SettingsError {
 }
 
 impl PullArgs {
-    /// The ids that are needed, each once and without the white space around it.
+    /// The needed ids, trimmed and without duplicates.
     #[must_use]
     pub fn ids(&self) -> Vec<String> {
         let mut ids: Vec<String> = Vec::new();
@@ -75,14 +75,14 @@ impl PullArgs {
         ids
     }
 
-    /// Checks the settings; wrong numbers are logged and replaced by their defaults.
+    /// Validates the settings. Invalid numbers are logged and replaced by their defaults.
     ///
     /// # Errors
     /// No catalog or no models folder.
     pub fn check(&self) -> Result<Settings, SettingsError> {
         let catalogs = self.catalog_url.split(',').map(str::trim).filter(|text| !text.is_empty());
         let catalogs = catalogs.map(catalog).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty());
-        // An empty variable is as good as none.
+        // An empty variable counts as unset.
         let path = |path: &Option<OsString>| path.clone().filter(|path| !path.is_empty()).map(PathBuf::from);
         Ok(Settings {
             ids: self.ids(),
@@ -94,17 +94,23 @@ impl PullArgs {
             connections: number("MACHINE_MODELS_CONNECTIONS", &self.connections, 4) as usize,
             links: self.links,
             verify: self.verify,
-            min_speed: checked("MACHINE_MODELS_MIN_SPEED", &self.min_speed, "10K", bytes(&self.min_speed), 10_000),
-            stall: checked("MACHINE_MODELS_STALL", &self.stall, "30s", duration(&self.stall), Duration::from_secs(30)),
+            min_speed: or_default("MACHINE_MODELS_MIN_SPEED", &self.min_speed, "10K", bytes(&self.min_speed), 10_000),
+            stall: or_default(
+                "MACHINE_MODELS_STALL",
+                &self.stall,
+                "30s",
+                duration(&self.stall),
+                Duration::from_secs(30),
+            ),
             prune: self.prune,
-            keep_free: checked("MACHINE_MODELS_KEEP_FREE", &self.keep_free, "0", bytes(&self.keep_free), 0),
+            keep_free: or_default("MACHINE_MODELS_KEEP_FREE", &self.keep_free, "0", bytes(&self.keep_free), 0),
             status_file: path(&self.status_file),
             metrics_file: path(&self.metrics_file),
             dry_run: self.dry_run,
         })
     }
 
-    /// The tokens of this process's environment. They have no flags: command lines are public on a machine.
+    /// Reads the tokens from the environment. They have no flags, because command lines are public on a machine.
     #[must_use]
     pub fn tokens() -> Tokens {
         let variable = |name: &str| std::env::var(name).unwrap_or_default();
@@ -117,26 +123,26 @@ fn catalog(text: &str) -> Option<Url> {
     (["http", "https"].contains(&url.scheme()) && url.has_host()).then_some(url)
 }
 
-/// `value`, or `default` and a warning.
-fn checked<T>(name: &str, text: &str, default_text: impl Display, value: Option<T>, default: T) -> T {
+/// `value`, or `default` with a warning.
+fn or_default<T>(name: &str, text: &str, default_text: impl Display, value: Option<T>, default: T) -> T {
     value.unwrap_or_else(|| {
-        warn!("{name} is {text:?}, which is no usable value: using {default_text}");
+        warn!("{name} is {text:?}, which is invalid: using {default_text}");
         default
     })
 }
 
 fn number(name: &str, text: &str, default: u32) -> u32 {
     let text = text.trim();
-    // An empty variable is as good as none.
+    // An empty variable counts as unset.
     let value = if text.is_empty() { Some(default) } else { text.parse().ok().filter(|number| *number > 0) };
-    checked(name, text, default, value, default)
+    or_default(name, text, default, value, default)
 }
 
 fn duration(text: &str) -> Option<Duration> {
     humantime::parse_duration(text.trim()).ok().filter(|duration| !duration.is_zero())
 }
 
-/// A count of bytes with an optional unit: K, M, G and T are powers of 1000, with an `i` powers of 1024.
+/// Parses a number of bytes with an optional unit: K, M, G and T are powers of 1000, Ki, Mi, Gi and Ti of 1024.
 fn bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());

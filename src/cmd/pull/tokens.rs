@@ -1,5 +1,5 @@
-//! Which token may go to which host. A token is sent only to its provider's own origins, and only for models with
-//! `auth_required`; the policy is applied again to every address of a redirect.
+//! Which token is sent to which host. A token is sent only to its provider's own origins, and only for models with
+//! `auth_required`; the rule is applied again to the target of every redirect.
 
 use reqwest::Url;
 use reqwest::header::HeaderValue;
@@ -9,13 +9,18 @@ use url::Origin;
 const HUGGING_FACE: [&str; 2] = ["https://huggingface.co", "https://hf.co"];
 const CIVITAI: [&str; 2] = ["https://civitai.com", "https://civitai.red"];
 
-/// A provider's origins and its token, if this machine has one.
+/// The variable of the token of Hugging Face, which also names the provider.
+pub const HF_TOKEN: &str = "HF_TOKEN";
+/// The variable of the token of Civitai, which also names the provider.
+pub const CIVITAI_TOKEN: &str = "CIVITAI_TOKEN";
+
+/// A provider: its origins, and its token if this machine has one.
 #[derive(Debug)]
 struct Provider {
     /// Environment variable of the token.
     variable: &'static str,
     origins: Vec<Origin>,
-    /// `Bearer …`, marked sensitive, so that no Debug output shows it.
+    /// `Bearer …`, marked as sensitive, so that Debug output does not show it.
     authorization: Option<HeaderValue>,
 }
 
@@ -24,10 +29,11 @@ struct Provider {
 pub struct Tokens(Vec<Provider>);
 
 impl Tokens {
-    /// Reads the settings; what cannot be a token or an endpoint is ignored with a warning that does not repeat it.
+    /// Creates the list from the settings. Invalid tokens and endpoints are ignored with a warning that does not
+    /// contain them.
     #[must_use]
     pub fn new(hugging_face: &str, civitai: &str, endpoint: &str) -> Self {
-        let mut origins = known(&HUGGING_FACE);
+        let mut origins = parse_origins(&HUGGING_FACE);
         if !endpoint.trim().is_empty() {
             match plain_origin(endpoint) {
                 Some(origin) => origins.push(origin),
@@ -36,30 +42,30 @@ impl Tokens {
         }
         let provider =
             |variable, origins, token| Provider { variable, origins, authorization: bearer(variable, token) };
-        Self(vec![provider("HF_TOKEN", origins, hugging_face), provider("CIVITAI_TOKEN", known(&CIVITAI), civitai)])
+        Self(vec![provider(HF_TOKEN, origins, hugging_face), provider(CIVITAI_TOKEN, parse_origins(&CIVITAI), civitai)])
     }
 
-    /// The header for a request to `url`, if its origin is a provider's whose token this machine has.
+    /// The header for a request to `url`, if its origin belongs to a provider whose token this machine has.
     #[must_use]
     pub fn authorization(&self, url: &Url) -> Option<&HeaderValue> {
         self.provider(url)?.authorization.as_ref()
     }
 
-    /// The environment variable of the token that requests to `url` could carry.
+    /// The environment variable with the token for `url`, whether it is set or not.
     #[must_use]
     pub fn variable(&self, url: &Url) -> Option<&'static str> {
         self.provider(url).map(|provider| provider.variable)
     }
 
     fn provider(&self, url: &Url) -> Option<&Provider> {
-        // With a user name, the part before the `@` looks like a host to people: such an address gets no token.
+        // The part before an `@` can look like the host, so a URL with a user name gets no token.
         let plain = url.username().is_empty() && url.password().is_none();
         let origin = url.origin();
         self.0.iter().find(|provider| plain && provider.origins.contains(&origin))
     }
 }
 
-fn known(origins: &[&str]) -> Vec<Origin> {
+fn parse_origins(origins: &[&str]) -> Vec<Origin> {
     origins.iter().filter_map(|text| plain_origin(text)).collect()
 }
 
@@ -69,17 +75,17 @@ fn plain_origin(text: &str) -> Option<Origin> {
     (["http", "https"].contains(&url.scheme()) && plain).then(|| url.origin())
 }
 
-/// The token without white space around or within it, as the hub's own client reads it.
+/// The header for a token, without any whitespace in it, as the hub's own client does it.
 fn bearer(variable: &str, token: &str) -> Option<HeaderValue> {
     let token: String = token.chars().filter(|c| !c.is_whitespace()).collect();
     if token.is_empty() {
         return None;
     }
-    // RFC 6750, and `_` and `.` are among it.
+    // The characters of RFC 6750.
     let legal = token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._~+/=-".contains(&byte));
     let header = legal.then(|| HeaderValue::from_str(&format!("Bearer {token}")).ok()).flatten();
     if header.is_none() {
-        warn!("{variable} is ignored: it has characters that no token has");
+        warn!("{variable} is ignored: it contains characters that are not allowed in a token");
     }
     header.map(|mut header| {
         header.set_sensitive(true);

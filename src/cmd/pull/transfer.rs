@@ -1,10 +1,9 @@
-//! Downloads one file: several ranges at a time into a partial file beside its final place, resumed from its journal,
-//! verified, and only then given its name.
+//! Downloads one file: several ranges concurrently, into a partial file in the same folder, which is resumed from its
+//! journal, verified, and only then renamed to its final name.
 
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use cap_std::fs::Dir;
 use reqwest::Url;
@@ -13,89 +12,87 @@ use tokio::task::spawn_blocking;
 use super::catalog::Model;
 use super::error::Problem;
 use super::folder::{Stamp, sync};
-use super::follower::{Follower, Shared};
+use super::follower::{Follower, SharedSegments};
 use super::http::{Source, host};
 use super::journal::{self, Journal};
-use super::link::remember;
-use super::own;
-use super::plan::present_meanwhile;
-use super::progress::{File as Shown, Phase};
+use super::link::record_verified;
+use super::plan::appeared_since_planned;
+use super::progress::{ModelProgress, Phase};
+use super::retry::pause;
 use super::segments::Segments;
-use super::{Context, Wanted};
+use super::state_file;
+use super::{Context, Pending};
 
 /// An attempt that received at least this many bytes does not count as a failure.
-pub const PROGRESS: u64 = 1024 * 1024;
+pub const MIN_PROGRESS: u64 = 1024 * 1024;
 
-/// Longest pause between two rounds, unless the server asks for more.
-const MAX_PAUSE: Duration = Duration::from_secs(30);
-
-/// What became of a file.
+/// The result of a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// It was downloaded.
     Fetched,
-    /// Another process put it there meanwhile.
+    /// Another process has downloaded it in the meantime.
     Present,
     /// Another process is downloading it.
     Busy,
 }
 
-/// Downloads a model unless another process does.
+/// Downloads a model, unless another process is downloading it.
 ///
 /// # Errors
-/// Why it is not there; a part of it may stay for the next run.
-pub async fn run(context: &Arc<Context>, wanted: &Wanted) -> Result<Outcome, Problem> {
-    let (model, shown) = &wanted.item;
+/// The reason why it is missing. Its partial file stays for the next run unless it is empty.
+pub async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Outcome, Problem> {
+    let (model, progress) = &pending.item;
     let not_made = || Problem::Folder(io::ErrorKind::NotFound.into());
     let folder = context.folder.parent(&model.path, true)?.ok_or_else(not_made)?;
     let key = model.key();
     let Some(part) = lock_part(&folder, &key).map_err(Problem::disk("opening the partial file"))? else {
-        shown.set_phase(Phase::Elsewhere);
-        if let Some((done, total)) = Journal::peek(&context.own, &key) {
-            shown.set_bytes(done, total);
+        progress.set_phase(Phase::Elsewhere);
+        if let Some((done, total)) = Journal::peek(&context.state_dir, &key) {
+            progress.set_bytes(done, total);
         }
         return Ok(Outcome::Busy);
     };
-    if present_meanwhile(context, wanted).await? {
-        remove_part(&folder, &context.own, &key);
+    if appeared_since_planned(context, pending).await? {
+        remove_part(&folder, &context.state_dir, &key);
         return Ok(Outcome::Present);
     }
-    shown.set_phase(Phase::Fetching);
+    progress.set_phase(Phase::Fetching);
     let mut download = Download {
         context,
         model,
-        shown,
+        progress,
         folder,
         part: Arc::new(part),
         key,
         state: None,
         ranges_refused: false,
-        disputed: None,
+        conflicting_total: None,
     };
-    let fetched = download.try_addresses(wanted.source.clone()).await;
+    let fetched = download.try_urls(pending.source.clone()).await;
     download.stop_hashing();
     match fetched {
         Ok(()) => download.finish().await.map(|()| Outcome::Fetched),
         Err(problem) => {
             if download.is_empty() {
-                remove_part(&download.folder, &context.own, &download.key);
+                remove_part(&download.folder, &context.state_dir, &download.key);
             }
             Err(problem)
         }
     }
 }
 
-/// Opens and locks the partial file; `None` while another process has it.
+/// Opens and locks the partial file; `None` while another process holds the lock.
 fn lock_part(folder: &Dir, key: &str) -> io::Result<Option<std::fs::File>> {
     loop {
         let file = journal::open_part(folder, key)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
-            Err(std::fs::TryLockError::Error(error)) if own::has_no_locks(&error) => {}
+            Err(std::fs::TryLockError::Error(error)) if state_file::has_no_locks(&error) => {}
             Err(std::fs::TryLockError::Error(error)) => return Err(error),
         }
-        // Whoever had the lock before may have given the file its final name, or removed it.
+        // The previous holder of the lock may have renamed or removed the file.
         if Stamp::of(&file)?.is_named(folder, &journal::part_name(key)) {
             return Ok(Some(file));
         }
@@ -112,97 +109,97 @@ fn remove_part(folder: &Dir, own: &Dir, key: &str) {
 pub(super) struct Download<'a> {
     pub(super) context: &'a Arc<Context>,
     pub(super) model: &'a Arc<Model>,
-    pub(super) shown: &'a Shown,
+    pub(super) progress: &'a ModelProgress,
     pub(super) folder: Dir,
     pub(super) part: Arc<std::fs::File>,
     pub(super) key: String,
     pub(super) state: Option<State>,
-    /// Whether the last round was refused parts of the file.
+    /// Whether the server rejected range requests in the last round.
     ranges_refused: bool,
-    /// Another size than that of the partial file, if the last response said so.
-    disputed: Option<u64>,
+    /// The size in the last response, if it differs from that of the partial file.
+    conflicting_total: Option<u64>,
 }
 
-/// What is known of the bytes in the partial file.
+/// The state of the partial file.
 pub(super) struct State {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SharedSegments>,
     pub(super) validator: Option<String>,
     follower: Option<Follower>,
-    /// Whether all bytes came in one round, so that a wrong hash is the server's.
+    /// Whether all bytes came in one round. If so, a wrong hash is the fault of the server.
     one_round: bool,
 }
 
 impl Download<'_> {
-    /// Tries the addresses in turn.
-    async fn try_addresses(&mut self, mut source: Option<Source>) -> Result<(), Problem> {
+    /// Tries the URLs in turn.
+    async fn try_urls(&mut self, mut source: Option<Source>) -> Result<(), Problem> {
         let model = Arc::clone(self.model);
         let mut url = &model.url;
         for mirror in &model.mirrors {
-            match self.try_address(url, source.take()).await {
-                Err(problem) if !matches!(problem, Problem::Disk(..) | Problem::NoRoom { .. }) => {
-                    self.shown.failed_attempt(&host(url), &problem);
+            match self.try_url(url, source.take()).await {
+                Err(problem) if !matches!(problem, Problem::Disk(..) | Problem::NoSpace { .. }) => {
+                    self.progress.failed_attempt(&host(url), &problem);
                 }
                 done => return done,
             }
             url = mirror;
         }
-        self.try_address(url, source).await
+        self.try_url(url, source).await
     }
 
-    /// Rounds until the file is complete and verified, or too many in a row brought nothing.
-    async fn try_address(&mut self, url: &Url, mut source: Option<Source>) -> Result<(), Problem> {
+    /// Runs rounds until the file is complete and verified, or too many consecutive ones made no progress.
+    async fn try_url(&mut self, url: &Url, mut source: Option<Source>) -> Result<(), Problem> {
         let mut failures = 0;
         loop {
-            let before = self.shown.received();
+            let before = self.progress.received();
             let problem = match self.attempt(url, source.take()).await {
                 Ok(()) => return Ok(()),
-                Err(Attempt::Fatal(problem)) => return Err(problem),
-                Err(Attempt::Failed(problem)) => problem,
+                Err(AttemptError::Fatal(problem)) => return Err(problem),
+                Err(AttemptError::Retryable(problem)) => problem,
             };
-            let progressed = self.shown.received() - before >= PROGRESS;
+            let progressed = self.progress.received() - before >= MIN_PROGRESS;
             failures = if progressed { 0 } else { failures + 1 };
             if failures >= self.context.settings.tries {
                 return Err(problem);
             }
-            self.shown.failed_attempt(&host(url), &problem);
+            self.progress.failed_attempt(&host(url), &problem);
             tokio::time::sleep(pause(failures, problem.retry_after())).await;
         }
     }
 
-    async fn attempt(&mut self, url: &Url, source: Option<Source>) -> Result<(), Attempt> {
+    async fn attempt(&mut self, url: &Url, source: Option<Source>) -> Result<(), AttemptError> {
         let mut source = match source {
             Some(source) => source,
             None => self.context.http.resolve(url, self.model.auth).await?,
         };
-        self.shown.set_source(&source.host());
+        self.progress.set_source(&source.host());
         self.model.check_size(source.total)?;
         self.prepare(&mut source)?;
         let round = self.round(&source).await;
-        self.ranges_refused = matches!(round, Err(Attempt::Failed(Problem::NoRanges(_))));
+        self.ranges_refused = matches!(round, Err(AttemptError::Retryable(Problem::NoRanges(_))));
         round?;
         self.verify().await
     }
 
-    /// Goes on with what there is, if it can be of the same file; else begins anew. One odd response is not believed
-    /// where that would cost what is there: servers behind one address do not always agree.
+    /// Resumes the partial file if it can belong to the same version, otherwise starts over. A single response with
+    /// another size does not discard it, because servers behind one URL do not always agree.
     fn prepare(&mut self, source: &mut Source) -> Result<(), Problem> {
         if self.state.is_none()
-            && let Some(journal) = Journal::load(&self.context.own, &self.key, &self.part)
+            && let Some(journal) = Journal::load(&self.context.state_dir, &self.key, &self.part)
         {
             self.begin(journal.total, &journal.gaps, journal.validator, false)?;
         }
         let known = self.state.as_ref().map(|state| (state.shared.total(), state.shared.segments().missing()));
-        // An unknown end cannot be gone on from, and at the beginning nothing is lost.
+        // A file of unknown size cannot be resumed, and an empty one has nothing to lose.
         let Some((total, _)) = known.filter(|(total, missing)| *total != u64::MAX && missing < total) else {
             return self.begin_new(source);
         };
         if let Some(other) = source.total.filter(|other| *other != total) {
-            if self.disputed.replace(other) != Some(other) {
+            if self.conflicting_total.replace(other) != Some(other) {
                 return Err(Problem::Changed(source.host()));
             }
             return self.begin_new(source);
         }
-        self.disputed = None;
+        self.conflicting_total = None;
         if !source.ranges && self.ranges_refused {
             return self.begin_new(source);
         }
@@ -220,7 +217,7 @@ impl Download<'_> {
     }
 
     fn begin_new(&mut self, source: &Source) -> Result<(), Problem> {
-        self.disputed = None;
+        self.conflicting_total = None;
         let total = source.total.unwrap_or(u64::MAX);
         self.begin(total, &[(0, total)], source.validator.clone(), true)
     }
@@ -234,34 +231,34 @@ impl Download<'_> {
     ) -> Result<(), Problem> {
         self.stop_hashing();
         if fresh {
-            Journal::remove(&self.context.own, &self.key);
+            Journal::remove(&self.context.state_dir, &self.key);
             self.part.set_len(0).map_err(Problem::disk("emptying the partial file"))?;
         }
-        let shared = Arc::new(Shared::new(Segments::new(total, gaps, self.context.settings.connections)));
+        let shared = Arc::new(SharedSegments::new(Segments::new(total, gaps, self.context.settings.connections)));
         let file = Arc::clone(&self.part);
         let hash = self.model.hash.clone();
         let follower = hash.map(|hash| Follower::start(Arc::clone(&shared), file, hash));
         let missing = shared.segments().missing();
-        self.shown.set_bytes(total.saturating_sub(missing), if total == u64::MAX { 0 } else { total });
+        self.progress.set_bytes(total.saturating_sub(missing), if total == u64::MAX { 0 } else { total });
         self.state = Some(State { shared, validator, follower, one_round: fresh });
         Ok(())
     }
 
-    /// Compares the complete file with the catalog.
-    async fn verify(&mut self) -> Result<(), Attempt> {
+    /// Verifies the complete file against the catalog.
+    async fn verify(&mut self) -> Result<(), AttemptError> {
         let Some(state) = &mut self.state else { return Ok(()) };
         let (total, one_round) = (state.shared.total(), state.one_round);
         state.shared.notify();
-        self.shown.set_phase(Phase::Checking);
+        self.progress.set_phase(Phase::Checking);
         let matches = match state.follower.take() {
             Some(follower) => follower.matches().await.map_err(Problem::disk("reading the partial file"))?,
             None => true,
         };
-        self.shown.set_phase(Phase::Fetching);
+        self.progress.set_phase(Phase::Fetching);
         let mut beginning = [0; 512];
         let count = self.part.read_at(&mut beginning, 0).map_err(Problem::disk("reading the partial file"))?;
         let problem = if (!matches || self.model.hash.is_none()) && is_html(&beginning[..count]) {
-            Problem::Html(self.shown.source())
+            Problem::Html(self.progress.source())
         } else if !matches {
             Problem::Checksum
         } else if let Err(problem) = self.model.check_size(Some(total)) {
@@ -269,32 +266,32 @@ impl Download<'_> {
         } else {
             return Ok(());
         };
-        // Nothing of it is kept. What came in several rounds may have been of several files.
+        // Nothing is kept. Several rounds may have downloaded different versions, so that is worth another attempt.
         self.begin(0, &[], None, true)?;
-        Err(if one_round { Attempt::Fatal(problem) } else { Attempt::Failed(problem) })
+        Err(if one_round { AttemptError::Fatal(problem) } else { AttemptError::Retryable(problem) })
     }
 
-    /// Gives the file its name.
+    /// Renames the file to its final name.
     async fn finish(&self) -> Result<(), Problem> {
         let part = Arc::clone(&self.part);
         let folder = self.folder.try_clone().map_err(Problem::disk("opening its folder"))?;
         let (from, to) = (journal::part_name(&self.key), self.model.path.name().to_owned());
         let renamed = spawn_blocking(move || {
-            // A name is only given to what is on the disk: after a power cut it is whole or not there.
+            // Synced before the rename, so that after a power failure the file is complete or absent.
             part.sync_all()?;
             if !Stamp::of(&part)?.is_named(&folder, &from) {
                 return Err(io::Error::other("another program replaced the partial file"));
             }
             folder.rename(&from, &folder, &to)?;
-            // Not every file system can do this, and the name is there in any case.
+            // Not every file system supports this, and the rename has succeeded in any case.
             let _ = sync(&folder);
             Stamp::of(&part)
         });
         let renamed = renamed.await.unwrap_or_else(|panic| Err(io::Error::other(panic)));
-        let stamp = renamed.map_err(Problem::disk("giving the complete file its name"))?;
-        Journal::remove(&self.context.own, &self.key);
-        // Before the lock goes with the file: a process that waits for it finds the file in the record.
-        remember(self.context, self.model, stamp, true)
+        let stamp = renamed.map_err(Problem::disk("renaming the complete file"))?;
+        Journal::remove(&self.context.state_dir, &self.key);
+        // Before the lock is released, so that a waiting process finds the file in the record.
+        record_verified(self.context, self.model, stamp, true)
     }
 
     fn is_empty(&self) -> bool {
@@ -308,27 +305,18 @@ impl Download<'_> {
     }
 }
 
-/// Why an attempt failed.
-pub(super) enum Attempt {
-    /// Another one may succeed.
-    Failed(Problem),
-    /// Another one would fail the same way.
+/// An attempt failed.
+pub(super) enum AttemptError {
+    /// Another attempt may succeed.
+    Retryable(Problem),
+    /// Another attempt would fail in the same way.
     Fatal(Problem),
 }
 
-impl From<Problem> for Attempt {
+impl From<Problem> for AttemptError {
     fn from(problem: Problem) -> Self {
-        if problem.is_transient() { Self::Failed(problem) } else { Self::Fatal(problem) }
+        if problem.is_transient() { Self::Retryable(problem) } else { Self::Fatal(problem) }
     }
-}
-
-/// Machines that failed together should not come back together.
-fn pause(failures: u32, retry_after: Option<Duration>) -> Duration {
-    let base = match failures {
-        0 => Duration::from_millis(250),
-        failures => Duration::from_secs(1 << failures.min(10)).min(MAX_PAUSE),
-    };
-    base.mul_f64(0.5 + fastrand::f64()).max(retry_after.unwrap_or_default())
 }
 
 fn is_html(beginning: &[u8]) -> bool {
@@ -339,15 +327,6 @@ fn is_html(beginning: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn backoff_is_limited_and_respects_retry_after() {
-        for failures in 0..100 {
-            let longest = MAX_PAUSE.mul_f64(1.5);
-            assert!(pause(failures, None) <= longest && pause(failures, None) >= Duration::from_millis(125));
-            assert!(pause(failures, Some(Duration::from_secs(100))) >= Duration::from_secs(100));
-        }
-    }
 
     #[test]
     fn html_is_detected_by_its_first_bytes() {

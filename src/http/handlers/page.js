@@ -242,6 +242,7 @@ async function details(id) {
     for (const [key, value] of Object.entries(model)) {
       const node = element("dd");
       if (key === "download_url") node.append(urlElement(value));
+      else if (key === "mirrors") value.forEach((url) => node.append(urlElement(url), " "));
       else if (Array.isArray(value)) value.forEach((other) => {
         const open = element("button", undefined, "link mono");
         open.type = "button";

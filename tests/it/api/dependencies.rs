@@ -72,7 +72,8 @@ async fn aria2_input_file_has_every_download_option() {
     let hash = "0123456789ABCDEF".repeat(4);
     db.sql(&format!(
         "UPDATE models SET hash = '{hash}', file_size_gb = 23.80, auth_required = true, auth_provider = 'hug \"f\"',
-         save_path = './a b//c.bin', download_url = 'https://example.org/ä b' WHERE id = 'c';
+         save_path = './a b//c.bin', download_url = 'https://example.org/ä b',
+         mirrors = to_jsonb(ARRAY['HTTPS://example.org/c', 'http://b.example/c?x=1', 'https://ä.example/c']) WHERE id = 'c';
          UPDATE models SET save_path = '${{HOME}}/x', dependencies = '[]' WHERE id = 'd'"
     ))
     .await;
@@ -90,19 +91,21 @@ async fn aria2_input_file_has_every_download_option() {
 
 # id: "d"
 # auth_required: false
-# cannot be written: aria2 would read save_path as something else
+# left out: save_path would be interpreted by aria2
 
 # id: "c"
 # size: 23.8 GB
 # bytes: 23800000000
 # auth_required: true
 # auth_provider: "hug \"f\""
-https://example.org/%C3%A4%20b
+# left out: mirrors[0] cannot be written in ASCII without spaces
+https://example.org/%C3%A4%20b{TAB}http://b.example/c?x=1{TAB}https://xn--4ca.example/c
   dir=a b
   out=c.bin
   checksum=sha-256={}
 "#,
-        hash.to_lowercase()
+        hash.to_lowercase(),
+        TAB = "\t"
     );
     assert_eq!(response.text(), expected);
     assert_eq!(response.revision(), server.get("/api/models/c").await.revision());

@@ -210,8 +210,19 @@ async fn limits_of_responses_are_those_of_the_server() {
         });
         db.sql(&format!("{insert} VALUES ({})", values.join(", "))).await;
     }
-    server.until("the five rows are rejected", |s| async move { s.get("/readyz").await.json()["rejected"] == 5 }).await;
-    db.sql(&format!("{insert} SELECT 'bad-' || n, 'x', 'x', 'x', 1 FROM generate_series(6, {}) n", rejected + 1)).await;
+    for bound in ["minItems", "items/minLength"] {
+        assert_eq!(limits.take(&format!("{SCHEMAS}/Model/properties/mirrors/{bound}")), 1);
+    }
+    db.sql(
+        "INSERT INTO models (id, name, download_url, save_path, mirrors) VALUES \
+         ('no-mirrors', 'x', 'https://example.org/x', 'x', '[]'), \
+         ('bad-mirrors', 'x', 'https://example.org/x', 'x', '[\"\"]')",
+    )
+    .await;
+    server.until("the six rows are rejected", |s| async move { s.get("/readyz").await.json()["rejected"] == 6 }).await;
+    assert!(server.get("/api/models/no-mirrors").await.json().get("mirrors").is_none());
+    db.sql("DELETE FROM models WHERE id = 'no-mirrors'").await;
+    db.sql(&format!("{insert} SELECT 'bad-' || n, 'x', 'x', 'x', 1 FROM generate_series(7, {}) n", rejected + 1)).await;
     db.sql(&format!(
         "{insert} SELECT 'm' || n, 'x', 'https://example.org/x', 'x', 1 FROM generate_series(0, {page}) n"
     ))

@@ -32,8 +32,9 @@ async fn page_is_usable_by_keyboard_shows_changes_and_renders_hostile_rows_as_te
     let db = Db::new().await;
     db.sql(include_str!("../../../sql/sample_models.sql")).await;
     db.sql(&format!(
-        "INSERT INTO models (id, name, download_url, save_path, description)
-         VALUES ('{HOSTILE}', '{HOSTILE}', 'https://example.org/x?token=hush', 'x', 'javascript:window.hurt=1')"
+        "INSERT INTO models (id, name, download_url, save_path, description, mirrors)
+         VALUES ('{HOSTILE}', '{HOSTILE}', 'https://example.org/x?token=hush', 'x', 'javascript:window.hurt=1',
+                 '[\"https://mirror.example/x?token=hush\"]')"
     ))
     .await;
     db.sql("INSERT INTO models VALUES ('bad-scheme', 'x', 'javascript:window.hurt=1', 1, NULL, false, NULL, 'x')")
@@ -81,14 +82,14 @@ async fn page_is_usable_by_keyboard_shows_changes_and_renders_hostile_rows_as_te
     browser.press("onerror").await;
     browser.until("document.querySelectorAll('#rows tr').length === 1").await;
     browser.press("\u{e004}\u{e007}").await;
-    browser.until("document.querySelectorAll('#fields dd').length === 10").await;
+    browser.until("document.querySelectorAll('#fields dd').length === 11").await;
     let shown = browser.eval("document.body.innerText").await;
     let shown = shown.as_str().unwrap();
     assert!(
         shown.contains(HOSTILE) && shown.contains("https://example.org/x") && shown.contains("bad-scheme"),
         "{shown}"
     );
-    assert!(shown.contains("sdxl-bse"), "{shown}");
+    assert!(shown.contains("sdxl-bse") && shown.contains("https://mirror.example/x"), "{shown}");
     assert!(!shown.contains("hush"), "{shown}");
     let harmless = "window.hurt === undefined && !document.querySelector('img') && ![...document.links].some((link) => !/^https?:/.test(link.href))";
     assert_eq!(browser.eval(harmless).await, true);

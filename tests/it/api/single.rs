@@ -34,6 +34,70 @@ async fn single_model_has_ten_fields_in_order() {
 }
 
 #[tokio::test]
+async fn mirrors_are_an_eleventh_field_only_if_there_are_any() {
+    let (db, server) = with_flux().await;
+    let served = async |text: String| {
+        let expected = text.as_str();
+        server.until(expected, |s| async move { s.get("/api/models/flux-dev").await.text() == expected }).await;
+    };
+    let eleven = |mirrors: &str| format!("{},\"mirrors\":{mirrors}}}", FLUX.strip_suffix('}').unwrap());
+    let update = async |mirrors: &str| db.sql(&format!("UPDATE models SET mirrors = {mirrors}")).await;
+
+    update(r#"'["https://a.example/flux", "http://b.example/flux?x=1"]'"#).await;
+    let both = eleven(r#"["https://a.example/flux","http://b.example/flux?x=1"]"#);
+    served(both.clone()).await;
+    let batch = server.batch(r#"{"model_ids":["flux-dev"]}"#).await.text();
+    assert_eq!(batch, format!(r#"{{"models":[{both}],"not_found":[]}}"#));
+
+    // A bad mirror rejects the row, so the last good version stays.
+    update(r#"'["https://a.example/flux", "ftp://hunter2@b.example/flux"]'"#).await;
+    server.until("the row is rejected", |s| async move { s.get("/readyz").await.json()["rejected"] == 1 }).await;
+    assert_eq!(server.get("/api/models/flux-dev").await.text(), both);
+    let reason = server.get("/api/catalog").await.json()["rejected_rows"][0]["reason"].clone();
+    assert_eq!(reason, "mirrors[1] has the scheme `ftp`: allowed are http, https");
+
+    update("'[]'").await;
+    served(FLUX.into()).await;
+    update(r#"'["https://a.example/flux"]'"#).await;
+    served(eleven(r#"["https://a.example/flux"]"#)).await;
+    update("NULL").await;
+    served(FLUX.into()).await;
+}
+
+#[tokio::test]
+async fn mirrors_are_read_from_views_with_and_without_the_column() {
+    let (db, server) = with_flux().await;
+    let columns = "id, name, download_url, file_size_gb::numeric, hash, auth_required, auth_provider, save_path, \
+                   dependencies, description";
+    db.sql(&format!(
+        "ALTER TABLE models RENAME mirrors TO others; UPDATE models SET others = '[\"https://a.example/x\"]'; \
+         BEGIN; DROP VIEW model_catalog.entries; \
+         CREATE VIEW model_catalog.entries AS SELECT {columns} FROM models; SELECT model_catalog.reload(); COMMIT"
+    ))
+    .await;
+    db.sql("UPDATE models SET name = 'ten.safetensors'").await;
+    server.until("the change is served", |s| async { s.field("flux-dev", "name").await == "ten.safetensors" }).await;
+    assert!(server.get("/api/models/flux-dev").await.json().get("mirrors").is_none());
+
+    // Servers that are connected read the new column without a restart.
+    for (array, expected) in [
+        ("ARRAY['https://a.example/' || name, 'https://b.example/x']", "https://a.example/ten.safetensors"),
+        ("others", "https://a.example/x"),
+        ("others::json", "https://a.example/x"),
+    ] {
+        db.sql(&format!(
+            "BEGIN; DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS SELECT {columns}, {array} AS \
+             mirrors FROM models; SELECT model_catalog.reload(); COMMIT"
+        ))
+        .await;
+        server.until(array, |s| async { s.field("flux-dev", "mirrors").await[0] == expected }).await;
+    }
+    db.sql("UPDATE models SET others = '[\"https://c.example/x\"]'").await;
+    let changed = "https://c.example/x";
+    server.until("the delta is served", |s| async { s.field("flux-dev", "mirrors").await[0] == changed }).await;
+}
+
+#[tokio::test]
 async fn null_fields_are_null_and_dependencies_are_always_an_array() {
     let db = Db::new().await;
     db.sql("ALTER TABLE models ALTER dependencies DROP NOT NULL").await;

@@ -78,7 +78,7 @@ async fn examples_use_ids_of_the_catalog() {
 async fn examples_change_no_table_that_the_view_does_not_read() {
     let db = Db::new().await;
     db.add("a").await;
-    let view = "CREATE OR REPLACE VIEW model_catalog.entries AS SELECT 'other'::text AS id, 'n'::text AS name, \
+    let view = "DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS SELECT 'other'::text AS id, 'n'::text AS name, \
                 'https://e.org/n'::text AS download_url, 1::numeric AS file_size_gb, NULL::text AS hash, \
                 false AS auth_required, NULL::text AS auth_provider, 'n'::text AS save_path, \
                 '[]'::jsonb AS dependencies, NULL::text AS description";

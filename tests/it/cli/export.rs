@@ -22,6 +22,8 @@ async fn fill(db: &Db) {
     )
     .await;
     db.sql(r#"UPDATE models SET dependencies = '["1", "\\\" ä"]' WHERE name LIKE '%7'"#).await;
+    db.sql(r#"UPDATE models SET mirrors = '["https://a.example/\\\" ä", "http://b.example"]' WHERE name LIKE '%8'"#)
+        .await;
 }
 
 #[tokio::test]
@@ -30,7 +32,7 @@ async fn export_import_round_trip_is_byte_identical() {
     assert_eq!(export(&first.url), ("[]\n".into(), Some(0)));
     fill(&first).await;
     let (text, status) = export(&first.url);
-    assert_eq!((status, text.lines().count()), (Some(0), 302));
+    assert_eq!((status, text.lines().count(), text.matches("\"mirrors\":").count()), (Some(0), 302, 30));
     let output = run(&["import", "-", "--strict"], &second.url, &text);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "300 added, 0 changed, 0 unchanged, 0 rejected\n");
     assert_eq!(export(&second.url), (text.clone(), Some(0)));
@@ -59,7 +61,7 @@ async fn rejected_rows_are_skipped_and_reported() {
     let view = "SELECT id, name, download_url, file_size_gb::numeric, hash, auth_required, auth_provider, save_path,
                        dependencies, description";
     db.sql(&format!(
-        "CREATE OR REPLACE VIEW model_catalog.entries AS {view} FROM models
+        "DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS {view} FROM models
          UNION ALL {} FROM models WHERE id = 'a'",
         view.replace("hash", "'0'")
     ))
@@ -113,7 +115,7 @@ async fn failed_export_leaves_the_file_unchanged() {
 
     // A row that cannot be read makes the export fail half-way.
     db.sql(
-        "CREATE OR REPLACE VIEW model_catalog.entries AS
+        "DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS
          SELECT id, name, download_url, (1 / (CASE WHEN name = 'name 299' THEN 0 ELSE 1 END))::numeric AS file_size_gb,
                 hash, auth_required, auth_provider, save_path, dependencies, description FROM models",
     )

@@ -28,7 +28,7 @@ pub fn run(arguments: &[&str], url: &str, input: &str) -> Output {
 }
 
 /// Runs an import; returns its exit status and output.
-fn import(url: &str, options: &[&str], input: &str) -> (i32, String) {
+pub fn import(url: &str, options: &[&str], input: &str) -> (i32, String) {
     let output = run(&[&["import", "-"], options].concat(), url, input);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     let printed = String::from_utf8(output.stdout).unwrap();
@@ -268,6 +268,43 @@ async fn bad_entries_are_listed_and_abort_only_strict_imports() {
 }
 
 #[tokio::test]
+async fn mirrors_are_imported_compared_and_need_a_column() {
+    let db = Db::new().await;
+    let with = |mirrors: Value| {
+        let mut model: Value = serde_json::from_str(&model_json("a")).unwrap();
+        model["mirrors"] = mirrors;
+        model.to_string()
+    };
+    let mirrors = json!(["https://a.example/a", "https://b.example/\\"]);
+    let stored = async || db.sql("SELECT mirrors FROM models WHERE id = 'a'").await;
+    assert_eq!(import(&db.url, &[], &with(mirrors.clone())).1, "1 added, 0 changed, 0 unchanged, 0 rejected\n");
+    assert_eq!(stored().await.map(|text| serde_json::from_str::<Value>(&text).unwrap()), Some(mirrors.clone()));
+    assert_eq!(import(&db.url, &[], &with(mirrors.clone())).1, "0 added, 0 changed, 1 unchanged, 0 rejected\n");
+    let dry = import(&db.url, &["--dry-run"], &model_json("a")).1;
+    assert!(dry.starts_with("changed a: mirrors\n"), "{dry}");
+    assert_eq!(import(&db.url, &[], &with(json!([]))).1, "0 added, 1 changed, 0 unchanged, 0 rejected\n");
+    assert_eq!(stored().await, None);
+    db.sql("UPDATE models SET mirrors = '[]'").await;
+    assert_eq!(import(&db.url, &[], &with(Value::Null)).1, "0 added, 0 changed, 1 unchanged, 0 rejected\n");
+    let (status, printed) = import(&db.url, &[], &with(json!(["https://a.example/a", "ftp://b.example/a"])));
+    assert!(status == 3 && printed.contains("rejected . a: mirrors[1] has the scheme `ftp`"), "{printed}");
+
+    db.sql(
+        "DROP VIEW model_catalog.entries; ALTER TABLE models DROP mirrors; \
+         CREATE VIEW model_catalog.entries AS SELECT id, name, download_url, file_size_gb::numeric, hash, \
+         auth_required, auth_provider, save_path, dependencies, description FROM models",
+    )
+    .await;
+    let before = table(&db.client).await;
+    let (status, printed) = import(&db.url, &[], &with(mirrors));
+    assert!(status == 1 && printed.contains("ALTER TABLE public.models ADD COLUMN mirrors jsonb"), "{printed}");
+    assert_eq!(table(&db.client).await, before);
+    assert_eq!(import(&db.url, &[], &model_json("b")).1, "1 added, 0 changed, 0 unchanged, 0 rejected\n");
+    assert_eq!(import(&db.url, &[], &model_json("a")).1, "0 added, 0 changed, 1 unchanged, 0 rejected\n");
+    assert_eq!(import(&db.url, &[], LIST).0, 3);
+}
+
+#[tokio::test]
 async fn import_needs_only_select_insert_and_update() {
     let db = Db::new().await;
     let role = format!("importer_{}", db.name);
@@ -321,7 +358,7 @@ async fn models_that_would_not_be_served_are_not_written() {
     db.sql("CREATE VIEW served AS SELECT * FROM models WHERE name <> 'x'").await;
     let view = |source: &str| {
         format!(
-            "CREATE OR REPLACE VIEW model_catalog.entries AS
+            "DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS
              SELECT id, name, download_url, file_size_gb::numeric, hash, auth_required, auth_provider, save_path,
                     dependencies, description FROM {source}"
         )

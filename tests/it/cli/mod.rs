@@ -12,3 +12,4 @@ mod secrets;
 mod settings;
 mod smoke;
 mod versions;
+pub mod workflow;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::docs::{self, CONFIGURATION, METRICS};
 use crate::support::{Db, Server, WAIT_LIMIT};
 
-const COMMANDS: [&str; 6] = ["serve", "demo", "migrate", "check", "import", "export"];
+const COMMANDS: [&str; 7] = ["serve", "demo", "migrate", "check", "probe", "import", "export"];
 /// A database that cannot be reached, so that a command that accepts an invalid setting fails anyway.
 const NO_DATABASE: &str = "host=/nonexistent user=nobody dbname=none";
 

@@ -11,6 +11,7 @@ use hyper::Request;
 use serde_json::Value;
 
 use crate::docs::METRICS;
+use crate::machine::hubs::{response, serve};
 use crate::support::{Db, Server, WAIT_LIMIT};
 
 const RULES: &str = include_str!("../../../deploy/prometheus/alerts.yaml");
@@ -18,7 +19,7 @@ const RULE_TESTS: &str = include_str!("../../../deploy/prometheus/alerts.test.ya
 const CONFIGURATION: &str = include_str!("../../../deploy/prometheus/prometheus.yaml");
 const DASHBOARD: &str = include_str!("../../../deploy/grafana/dashboard.json");
 
-/// A Prometheus with the shipped configuration, which scrapes one server.
+/// A Prometheus with the shipped configuration, which scrapes one server, and what `probe` wrote.
 struct Prometheus {
     child: Child,
     directory: PathBuf,
@@ -26,11 +27,11 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    async fn scraping(server: &Server) -> Self {
+    async fn scraping(server: &Server, probe: &str) -> Self {
         let directory = std::env::temp_dir().join(format!("prometheus-{:x}", fastrand::u64(..)));
         std::fs::create_dir(&directory).unwrap();
         std::fs::write(directory.join("alerts.yaml"), RULES).unwrap();
-        let target = format!(r#"["{}"]"#, server.address);
+        let target = format!(r#"["{}", "{}"]"#, server.address, probe.trim_start_matches("http://"));
         let configuration =
             CONFIGURATION.replace(r#"["catalog-a:3001", "catalog-b:3001"]"#, &target).replace("15s", "200ms");
         assert!(configuration.contains(&target) && configuration.contains("200ms"), "{CONFIGURATION}");
@@ -89,6 +90,19 @@ impl Drop for Prometheus {
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.directory);
     }
+}
+
+/// Address of a server of the metrics that `probe` writes; it has no model to find fault with.
+async fn probe_metrics() -> String {
+    let db = Db::new().await;
+    let file = std::env::temp_dir().join(format!("probe-{:x}.prom", fastrand::u64(..)));
+    let mut probe = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
+    probe.args(["probe", "--metrics-file", file.to_str().unwrap()]).env("DATABASE_URL", &db.url);
+    let output = probe.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let _ = std::fs::remove_file(&file);
+    serve(move |_| response(200, &["content-type: text/plain; version=0.0.4"], &text))
 }
 
 /// Every panel except the row headings.
@@ -172,7 +186,7 @@ async fn prometheus_has_data_for_every_rule_and_panel() {
     db.add("a").await;
     let file = std::env::temp_dir().join(format!("scraped-{:x}", fastrand::u64(..)));
     let server = Server::start_with(&db.url, &[("CATALOG_SNAPSHOT_FILE", file.to_str().unwrap())]).await;
-    let prometheus = Prometheus::scraping(&server).await;
+    let prometheus = Prometheus::scraping(&server, &probe_metrics().await).await;
     let known: BTreeSet<_> = expressions().iter().flat_map(|e| metrics_of(e)).map(str::to_owned).collect();
     assert!(known.len() > 20, "the dashboard could not be read: {known:?}");
 

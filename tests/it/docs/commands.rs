@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{ALL, Block, SERVER_ROLE, VIEW, WEIGHTS, block, blocks, root, sql_block, texts};
+use crate::cli::workflow::WORKFLOW;
+use crate::machine::hubs;
 use crate::support::{Db, Server, WAIT_LIMIT};
 
 /// The address in the documents.
@@ -98,20 +100,25 @@ struct Console {
     db: Db,
     server: Option<Server>,
     folder: PathBuf,
+    /// Further environment variables.
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Console {
     async fn new(block: &Block) -> Self {
         let folder = std::env::temp_dir().join(format!("console-{:x}", fastrand::u64(..)));
         std::fs::create_dir(&folder).unwrap();
-        let mut console = Self { db: Db::new().await, server: None, folder };
+        let mut console = Self { db: Db::new().await, server: None, folder, variables: Vec::new() };
         if block.text.contains("$ model-catalog check") {
             console.create_faulty_tables().await;
+        } else if block.text.contains("$ model-catalog probe") {
+            console.stand_in_for_hubs().await;
         } else if block.text.contains("$ model-catalog import") {
             let list: Value = serde_json::from_str(LIST).unwrap();
             let named = |name: &str| list["models"].as_array().unwrap().iter().find(|entry| entry["name"] == name);
             let models = ["Enlarger x4", "Tiny Decoder", "Climber"].map(named);
             std::fs::write(console.folder.join("model-list.json"), json!({ "models": models }).to_string()).unwrap();
+            std::fs::write(console.folder.join("workflow.json"), WORKFLOW).unwrap();
         } else {
             console.db.sql(SAMPLE).await;
             let server = Server::start(&console.db).await;
@@ -139,6 +146,37 @@ impl Console {
         }
     }
 
+    /// Models whose hubs are local servers under their real names.
+    async fn stand_in_for_hubs(&mut self) {
+        self.db
+            .sql(
+                "INSERT INTO models (id, name, download_url, file_size_gb, hash, auth_required, save_path)
+                 SELECT id, id, 'https://huggingface.co/' || path, gb, repeat(digits, 32), auth, id FROM (VALUES
+                    ('clip-l', 'openai/clip/resolve/main/clip_l', 0.25, '0a', false),
+                    ('flux-dev', 'flux/dev/resolve/main/dev', 23.80, '0c', true),
+                    ('flux-vae', 'flux/dev/blob/main/vae', 0.34, '0d', false),
+                    ('old-lora', 'someone/lora/resolve/main/lora', 0.02, '0e', false),
+                    ('t5xxl-fp16', 'openai/t5/resolve/main/t5xxl', NULL, NULL, false)) m (id, path, gb, digits, auth)",
+            )
+            .await;
+        let storage = "https://cas-bridge.xethub.hf.co";
+        let (proxy, _) = hubs::hubs(&self.folder, move |host, path| match (host, path) {
+            ("cas-bridge.xethub.hf.co:443", "/clip_l") => hubs::first_byte(246_144_152),
+            ("cas-bridge.xethub.hf.co:443", "/t5xxl") => hubs::first_byte(9_787_841_024),
+            (_, "/openai/clip/resolve/main/clip_l") => {
+                hubs::linked(&format!("{storage}/clip_l"), &"0a".repeat(32), 246_144_152)
+            }
+            (_, "/openai/t5/resolve/main/t5xxl") => {
+                hubs::linked(&format!("{storage}/t5xxl"), &"6e".repeat(32), 9_787_841_024)
+            }
+            (_, "/flux/dev/resolve/main/dev") => hubs::response(401, &["x-error-code: GatedRepo"], ""),
+            (_, "/flux/dev/blob/main/vae") => hubs::response(200, &["content-type: text/html"], "<!doctype html>"),
+            _ => hubs::response(404, &["x-error-code: EntryNotFound"], ""),
+        });
+        let certificate = self.folder.join("certificate.pem").to_str().unwrap().to_owned();
+        self.variables = vec![("HTTPS_PROXY", proxy), ("CURL_CA_BUNDLE", certificate)];
+    }
+
     async fn reject_a_row_and_request_unknown_ids(&self, server: &Server) {
         self.db.sql("UPDATE models SET save_path = '../clip_l.safetensors' WHERE id = 'clip-l'").await;
         server.until("the row is rejected", |s| async move { s.metric("catalog_models_rejected").await == 1.0 }).await;
@@ -159,7 +197,8 @@ impl Console {
         };
         let mut shell = Command::new("sh");
         shell.args(["-c", &command.replace(DOCUMENTED, &address)]).current_dir(&self.folder);
-        let output = shell.env_clear().env("PATH", path).env("DATABASE_URL", url).output().unwrap();
+        shell.env_clear().env("PATH", path).env("DATABASE_URL", url);
+        let output = shell.envs(self.variables.iter().cloned()).output().unwrap();
         let errors = if command.starts_with("curl ") { Vec::new() } else { output.stderr };
         String::from_utf8([output.stdout, errors].concat()).unwrap()
     }

@@ -20,7 +20,7 @@ pub const CONFIGURATION: &str = include_str!("../../../docs/configuration.md");
 pub const METRICS: &str = include_str!("../../../docs/metrics.md");
 
 /// Every document, by its path from the root of the repository.
-pub const ALL: [(&str, &str); 16] = [
+pub const ALL: [(&str, &str); 17] = [
     ("README.md", README),
     ("CONTRIBUTING.md", CONTRIBUTING),
     ("CHANGELOG.md", include_str!("../../../CHANGELOG.md")),
@@ -37,6 +37,7 @@ pub const ALL: [(&str, &str); 16] = [
     ("docs/import-export.md", include_str!("../../../docs/import-export.md")),
     ("docs/metrics.md", METRICS),
     ("docs/postgres.md", POSTGRES),
+    ("docs/probe.md", include_str!("../../../docs/probe.md")),
 ];
 /// Maximum number of lines of README.md, which is for readers who decide within five minutes.
 const MAX_README_LINES: usize = 150;

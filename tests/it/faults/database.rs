@@ -273,7 +273,7 @@ async fn reload_triggers_a_full_load() {
     consistency::add_pairs(&db.client, PAIRS).await;
     let server = Server::start_with(&db.url, &SETTINGS).await;
     // No trigger fires for a change of the view.
-    db.sql("CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, upper(name) AS name, download_url, \
+    db.sql("DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS SELECT id, upper(name) AS name, download_url, \
             file_size_gb::numeric, hash, auth_required, auth_provider, save_path, dependencies, description FROM models")
         .await;
     assert!(difference(&server, &db.client).await.is_some());

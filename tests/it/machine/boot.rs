@@ -8,10 +8,10 @@ use super::{Machine, add, content, sum};
 use crate::docs::block;
 use crate::support::{Db, Server, until};
 
-/// Larger than one read of a client, so that a transfer can break off in the middle.
+/// Larger than one read of a client, so that a transfer can be interrupted in the middle.
 const LARGE: usize = 3_000_000;
 
-/// flux depends on vae and clip, vae on a model that does not exist; each of the others has a different fault.
+/// flux depends on vae and clip, vae on a model that does not exist; each of the others fails in a different way.
 async fn catalog(machine: &mut Machine) -> (Db, Server) {
     let db = Db::new().await;
     let (hub, store) = (&machine.hub, &machine.store);
@@ -21,11 +21,11 @@ async fn catalog(machine: &mut Machine) -> (Db, Server) {
     add(&db, "flux", &url, "checkpoints/flux.bin", &sum("sha256sum", &flux), true, &["vae", "clip"]).await;
 
     let vae = content(2, LARGE);
-    let url = store.put("/vae", Way::BreaksOff(vae.clone()));
+    let url = store.put("/vae", Way::EndsEarly(vae.clone()));
     add(&db, "vae", &url, "vae/my vae.bin", &sum("md5sum", &vae), false, &["absent"]).await;
 
     let clip = content(3, 700_000);
-    let url = hub.put_for_token("/clip", Way::BreaksOff(clip.clone()));
+    let url = hub.put_for_token("/clip", Way::EndsEarly(clip.clone()));
     add(&db, "clip", &url, "clip.bin", &format!("sha-512:{}", sum("sha512sum", &clip)), true, &[]).await;
 
     let url = store.put("/unhashed", Way::File(content(4, 50_000)));
@@ -55,13 +55,13 @@ async fn empty_folder_is_filled_and_missing_models_stop_nothing() {
     for (path, seed, length) in
         [(FILES[0], 1, LARGE), (FILES[1], 3, 700_000), (FILES[2], 4, 50_000), (FILES[3], 2, LARGE)]
     {
-        assert!(machine.read(path) == Some(content(seed, length)), "{path} is another file");
+        assert!(machine.read(path) == Some(content(seed, length)), "{path} differs");
     }
     for line in [
-        r#"missing model="no-such-model" reason="the catalog does not have it""#,
-        r#"missing model="absent" reason="\"vae\" depends on it and the catalog does not have it""#,
-        r#"missing model="wrong" reason="its checksum is not the one in the catalog""#,
-        r#"missing model="gone" reason="status 404 from 127.0.0.1: the download address in the catalog is dead""#,
+        r#"missing model="no-such-model" reason="it is not in the catalog""#,
+        r#"missing model="absent" reason="\"vae\" depends on it, and it is not in the catalog""#,
+        r#"missing model="wrong" reason="its hash does not match the one in the catalog""#,
+        r#"missing model="gone" reason="127.0.0.1 returned status 404: the URL in the catalog is dead""#,
         "models=6 fetched=4 present=0 linked=0 missing=4",
     ] {
         assert!(boot.log.contains(line), "no `{line}` in {}", boot.log);
@@ -74,7 +74,7 @@ async fn empty_folder_is_filled_and_missing_models_stop_nothing() {
         "{requests:?}"
     );
     let vae: usize = requests.iter().filter(|request| request.path == "/vae").map(|request| request.sent).sum();
-    assert!(vae < LARGE * 5 / 4, "the file that broke off was fetched again as a whole: {vae} bytes");
+    assert!(vae < LARGE * 5 / 4, "the file that broke off was downloaded twice: {vae} bytes");
     // An expired URL is resolved again, and the transfer resumes.
     let requests = machine.hub.take_requests();
     assert_eq!(requests.iter().filter(|request| request.path == "/flux").count(), 2, "{requests:?}");
@@ -163,7 +163,11 @@ async fn unreachable_catalog_is_retried_then_skipped() {
         machine.set("MACHINE_MODELS_STRICT", strict);
         let boot = machine.boot(&["echo", "started"]);
         assert_eq!((boot.status, &*boot.output), (status, output), "{}", boot.log);
-        assert!(boot.log.contains("the catalog cannot be asked: no response from 127.0.0.1"), "{}", boot.log);
+        assert!(
+            boot.log.contains("cannot get the models from the catalog: no response from 127.0.0.1"),
+            "{}",
+            boot.log
+        );
     }
 }
 
@@ -183,9 +187,9 @@ async fn full_disk_and_conflicting_paths_are_reported() {
     server.until("small has a size", |s| async move { s.field("small", "file_size_gb").await == 7.5 }).await;
     let boot = machine.boot(&[]);
     for line in [
-        r#"missing model="huge" reason="it needs 90000000000000000 bytes, and "#,
+        r#"missing model="huge" reason="it needs 90000000000000000 bytes, but only "#,
         r#"missing model="rival" reason="another model has the save path loras/a/b/unhashed.bin""#,
-        r#"missing model="small" reason="its server has 100 bytes, the catalog says 7500000000""#,
+        r#"missing model="small" reason="the file has 100 bytes on the server, but 7500000000 in the catalog""#,
         "models=4 fetched=1 present=0 linked=0 missing=3",
     ] {
         assert!(boot.log.contains(line), "no `{line}` in {}", boot.log);
@@ -203,7 +207,7 @@ async fn interrupted_pull_resumes() {
     let server = Server::start(&db).await;
     machine.catalog(&server);
     let boot = machine.spawn(&["echo", "started"]);
-    until("half of it is there", || async {
+    until("half of it is on disk", || async {
         let parts = std::fs::read_dir(machine.models()).into_iter().flatten().flatten();
         parts.filter(|part| part.metadata().is_ok_and(|data| data.is_file() && data.len() > LARGE as u64 / 3)).count()
             > 0
@@ -223,7 +227,7 @@ async fn interrupted_pull_resumes() {
     let requests = machine.store.take_requests();
     let resumed =
         requests.iter().filter_map(|request| request.range.as_ref().and_then(from)).any(|from| from > LARGE / 4);
-    assert!(resumed, "it was fetched from its beginning: {requests:?}");
+    assert!(resumed, "it was downloaded from the beginning: {requests:?}");
 }
 
 #[tokio::test]
@@ -235,7 +239,7 @@ async fn pulls_that_share_a_folder_divide_the_files() {
         boot.wait().unwrap();
     }
     let logs: Vec<_> = boots.into_iter().map(|boot| machine.ended(boot).log).collect();
-    // They divide the files: each is downloaded once and found by the others.
+    // Each file is downloaded once and found by the others.
     let sum = |field: &str| -> usize {
         let number = |log: &String| log.split_once(field)?.1.split(' ').next()?.parse::<usize>().ok();
         logs.iter().filter_map(number).sum()

@@ -84,7 +84,7 @@ async fn equal_content_is_downloaded_once_and_linked() {
     for id in ["a", "b"] {
         add(&db, id, &url, &format!("other/{id}"), &format!("SHA256:{hash}"), false, &[]).await;
     }
-    server.until("b is there", |s| async move { s.get("/api/models/b").await.status == 200 }).await;
+    server.until("b is served", |s| async move { s.get("/api/models/b").await.status == 200 }).await;
     machine.set("MACHINE_MODELS_NEEDED", "a,m0,b");
     // The first URL in the list is dead.
     let boot = machine.boot(&[]);
@@ -96,7 +96,7 @@ async fn equal_content_is_downloaded_once_and_linked() {
     assert!(inode("f/0") == inode("other/a") && inode("f/0") == inode("other/b"));
     assert!(machine.read("other/a") == Some(content(0, SIZE)));
     let sent: usize = machine.store.take_requests().iter().map(|request| request.sent).sum();
-    assert!(sent < SIZE + 10, "it was fetched more than once: {sent} bytes");
+    assert!(sent < SIZE + 10, "it was downloaded more than once: {sent} bytes");
     let (boot, read) = bytes_read(&machine);
     assert!(boot.log.contains("fetched=0 present=3") && read < SIZE, "links were hashed again: {read}: {}", boot.log);
 }
@@ -110,12 +110,12 @@ async fn prune_removes_only_unneeded_downloads_and_only_if_enabled() {
     machine.set("MACHINE_MODELS_NEEDED", "m0");
     machine.set("MACHINE_MODELS_KEEP_FREE", "900T");
     assert_eq!(machine.boot(&[]).status, 0);
-    assert_eq!(machine.files(), ["f/0", "f/1", "f/2", "f/3", "f/4", "f/mine"], "it was not asked for");
+    assert_eq!(machine.files(), ["f/0", "f/1", "f/2", "f/3", "f/4", "f/mine"], "pruning is off");
 
     machine.set("MACHINE_MODELS_PRUNE", "1");
     machine.set("MACHINE_MODELS_KEEP_FREE", "1K");
     assert_eq!(machine.boot(&[]).status, 0);
-    assert_eq!(machine.files().len(), 6, "the disk has room enough");
+    assert_eq!(machine.files().len(), 6, "the disk has enough space");
 
     machine.set("MACHINE_MODELS_KEEP_FREE", "900T");
     let boot = machine.boot(&[]);
@@ -123,7 +123,7 @@ async fn prune_removes_only_unneeded_downloads_and_only_if_enabled() {
     assert_eq!(machine.files(), ["f/0", "f/3", "f/mine"], "{}", boot.log);
     machine.set("MACHINE_MODELS_NEEDED", "m1");
     let boot = machine.boot(&[]);
-    assert!(boot.status == 1 && boot.log.contains(r#"model="m1" reason="it needs 1000000 bytes, and 0 are free"#));
+    assert!(boot.status == 1 && boot.log.contains(r#"model="m1" reason="it needs 1000000 bytes, but only 0 are free"#));
 }
 
 #[tokio::test]
@@ -133,7 +133,7 @@ async fn dry_run_lists_downloads_and_writes_nothing() {
     machine.put("f/1", &content(1, SIZE));
     machine.flags.push("--dry-run");
     let boot = machine.boot(&["echo", "started"]);
-    let expected = "missing\t-\t-\t\tabsent\tthe catalog does not have it\n\
+    let expected = "missing\t-\t-\t\tabsent\tit is not in the catalog\n\
                     fetch\t1000000\t127.0.0.1\tf/0\tm0\n\
                     present\t-\t-\tf/1\tm1\n\
                     fetch\t1000000\t127.0.0.1\tf/2\tm2\n\
@@ -141,7 +141,7 @@ async fn dry_run_lists_downloads_and_writes_nothing() {
     assert_eq!((boot.status, &*boot.output), (1, expected), "{}", boot.log);
     assert_eq!(machine.files(), ["f/1"]);
     let sent: usize = machine.store.take_requests().iter().map(|request| request.sent).sum();
-    assert_eq!(sent, 2, "only first bytes are asked for");
+    assert_eq!(sent, 2, "only first bytes are requested");
 }
 
 #[tokio::test]
@@ -149,7 +149,7 @@ async fn status_and_metrics_report_every_model() {
     let (mut machine, db, server) = machine("status", 2).await;
     let url = machine.store.put("/gone", Way::Status(404));
     add(&db, "gone \"\\", &url, "gone", "", false, &[]).await;
-    server.until("gone is there", |s| async move { s.get("/api/models/gone%20%22%5C").await.status == 200 }).await;
+    server.until("gone is served", |s| async move { s.get("/api/models/gone%20%22%5C").await.status == 200 }).await;
     machine.set("MACHINE_MODELS_NEEDED", "m0,m1,gone \"\\");
     for (name, file) in [("MACHINE_MODELS_STATUS_FILE", "status.json"), ("MACHINE_MODELS_METRICS_FILE", "pull.prom")] {
         machine.set(name, machine.folder.join(file).to_str().unwrap().to_owned().as_str());
@@ -213,7 +213,7 @@ async fn second_process_shows_the_progress_of_the_first() {
     let (mut machine, _db, _server) = machine("second", 1).await;
     machine.store.put("/0", Way::Stalls(content(0, SIZE)));
     let mut first = machine.spawn(&[]);
-    until("half of it is there", || async {
+    until("half of it is on disk", || async {
         let parts = std::fs::read_dir(machine.models().join("f")).into_iter().flatten().flatten();
         parts.filter(|part| part.metadata().unwrap().len() >= SIZE as u64 / 2).count() > 0
     })
@@ -221,7 +221,7 @@ async fn second_process_shows_the_progress_of_the_first() {
     let status = machine.folder.join("second.json");
     machine.set("MACHINE_MODELS_STATUS_FILE", status.to_str().unwrap().to_owned().as_str());
     let second = machine.spawn(&[]);
-    until("the second one shows it", || async {
+    until("the second process reports it", || async {
         let status = std::fs::read(&status).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
         status.is_some_and(|status| {
             let model = &status["models"][0];
@@ -246,7 +246,7 @@ async fn slow_connection_is_abandoned() {
     machine.set("MACHINE_MODELS_STALL", "500ms");
     machine.set("MACHINE_MODELS_MIN_SPEED", "1M");
     let boot = machine.boot(&[]);
-    assert!(boot.log.contains(r#"model="m0" reason="127.0.0.1 stalled""#), "{}", boot.log);
+    assert!(boot.log.contains(r#"model="m0" reason="the transfer from 127.0.0.1 stalled""#), "{}", boot.log);
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn next_mirror_is_used_when_one_fails() {
     let boot = machine.boot(&[]);
     assert!(boot.log.contains("fetched=1 present=0 linked=0 missing=1"), "{}", boot.log);
     assert!(
-        boot.log.contains(r#"missing model="b" reason="its checksum is not the one in the catalog""#),
+        boot.log.contains(r#"missing model="b" reason="its hash does not match the one in the catalog""#),
         "{}",
         boot.log
     );
@@ -287,6 +287,21 @@ fn next_mirror_is_used_when_one_fails() {
         .map(|request| request.sent)
         .sum();
     assert_eq!(sent, SIZE / 2 + 1 + SIZE + 1, "{}", boot.log);
+}
+
+#[tokio::test]
+async fn mirror_in_the_table_is_used_when_the_download_url_is_dead() {
+    let (mut machine, db, server) = machine("rowmirrors", 1).await;
+    // Nothing listens on a port that was bound and closed.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let update = "UPDATE models SET download_url = $1, mirrors = to_jsonb(ARRAY[$2, download_url])";
+    let urls = [format!("http://{closed}/0"), format!("http://{}/gone", machine.store.address)];
+    db.client.execute(update, &[&urls[0], &urls[1]]).await.unwrap();
+    server.until("both mirrors are served", |s| async { s.field("m0", "mirrors").await[1].is_string() }).await;
+    machine.set("MACHINE_MODELS_TRIES", "1");
+    let boot = machine.boot(&[]);
+    assert!(boot.status == 0 && boot.log.contains("fetched=1 present=0 linked=0 missing=0"), "{}", boot.log);
+    assert!(machine.read("f/0") == Some(content(0, SIZE)));
 }
 
 /// A pull that was killed after half of its file had been received.

@@ -1,5 +1,5 @@
-//! The file server that test machines download from: it requires tokens, breaks off, redirects, and checks
-//! at every request that no process of the machine shows a secret.
+//! The file server that test machines download from. It requires tokens, closes connections early, redirects, and
+//! checks at every request that no process of the machine exposes a secret.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,23 +12,25 @@ use std::sync::{Arc, Mutex};
 pub enum Way {
     /// This file, or the requested range of it.
     File(Vec<u8>),
-    /// The same, but the first request for more than a byte is refused, like an expired URL.
+    /// The same, but the first request for more than a byte is rejected, as for an expired URL.
     Expires(Vec<u8>),
-    /// The same, but the first response of more than a byte breaks off half-way.
-    BreaksOff(Vec<u8>),
+    /// The same, but the first response of more than a byte ends half-way.
+    EndsEarly(Vec<u8>),
     /// The same, but a response of more than a byte stalls half-way.
     Stalls(Vec<u8>),
     /// The same, but a response of more than a byte is sent at 10 bytes per 10 ms.
     Trickles(Vec<u8>),
     /// These raw bytes.
     Raw(Vec<u8>),
+    /// These raw bytes to the first request, and then another response.
+    Once(Vec<u8>, Box<Way>),
     /// The same, but without ranges and without a length.
     Unsized(Vec<u8>),
     /// This status and this `Location`.
     Redirect(u16, String),
     /// This status.
     Status(u16),
-    /// This text, to a POST.
+    /// This text; for POST.
     Post(String),
 }
 
@@ -75,7 +77,7 @@ impl Files {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let shared = Arc::clone(&copy);
-                // A client that hangs up is its own affair.
+                // Ignore I/O errors: the client disconnected.
                 std::thread::spawn(move || drop(shared.respond(stream.unwrap())));
             }
         });
@@ -107,13 +109,13 @@ impl Files {
     /// Fails if a process exposed the secret during a request.
     pub fn assert_no_leak(&self) {
         let leaks = self.shared.leaks.lock().unwrap();
-        assert!(leaks.is_empty(), "a token shows: {leaks:#?}");
+        assert!(leaks.is_empty(), "a token was exposed: {leaks:#?}");
     }
 }
 
 impl Shared {
     fn respond(&self, stream: TcpStream) -> std::io::Result<()> {
-        self.look_for_leaks();
+        self.search_for_leaks();
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut lines = Vec::new();
         loop {
@@ -135,17 +137,21 @@ impl Shared {
         let known = path.split('?').next().unwrap_or_default().to_owned();
         let way = self.ways.lock().unwrap().get(&known).cloned();
         let (for_token, way) = way.map_or((false, None), |(for_token, way)| (for_token, Some(way)));
-        let refused = for_token && token.as_deref() != Some(&format!("Bearer {}", self.secret));
+        let rejected = for_token && token.as_deref() != Some(&format!("Bearer {}", self.secret));
         let stalls = matches!(way, Some(Way::Stalls(_)));
         let mut request = ReceivedRequest { path: path.clone(), token, range, sent: 0 };
         let tag = self.tags.lock().unwrap().get(&known).map(|tag| format!("\r\netag: {tag}\r\n").into_bytes());
         let mut response = match way {
-            _ if refused => head(401, "content-length: 0"),
+            _ if rejected => head(401, "content-length: 0"),
             None => head(404, "content-length: 0"),
             Some(Way::Status(status)) => head(status, "content-length: 0"),
             Some(Way::Redirect(status, to)) => head(status, &format!("content-length: 0\r\nlocation: {to}")),
             Some(Way::Post(text)) => [head(200, &format!("content-length: {}", text.len())), text.into()].concat(),
             Some(Way::Raw(bytes)) => bytes,
+            Some(Way::Once(bytes, next)) => {
+                self.ways.lock().unwrap().insert(known.clone(), (for_token, *next));
+                bytes
+            }
             Some(Way::Trickles(file)) => {
                 let response = part(&file, &mut request);
                 if request.sent > 1 {
@@ -166,7 +172,7 @@ impl Shared {
                     head(403, "content-length: 0")
                 }
             },
-            Some(Way::BreaksOff(file) | Way::Stalls(file)) => {
+            Some(Way::EndsEarly(file) | Way::Stalls(file)) => {
                 let mut response = part(&file, &mut request);
                 if request.sent > 1 {
                     if !stalls {
@@ -179,7 +185,7 @@ impl Shared {
             }
         };
         if let Some(tag) = tag {
-            // After the status line, in the place of its end.
+            // Inserted after the status line.
             let end = response.windows(2).position(|two| two == b"\r\n").unwrap();
             response.splice(end..end + 2, tag);
         }
@@ -193,7 +199,7 @@ impl Shared {
     }
 
     /// No command line may contain the secret, and no environment except the program's own.
-    fn look_for_leaks(&self) {
+    fn search_for_leaks(&self) {
         for process in std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()) {
             let has = |file: &str| {
                 let text = std::fs::read(process.join(file)).unwrap_or_default();

@@ -74,7 +74,7 @@ fn symlinked_folders_are_followed_only_if_enabled() {
     symlink(elsewhere.join("c"), machine.models().join("c")).unwrap();
     let boot = machine.boot(&[]);
     assert!(
-        boot.log.contains("model=\"a\" reason=\"its folder cannot be made below the models folder"),
+        boot.log.contains("model=\"a\" reason=\"cannot create its folder inside the models folder"),
         "{}",
         boot.log
     );
@@ -93,7 +93,7 @@ fn response_that_is_not_a_list_is_rejected() {
         let machine = machine("list", |_| response.to_owned());
         let boot = machine.boot(&["echo", "started"]);
         assert_eq!((boot.status, &*boot.output), (0, "started\n"));
-        assert!(boot.log.contains("is no list of models"), "{response}: {}", boot.log);
+        assert!(boot.log.contains("is not a list of models"), "{response}: {}", boot.log);
     }
 }
 

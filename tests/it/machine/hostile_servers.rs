@@ -137,7 +137,7 @@ const PATHS: [&str; 16] = [
 
 #[test]
 fn hostile_servers_and_rows_write_nothing_outside_and_get_no_token() {
-    let mut machine = Machine::new("mean", "all");
+    let mut machine = Machine::new("hostile", "all");
     machine.store.put("/stored", Way::File(content(6, 100)));
     machine.store.put("/endless", Way::Redirect(302, "/endless?more".into()));
     let mut responses = crafted(&machine.store.address);

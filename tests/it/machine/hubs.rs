@@ -14,8 +14,9 @@ use super::files::Way;
 use super::{Machine, add, content};
 use crate::support::{Db, Server};
 
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "huggingface.co",
+    "cas-bridge.xethub.hf.co",
     "hf.co",
     "civitai.com",
     "civitai.red",
@@ -25,19 +26,22 @@ const NAMES: [&str; 7] = [
 ];
 
 /// `host:port` and the token received there.
-type Seen = Arc<Mutex<Vec<(String, Option<String>)>>>;
+pub type Seen = Arc<Mutex<Vec<(String, Option<String>)>>>;
 
-/// Stands in for every host: redirects every request to `location`.
-fn hubs(folder: &Path, location: String) -> (String, Seen) {
+/// Makes the response to a request, from `host:port` and the path.
+type Respond = dyn Fn(&str, &str) -> Vec<u8> + Send + Sync;
+
+/// Stands in for every host. Returns the proxy's address; the certificate is in `folder`.
+pub fn hubs(folder: &Path, respond: impl Fn(&str, &str) -> Vec<u8> + Send + Sync + 'static) -> (String, Seen) {
     let names = NAMES.map(|name| format!("DNS:{name}")).join(",");
-    let made = Command::new("openssl")
+    let generated = Command::new("openssl")
         .args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=hubs", "-newkey", "ec"])
         .args(["-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", "key.pem", "-out", "certificate.pem"])
         .args(["-addext", &format!("subjectAltName={names}"), "-addext", "basicConstraints=critical,CA:FALSE"])
         .current_dir(folder)
         .output()
         .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert!(generated.status.success(), "{}", String::from_utf8_lossy(&generated.stderr));
     let certificate = CertificateDer::from_pem_file(folder.join("certificate.pem")).unwrap();
     let key = PrivateKeyDer::from_pem_file(folder.join("key.pem")).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -48,16 +52,17 @@ fn hubs(folder: &Path, location: String) -> (String, Seen) {
     let address = format!("http://{}", listener.local_addr().unwrap());
     let seen = Seen::default();
     let copy = Arc::clone(&seen);
+    let respond: Arc<Respond> = Arc::new(respond);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let (config, location, seen) = (Arc::clone(&config), location.clone(), Arc::clone(&copy));
-            std::thread::spawn(move || drop(stand_in(stream.unwrap(), config, &location, &seen)));
+            let (config, respond, seen) = (Arc::clone(&config), Arc::clone(&respond), Arc::clone(&copy));
+            std::thread::spawn(move || drop(stand_in(stream.unwrap(), config, &*respond, &seen)));
         }
     });
     (address, seen)
 }
 
-fn stand_in(mut stream: TcpStream, config: Arc<ServerConfig>, location: &str, seen: &Seen) -> std::io::Result<()> {
+fn stand_in(mut stream: TcpStream, config: Arc<ServerConfig>, respond: &Respond, seen: &Seen) -> std::io::Result<()> {
     let request = head(&mut stream)?;
     let host = request[0].split(' ').nth(1).unwrap_or_default().to_owned();
     stream.write_all(b"HTTP/1.1 200 x\r\n\r\n")?;
@@ -68,11 +73,48 @@ fn stand_in(mut stream: TcpStream, config: Arc<ServerConfig>, location: &str, se
         let bearer = name.eq_ignore_ascii_case("authorization").then(|| value.strip_prefix("Bearer "))?;
         bearer.map(str::to_owned)
     });
-    seen.lock().unwrap().push((host, token));
-    let response = format!("HTTP/1.1 302 x\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-    stream.write_all(response.as_bytes())?;
+    let path = head_lines[0].split(' ').nth(1).unwrap_or_default();
+    seen.lock().unwrap().push((host.clone(), token));
+    stream.write_all(&respond(&host, path))?;
     stream.conn.send_close_notify();
     stream.flush()
+}
+
+/// A server whose `handler` may block; one request per connection.
+pub fn serve(handler: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let handler = Arc::new(handler);
+    let respond = |mut stream: TcpStream, handler: &dyn Fn(&str) -> Vec<u8>| -> std::io::Result<()> {
+        let lines = head(&mut stream)?;
+        let path = lines[0].split(' ').nth(1).unwrap_or_default();
+        stream.write_all(&handler(path))
+    };
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let handler = Arc::clone(&handler);
+            std::thread::spawn(move || drop(respond(stream.unwrap(), &*handler)));
+        }
+    });
+    address
+}
+
+/// A response that closes the connection; `headers` are lines without their ends.
+pub fn response(status: u16, headers: &[&str], body: &str) -> Vec<u8> {
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let length = body.len();
+    format!("HTTP/1.1 {status} x\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n{body}").into()
+}
+
+/// The first byte of a file of this size, in response to a request for it.
+pub fn first_byte(bytes: u64) -> Vec<u8> {
+    response(206, &[&format!("content-range: bytes 0-0/{bytes}")], "x")
+}
+
+/// The redirect of a large file on Hugging Face, with the headers that describe it.
+pub fn linked(location: &str, sha256: &str, bytes: u64) -> Vec<u8> {
+    let tag = format!("x-linked-etag: \"{sha256}\"");
+    response(302, &[&format!("location: {location}"), &tag, &format!("x-linked-size: {bytes}")], "")
 }
 
 /// The lines of a head, read byte by byte, so that nothing after it is consumed.
@@ -90,7 +132,8 @@ fn head(stream: &mut impl Read) -> std::io::Result<Vec<String>> {
 async fn tokens_are_not_sent_to_similar_host_names() {
     let mut machine = Machine::new("hubs", "hub,case,short,shop,red,cdn,longer,port");
     let stored = machine.store.put("/file", Way::File(content(1, 5_000)));
-    let (proxy, seen) = hubs(&machine.folder, stored);
+    let redirect = response(302, &[&format!("location: {stored}")], "");
+    let (proxy, seen) = hubs(&machine.folder, move |_, _| redirect.clone());
     let db = Db::new().await;
     for (id, url) in [
         ("hub", "https://huggingface.co/a/resolve/main/x"),

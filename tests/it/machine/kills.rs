@@ -1,5 +1,5 @@
-//! Pulls that are killed at random while the server breaks off, stalls, and sends wrong lengths and statuses:
-//! complete files are always exact, and little is downloaded twice.
+//! Pulls that are killed at random while the server closes connections early, stalls, and sends wrong lengths and
+//! statuses: complete files are always exact, and little is downloaded twice.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,28 +14,28 @@ use super::{Machine, content, sum};
 
 const FILES: usize = 20;
 
-struct Mean {
+struct FaultyServer {
     files: Vec<Vec<u8>>,
     /// Transfer time of a small file on one connection.
     duration: Duration,
     random: Mutex<fastrand::Rng>,
     /// Bytes sent as requested.
-    good: AtomicU64,
+    sent: AtomicU64,
     started: Instant,
 }
 
-impl Mean {
+impl FaultyServer {
     /// Serves the catalog and `/file/N`, which redirects to URLs that expire.
     fn start(files: Vec<Vec<u8>>, duration: Duration, seed: u64) -> (Arc<Self>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let random = Mutex::new(fastrand::Rng::with_seed(seed));
-        let server = Arc::new(Self { files, duration, random, good: AtomicU64::new(0), started: Instant::now() });
+        let server = Arc::new(Self { files, duration, random, sent: AtomicU64::new(0), started: Instant::now() });
         let copy = Arc::clone(&server);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let server = Arc::clone(&copy);
-                // Clients that are killed hang up.
+                // Ignore I/O errors: the client was killed.
                 std::thread::spawn(move || drop(server.serve(stream.unwrap())));
             }
         });
@@ -111,7 +111,7 @@ impl Mean {
             8..10 if length > 1 => {
                 respond(stream, 206, &full, b"")?;
                 self.send(stream, file, start, start + somewhere)?;
-                // Until the client has had enough.
+                // Until the client disconnects.
                 let mut stream = stream;
                 stream.read(&mut [0]).map(drop)
             }
@@ -127,11 +127,11 @@ impl Mean {
             19..22 => respond(stream, 503, "retry-after: 0\r\ncontent-length: 0", b""),
             22..24 => respond(stream, 429, "content-length: 0", b""),
             24..27 if length > 1 => {
-                // Its lengths contradict each other.
+                // The two lengths contradict each other.
                 respond(stream, 206, &format!("{}\r\ncontent-length: {somewhere}", range(start, end, total)), b"")?;
                 self.send(stream, file, start, start + somewhere)
             }
-            // Of a first byte, these two are final: the address is dead, or never was one of a model.
+            // For a request of the first byte, these two would be permanent errors.
             27..29 if length > 1 => respond(stream, 200, "content-type: text/html\r\ncontent-length: 6", b"<html>"),
             29..31 => respond(stream, 206, "content-range: bytes 9-1/x\r\ncontent-length: 1", b"x"),
             31..33 if length > 1 => respond(stream, 404, "content-length: 0", b""),
@@ -148,7 +148,7 @@ impl Mean {
         let chunk = (file.len() as f64 * step.as_secs_f64() / self.duration.as_secs_f64()).ceil() as usize;
         for part in file[start..end].chunks(chunk) {
             stream.write_all(part)?;
-            self.good.fetch_add(part.len() as u64, Relaxed);
+            self.sent.fetch_add(part.len() as u64, Relaxed);
             if end - start > 1 {
                 std::thread::sleep(step);
             }
@@ -168,9 +168,9 @@ fn kill(kills: u32) {
     let size = |number: usize| if number < 2 { 34 << 20 } else { 700_000 + 10_000 * number };
     let files: Vec<_> = (0..FILES).map(|number| content(number as u64, size(number))).collect();
     let total: usize = files.iter().map(Vec::len).sum();
-    // Five rounds of four files take longer than the kills.
+    // Downloading five times four files takes longer than all kills.
     let duration = Duration::from_millis(u64::from(kills) * 300);
-    let (server, address) = Mean::start(files, duration, seed);
+    let (server, address) = FaultyServer::start(files, duration, seed);
     let mut machine = Machine::new("kills", "all");
     for (name, value) in [
         ("CATALOG_URL", format!("http://{address}")),
@@ -192,25 +192,25 @@ fn kill(kills: u32) {
         if ended.is_some_and(|status| status.success()) {
             break;
         }
-        assert!(ended.is_none(), "seed {seed}: it gave up: {}", String::from_utf8_lossy(&log.stderr));
+        assert!(ended.is_none(), "seed {seed}: the pull failed: {}", String::from_utf8_lossy(&log.stderr));
         killed += 1;
     }
     let boot = machine.boot(&[]);
     assert_eq!(boot.status, 0, "seed {seed}: {}", boot.log);
     check(&machine, &server, seed);
     assert_eq!(machine.files().len(), FILES, "seed {seed}: {:?}", machine.files());
-    let ratio = server.good.load(Relaxed) as f64 / total as f64;
-    println!("{killed} kills, {ratio:.3} of {total} bytes were fetched, seed {seed}");
+    let ratio = server.sent.load(Relaxed) as f64 / total as f64;
+    println!("{killed} kills, {ratio:.3} of {total} bytes were downloaded, seed {seed}");
     // A short run loses a larger part to its start and end.
     let limit = if kills >= 100 { 1.1 } else { 1.3 };
-    assert!(ratio <= limit, "seed {seed}: {ratio:.3} of the bytes were fetched");
+    assert!(ratio <= limit, "seed {seed}: {ratio:.3} of the bytes were downloaded");
 }
 
-/// A file with its final name is complete.
-fn check(machine: &Machine, server: &Mean, seed: u64) {
+/// Checks that every file with its final name is complete.
+fn check(machine: &Machine, server: &FaultyServer, seed: u64) {
     for (number, file) in server.files.iter().enumerate() {
         if let Some(there) = machine.read(&format!("f/{number}")) {
-            assert!(there == *file, "seed {seed}: file {number} is there and wrong");
+            assert!(there == *file, "seed {seed}: file {number} differs");
         }
     }
 }

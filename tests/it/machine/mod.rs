@@ -5,8 +5,9 @@ mod features;
 mod files;
 mod hostile;
 mod hostile_servers;
-mod hubs;
+pub mod hubs;
 mod kills;
+mod probe;
 mod tokens;
 
 use std::path::{Path, PathBuf};

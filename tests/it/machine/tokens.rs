@@ -6,7 +6,7 @@ use crate::support::{Db, Server};
 
 const PLACES: [&str; 8] = ["direct", "open", "loop", "back", "lookalike", "user", "elsewhere", "downgrade"];
 
-/// Models whose URLs require a token, or must not receive one, in every way of redirection.
+/// Models whose URLs require a token, or must not receive one, with every kind of redirect.
 async fn catalog(machine: &mut Machine) -> (Db, Server) {
     let db = Db::new().await;
     let (hub, store) = (&machine.hub, &machine.store);
@@ -19,7 +19,7 @@ async fn catalog(machine: &mut Machine) -> (Db, Server) {
     let bounce = store.put("/bounce", Way::Redirect(301, direct.clone()));
     let back = hub.put_for_token("/back", Way::Redirect(302, bounce));
     let port = hub.address.rsplit(':').next().unwrap();
-    // Servers refuse rows with a user name; a host may still redirect to such an address.
+    // The catalog rejects rows with a user name, but a host may redirect to such a URL.
     let with_user =
         |path: &str, user: &str| store.put(path, Way::Redirect(302, format!("http://{user}@{}/stored", store.address)));
     let lookalike = with_user("/lookalike", &hub.address);
@@ -42,8 +42,8 @@ async fn tokens_are_sent_only_to_their_provider() {
     assert_eq!(boot.status, 0, "{}", boot.log);
     assert_eq!(machine.files(), ["back", "direct", "elsewhere", "lookalike", "open", "user"], "{}", boot.log);
     for line in [
-        r#"model="loop" reason="it is redirected more than 10 times""#,
-        r#"model="downgrade" reason="127.0.0.1 redirects it to an address that is neither http nor https""#,
+        r#"model="loop" reason="more than 10 redirects""#,
+        r#"model="downgrade" reason="127.0.0.1 redirects to a URL that is neither http nor https""#,
     ] {
         assert!(boot.log.contains(line), "no `{line}` in {}", boot.log);
     }
@@ -52,7 +52,7 @@ async fn tokens_are_sent_only_to_their_provider() {
     assert!(hub.iter().all(|request| request.token == bearer || request.path == "/open"), "{hub:?}");
     assert!(
         hub.iter().all(|request| request.token.is_none() || request.path != "/open"),
-        "nobody asked for one: {hub:?}"
+        "a token was sent without auth_required: {hub:?}"
     );
     // User information in the URL is sent to the store; the token is not.
     assert!(store.iter().all(|request| request.token != bearer), "{store:?}");
@@ -79,7 +79,7 @@ async fn invalid_endpoint_gets_no_token() {
         machine.set("HF_ENDPOINT", &endpoint);
         let boot = machine.boot(&[]);
         assert!(
-            boot.log.contains(r#"model="direct" reason="status 401 from 127.0.0.1: it needs a token"#),
+            boot.log.contains(r#"model="direct" reason="127.0.0.1 returned status 401: it requires a token"#),
             "{endpoint}: {}",
             boot.log
         );

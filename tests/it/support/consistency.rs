@@ -134,7 +134,9 @@ pub async fn difference(server: &Server, client: &Client) -> Option<String> {
     let mut table = BTreeMap::new();
     for row in rows {
         if let tokio_postgres::SimpleQueryMessage::Row(row) = row {
-            let json: Value = serde_json::from_str(row.get(1).unwrap()).unwrap();
+            let mut json: Value = serde_json::from_str(row.get(1).unwrap()).unwrap();
+            // Without mirrors, a model does not have the field.
+            json.as_object_mut().unwrap().retain(|column, value| column != "mirrors" || !value.is_null());
             table.insert(row.get(0).unwrap().to_owned(), json);
         }
     }

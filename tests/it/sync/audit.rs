@@ -65,7 +65,7 @@ async fn history_change_is_not_counted_as_mismatch() {
     let settings = [("CATALOG_AUDIT_INTERVAL", "1ms"), ("CATALOG_POLL_INTERVAL", "50ms")];
     let server = Server::start_with(&db.url, &settings).await;
     wait_for_audits(&server, 2.0).await;
-    db.sql("CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, upper(name) AS name, download_url, \
+    db.sql("DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS SELECT id, upper(name) AS name, download_url, \
             file_size_gb::numeric, hash, auth_required, auth_provider, save_path, dependencies, description FROM models; \
             SELECT model_catalog.reload()")
         .await;

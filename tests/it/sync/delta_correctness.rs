@@ -46,7 +46,11 @@ fn statement(random: &mut Rng) -> String {
     let (a, b, name) = (id(random), id(random), random.u32(..));
     let new = |id: &str| format!("SELECT {id}, '{name}', 'https://example.org/x', 1.50, NULL, false, NULL, 'x/y'");
     match random.u8(0..14) {
-        0..3 => format!("UPDATE models SET name = '{name}' WHERE id = '{a}'"),
+        0..2 => format!("UPDATE models SET name = '{name}' WHERE id = '{a}'"),
+        2 => format!(
+            "UPDATE models SET mirrors = '[\"https://example.org/{name}\"]' WHERE id = '{a}'; \
+             UPDATE models SET mirrors = NULL WHERE id = '{b}'"
+        ),
         3 => format!("INSERT INTO models {}", new(&format!("'{a}'"))),
         4 => format!("INSERT INTO models {} ON CONFLICT DO NOTHING", new(&format!("'{a}'"))),
         5 | 6 => format!(
@@ -243,7 +247,8 @@ async fn assert_served(server: &Server, client: &Client, revision: u64) {
             |s| async move { s.get("/readyz").await.json()["revision"] == **revision },
         )
         .await;
-    let table = "SELECT coalesce(json_agg(to_json(m) ORDER BY id COLLATE \"C\"), '[]') FROM models m";
+    let table = "SELECT coalesce(jsonb_agg(to_jsonb(m) - CASE WHEN mirrors IS NULL THEN 'mirrors' ELSE '' END \
+                                           ORDER BY id COLLATE \"C\"), '[]') FROM models m";
     let table: serde_json::Value = serde_json::from_str(&sql(client, table).await.unwrap()).unwrap();
     let ids: Vec<String> = (0..IDS * 2).map(|number| format!("m{number}")).collect();
     let response = server.batch(&serde_json::json!({"model_ids": ids}).to_string()).await.json();

@@ -80,7 +80,7 @@ async fn row_without_a_good_version_is_not_served() {
 /// A source table without a primary key, its view and its triggers.
 const WITHOUT_PRIMARY_KEY: &str = "
     CREATE TABLE loose (id text, name text, path text DEFAULT 'x');
-    CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, name, 'https://example.org/x'::text AS download_url,
+    DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS SELECT id, name, 'https://example.org/x'::text AS download_url,
         NULL::numeric AS file_size_gb, NULL::text AS hash, false AS auth_required, NULL::text AS auth_provider,
         path AS save_path, '[]'::jsonb AS dependencies, NULL::text AS description FROM loose;
     SELECT model_catalog.watch('loose', 'id')";

@@ -19,11 +19,22 @@ async fn rows_that_break_tightened_rules_are_not_served_from_a_file() {
     let (db, folder) = (Db::new().await, Folder::new());
     db.add("a").await;
     db.add("ftp").await;
-    db.sql("UPDATE models SET download_url = 'ftp://example.org/x' WHERE id = 'ftp'").await;
+    db.add("mirror").await;
+    db.sql(
+        "UPDATE models SET download_url = 'ftp://example.org/x' WHERE id = 'ftp'; \
+         UPDATE models SET mirrors = '[\"https://example.org/x\", \"ftp://example.org/x\"]' WHERE id = 'mirror'; \
+         UPDATE models SET mirrors = '[\"https://example.org/x\"]' WHERE id = 'a'",
+    )
+    .await;
     let file = folder.file();
     let loose = [("CATALOG_SNAPSHOT_FILE", &*file), ("CATALOG_URL_SCHEMES", "http,https,ftp")];
     let server = Server::start_with(&db.url, &loose).await;
-    assert_eq!((status(&server, "a").await, status(&server, "ftp").await), (200, 200));
+    assert_eq!(
+        (status(&server, "a").await, status(&server, "ftp").await, status(&server, "mirror").await),
+        (200, 200, 200)
+    );
+    let with_mirrors = server.get("/api/models/a").await.text();
+    assert!(with_mirrors.ends_with(",\"mirrors\":[\"https://example.org/x\"]}"), "{with_mirrors}");
     server.until("the file is written", |_| std::future::ready(Path::new(&file).exists())).await;
     server.signal("TERM");
     server.until("it exited", |s| std::future::ready(s.exited().is_some())).await;
@@ -31,17 +42,18 @@ async fn rows_that_break_tightened_rules_are_not_served_from_a_file() {
     let written = std::fs::read(&file).unwrap();
     let default = [("CATALOG_SNAPSHOT_FILE", &*file)];
     let server = Server::start_with(UNREACHABLE, &default).await;
-    assert_eq!((status(&server, "a").await, status(&server, "ftp").await), (200, 404));
+    assert_eq!((server.get("/api/models/a").await.text(), status(&server, "ftp").await), (with_mirrors, 404));
     let rejected = server.get("/api/catalog").await;
-    assert!(rejected.text().contains("has the scheme `ftp`"), "{rejected:?}");
-    server.until_logged("row rejected", 1).await;
+    assert!(rejected.text().contains("download_url has the scheme `ftp`"), "{rejected:?}");
+    assert!(rejected.text().contains("mirrors[1] has the scheme `ftp`"), "{rejected:?}");
+    server.until_logged("row rejected", 2).await;
     drop(server);
     assert_eq!(std::fs::read(&file).unwrap(), written, "nothing was read that could replace it");
 
     let server = Server::start_with(&db.url, &default).await;
     server.until("it reads the database", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
     assert_eq!((status(&server, "a").await, status(&server, "ftp").await), (200, 404));
-    server.until_logged("row rejected", 1).await;
+    server.until_logged("row rejected", 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,7 @@ use crate::support::{Db, NOTIFY_ONLY, Server};
 /// The statement that creates the view over a relation with the columns `id` and `name`.
 fn view(from: &str) -> String {
     format!(
-        "CREATE OR REPLACE VIEW model_catalog.entries AS SELECT m.id, m.name, 'https://example.org/x'::text AS \
+        "DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS SELECT m.id, m.name, 'https://example.org/x'::text AS \
          download_url, NULL::numeric AS file_size_gb, NULL::text AS hash, false AS auth_required, NULL::text AS \
          auth_provider, 'x/y'::text AS save_path, {from};"
     )

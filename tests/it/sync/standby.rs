@@ -77,7 +77,9 @@ fn statement(random: &mut Rng) -> String {
         ),
         6 => format!("UPDATE models SET id = '{a}' WHERE id = '{b}'"),
         7 => format!("DELETE FROM models WHERE id IN ('{a}', '{b}')"),
-        8 => format!("UPDATE models SET hash = '{name}' WHERE id <= '{b}'"),
+        8 => {
+            format!("UPDATE models SET hash = '{name}', mirrors = '[\"https://example.org/{name}\"]' WHERE id <= '{b}'")
+        }
         _ => format!("INSERT INTO models SELECT '{a}', {row}"),
     }
 }

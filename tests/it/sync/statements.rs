@@ -105,7 +105,7 @@ async fn numeric_scale_does_not_change_the_revision() {
     // A numeric without a scale distinguishes 23.80 from 23.8: the row changes, the response does not.
     db.sql(
         "CREATE TABLE sizes (id text PRIMARY KEY, gb numeric); INSERT INTO sizes VALUES ('a', 23.8), ('b', 1);
-         CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, id AS name, 'https://example.org/x'::text AS \
+         DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS SELECT id, id AS name, 'https://example.org/x'::text AS \
          download_url, gb AS file_size_gb, NULL::text AS hash, false AS auth_required, NULL::text AS auth_provider, \
          'x/y'::text AS save_path, '[]'::jsonb AS dependencies, NULL::text AS description FROM sizes;
          SELECT model_catalog.watch('sizes', 'id')",

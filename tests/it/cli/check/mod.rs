@@ -85,7 +85,7 @@ async fn break_and_fix(db: &Db, statements: &str, level: &str, subject: &str, te
 /// A view over `from`, in which `m` is the table with the model.
 fn view(id: &str, dependencies: &str, from: &str) -> String {
     format!(
-        "CREATE OR REPLACE VIEW model_catalog.entries AS SELECT {id} AS id, 'x'::text AS name, \
+        "DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS SELECT {id} AS id, 'x'::text AS name, \
          'https://example.org/x'::text AS download_url, NULL::numeric AS file_size_gb, NULL::text AS hash, \
          false AS auth_required, NULL::text AS auth_provider, 'x/y'::text AS save_path, \
          {dependencies} AS dependencies, NULL::text AS description FROM {from};"

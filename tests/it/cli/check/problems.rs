@@ -3,16 +3,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::json;
+
 use super::{check_with, fix, rules};
 use crate::support::Db;
 
 /// A table without constraints, read by the view.
 const LOOSE: &str = "
     CREATE TABLE loose (id text, name text, download_url text, file_size_gb numeric, hash text, auth_required boolean,
-                        auth_provider text, save_path text, dependencies jsonb, description text);
+                        auth_provider text, save_path text, dependencies jsonb, description text, mirrors jsonb);
     CREATE INDEX ON loose (id);
-    CREATE OR REPLACE VIEW model_catalog.entries AS SELECT * FROM loose;
+    DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS SELECT * FROM loose;
     SELECT model_catalog.watch('loose', 'id')";
+
+/// Those of `loose`.
+const COLUMNS: usize = 11;
 
 const TEXTS: [&str; 16] = [
     "",
@@ -184,7 +189,7 @@ fn quoted(value: Option<&str>) -> String {
 }
 
 /// Rows that are valid except for one column; then rows that break two rules, and rows with the same id.
-pub fn rows() -> Vec<[Option<String>; 10]> {
+pub fn rows() -> Vec<[Option<String>; COLUMNS]> {
     let good = |number: usize| {
         [
             Some(format!("row-{number}")),
@@ -197,15 +202,16 @@ pub fn rows() -> Vec<[Option<String>; 10]> {
             Some("a/b".into()),
             Some("[]".into()),
             None,
+            None,
         ]
     };
-    let mut rows: Vec<[Option<String>; 10]> = Vec::new();
+    let mut rows: Vec<[Option<String>; COLUMNS]> = Vec::new();
     let mut add = |changes: &[(usize, Option<&str>)]| {
         let mut row = good(rows.len());
         changes.iter().for_each(|(column, value)| row[*column] = value.map(str::to_owned));
         rows.push(row);
     };
-    for column in 0..10 {
+    for column in 0..COLUMNS {
         add(&[(column, None)]);
     }
     for (column, values) in [
@@ -219,12 +225,19 @@ pub fn rows() -> Vec<[Option<String>; 10]> {
         (7, &PATHS),
         (3, &SIZES),
         (8, &DEPENDENCIES),
+        (10, &DEPENDENCIES),
         (2, &URLS),
     ] {
         values.iter().for_each(|value| add(&[(column, Some(value))]));
     }
+    for url in URLS.iter().chain(&TEXTS) {
+        for mirrors in [json!([url]), json!(["https://example.org/1", url, "https://example.org/2"])] {
+            add(&[(10, Some(&mirrors.to_string()))]);
+        }
+    }
     // The first rule broken, in the order of the columns, is reported.
-    let bad = [(1, "\u{1}"), (2, "none"), (3, "-1"), (4, "\u{2}"), (7, "../x"), (8, "{}"), (9, "\u{3}")];
+    let bad =
+        [(1, "\u{1}"), (2, "none"), (3, "-1"), (4, "\u{2}"), (7, "../x"), (8, "{}"), (9, "\u{3}"), (10, "[\"x\"]")];
     for one in bad {
         for other in bad {
             add(&[(one.0, Some(one.1)), (other.0, Some(other.1))]);
@@ -254,16 +267,16 @@ fn random_urls() -> Vec<String> {
     (0..6_000).map(url).collect()
 }
 
-async fn fill(db: &Db, rows: &[[Option<String>; 10]]) {
+async fn fill(db: &Db, rows: &[[Option<String>; COLUMNS]]) {
     for some in rows.chunks(500) {
-        let row = |row: &[Option<String>; 10]| {
+        let row = |row: &[Option<String>; COLUMNS]| {
             let values: Vec<_> = row.iter().map(|value| quoted(value.as_deref())).collect();
             format!("({})", values.join(", "))
         };
         let all: Vec<_> = some.iter().map(row).collect();
         db.sql(&format!(
-            "INSERT INTO loose SELECT a, b, c, d::numeric, e, f::boolean, g, h, i::jsonb, j FROM (VALUES {}) \
-                         v (a, b, c, d, e, f, g, h, i, j)",
+            "INSERT INTO loose SELECT a, b, c, d::numeric, e, f::boolean, g, h, i::jsonb, j, k::jsonb FROM (VALUES {}) \
+                         v (a, b, c, d, e, f, g, h, i, j, k)",
             all.join(", ")
         ))
         .await;
@@ -292,7 +305,7 @@ async fn both_with(db: &Db, schemes: &str) -> (Problems, Problems) {
     let sql = db.client.query(query, &[&schemes]).await.unwrap();
     let sql = sql.iter().map(|row| {
         let (id, problem, field): (Option<String>, String, String) = (row.get(0), row.get(1), row.get(2));
-        assert!(problem.starts_with(&format!("{field} ")) || problem.contains("the same id"), "{field}: {problem}");
+        assert!(problem.starts_with(&field) || problem.contains("the same id"), "{field}: {problem}");
         (id.unwrap_or_default(), problem)
     });
     (collect(program), collect(sql))
@@ -307,9 +320,13 @@ async fn both(db: &Db) -> (Problems, Problems) {
     (program, sql)
 }
 
+fn is_of_a_url(problem: &str) -> bool {
+    problem.starts_with("download_url ") || problem.starts_with("mirrors[")
+}
+
 /// Whether only a parser can find this: the URL has a scheme, and the rest of it can't be parsed.
 fn is_for_the_parser(problem: &str) -> bool {
-    problem.starts_with("download_url is no absolute URL: ") && !problem.ends_with(": relative URL without a base")
+    problem.contains(" is no absolute URL: ") && !problem.ends_with(": relative URL without a base")
 }
 
 /// Fails on every id for which the two disagree. A URL that can't be parsed may have passed in SQL, or may be reported
@@ -321,7 +338,7 @@ fn assert_agreement(program: &Problems, sql: &Problems) {
     let differ: Vec<_> = differ
         .filter(|(_, program, sql)| {
             let parser = matches!(&program[..], [problem] if is_for_the_parser(problem));
-            program != sql && !(parser && sql.len() < 2 && sql.iter().all(|text| text.starts_with("download_url ")))
+            program != sql && !(parser && sql.len() < 2 && sql.iter().all(|text| is_of_a_url(text)))
         })
         .collect();
     assert!(differ.is_empty(), "{} differ: {differ:#?}", differ.len());
@@ -346,7 +363,9 @@ async fn sql_and_the_program_report_the_same_problems() {
     for column in ["id", "name", "download_url", "auth_required", "save_path"] {
         assert!(count(&sql, &format!("{column} is missing: ")) > 0, "{column}");
     }
-    for column in ["id", "name", "download_url", "hash", "auth_provider", "save_path", "dependencies", "description"] {
+    for column in
+        ["id", "name", "download_url", "hash", "auth_provider", "save_path", "dependencies", "description", "mirrors"]
+    {
         assert!(count(&sql, &format!("{column} contains the control character ")) > 0, "{column}");
     }
     for problem in rules::TEXTS {
@@ -362,7 +381,7 @@ async fn sql_rejects_no_url_that_the_program_serves() {
     let row = |(number, url): (usize, &String)| {
         let text = |text: &str| Some(text.to_owned());
         let id = format!("{number} {url}");
-        [Some(id), text("x"), Some(url.clone()), None, None, text("true"), None, text("x"), None, None]
+        [Some(id), text("x"), Some(url.clone()), None, None, text("true"), None, text("x"), None, None, None]
     };
     fill(&db, &urls.iter().enumerate().map(row).collect::<Vec<_>>()).await;
     for schemes in ["http,https", "http,https,ftp,file,s3"] {
@@ -380,7 +399,7 @@ async fn hosts_are_checked_by_the_program_only() {
     let urls = ["https://xn--a\u{fffd}.org", "https://%ff.org", "https://256.1.1.1", "https://[::1", "https://a:99999"];
     let bad = urls.iter().map(|url| {
         let text = |text: &str| Some(text.to_owned());
-        [text(url), text("x"), text(url), None, None, text("true"), None, text("x"), None, None]
+        [text(url), text("x"), text(url), None, None, text("true"), None, text("x"), None, None, None]
     });
     fill(&db, &bad.collect::<Vec<_>>()).await;
     let (program, sql) = both(&db).await;

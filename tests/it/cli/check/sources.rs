@@ -169,7 +169,7 @@ async fn view_with_wrong_columns_or_types_is_reported() {
     .await;
     let url = db.url.replace("user=postgres", &format!("user={role}"));
     let like = "id, name::varchar AS name, download_url, file_size_gb, hash, auth_required, auth_provider, save_path, \
-                dependencies, description";
+                dependencies, description, mirrors";
     for (from, to, level, text) in [
         ("name::varchar", "length(name)", "problem", "its column name is of type integer and must be text"),
         (
@@ -182,6 +182,9 @@ async fn view_with_wrong_columns_or_types_is_reported() {
         ("file_size_gb", "file_size_gb::float8 AS file_size_gb", "warning", "file_size_gb is of type double precision"),
         ("dependencies", "dependencies::json AS dependencies", "warning", "dependencies is of type json"),
         ("dependencies", "'{}'::text[] AS dependencies", "problem", "dependencies is of type text[]"),
+        ("mirrors", "'[\"https://example.org/x\"]'::text AS mirrors", "problem", "mirrors is of type text and must be"),
+        ("mirrors", "'[]'::json AS mirrors", "warning", "mirrors is of type json and must be jsonb"),
+        ("mirrors", "'{https://example.org/x}'::varchar[] AS mirrors", "warning", "type character varying[]"),
     ] {
         let columns = like.replacen(from, to, 1);
         db.sql(&format!(
@@ -195,6 +198,23 @@ async fn view_with_wrong_columns_or_types_is_reported() {
         assert_eq!(checked.status, i32::from(level == "problem"), "{checked:#?}");
         db.sql(fix(finding)).await;
         check_with(&url, &[]).clean();
+    }
+    for (columns, text) in [
+        (like.replace(", mirrors", ""), "model_catalog.entries has the ten columns with their types"),
+        (
+            like.replace(", mirrors", ", '{https://example.org/x}'::text[] AS mirrors"),
+            "the optional mirrors with their types",
+        ),
+    ] {
+        db.sql(&format!(
+            "BEGIN; DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS SELECT {columns} FROM models; \
+             GRANT SELECT ON model_catalog.entries TO {role}; COMMIT"
+        ))
+        .await;
+        let checked = check_with(&url, &[]);
+        let finding = checked.findings.iter().find(|finding| finding["subject"] == "view").unwrap();
+        assert!(finding["level"] == "ok" && finding["text"].as_str().unwrap().contains(text), "{finding}");
+        checked.clean();
     }
 }
 

@@ -126,10 +126,13 @@ async fn unusable_models_relation_is_reported_and_unchanged() {
     let fits = format!("id text, {rest}, file_size_gb numeric, auth_required boolean, dependencies jsonb");
     for (create, expected) in [
         (
-            format!("CREATE TABLE models (id int, {rest}, file_size_gb text, auth_required int, dependencies text)"),
+            format!(
+                "CREATE TABLE models (id int, {rest}, file_size_gb text, auth_required int, dependencies text, mirrors int)"
+            ),
             "the existing table public.models has a column file_size_gb of type text, which cannot be read as numeric; \
              has a column auth_required of type integer, which cannot be read as boolean; \
-             has a column dependencies of type text, which cannot be read as jsonb",
+             has a column dependencies of type text, which cannot be read as jsonb; \
+             has a column mirrors of type integer, which cannot be read as jsonb",
         ),
         (
             format!("CREATE TABLE models (uid uuid, {rest}, file_size_gb money, dependencies jsonb)"),
@@ -214,9 +217,9 @@ async fn partitioned_table_of_unusual_types_is_served_unchanged() {
 async fn suitable_table_is_served_and_gets_only_triggers() {
     let db = Db::empty().await;
     db.sql(
-        "CREATE TABLE models (extra int, id varchar(40) UNIQUE, name varchar, download_url text, file_size_gb float8, \
+        "CREATE TABLE models (extra int, mirrors text[], id varchar(40) UNIQUE, name varchar, download_url text, file_size_gb float8, \
          hash char(4), auth_required boolean, auth_provider text, save_path text, dependencies text[], description text); \
-         INSERT INTO models VALUES (7, 'a', 'mine', 'https://example.org/a', 0.1, 'abcd', true, 'hf', 'x/y', '{\"b c\"}')",
+         INSERT INTO models VALUES (7, '{https://b.example/a}', 'a', 'mine', 'https://example.org/a', 0.1, 'abcd', true, 'hf', 'x/y', '{\"b c\"}')",
     )
     .await;
     let table = "SELECT string_agg(concat_ws(' ', c.oid, c.relfilenode, c.relnatts, a.attname, a.atttypid, a.attnotnull, \
@@ -233,7 +236,8 @@ async fn suitable_table_is_served_and_gets_only_triggers() {
     let served = server.get("/api/models/a").await.json();
     let expected = serde_json::json!({
         "id": "a", "name": "mine", "download_url": "https://example.org/a", "file_size_gb": 0.1, "hash": "abcd",
-        "auth_required": true, "auth_provider": "hf", "save_path": "x/y", "dependencies": ["b c"], "description": null
+        "auth_required": true, "auth_provider": "hf", "save_path": "x/y", "dependencies": ["b c"], "description": null,
+        "mirrors": ["https://b.example/a"]
     });
     assert_eq!(served, expected);
     db.sql("UPDATE models SET name = 'still mine'").await;

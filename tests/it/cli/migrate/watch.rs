@@ -8,7 +8,8 @@ use crate::support::{Db, NOTIFY_ONLY, Server};
 /// A view over one table with fixed values except for id and name.
 fn view(id: &str, name: &str, from: &str) -> String {
     format!(
-        "CREATE OR REPLACE VIEW model_catalog.entries AS SELECT {id}::text AS id, {name}::text AS name, \
+        "DROP VIEW model_catalog.entries; \
+         CREATE VIEW model_catalog.entries AS SELECT {id}::text AS id, {name}::text AS name, \
          'https://example.org/x'::text AS download_url, NULL::numeric AS file_size_gb, NULL::text AS hash, \
          false AS auth_required, NULL::text AS auth_provider, 'x/y'::text AS save_path, '[]'::jsonb AS dependencies, \
          NULL::text AS description FROM {from};"
@@ -181,7 +182,7 @@ async fn view_of_the_wrong_types_keeps_the_last_catalog() {
     let server = Server::start_with(&db.url, &[("CATALOG_POLL_INTERVAL", "200ms")]).await;
     // CREATE OR REPLACE VIEW keeps the types, but DROP and CREATE can change them.
     db.sql(&format!(
-        "BEGIN; DROP VIEW model_catalog.entries; {} SELECT model_catalog.reload(); COMMIT",
+        "BEGIN; {} SELECT model_catalog.reload(); COMMIT",
         view("id", "name", "models").replace("id::text AS id", "id::int AS id")
     ))
     .await;
@@ -193,11 +194,7 @@ async fn view_of_the_wrong_types_keeps_the_last_catalog() {
     assert_eq!(server.field("1", "name").await, "good", "{:#?}", server.log());
     assert_eq!(started.get("/readyz").await.status, 503);
 
-    db.sql(&format!(
-        "BEGIN; DROP VIEW model_catalog.entries; {} SELECT model_catalog.reload(); COMMIT",
-        view("id", "'fixed'", "models")
-    ))
-    .await;
+    db.sql(&format!("BEGIN; {} SELECT model_catalog.reload(); COMMIT", view("id", "'fixed'", "models"))).await;
     for server in [&server, &started] {
         server.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
         server.until_named("1", "fixed").await;

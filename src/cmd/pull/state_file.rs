@@ -1,4 +1,4 @@
-//! Files of this program's own: small JSON documents that are replaced whole.
+//! The program's own files: small JSON documents that are replaced atomically.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -7,11 +7,11 @@ use cap_std::fs::Dir;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Larger ones are not ours.
+/// A larger file was not written by this program.
 const MAX_DOCUMENT: u64 = 64 * 1024 * 1024;
 
-/// Replaces `name` in `folder`: readers find the old document or the new one. `durable` also survives a power cut.
-/// Only one process may write a name at a time, so that what a killed one leaves is overwritten by the next.
+/// Replaces `name` in `folder` atomically. With `durable`, the content is synced to the disk first. Only one process
+/// may write a name at a time; a temporary file left by a killed process is overwritten.
 ///
 /// # Errors
 /// It cannot be written.
@@ -25,10 +25,10 @@ pub fn write_json(folder: &Dir, name: &str, document: &impl Serialize, durable: 
     folder.rename(&temporary, folder, name)
 }
 
-/// Reads a document; `None` if there is none.
+/// Reads a document; `None` if it does not exist.
 ///
 /// # Errors
-/// It cannot be read, or is no such document.
+/// It cannot be read or parsed.
 pub fn read_json<T: DeserializeOwned>(folder: &Dir, name: &str) -> io::Result<Option<T>> {
     let file = match folder.open(name) {
         Ok(file) => file,
@@ -42,8 +42,9 @@ pub fn read_json<T: DeserializeOwned>(folder: &Dir, name: &str) -> io::Result<Op
     Ok(Some(serde_json::from_str(&text)?))
 }
 
-/// Whether a lock failed because the file system has none, as some network file systems; then processes that share it
-/// may do the same work twice, but each file still gets its name whole.
+/// Whether locking failed because the file system does not support locks, as some network file systems do not.
+/// Processes that share it may then download a file twice, but a file still gets its final name only when it is
+/// complete.
 #[must_use]
 pub fn has_no_locks(error: &io::Error) -> bool {
     use rustix::io::Errno;
@@ -52,12 +53,12 @@ pub fn has_no_locks(error: &io::Error) -> bool {
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Replaces a file whose path the user chose.
+/// Replaces a file at a path given by the user.
 ///
 /// # Errors
 /// It cannot be written.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    // The collector of node_exporter reads every `*.prom`, so the temporary name must end in something else.
+    // The textfile collector of node_exporter reads every `*.prom`, so the temporary name needs another extension.
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
     std::fs::write(&temporary, content)?;

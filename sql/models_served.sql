@@ -1,4 +1,5 @@
--- Whether the view reads public.models, directly or through other views. One row. It uses the system catalogs, which
+-- Whether the view reads public.models, directly or through other views, and whether that table has the optional column
+-- `mirrors`. One row. It uses the system catalogs, which
 -- every role can read: a role that writes models may have no privileges on the schema model_catalog.
 WITH RECURSIVE reads AS (
     SELECT c.oid
@@ -16,4 +17,7 @@ SELECT EXISTS (SELECT FROM reads) AS has_view,
        EXISTS (SELECT FROM reads
                JOIN pg_catalog.pg_class c USING (oid)
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-               WHERE n.nspname = 'public' AND c.relname = 'models') AS reads_models
+               WHERE n.nspname = 'public' AND c.relname = 'models') AS reads_models,
+       EXISTS (SELECT FROM pg_catalog.pg_attribute a
+               WHERE a.attrelid = pg_catalog.to_regclass('public.models') AND a.attname = 'mirrors'
+                 AND NOT a.attisdropped) AS has_mirrors

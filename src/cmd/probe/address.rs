@@ -1,0 +1,176 @@
+//! Probes addresses: a request for the first byte of each, by the code that downloads, several hosts at a time.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::{self, LocalBoxStream};
+use reqwest::Url;
+use tokio::time::Instant;
+
+use super::hub::{HubMetadata, civitai_sha256};
+use crate::cmd::progress::Progress;
+use crate::cmd::pull::error::Problem;
+use crate::cmd::pull::http::{Http, host};
+use crate::cmd::pull::retry::pause;
+
+/// Hosts that are requested at a time. With the limit per host, this keeps below the default limit of open files.
+const MAX_HOSTS: usize = 32;
+
+/// What of a row is probed, and what it is compared with.
+#[derive(Debug)]
+pub struct Row {
+    /// Its id.
+    pub id: String,
+    /// `download_url`.
+    pub url: Url,
+    /// The same as it is written in the row.
+    pub url_text: String,
+    /// Whether the provider's token is sent.
+    pub auth: bool,
+    /// `file_size_gb`, in the text format of a Postgres `numeric`.
+    pub size: Option<String>,
+    /// `hash`.
+    pub hash: Option<String>,
+}
+
+/// A file that can be downloaded.
+#[derive(Debug)]
+pub struct File {
+    /// Host of the file after redirects.
+    pub host: String,
+    /// Its exact size, if a server reports it.
+    pub bytes: Option<u64>,
+    /// Its SHA-256, if the hub reports it.
+    pub sha256: Option<String>,
+}
+
+/// An address that gave no file.
+#[derive(Debug)]
+pub struct Failure {
+    /// Why not.
+    pub problem: Problem,
+    /// Whether the hub says that there is no such repository, or none that may be seen.
+    pub no_repository: bool,
+}
+
+/// The HTTP client and its limits.
+#[derive(Debug)]
+pub struct Prober {
+    /// The client, with the tokens of this machine.
+    pub http: Http,
+    /// Requests at a time to one host.
+    pub per_host: usize,
+    /// Attempts per address.
+    pub attempts: u32,
+}
+
+/// A host of addresses.
+#[derive(Default)]
+struct Host {
+    /// When it may be requested again, if it imposed a pause.
+    resume_at: Mutex<Option<Instant>>,
+    /// Whether an address failed even after the pauses. The others then get one attempt, so that a host that always
+    /// responds with 429 does not take hours.
+    exhausted: AtomicBool,
+}
+
+impl Host {
+    /// Waits until a pause that the host imposed is over.
+    async fn ready(&self) {
+        loop {
+            let resume_at = *self.resume_at.lock().unwrap_or_else(PoisonError::into_inner);
+            match resume_at.filter(|at| *at > Instant::now() && !self.exhausted.load(Relaxed)) {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => return,
+            }
+        }
+    }
+
+    fn postpone(&self, pause: Duration) {
+        let at = Instant::now() + pause;
+        let mut resume_at = self.resume_at.lock().unwrap_or_else(PoisonError::into_inner);
+        *resume_at = (*resume_at).max(Some(at));
+    }
+}
+
+impl Prober {
+    /// Probes every row; the results are in the order of the rows.
+    pub async fn probe_all(&self, rows: &[Row], progress: &Progress) -> Vec<Result<File, Failure>> {
+        progress.begin("probing", rows.len());
+        let mut hosts = BTreeMap::<_, (Vec<_>, Host)>::new();
+        for (number, row) in rows.iter().enumerate() {
+            let (rows, _) = hosts.entry((host(&row.url), row.url.port_or_known_default())).or_default();
+            rows.push((number, row));
+        }
+        let streams = hosts.values().map(|(rows, host)| self.probe_host(rows, host));
+        let mut probed = stream::iter(streams).flatten_unordered(MAX_HOSTS);
+        let mut results: Vec<_> = rows.iter().map(|_| None).collect();
+        while let Some((number, result)) = progress.during(probed.next()).await {
+            results[number] = Some(result);
+            progress.step();
+        }
+        results.into_iter().flatten().collect()
+    }
+
+    /// The results of the rows of one host, with their numbers, as they come.
+    fn probe_host<'a>(
+        &'a self,
+        rows: &'a [(usize, &'a Row)],
+        host: &'a Host,
+    ) -> LocalBoxStream<'a, (usize, Result<File, Failure>)> {
+        let probe = |(number, row): &'a (usize, &'a Row)| async { (*number, self.probe(row, host).await) };
+        stream::iter(rows.iter().map(probe)).buffer_unordered(self.per_host).boxed_local()
+    }
+
+    async fn probe(&self, row: &Row, host: &Host) -> Result<File, Failure> {
+        let mut failures = 0;
+        loop {
+            host.ready().await;
+            let failure = match self.request(row).await {
+                Ok(file) => return Ok(file),
+                Err(failure) => failure,
+            };
+            failures += 1;
+            let retry_after = failure.problem.retry_after();
+            if !failure.problem.is_transient() || host.exhausted.load(Relaxed) {
+                return Err(failure);
+            }
+            if failures >= self.attempts {
+                host.exhausted.fetch_or(retry_after.is_some(), Relaxed);
+                return Err(failure);
+            }
+            let pause = pause(failures, retry_after);
+            match retry_after {
+                Some(_) => host.postpone(pause),
+                None => tokio::time::sleep(pause).await,
+            }
+        }
+    }
+
+    async fn request(&self, row: &Row) -> Result<File, Failure> {
+        let scheme = row.url.scheme();
+        if !["http", "https"].contains(&scheme) {
+            let problem = Problem::Entry(format!("machines download by http and https, not by {scheme}"));
+            return Err(Failure { problem, no_repository: false });
+        }
+        let mut metadata = HubMetadata::default();
+        let tokens = self.http.tokens();
+        let resolved =
+            self.http.resolve_observed(&row.url, row.auth, |url, headers| metadata.add(tokens, url, headers));
+        let source = match resolved.await {
+            Ok(source) => source,
+            Err(problem) => return Err(Failure { problem, no_repository: metadata.no_repository }),
+        };
+        let bytes = source.total.or(metadata.bytes);
+        let sha256 = match metadata.sha256 {
+            // The storage has another file than the hub describes, so the hash is not that of these bytes.
+            Some(_) if metadata.bytes.is_some_and(|described| bytes != Some(described)) => None,
+            Some(sha256) => Some(sha256),
+            None => civitai_sha256(&self.http, &row.url, row.auth, bytes).await,
+        };
+        Ok(File { host: source.host(), bytes, sha256 })
+    }
+}

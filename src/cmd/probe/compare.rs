@@ -1,0 +1,161 @@
+//! Turns the results of the requests into findings, each with its fix.
+
+use super::address::{Failure, File, Row};
+use super::hub::resolve_address;
+use crate::catalog::hash::{FileHash, HashKind};
+use crate::catalog::model::secret_parameter;
+use crate::catalog::size::{gigabytes, matches};
+use crate::cmd::check::report::{Level, Report, literal};
+use crate::cmd::pull::catalog::tolerance;
+use crate::cmd::pull::tokens::Tokens;
+
+/// Writes what rows lack.
+const FILL: &str = "model-catalog probe --fill";
+
+/// Whether machines can download a file, as far as can be found out from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The first byte came.
+    Reachable,
+    /// No machine can download it.
+    Unreachable,
+    /// This machine could not find out: it has no token, or was asked to wait too often.
+    Unproven,
+}
+
+impl Outcome {
+    /// Its name in JSON and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reachable => "reachable",
+            Self::Unreachable => "unreachable",
+            Self::Unproven => "unproven",
+        }
+    }
+
+    /// The outcome of a row's request.
+    #[must_use]
+    pub fn of(tokens: &Tokens, row: &Row, result: &Result<File, Failure>) -> Self {
+        match result {
+            Ok(_) => Self::Reachable,
+            Err(failure) => match failure.problem.code() {
+                "rate_limited" => Self::Unproven,
+                "unauthorized" if lacks_token(tokens, row) => Self::Unproven,
+                _ => Self::Unreachable,
+            },
+        }
+    }
+}
+
+/// Whether a token is needed that this machine does not have, and others may.
+fn lacks_token(tokens: &Tokens, row: &Row) -> bool {
+    row.auth && tokens.variable(&row.url).is_some() && tokens.authorization(&row.url).is_none()
+}
+
+/// Adds the findings about rows to a report.
+pub struct Findings<'a> {
+    /// The report.
+    pub report: &'a mut Report,
+    /// The tokens of this machine.
+    pub tokens: &'a Tokens,
+    /// Whether the view reads `public.models`, which the fixes change.
+    pub reads_models: bool,
+}
+
+impl Findings<'_> {
+    /// Adds the findings about one row; `filled` names the columns that were written.
+    pub fn add(&mut self, row: &Row, result: &Result<File, Failure>, filled: &[&str]) {
+        let file = match result {
+            Ok(file) => file,
+            Err(failure) => return self.add_failure(row, failure, Outcome::of(self.tokens, row, result)),
+        };
+        let size = file.bytes.map_or("of unknown size".into(), |bytes| format!("{bytes} bytes"));
+        let sha256 = file.sha256.as_ref().map_or(String::new(), |hash| format!(", sha256 {hash}"));
+        self.ok("address", row, format!("{size} at {}{sha256}", file.host));
+        if !filled.is_empty() {
+            self.ok("filled", row, filled.join(", "));
+        }
+        if let Some(bytes) = file.bytes {
+            self.add_size(row, bytes, filled);
+        }
+        if let Some(sha256) = &file.sha256 {
+            self.add_hash(row, sha256, filled.contains(&"hash"));
+        }
+    }
+
+    fn add_failure(&mut self, row: &Row, failure: &Failure, outcome: Outcome) {
+        let level = if outcome == Outcome::Unproven { Level::Warning } else { Level::Problem };
+        let mut text = failure.problem.text();
+        let mut fix = None;
+        if let Some(file) = resolve_address(self.tokens, &row.url) {
+            text = format!("it is the address of the page about a file, not of the file: {text}");
+            // An address with a secret is not printed.
+            fix = (secret_parameter(file.as_str()).is_none())
+                .then(|| format!("download_url = {}", literal(file.as_str())));
+        } else if failure.no_repository {
+            text.push_str("; the hub has no such repository, or it is private");
+        } else if failure.problem.code() == "unauthorized" && !row.auth && self.tokens.variable(&row.url).is_some() {
+            fix = Some("auth_required = true".into());
+        }
+        self.row(level, "address", row, text, fix);
+    }
+
+    fn add_size(&mut self, row: &Row, bytes: u64, filled: &[&str]) {
+        let exact = gigabytes(bytes.into());
+        match &row.size {
+            None if filled.contains(&"file_size_gb") => {}
+            None => {
+                self.fillable("size", row, format!("file_size_gb is NULL, the file has {bytes} bytes ({exact} GB)"))
+            }
+            Some(size) if matches(size, bytes) => {}
+            Some(size) => {
+                // `pull` refuses a file whose size alone could show that it is another one.
+                let has_hash = row.hash.as_deref().is_some_and(|hash| FileHash::parse(hash).is_some());
+                let hashed = has_hash || filled.contains(&"hash");
+                let in_row = size.parse().map_or(0.0, |size: f64| size * 1e9);
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, not negative")]
+                let in_row = in_row as u64;
+                let refused = !hashed && bytes.abs_diff(in_row) > tolerance(in_row);
+                let level = if refused { Level::Problem } else { Level::Warning };
+                let result = if refused { ", so machines refuse it" } else { "" };
+                let text = format!("file_size_gb is {size}, the file has {bytes} bytes ({exact} GB){result}");
+                self.row(level, "size", row, text, Some(format!("file_size_gb = {exact}")));
+            }
+        }
+    }
+
+    fn add_hash(&mut self, row: &Row, sha256: &str, filled: bool) {
+        match row.hash.as_deref().map(FileHash::parse) {
+            None if filled => {}
+            None => self.fillable("hash", row, "hash is NULL, so machines cannot verify the file".into()),
+            Some(Some(hash)) if hash.kind == HashKind::Sha256 && hash.digits != sha256 => {
+                let text = "hash is not that of the file, so machines refuse it: another file is at the address now";
+                self.row(Level::Problem, "hash", row, text.into(), Some(format!("hash = {}", literal(sha256))));
+            }
+            // Another kind cannot be compared; `check` warns of unknown ones.
+            Some(_) => {}
+        }
+    }
+
+    fn ok(&mut self, subject: &'static str, row: &Row, text: String) {
+        self.report.row_with_fix(Level::Ok, subject, &row.id, text, String::new());
+    }
+
+    /// A warning about a value that `--fill` would write.
+    fn fillable(&mut self, subject: &'static str, row: &Row, text: String) {
+        let fix = if self.reads_models { FILL.into() } else { String::new() };
+        self.report.row_with_fix(Level::Warning, subject, &row.id, text, fix);
+    }
+
+    /// A finding that an assignment to a column fixes.
+    fn row(&mut self, level: Level, subject: &'static str, row: &Row, text: String, assignment: Option<String>) {
+        match assignment.filter(|_| self.reads_models) {
+            Some(assignment) => {
+                let fix = format!("UPDATE public.models SET {assignment} WHERE id = {};", literal(&row.id));
+                self.report.row_with_fix(level, subject, &row.id, text, fix);
+            }
+            None => self.report.row(level, subject, Some(&row.id), text),
+        }
+    }
+}
