@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput};
 use model_catalog::catalog::model::{RawModel, Rules};
-use model_catalog::catalog::snapshot::{Refresh, Snapshot};
+use model_catalog::catalog::refresh::Refresh;
+use model_catalog::catalog::snapshot::Snapshot;
 use model_catalog::http::batch_request::BatchParser;
 use model_catalog::http::batch_response::look_up;
 use serde::Deserialize;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use model_catalog::catalog::model::{RawModel, Rules};
-use model_catalog::catalog::snapshot::{Refresh, Snapshot};
+use model_catalog::catalog::refresh::Refresh;
+use model_catalog::catalog::snapshot::Snapshot;
 use model_catalog::catalog::store::{Publisher, Store};
 use model_catalog::http::memory_budget::MemoryBudget;
 use model_catalog::http::{Api, Handler, Limits, Routes};

@@ -126,7 +126,7 @@ impl<'a> Resolver<'a> {
 mod tests {
     use super::*;
     use crate::catalog::model::{RawModel, Rules};
-    use crate::catalog::snapshot::Refresh;
+    use crate::catalog::refresh::Refresh;
 
     /// A catalog of models with these dependencies.
     fn catalog(needs: &[(String, Vec<String>)]) -> Snapshot {

@@ -6,6 +6,7 @@ pub mod entry;
 pub mod hash;
 pub mod index;
 pub mod model;
+pub mod refresh;
 mod row_error;
 mod rules;
 pub mod search;

@@ -106,7 +106,7 @@ fn fold(text: &[u8], folded: &mut Vec<u8>) {
 mod tests {
     use super::*;
     use crate::catalog::model::{RawModel, Rules};
-    use crate::catalog::snapshot::Refresh;
+    use crate::catalog::refresh::Refresh;
 
     fn snapshot(models: &[(&str, &str)]) -> Snapshot {
         let (empty, rules) = (Snapshot::default(), Rules::default());

@@ -1,13 +1,11 @@
-//! An immutable state of the catalog, and how the next one is built from rows.
-//!
-//! A published snapshot never changes: a [`Refresh`] works on a copy that shares the unchanged parts.
+//! An immutable state of the catalog.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::entry::{Entry, EntryBuilder};
+use super::entry::Entry;
 use super::index::Index;
-use super::model::{RawModel, RowError, Rules};
+use super::model::Rules;
 
 /// Reasons for which rows are rejected, by id.
 pub type Rejected = BTreeMap<Box<str>, Box<str>>;
@@ -18,10 +16,15 @@ pub struct Snapshot {
     index: Index,
     revision: u64,
     bytes: usize,
-    rejected: Arc<Rejected>,
+    pub(super) rejected: Arc<Rejected>,
 }
 
 impl Snapshot {
+    /// An empty one with room for this number of models.
+    pub(super) fn with_capacity(models: usize) -> Self {
+        Self { index: Index::with_capacity(models), ..Self::default() }
+    }
+
     /// The model with this id.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Entry> {
@@ -119,14 +122,14 @@ impl Snapshot {
     }
 
     /// Adds an entry, or replaces the one with the same id, which is returned.
-    fn insert(&mut self, entry: Entry) -> Option<Entry> {
+    pub(super) fn insert(&mut self, entry: Entry) -> Option<Entry> {
         self.bytes += size(&entry);
         self.revision = self.revision.wrapping_add(entry.digest());
         let replaced = self.index.insert(entry);
         self.subtract(replaced)
     }
 
-    fn remove(&mut self, id: &str) -> Option<Entry> {
+    pub(super) fn remove(&mut self, id: &str) -> Option<Entry> {
         let removed = self.index.remove(id.as_bytes());
         self.subtract(removed)
     }
@@ -143,265 +146,4 @@ impl Snapshot {
 
 fn size(entry: &Entry) -> usize {
     entry.id().len() + entry.json().len()
-}
-
-/// Builds the next snapshot from rows.
-///
-/// A row that breaks a rule is rejected alone, and the last accepted version of its model stays served: every model of
-/// `previous` must pass the same rules, see [`Snapshot::check_again`]. Of several
-/// valid rows with the same id the one with the smallest JSON is served, so that every replica serves the same.
-pub struct Refresh<'a> {
-    previous: &'a Snapshot,
-    rules: &'a Rules,
-    next: Snapshot,
-    /// Whether models that no row names are removed.
-    full: bool,
-    group: Group,
-    builder: EntryBuilder,
-    newly_rejected: Vec<(Box<str>, Box<str>)>,
-    /// Models added, replaced or removed so far.
-    changed: usize,
-}
-
-/// Consecutive rows with the same id.
-#[derive(Default)]
-struct Group {
-    id: Option<Box<str>>,
-    /// Whether one of them was accepted.
-    accepted: bool,
-}
-
-/// The result of a refresh.
-pub struct Refreshed {
-    /// The next state of the catalog.
-    pub snapshot: Snapshot,
-    /// Models added, replaced or removed; 0 if the content is the same as before.
-    pub changed: usize,
-    /// Rejections that the previous snapshot did not have, to be logged once.
-    pub newly_rejected: Vec<(Box<str>, Box<str>)>,
-}
-
-impl<'a> Refresh<'a> {
-    /// Starts from an empty catalog: models that no row names are removed. Entries that stay the same are shared with
-    /// `previous`, so a full load of an unchanged catalog needs little additional memory.
-    #[must_use]
-    pub fn full(previous: &'a Snapshot, rules: &'a Rules) -> Self {
-        let next = Snapshot { index: Index::with_capacity(previous.len()), ..Snapshot::default() };
-        Self::new(previous, rules, next, true)
-    }
-
-    /// Starts from `previous`: models that no row names are kept. Rows with the same id must be consecutive.
-    #[must_use]
-    pub fn delta(previous: &'a Snapshot, rules: &'a Rules) -> Self {
-        Self::new(previous, rules, previous.clone(), false)
-    }
-
-    fn new(previous: &'a Snapshot, rules: &'a Rules, next: Snapshot, full: bool) -> Self {
-        Self {
-            previous,
-            rules,
-            next,
-            full,
-            group: Group::default(),
-            builder: EntryBuilder::default(),
-            newly_rejected: Vec::new(),
-            changed: 0,
-        }
-    }
-
-    /// Removes a model that no longer has a row (delta only).
-    pub fn deleted(&mut self, id: &str) {
-        self.enter_group(id);
-        self.changed += usize::from(self.next.remove(id).is_some());
-    }
-
-    /// Accepts or rejects a row.
-    pub fn row(&mut self, id: &str, row: Result<RawModel<'_>, RowError>) {
-        self.enter_group(id);
-        match row.and_then(|row| row.render(self.rules, self.builder.begin(id))) {
-            Ok(()) => self.accept(id),
-            Err(error) => self.reject(id, &error),
-        }
-    }
-
-    /// In a delta, the first row of an id clears an earlier rejection.
-    fn enter_group(&mut self, id: &str) {
-        if !self.full && self.group.id.as_deref() != Some(id) {
-            self.group = Group { id: Some(id.into()), accepted: false };
-            if self.next.rejected.contains_key(id) {
-                Arc::make_mut(&mut self.next.rejected).remove(id);
-            }
-        }
-    }
-
-    /// The builder holds the JSON of a valid row.
-    fn accept(&mut self, id: &str) {
-        if self.full {
-            return self.accept_full(id);
-        }
-        let json = self.builder.json(id);
-        let duplicate = std::mem::replace(&mut self.group.accepted, true);
-        let current = self.next.get(id).map(Entry::json);
-        let replaces = current.is_none_or(|current| if duplicate { json < current } else { json != current });
-        if replaces {
-            self.next.insert(self.builder.finish(id));
-            self.changed += 1;
-        }
-        if duplicate {
-            self.reject(id, &RowError::Duplicate);
-        }
-    }
-
-    /// The same in a full load, where rows with the same id need not be consecutive.
-    fn accept_full(&mut self, id: &str) {
-        let unchanged = self.previous.get(id).filter(|entry| entry.json() == self.builder.json(id)).cloned();
-        let entry = unchanged.unwrap_or_else(|| self.builder.finish(id));
-        if let Some(other) = self.next.insert(entry) {
-            if other.json() < self.builder.json(id) {
-                self.next.insert(other);
-            }
-            self.reject(id, &RowError::Duplicate);
-        }
-    }
-
-    fn reject(&mut self, id: &str, error: &RowError) {
-        let reason: Box<str> = error.to_string().into();
-        if self.previous.rejected.get(id) != Some(&reason) {
-            self.newly_rejected.push((id.into(), reason.clone()));
-        }
-        Arc::make_mut(&mut self.next.rejected).insert(id.into(), reason);
-    }
-
-    /// Models added, replaced or removed so far.
-    #[must_use]
-    pub fn changed(&self) -> usize {
-        self.changed
-    }
-
-    /// The next snapshot.
-    #[must_use]
-    pub fn finish(mut self) -> Refreshed {
-        if self.full {
-            self.finish_full();
-        }
-        Refreshed { snapshot: self.next, changed: self.changed, newly_rejected: self.newly_rejected }
-    }
-
-    /// Keeps the last accepted versions of rejected models, and counts the differences from `previous`.
-    fn finish_full(&mut self) {
-        let last_accepted: Vec<Entry> = (self.next.rejected.keys())
-            .filter(|id| self.next.get(id).is_none())
-            .filter_map(|id| self.previous.get(id).cloned())
-            .collect();
-        last_accepted.into_iter().for_each(|entry| drop(self.next.insert(entry)));
-
-        self.changed += self.next.changes_since(self.previous);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeMap;
-
-    /// A row that is valid if its path is.
-    fn row<'a>(id: &'a str, path: &'a str) -> Result<RawModel<'a>, RowError> {
-        let (id, path) = (Some(id), Some(path));
-        let download_url = Some("https://example.org/x");
-        Ok(RawModel { id, name: id, download_url, auth_required: Some(true), save_path: path, ..RawModel::default() })
-    }
-
-    fn full(previous: &Snapshot, rows: &[(&str, &str)]) -> Refreshed {
-        let rules = Rules::default();
-        let mut refresh = Refresh::full(previous, &rules);
-        rows.iter().for_each(|(id, path)| refresh.row(id, row(id, path)));
-        refresh.finish()
-    }
-
-    fn delta(previous: &Snapshot, rows: &[(&str, Option<&str>)]) -> Refreshed {
-        let rules = Rules::default();
-        let mut refresh = Refresh::delta(previous, &rules);
-        for (id, path) in rows {
-            match path {
-                Some(path) => refresh.row(id, row(id, path)),
-                None => refresh.deleted(id),
-            }
-        }
-        refresh.finish()
-    }
-
-    fn content(snapshot: &Snapshot) -> BTreeMap<String, String> {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let content: BTreeMap<_, _> = snapshot.iter().map(|entry| (text(entry.id()), text(entry.json()))).collect();
-        assert_eq!(
-            (content.len(), content.values().chain(content.keys()).map(String::len).sum()),
-            (snapshot.len(), snapshot.bytes())
-        );
-        content
-    }
-
-    #[test]
-    fn rejected_rows_keep_their_last_accepted_version_until_fixed_or_deleted() {
-        let valid = full(&Snapshot::default(), &[("a", "good"), ("b", "good")]).snapshot;
-        for rejected in [delta(&valid, &[("a", Some("../x"))]), full(&valid, &[("a", "../x"), ("b", "good")])] {
-            assert_eq!((rejected.changed, rejected.newly_rejected.len()), (0, 1));
-            assert_eq!((content(&rejected.snapshot), rejected.snapshot.rejected().len()), (content(&valid), 1));
-            assert_eq!(delta(&rejected.snapshot, &[("a", Some("../x"))]).newly_rejected.len(), 0);
-            for fixed in [
-                delta(&rejected.snapshot, &[("a", Some("new"))]),
-                full(&rejected.snapshot, &[("a", "new"), ("b", "good")]),
-            ] {
-                assert_eq!((fixed.changed, fixed.snapshot.rejected().len()), (1, 0));
-            }
-            for deleted in [delta(&rejected.snapshot, &[("a", None)]), full(&rejected.snapshot, &[("b", "good")])] {
-                assert_eq!((deleted.changed, deleted.snapshot.rejected().len(), deleted.snapshot.len()), (1, 0, 1));
-            }
-        }
-        let never_valid = full(&Snapshot::default(), &[("a", "../x")]).snapshot;
-        assert_eq!((never_valid.len(), never_valid.rejected().len()), (0, 1));
-    }
-
-    #[test]
-    fn models_that_break_tightened_rules_are_removed_and_rejected() {
-        let loose = Rules { url_schemes: vec!["https".into(), "ftp".into()] };
-        let none = Snapshot::default();
-        let mut refresh = Refresh::full(&none, &loose);
-        refresh.row("https", row("https", "a"));
-        let ftp = row("ftp", "b").map(|row| RawModel { download_url: Some("ftp://example.org/x"), ..row });
-        refresh.row("ftp", ftp);
-        let mut snapshot = refresh.finish().snapshot;
-        assert_eq!((snapshot.check_again(&loose).len(), snapshot.len()), (0, 2));
-        assert_eq!(snapshot.violations(&Rules::default(), &none).len(), 1);
-        assert_eq!(snapshot.violations(&Rules::default(), &snapshot.clone()).len(), 0);
-
-        let rejected = snapshot.check_again(&Rules::default());
-        assert_eq!((rejected.len(), snapshot.rejected().len()), (1, 1));
-        assert_eq!(content(&snapshot).keys().collect::<Vec<_>>(), ["https"]);
-        assert_eq!(snapshot.revision(), full(&none, &[("https", "a")]).snapshot.revision());
-        let reason = &snapshot.rejected()["ftp"];
-        assert_eq!(&**reason, "download_url has the scheme `ftp`: allowed are http, https");
-    }
-
-    #[test]
-    fn duplicate_ids_give_the_same_revision_in_any_order() {
-        let start = full(&Snapshot::default(), &[("a", "before")]).snapshot;
-        let orders = [[("a", "x"), ("a", "y")], [("a", "y"), ("a", "x")]];
-        let mut revisions = Vec::new();
-        for rows in orders {
-            let changes = rows.map(|(id, path)| (id, Some(path)));
-            for refreshed in [full(&Snapshot::default(), &rows), full(&start, &rows), delta(&start, &changes)] {
-                assert_eq!((refreshed.snapshot.len(), refreshed.snapshot.rejected().len()), (1, 1));
-                revisions.push(refreshed.snapshot.revision());
-            }
-        }
-        assert!(revisions.iter().all(|revision| *revision == revisions[0]), "{revisions:x?}");
-        // A valid row is served and the invalid one beside it is reported, in either order.
-        for rows in [[("a", "x"), ("a", "/y")], [("a", "/y"), ("a", "x")]] {
-            let changes = rows.map(|(id, path)| (id, Some(path)));
-            for refreshed in [full(&start, &rows), delta(&start, &changes)] {
-                assert!(content(&refreshed.snapshot)["a"].contains("\"save_path\":\"x\""));
-                assert_eq!(refreshed.snapshot.rejected().len(), 1);
-            }
-        }
-    }
 }

@@ -12,7 +12,8 @@ use tokio::sync::{Notify, watch};
 use tracing::{debug, info};
 
 use crate::catalog::model::Rules;
-use crate::catalog::snapshot::{Refresh, Refreshed, Snapshot};
+use crate::catalog::refresh::{Refresh, Refreshed};
+use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::{LastSync, Store, SyncMode};
 use crate::metrics::Metrics;
 use crate::postgres::config::DatabaseConfig;

@@ -10,7 +10,8 @@ use tracing::info;
 
 use super::ExportError;
 use crate::catalog::model::Rules;
-use crate::catalog::snapshot::{Refresh, Snapshot};
+use crate::catalog::refresh::Refresh;
+use crate::catalog::snapshot::Snapshot;
 use crate::cli::DatabaseArgs;
 use crate::cmd::{CommandResult, require_all, runtime};
 use crate::loader::report::log_rejections;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use model_catalog::catalog::model::Rules;
-use model_catalog::catalog::snapshot::{Refresh, Refreshed, Snapshot};
+use model_catalog::catalog::refresh::{Refresh, Refreshed};
+use model_catalog::catalog::snapshot::Snapshot;
 use model_catalog::postgres::error::{ReadError, describe};
 use model_catalog::postgres::position::Position;
 use model_catalog::postgres::rows;
