@@ -151,8 +151,8 @@ lint:
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
 
-# Load tests of the server and its peers, in turns; writes benches/results/load.md. Takes about BENCH_ROUNDS (5) times 2.5
-# minutes; BENCH_SECONDS (4) is the length of one run of wrk, BENCH_BURST and BENCH_IDLE (10000) are connections.
+# Load tests of the server and its peers, in turns; writes benches/results/load.md and load-*.svg. Takes about BENCH_ROUNDS
+# (5) times 2.5 minutes; BENCH_SECONDS (4) is the length of one run of wrk, BENCH_BURST and BENCH_IDLE (10000) are connections.
 bench: postgres bench-peers
 	cargo bench --bench load
 

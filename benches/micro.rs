@@ -1,10 +1,16 @@
 //! Microbenchmarks of requests and refreshes: lookup, batch, parsing a body, delta, full build.
+//!
+//! `make bench-micro` prints what criterion says and writes the medians to `benches/results/micro.md`.
 
 use std::borrow::Cow;
+use std::error::Error;
+use std::fmt::Write as _;
+use std::fs;
 use std::hint::black_box;
+use std::process::Command;
 use std::time::Duration;
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput};
 use model_catalog::catalog::model::{RawModel, Rules};
 use model_catalog::catalog::snapshot::{Refresh, Snapshot};
 use model_catalog::http::batch_request::BatchParser;
@@ -149,5 +155,58 @@ fn refreshes(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, requests, refreshes);
-criterion_main!(benches);
+const RESULT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results/micro.md");
+
+/// The medians of one row of the table, by criterion's directories; the second is the peer, where there is one.
+const TABLE: [(&str, &str, Option<&str>); 9] = [
+    ("parse a batch body of 10 ids", "parse_10/simd-json", Some("parse_10/serde_json")),
+    ("parse a batch body of 50 ids", "parse_50/simd-json", Some("parse_50/serde_json")),
+    ("parse a batch body of 1,000 ids", "parse_1000/simd-json", Some("parse_1000/serde_json")),
+    ("look up one id among 100,000 models", "lookup_100000", None),
+    ("look up and render a batch of 10", "batch_10/render", None),
+    ("look up and render a batch of 50", "batch_50/render", None),
+    ("look up and render a batch of 1,000", "batch_1000/render", None),
+    ("a full build of 1,000,000 models", "full build/1000000", None),
+    ("a delta of one row among 1,000,000 models", "delta of 1 row_1000000", None),
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut criterion = Criterion::default().configure_from_args();
+    requests(&mut criterion);
+    refreshes(&mut criterion);
+    criterion.final_summary();
+    let text = table()?;
+    print!("{text}");
+    Ok(fs::write(RESULT, text)?)
+}
+
+fn table() -> Result<String, Box<dyn Error>> {
+    let cpus = fs::read_to_string("/proc/cpuinfo")?;
+    let cpu = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let date = String::from_utf8(Command::new("date").arg("+%Y-%m-%d").output()?.stdout)?;
+    let mut text = format!(
+        "# Parts in isolation\n\nWritten by `make bench-micro` on {}; not edited by hand. Machine: {}; one thread. \
+         Medians.\n\n| part | time | with serde_json |\n|---|---:|---:|\n",
+        date.trim(),
+        cpu.trim_start_matches(['\t', ' ', ':']),
+    );
+    for (part, of, peer) in TABLE {
+        let peer = peer.map_or(Ok("–".to_owned()), median)?;
+        writeln!(text, "| {part} | {} | {peer} |", median(of)?)?;
+    }
+    Ok(text)
+}
+
+/// The median that criterion has measured in the last run.
+fn median(of: &str) -> Result<String, Box<dyn Error>> {
+    let file = format!("{}/../criterion/{of}/new/estimates.json", env!("CARGO_TARGET_TMPDIR"));
+    let text = fs::read_to_string(&file).map_err(|error| format!("{file}: {error}"))?;
+    let estimates: serde_json::Value = serde_json::from_str(&text)?;
+    let nanos = estimates["median"]["point_estimate"].as_f64().ok_or("criterion's estimates have no median")?;
+    Ok(match nanos {
+        ..1e3 => format!("{nanos:.0} ns"),
+        1e3..1e6 => format!("{:.2} µs", nanos / 1e3),
+        1e6..1e9 => format!("{:.1} ms", nanos / 1e6),
+        _ => format!("{:.2} s", nanos / 1e9),
+    })
+}

@@ -1,10 +1,11 @@
 //! `make bench`: the server and its peers under the same loads, in turns, on one machine. Prints a table and writes
-//! it to `benches/results/load.md`.
+//! it to `benches/results/load.md`, with a chart of the ratios to each peer beside it.
 //!
 //! The relevant figure is the CPU time of the server per request: the load generator shares the machine, so request
 //! rates say little. All traffic stays on 127.0.0.1, and every process started here exits with this program.
 
 mod burst;
+mod chart;
 mod client;
 mod idle;
 #[path = "../peers/limit.rs"]
@@ -38,7 +39,7 @@ type Result<T> = std::result::Result<T, Failure>;
 
 /// First argument of this program when it runs as the peer in `benches/peers/limit.rs`.
 const LIMIT: &str = "limit";
-const RESULT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results/load.md");
+const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results");
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -71,13 +72,15 @@ fn bench() -> Result<()> {
     let kinds: Vec<_> = peers.iter().map(|peer| peer.kind).collect();
     let proofs = Proofs::run(&bench, &settings, &peers[0], &kinds)?;
 
-    let text = Report { machine: &machine, settings: &settings, bodies: &bodies, missing, rounds, proofs }.write();
+    let report = Report { machine: &machine, settings: &settings, bodies: &bodies, missing, rounds, proofs };
+    let text = report.write();
     print!("{text}");
-    if let Some(folder) = Path::new(RESULT).parent() {
-        std::fs::create_dir_all(folder)?;
+    std::fs::create_dir_all(RESULTS)?;
+    for (name, text) in report.charts().into_iter().chain([("load.md", text)]) {
+        let path = format!("{RESULTS}/{name}");
+        std::fs::write(&path, text).map_err(|error| format!("cannot write {path}: {error}"))?;
+        eprintln!("written to {path}");
     }
-    std::fs::write(RESULT, text).map_err(|error| format!("cannot write {RESULT}: {error}"))?;
-    eprintln!("written to {RESULT}");
     Ok(())
 }
 

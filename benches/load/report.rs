@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::chart;
 use crate::machine::Machine;
 use crate::peers::{Bodies, Kind, Load};
 use crate::proofs::Proofs;
@@ -19,7 +20,13 @@ pub struct Report<'a> {
     pub proofs: Proofs,
 }
 
-const PEERS: [Kind; 4] = [Kind::Nginx, Kind::Limit, Kind::Axum, Kind::Express];
+/// The peers, with the files of their charts.
+const PEERS: [(Kind, &str); 4] = [
+    (Kind::Nginx, "load-nginx.svg"),
+    (Kind::Limit, "load-limit.svg"),
+    (Kind::Axum, "load-axum.svg"),
+    (Kind::Express, "load-express.svg"),
+];
 
 /// Maximum ratio of the CPU time per request of the catalog to that of the peer.
 fn target(load: Load, peer: Kind) -> Option<f64> {
@@ -57,6 +64,16 @@ impl Report<'_> {
         let _ = self.memory(&mut text);
         let _ = self.proofs(&mut text);
         text
+    }
+
+    /// Names and contents of the charts, one for each peer.
+    pub fn charts(&self) -> Vec<(&'static str, String)> {
+        let rows = |peer| Load::ALL.map(|load| (self.title(load), number(self.ratio(load, peer), digits(peer))));
+        PEERS.map(|(peer, file)| (file, chart::ratios(peer.title(), &rows(peer)))).into()
+    }
+
+    fn ratio(&self, load: Load, peer: Kind) -> Option<f64> {
+        self.rounds.ratio(load, peer, Figures::cpu)
     }
 
     fn title(&self, load: Load) -> String {
@@ -127,10 +144,9 @@ impl Report<'_> {
         for load in Load::ALL {
             let ours = number(self.rounds.median(load, Kind::Catalog, Figures::cpu), 2);
             write!(text, "| {} | {ours} |", self.title(load))?;
-            for peer in PEERS {
-                let ratio = self.rounds.ratio(load, peer, Figures::cpu);
-                let digits = if peer == Kind::Express { 4 } else { 3 };
-                match (ratio, target(load, peer)) {
+            for (peer, _) in PEERS {
+                let digits = digits(peer);
+                match (self.ratio(load, peer), target(load, peer)) {
                     (Some(ratio), Some(most)) => {
                         write!(text, " {} (≤ {most}) |", judged(ratio, digits, ratio <= most))?
                     }
@@ -154,7 +170,7 @@ impl Report<'_> {
                 "| server | CPU, µs/request | core usage | requests/s | p50, ms | p99, ms | p99.9, ms | failures |"
             )?;
             writeln!(text, "|---|---:|---:|---:|---:|---:|---:|---:|")?;
-            for kind in [Kind::Catalog].into_iter().chain(PEERS) {
+            for kind in [Kind::Catalog].into_iter().chain(PEERS.map(|(peer, _)| peer)) {
                 let median =
                     |figure: fn(&Figures) -> f64, digits| number(self.rounds.median(load, kind, figure), digits);
                 writeln!(
@@ -185,7 +201,7 @@ impl Report<'_> {
             "| server | last response, ms | p50, ms | p99, ms | CPU, µs/request | failures | resets | queue overflows |"
         )?;
         writeln!(text, "|---|---:|---:|---:|---:|---:|---:|---:|")?;
-        for kind in [Kind::Catalog].into_iter().chain(PEERS) {
+        for kind in [Kind::Catalog].into_iter().chain(PEERS.map(|(peer, _)| peer)) {
             let median =
                 |figure: fn(&Figures) -> f64, digits| number(self.rounds.median(Load::Burst, kind, figure), digits);
             let sum = |figure: fn(&Figures) -> f64| self.rounds.sum(Load::Burst, kind, figure);
@@ -286,6 +302,11 @@ impl Report<'_> {
         writeln!(text, "| – CPU of the whole process per request | {cpu_without:.2} → {cpu_with:.2} µs | – |")?;
         writeln!(text, "| – failures | {} | 0 |", judged(failures, 0, failures == 0.0))
     }
+}
+
+/// Decimal places of a ratio.
+fn digits(peer: Kind) -> usize {
+    if peer == Kind::Express { 4 } else { 3 }
 }
 
 fn number(value: Option<f64>, digits: usize) -> String {

@@ -94,14 +94,23 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Removes the models that break one of `rules` and lists them as rejected; returns them with their reasons. A
-    /// model whose row is rejected already keeps the reason of its row.
-    pub fn check_again(&mut self, rules: &Rules) -> Vec<(Box<str>, Box<str>)> {
-        let broken = |entry: &Entry| {
+    /// The models that break one of `rules`, with the reasons. Those that are shared with `checked` are known to pass.
+    #[must_use]
+    pub fn violations(&self, rules: &Rules, checked: &Self) -> Vec<(Box<str>, Box<str>)> {
+        let violation = |entry: &Entry| {
+            if checked.index.get(entry.id()).is_some_and(|checked| checked.ptr_eq(entry)) {
+                return None;
+            }
             let error = entry.check(rules).err()?;
             Some((String::from_utf8_lossy(entry.id()).into(), error.to_string().into()))
         };
-        let rejected: Vec<(Box<str>, Box<str>)> = self.iter().filter_map(broken).collect();
+        self.iter().filter_map(violation).collect()
+    }
+
+    /// Removes the models that break one of `rules` and lists them as rejected; returns them with their reasons. A
+    /// model whose row is rejected already keeps the reason of its row.
+    pub fn check_again(&mut self, rules: &Rules) -> Vec<(Box<str>, Box<str>)> {
+        let rejected = self.violations(rules, &Self::default());
         for (id, reason) in &rejected {
             self.remove(id);
             Arc::make_mut(&mut self.rejected).entry(id.clone()).or_insert_with(|| reason.clone());
@@ -362,6 +371,8 @@ mod tests {
         refresh.row("ftp", ftp);
         let mut snapshot = refresh.finish().snapshot;
         assert_eq!((snapshot.check_again(&loose).len(), snapshot.len()), (0, 2));
+        assert_eq!(snapshot.violations(&Rules::default(), &none).len(), 1);
+        assert_eq!(snapshot.violations(&Rules::default(), &snapshot.clone()).len(), 0);
 
         let rejected = snapshot.check_again(&Rules::default());
         assert_eq!((rejected.len(), snapshot.rejected().len()), (1, 1));

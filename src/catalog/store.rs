@@ -1,9 +1,11 @@
 //! The current snapshot: the loader publishes it, requests load it. Neither locks nor waits.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use arc_swap::{ArcSwapOption, Guard};
+use serde::Serialize;
 
 use super::snapshot::Snapshot;
 
@@ -29,11 +31,33 @@ pub struct LastSync {
     pub replay_lag_seconds: Option<f64>,
 }
 
+/// The servers that follow the same database.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    /// The first of them, those that are behind before the others.
+    pub members: Vec<FleetMember>,
+    /// The number of all.
+    pub total: i64,
+}
+
+/// One server of a [`Fleet`].
+#[derive(Debug, Serialize)]
+pub struct FleetMember {
+    /// Its configured name.
+    pub name: String,
+    /// The revision that it serves; `None` before its first read.
+    pub revision: Option<String>,
+    /// Whether it serves every committed change.
+    pub in_sync: bool,
+}
+
 /// The current snapshot, once the first was published.
 #[derive(Debug, Default)]
 pub struct Store {
     current: ArcSwapOption<Snapshot>,
     last_sync: ArcSwapOption<LastSync>,
+    fleet: ArcSwapOption<Fleet>,
+    fleet_requested: AtomicBool,
 }
 
 impl Store {
@@ -48,6 +72,14 @@ impl Store {
     #[must_use]
     pub fn last_sync(&self) -> Option<LastSync> {
         self.last_sync.load().as_deref().copied()
+    }
+
+    /// The servers that follow the same database, as of the publisher's last read of them, and a request for the next
+    /// read; `None` before it, and if the source does not show them.
+    #[must_use]
+    pub fn fleet(&self) -> Option<Arc<Fleet>> {
+        self.fleet_requested.store(true, Relaxed);
+        self.fleet.load_full()
     }
 }
 
@@ -86,6 +118,17 @@ impl Publisher {
     pub fn record_sync(&mut self, sync: LastSync) {
         self.store.last_sync.store(Some(Arc::new(sync)));
         self.sweep();
+    }
+
+    /// Whether [`Store::fleet`] was called since the last call.
+    #[must_use]
+    pub fn take_fleet_request(&self) -> bool {
+        self.store.fleet_requested.swap(false, Relaxed)
+    }
+
+    /// Replaces the list of servers; `None` if it is unknown.
+    pub fn publish_fleet(&self, fleet: Option<Fleet>) {
+        self.store.fleet.store(fleet.map(Arc::new));
     }
 
     /// Frees replaced snapshots that no request uses any more.

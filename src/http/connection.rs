@@ -47,6 +47,10 @@ const LINGER_BYTES: usize = 8 * 1024 * 1024;
 /// Bytes discarded at a time.
 const LINGER_BUFFER: usize = 16 * 1024;
 
+/// Bytes read at a time before the socket is registered. Such a read needs a cleared buffer: clearing hyper's own would
+/// make each connection occupy all 8 KiB of it, of which most never use more than the first page.
+const UNREGISTERED_READ: usize = 4096;
+
 /// Nothing received since the last response was sent.
 const IDLE: u8 = 0;
 /// A request is being received or handled.
@@ -130,7 +134,7 @@ impl Connection {
     }
 
     fn handled(&self, handled: Handled) -> Response {
-        let finished = nanos(handled.finished.saturating_duration_since(self.accepted));
+        let finished = self.received.load(Relaxed).saturating_add(nanos(handled.took));
         self.idle_deadline.store(finished.saturating_add(nanos(self.timeouts.idle)), Relaxed);
         self.body_unread.store(handled.body_unread, Relaxed);
         self.phase.store(RESPONSE, Relaxed);
@@ -285,8 +289,15 @@ impl Io {
 impl AsyncRead for Io {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = into.filled().len();
-        match self.attempt(|mut stream| stream.read(into.initialize_unfilled())) {
-            Some(read) => into.advance(read?),
+        let attempted = self.attempt(|mut stream| {
+            let mut buffer = [0; UNREGISTERED_READ];
+            let length = into.remaining().min(UNREGISTERED_READ);
+            let read = stream.read(&mut buffer[..length])?;
+            into.put_slice(&buffer[..read]);
+            Ok(())
+        });
+        match attempted {
+            Some(read) => read?,
             None => task::ready!(self.registered()?.poll_read(context, into))?,
         }
         if into.filled().len() > before {

@@ -19,7 +19,7 @@ use std::future::{Ready, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -106,8 +106,8 @@ pub struct Handled {
     pub response: Response,
     /// The request's body was not read to its end.
     pub body_unread: bool,
-    /// When the response was ready to be sent.
-    pub finished: Instant,
+    /// Time from the request's arrival until the response was ready to be sent.
+    pub took: Duration,
 }
 
 /// Handles the requests of one worker thread.
@@ -187,11 +187,12 @@ impl Handler {
         }
     }
 
-    fn begin<B>(&self, request: &Request<B>, received: Instant) -> Exchange {
+    fn begin<B: Body>(&self, request: &Request<B>, received: Instant) -> Exchange {
         let route = self.route(request.method(), request.uri().path());
         // RFC 9112 §6.1: a request with both a length and chunks is read by its chunks, and no other may follow it.
         // hyper does not show the length then.
-        let closes = self.is_draining() || request.headers().contains_key(TRANSFER_ENCODING);
+        let chunked = !request.body().is_end_stream() && request.headers().contains_key(TRANSFER_ENCODING);
+        let closes = self.is_draining() || chunked;
         let cors = self.api.cors.as_ref().filter(|_| is_limited(route));
         let origin = cors.and_then(|_| request.headers().get(ORIGIN).cloned());
         Exchange { received, route, closes, origin }
@@ -206,10 +207,9 @@ impl Handler {
         if exchange.closes || body_unread || self.is_draining() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let finished = Instant::now();
-        let took = finished.saturating_duration_since(exchange.received);
+        let took = exchange.received.elapsed();
         self.metrics.request(exchange.route, response.status().as_u16(), took);
-        Handled { response, body_unread, finished }
+        Handled { response, body_unread, took }
     }
 
     fn route(&self, method: &Method, path: &str) -> Route {

@@ -104,6 +104,11 @@ fn describe(source: &str, problem: Problem, serving: bool) -> String {
     format!("{what}; {meanwhile}, retrying{advice}")
 }
 
+/// The interval varied by up to 20 %, so that replicas started together do not stay synchronized.
+pub fn jittered(interval: Duration) -> Duration {
+    interval.mul_f64(0.8 + 0.4 * fastrand::f64())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,6 +22,7 @@ use crate::postgres::rows;
 use crate::postgres::session::Session;
 
 mod backoff;
+mod fleet;
 pub mod output;
 pub mod persist;
 pub mod replica;
@@ -31,7 +32,8 @@ pub mod snapshot_file;
 mod standby;
 pub mod upstream;
 
-use backoff::{Problem, ReconnectBackoff};
+use backoff::{Problem, ReconnectBackoff, jittered};
+use fleet::FleetReader;
 use output::Output;
 use persist::Pending;
 use replica::application_name;
@@ -85,6 +87,7 @@ pub struct Loader {
     position: Option<Position>,
     resume: ResumePoint,
     standby: Standby,
+    fleet: FleetReader,
     next_audit: Instant,
     logged_mode: Option<(SyncMode, bool)>,
     /// The application name of the current session, empty before it is set.
@@ -109,6 +112,7 @@ impl Loader {
             position: None,
             resume: ResumePoint::default(),
             standby: Standby::default(),
+            fleet: FleetReader::default(),
             next_audit,
             logged_mode: None,
             application_name: String::new(),
@@ -132,6 +136,7 @@ impl Loader {
         loop {
             let Err(error) = self.session().await;
             self.metrics.listener_connected.set(0);
+            self.output.publish_fleet(None);
             tokio::time::sleep(self.on_disconnect(&error)).await;
         }
     }
@@ -172,7 +177,7 @@ impl Loader {
         self.refresh(session).await?;
         let served = self.position.as_ref().map(|position| (self.current.revision(), position));
         self.set_application_name(session, application_name(&self.settings.replica, served));
-        Ok(())
+        Ok(self.fleet.refresh(session, &self.output).await?)
     }
 
     /// Sets the application name if it changed. Not through a pooler, whose connections are shared with other clients.
@@ -392,9 +397,4 @@ impl Loader {
         };
         self.backoff.next_delay(error, problem, self.output.has_published(), self.settings.poll_interval)
     }
-}
-
-/// The interval varied by up to 20 %, so that replicas started together do not stay synchronized.
-fn jittered(interval: Duration) -> Duration {
-    interval.mul_f64(0.8 + 0.4 * fastrand::f64())
 }

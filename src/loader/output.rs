@@ -9,7 +9,7 @@ use super::persist::Pending;
 use super::report;
 use super::snapshot_file::PersistedSnapshot;
 use crate::catalog::snapshot::Snapshot;
-use crate::catalog::store::{LastSync, Publisher, Store};
+use crate::catalog::store::{Fleet, LastSync, Publisher, Store};
 use crate::metrics::Metrics;
 
 /// The only writer of a [`Store`].
@@ -58,5 +58,16 @@ impl Output {
     /// Records that the published snapshot equals the content of the source at `sync.at` or later.
     pub fn record_sync(&mut self, sync: LastSync) {
         self.publisher.record_sync(sync);
+    }
+
+    /// Whether the fleet was asked for since the last call.
+    #[must_use]
+    pub fn take_fleet_request(&self) -> bool {
+        self.publisher.take_fleet_request()
+    }
+
+    /// Replaces the list of servers that follow the same database; `None` if it is unknown.
+    pub fn publish_fleet(&self, fleet: Option<Fleet>) {
+        self.publisher.publish_fleet(fleet);
     }
 }

@@ -44,8 +44,8 @@ pub fn record_refresh(metrics: &Metrics, kind: RefreshKind, started: Instant, ok
     metrics.refreshes.with_label_values(&[kind.label(), outcome]).inc();
 }
 
-/// Records that a read succeeded, and logs it: one that found nothing is only a heartbeat. On a standby, where a delta
-/// may repeat what was read, that is one that changes nothing.
+/// Records that a read succeeded, and logs it: one that found nothing is only a heartbeat. On a standby, where reads
+/// repeat what was read, that is one that changes nothing.
 pub fn record_sync(
     metrics: &Metrics,
     (kind, mode): (RefreshKind, Option<SyncMode>),
@@ -56,8 +56,13 @@ pub fn record_sync(
 ) {
     metrics.last_sync.set(UNIX_EPOCH.elapsed().map_or(0.0, |now| now.as_secs_f64()));
     let (label, revision, took) = (kind.label(), format!("{:016x}", now.revision()), started.elapsed());
-    let heartbeat = rows == 0 || mode == Some(SyncMode::Standby) && changed == 0;
-    if matches!(kind, RefreshKind::Full | RefreshKind::Audit) || !heartbeat {
+    let heartbeat = match kind {
+        RefreshKind::Audit => false,
+        _ if mode == Some(SyncMode::Standby) => changed == 0,
+        RefreshKind::Full => false,
+        RefreshKind::Delta | RefreshKind::Upstream => rows == 0,
+    };
+    if !heartbeat {
         info!(kind = label, rows, changed, models = now.len(), ?took, revision, "refreshed");
     } else {
         debug!(kind = label, rows, ?took, revision, "heartbeat");

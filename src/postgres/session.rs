@@ -25,6 +25,7 @@ use crate::catalog::store::SyncMode;
 
 const SESSION: &str = include_str!("../../sql/session.sql");
 const POSITION: &str = include_str!("../../sql/position.sql");
+const FLEET: &str = include_str!("../../sql/fleet.sql");
 /// The delta; public so that a test can explain its plan.
 pub const DELTA: &str = include_str!("../../sql/delta.sql");
 /// The delta on a standby; public so that a test can explain its plan.
@@ -228,6 +229,14 @@ impl Session {
     /// See [`ReadError`].
     pub async fn entries(&self) -> Result<CopyStream, ReadError> {
         CopyStream::open(&self.client, Order::Any, self.timeout).await
+    }
+
+    /// Reads the servers that follow this database: one row each, as `sql/fleet.sql` describes.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn fleet(&self) -> Result<RowChunks, ReadError> {
+        self.stream(FLEET, []).await
     }
 
     /// Ends the transaction of [`Session::begin`].

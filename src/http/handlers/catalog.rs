@@ -1,5 +1,6 @@
-//! `GET /api/catalog`: the state of the catalog, the rejected rows with the reasons, and the most requested unknown
-//! ids. Every list is bounded, whatever the table holds and whatever clients send.
+//! `GET /api/catalog`: the state of the catalog, the rejected rows with the reasons, the most requested unknown ids,
+//! and the servers that follow the same database. Every list is bounded, whatever the table holds and whatever clients
+//! send.
 
 use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, HeaderValue};
@@ -7,6 +8,7 @@ use serde::Serialize;
 
 use super::ops::CatalogStatus;
 use crate::catalog::snapshot::Snapshot;
+use crate::catalog::store::{Fleet, FleetMember};
 use crate::http::response::{self, Response};
 use crate::http::{Api, CATALOG, with_revision};
 use crate::metrics::{ID_BYTES, truncate};
@@ -17,7 +19,7 @@ const LISTED: usize = 100;
 const REASON_BYTES: usize = 400;
 
 #[derive(Serialize)]
-struct Catalog {
+struct Catalog<'a> {
     #[serde(flatten)]
     status: CatalogStatus,
     /// The first in the order of ids.
@@ -26,6 +28,12 @@ struct Catalog {
     not_found: u64,
     /// The most requested ones first, without those that the catalog has by now.
     not_found_ids: Vec<NotFound>,
+    /// Number of servers that follow the same database. Missing if the database does not show them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replicas: Option<i64>,
+    /// The first of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fleet: Option<&'a [FleetMember]>,
 }
 
 #[derive(Serialize)]
@@ -45,7 +53,8 @@ struct NotFound {
 pub fn respond(api: &Api) -> Response {
     let current = api.store.load();
     let Some(snapshot) = current.as_deref() else { return response::not_loaded() };
-    let response = match serde_json::to_vec(&catalog(api, snapshot)) {
+    let fleet = api.store.fleet();
+    let response = match serde_json::to_vec(&catalog(api, snapshot, fleet.as_deref())) {
         Ok(body) => match api.memory.try_bytes(body) {
             Some(body) => {
                 let mut response = response::json(StatusCode::OK, body);
@@ -59,7 +68,7 @@ pub fn respond(api: &Api) -> Response {
     with_revision(response, snapshot)
 }
 
-fn catalog(api: &Api, snapshot: &Snapshot) -> Catalog {
+fn catalog<'a>(api: &Api, snapshot: &Snapshot, fleet: Option<&'a Fleet>) -> Catalog<'a> {
     let rejected = snapshot.rejected().iter().take(LISTED);
     let (not_found, ids) = api.metrics.missing();
     let mut ids: Vec<_> = ids.into_iter().filter(|(id, _)| id.truncated || snapshot.get(&id.text).is_none()).collect();
@@ -73,6 +82,8 @@ fn catalog(api: &Api, snapshot: &Snapshot) -> Catalog {
         not_found_ids: (ids.into_iter().take(LISTED))
             .map(|(id, asked)| NotFound { id: with_ellipsis(&id.text, id.truncated), asked })
             .collect(),
+        replicas: fleet.map(|fleet| fleet.total),
+        fleet: fleet.map(|fleet| &*fleet.members),
     }
 }
 

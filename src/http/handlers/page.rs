@@ -15,7 +15,13 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::http::etag::{DIGITS, entity_tag, matches_etag, with_etag};
 use crate::http::response::{self, Response};
 
-const HTML: &str = include_str!("page.html");
+const HTML: &str = concat!(
+    include_str!("page.html"),
+    "<script>\n",
+    include_str!("page.js"),
+    include_str!("page_charts.js"),
+    "tick();\n</script>\n</body>\n</html>\n"
+);
 
 /// Derived from the page's text at the first request for it.
 static PAGE: LazyLock<Page> = LazyLock::new(|| Page { etag: entity_tag(xxh3_64(HTML.as_bytes())), policy: policy() });

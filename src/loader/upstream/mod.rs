@@ -1,8 +1,9 @@
 //! Keeps the catalog in sync with another server, or with a file that one wrote: one task that polls the upstreams in
 //! turn. It takes the place of the loader, and publishes by the same [`Output`].
 //!
-//! A snapshot that is damaged, of another version, written under other rules or older than what is served is refused.
-//! No error ends the task.
+//! A snapshot that is damaged, of another version, older than what is served, or with a row that breaks one of this
+//! server's rules is refused as a whole: without the row, its revision would not be that of the upstream. No error ends
+//! the task.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,8 +18,7 @@ pub mod config;
 use client::{Client, FetchError, Fetched};
 use config::Location;
 
-use super::backoff::{Problem, ReconnectBackoff};
-use super::jittered;
+use super::backoff::{Problem, ReconnectBackoff, jittered};
 use super::output::Output;
 use super::persist::Pending;
 use super::report::{self, RefreshKind};
@@ -47,7 +47,7 @@ pub struct Settings {
     pub interval: Duration,
     /// The bearer token of requests.
     pub token: Option<reqwest::header::HeaderValue>,
-    /// The rules that the upstream must have checked its rows by.
+    /// The rules that every row of an upstream must pass, whatever rules it says that they passed.
     pub rules: Rules,
 }
 
@@ -65,10 +65,23 @@ enum UpstreamError {
 enum Refusal {
     #[error(transparent)]
     Unreadable(#[from] SnapshotFileError),
-    #[error("its rows passed other rules ({0}): give both servers the same CATALOG_URL_SCHEMES")]
-    Rules(String),
+    #[error(
+        "{} of its models break a rule of this server, such as `{}`: {}; correct the row, or give both servers the \
+         same version and CATALOG_URL_SCHEMES",
+        .0.count, .0.id, .0.reason
+    )]
+    Rules(Violations),
     #[error("it is older than the catalog served")]
     Behind,
+}
+
+/// What breaks the rules in a snapshot.
+#[derive(Debug)]
+struct Violations {
+    count: usize,
+    /// One of the models.
+    id: Box<str>,
+    reason: Box<str>,
 }
 
 /// One upstream and what was last received from it.
@@ -98,7 +111,7 @@ pub struct Upstream {
     client: Client,
     metrics: Arc<Metrics>,
     output: Output,
-    /// What is published; its position and rules are those of the upstream.
+    /// What is published; its position is that of the upstream.
     current: Option<PersistedSnapshot<Arc<Snapshot>>>,
     sources: Vec<Source>,
     active: usize,
@@ -133,8 +146,7 @@ impl Upstream {
         })
     }
 
-    /// Publishes a persisted snapshot. One whose rows passed other rules is served as well, until an upstream has
-    /// another.
+    /// Publishes a persisted snapshot, whose rows must pass the rules of the settings.
     pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) {
         self.current = Some(self.output.restore(persisted));
     }
@@ -211,35 +223,32 @@ impl Upstream {
     fn condition(&self) -> (Option<client::Tag>, Duration) {
         let source = &self.sources[self.active];
         let overdue = source.is_overdue();
-        let current = self.trusted().map(|current| client::Tag::of_revision(current.snapshot.revision()));
+        let current = self.current.as_ref().map(|current| client::Tag::of_revision(current.snapshot.revision()));
         let condition = source.tag.clone().filter(|_| !overdue).or(current);
         let waits = condition.is_some() && self.connected && source.location.can_wait();
         (condition, if waits { WAIT } else { Duration::ZERO })
-    }
-
-    /// What is published, unless its rows passed other rules than those of now.
-    fn trusted(&self) -> Option<&PersistedSnapshot<Arc<Snapshot>>> {
-        self.current.as_ref().filter(|current| current.rules == self.settings.rules.text())
     }
 
     /// Publishes a snapshot, or says why not; returns whether it differs from the one before.
     fn accept(&mut self, body: &[u8], received_at: Instant) -> Result<bool, Refusal> {
         let previous = self.current.as_ref().map(|current| Arc::clone(&current.snapshot)).unwrap_or_default();
         let received = client::read(body, &previous)?;
-        if received.rules != self.settings.rules.text() {
-            return Err(Refusal::Rules(received.rules));
+        // What its header says about rules is not trusted: anything could have written it.
+        let violations = received.snapshot.violations(&self.settings.rules, &previous);
+        if let Some((id, reason)) = violations.first().cloned() {
+            return Err(Refusal::Rules(Violations { count: violations.len(), id, reason }));
         }
         let revision = received.snapshot.revision();
-        if let Some(current) = self.trusted().filter(|current| current.snapshot.revision() != revision)
+        if let Some(current) = self.current.as_ref().filter(|current| current.snapshot.revision() != revision)
             && received.as_of.is_before(&current.as_of)
             && !self.sources[self.active].is_overdue()
         {
             return Err(Refusal::Behind);
         }
         let (rows, changed) = (received.snapshot.len(), received.snapshot.changes_since(&previous));
-        let PersistedSnapshot { snapshot, position, as_of, rules } = received;
+        let PersistedSnapshot { snapshot, position, as_of, .. } = received;
         let snapshot = self.output.publish(snapshot);
-        let state = PersistedSnapshot { snapshot, position, as_of, rules };
+        let state = PersistedSnapshot { snapshot, position, as_of, rules: self.settings.rules.text() };
         self.output.persist(state.clone());
         self.output.record_sync(LastSync { at: received_at, mode: None, replay_lag_seconds: None });
         report::record_sync(&self.metrics, (RefreshKind::Upstream, None), received_at, rows, changed, &state.snapshot);

@@ -45,7 +45,7 @@ async fn description_has_the_routes_and_methods_of_the_server() {
 
 #[tokio::test]
 async fn examples_are_real_responses() {
-    let (_db, server, document) = with_samples().await;
+    let (db, server, document) = with_samples().await;
     let single = &document["paths"]["/api/models/{id}"];
     let mut compared = 0;
     for (name, id) in object(&single["parameters"][0]["examples"]) {
@@ -65,7 +65,13 @@ async fn examples_are_real_responses() {
     let ready = server.get("/readyz").await.json();
     assert_eq!(keys(&ready), keys(example("/readyz")));
     assert_eq!(ready["models"], example("/readyz")["models"]);
-    assert_eq!(keys(&server.get("/api/catalog").await.json()), keys(example("/api/catalog")));
+    // The fleet is read at the next sync after a request for it.
+    server.get("/api/catalog").await;
+    db.sql("NOTIFY model_catalog").await;
+    server.until("the fleet is listed", |s| async { s.get("/api/catalog").await.json()["fleet"].is_array() }).await;
+    let catalog = server.get("/api/catalog").await.json();
+    assert_eq!(keys(&catalog), keys(example("/api/catalog")));
+    assert_eq!(keys(&catalog["fleet"][0]), keys(&example("/api/catalog")["fleet"][0]));
     assert_eq!(document["info"]["version"], json!(env!("CARGO_PKG_VERSION")));
 }
 
@@ -237,6 +243,9 @@ async fn limits_of_responses_are_those_of_the_server() {
     let catalog = server.get("/api/catalog").await.json();
     assert_eq!((length(&catalog["rejected_rows"]), &catalog["rejected"]), (rejected, &json!(rejected + 1)));
     assert_eq!(length(&catalog["not_found_ids"]), missing);
+    // `sync::fleet` shows the effect of this limit.
+    let fleet = limits.take(&format!("{SCHEMAS}/Catalog/properties/fleet/maxItems"));
+    assert!(include_str!("../../../sql/fleet.sql").ends_with(&format!("LIMIT {fleet}\n")));
 
     // The remaining limits: counters, and texts that are never empty.
     let asked = limits.take(&format!("{SCHEMAS}/Catalog/properties/not_found_ids/items/properties/asked/minimum"));

@@ -111,6 +111,84 @@ async fn page_is_usable_by_keyboard_shows_changes_and_renders_hostile_rows_as_te
     browser.quit().await;
 }
 
+/// Twelve minutes of measurements, with two minutes in which the page was hidden and five changes.
+const MEASURED: &str = "measured = Array.from({length: 360}, (_, n) => ({
+    at: Date.now() - (360 - n) * 2000, rate: n < 2 ? null : 400 + 180 * Math.sin(n / 40) + 60 * Math.sin(n * 1.7),
+    p50: 3e-5 + 1e-5 * Math.sin(n / 25), p99: 9e-5 + 4e-5 * Math.sin(n / 9) ** 2,
+    propagation: n % 70 === 9 ? .004 + n / 36000 : null})).filter((_, n) => n < 200 || n > 260)";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn page_draws_charts_that_keys_and_screen_readers_can_read_and_the_fleet() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let settings = |name| [("CATALOG_POLL_INTERVAL", "200ms"), ("CATALOG_REPLICA_NAME", name)];
+    let server = Server::start_with(&db.url, &settings("eu-1")).await;
+    let other = Server::start_with(&db.url, &settings("eu-2")).await;
+    let browser = Browser::start("charts").await;
+    browser.open(&format!("http://{}/", server.address)).await;
+    let heights = "[...document.querySelectorAll('figure')].map((figure) => figure.clientHeight).join()";
+    let empty = browser.eval(heights).await;
+
+    browser.until("document.getElementById('propagation-value').textContent === 'no change yet'").await;
+    db.sql("UPDATE models SET name = 'changed'").await;
+    for _ in 0..50 {
+        server.get("/api/models/a").await;
+    }
+    let drawn = "['rate', 'time', 'propagation'].every((name) => \
+                 document.querySelector('#' + name + '-chart path').getAttribute('d').startsWith('M'))";
+    browser.until(drawn).await;
+    browser.until("/^p50 .*s, p99 .*s, highest .*s$/.test(document.getElementById('time-value').textContent)").await;
+    browser.until("document.querySelectorAll('#fleet-rows tr').length === 2").await;
+    let state = |row: &str| format!("[...document.querySelectorAll('#fleet-rows {row} td')].map((td) => td.innerText)");
+    let revision = other.get("/api/models/a").await.revision();
+    browser.until(&format!("{}.join() === 'eu-1,{revision},in sync'", state("tr:first-child"))).await;
+    other.signal("STOP");
+    db.sql("UPDATE models SET name = 'behind'").await;
+    browser.until(&format!("{}.join() === 'eu-2,{revision},behind'", state("tr:first-child"))).await;
+
+    browser.eval(&format!("({MEASURED}, charts.forEach(draw))")).await;
+    let parts = "document.querySelector('#rate-chart path').getAttribute('d').split('M').length - 1";
+    browser.until(&format!("{parts} === 2")).await;
+    assert_eq!(
+        browser.eval("document.querySelector('#propagation-chart path').getAttribute('d').match(/M/g).length").await,
+        5
+    );
+    assert_eq!(browser.eval("document.getElementById('rate-top').textContent").await, "1,000 /s");
+    for (scheme, width) in [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)] {
+        let screen = json!({"width": width, "height": 1900, "deviceScaleFactor": 1, "mobile": width < 500});
+        browser.devtools("Emulation.setDeviceMetricsOverride", screen).await;
+        let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        browser.devtools("Emulation.setEmulatedMedia", media).await;
+        assert_eq!(browser.eval("document.documentElement.scrollWidth <= innerWidth").await, true, "{width}");
+        assert!(browser.screenshot(&format!("charts-{scheme}-{width}")).await > 10_000);
+    }
+    browser.devtools("Emulation.clearDeviceMetricsOverride", json!({})).await;
+    assert_eq!(browser.eval(heights).await, empty, "the charts moved what is below them");
+
+    // Keys select a point; its value is shown and read out.
+    let value = "document.getElementById('rate-value').textContent";
+    let read_out = "document.getElementById('rate-chart').getAttribute('aria-valuetext')";
+    browser.eval("document.getElementById('rate-chart').focus()").await;
+    browser.press("\u{e011}").await;
+    browser.until(&format!("/^– at ..:..:..$/.test({value}) && {value} === {read_out}")).await;
+    browser.press("\u{e014}\u{e014}\u{e014}").await;
+    browser.until(&format!("/^[0-9.]+ .s at ..:..:..$/.test({value})")).await;
+    let cursor = "document.querySelector('#rate-chart .cursor').getAttribute('d').startsWith('M')";
+    assert_eq!(browser.eval(cursor).await, true);
+    assert!(browser.screenshot("charts-selected").await > 10_000);
+    browser.press("\u{e00c}").await;
+    browser.until(&format!("{value}.includes('highest') && !{cursor}")).await;
+    for name in ["rate", "time", "propagation"] {
+        let title = format!(
+            "document.getElementById(document.getElementById('{name}-chart').getAttribute('aria-labelledby')).textContent.length > 5"
+        );
+        assert_eq!(browser.eval(&title).await, true, "{name} has no accessible name");
+    }
+    assert_eq!(browser.log("browser").await, [""; 0]);
+    other.signal("CONT");
+    browser.quit().await;
+}
+
 #[tokio::test]
 async fn page_explains_missing_metrics_when_ops_have_their_own_address() {
     let db = Db::new().await;

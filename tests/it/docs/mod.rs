@@ -1,5 +1,6 @@
 //! The documents: their commands and SQL are run, their lists are complete, their links resolve.
 
+mod charts;
 mod commands;
 mod contributing;
 mod language;

@@ -1,4 +1,5 @@
-//! A transaction-pooling PgBouncer: it is detected and logged, the server polls, and leaves no session state behind.
+//! A transaction-pooling PgBouncer in front of a primary or a standby: it is detected and logged, the server polls, and
+//! leaves no session state behind.
 
 use std::process::{Child, Stdio};
 
@@ -6,7 +7,7 @@ use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use model_catalog::postgres::session;
 
 use crate::cli::check::check_with;
-use crate::support::consistency::{self, ConsistencyReaders, bump, in_sync};
+use crate::support::consistency::{self, ConsistencyReaders, bump, in_sync, replayed};
 use crate::support::{self, Server, database, migrated, sql, until};
 
 const PAIRS: usize = 3;
@@ -96,6 +97,62 @@ async fn transaction_pooler_is_polled() {
             assert_eq!(sql(&pooled, &format!("SHOW {setting}")).await.as_deref(), Some(value), "{setting}");
         }
         assert_eq!(sql(&pooled, "SELECT count(*) FROM pg_listening_channels()").await.as_deref(), Some("0"));
+        readers.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn standby_behind_a_pooler_is_read_in_full_and_polled_after_its_promotion() {
+    let primary = support::start_postgres(&[("wal_level", "replica"), ("wal_keep_size", "256MB")]);
+    let writer = migrated(&primary.url("postgres")).await;
+    consistency::add_pairs(&writer, PAIRS).await;
+    let standby = EphemeralPostgres::standby_of(&primary).unwrap();
+    let reader = support::connect(&standby.url("postgres")).await;
+    let bouncer = PgBouncer::start(&standby, "").await;
+    let settings = [("CATALOG_POLL_INTERVAL", "100ms"), ("CATALOG_STANDBY_POLL_INTERVAL", "1ms")];
+    // Two servers share the one connection of the pool.
+    let servers =
+        [Server::start_with(&bouncer.url, &settings).await, Server::start_with(&bouncer.url, &settings).await];
+    let readers = [0, 1].map(|number| ConsistencyReaders::start(&servers[number], PAIRS, false));
+    for round in 0..4 {
+        for pair in 0..PAIRS {
+            sql(&writer, &bump(pair)).await;
+        }
+        let insert = "INSERT INTO models (id, name, download_url, save_path)";
+        sql(&writer, &format!("{insert} VALUES ('new-{round}', 'new', 'https://example.org/new', 'new')")).await;
+        sql(&writer, &format!("DELETE FROM models WHERE id = 'new-{}'", round - 1)).await;
+        replayed(&writer, &reader).await;
+        for server in &servers {
+            in_sync(server, &writer).await;
+        }
+    }
+    for server in &servers {
+        let ready = server.get("/readyz").await.json();
+        assert_eq!((&ready["follow"], &ready["status"]), (&"standby".into(), &"ready".into()), "{ready}");
+        server.until_logged("this is a hot standby behind a transaction pooler", 1).await;
+        // A delta would need a session of its own, and reads must not fail on those of the other server.
+        assert_eq!(server.refreshes("delta").await, 0.0);
+        assert!(server.refreshes("full").await >= 4.0);
+        assert_eq!(server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"error\"}").await, 0.0);
+        // Reads that find nothing new are not logged as refreshes.
+        let heartbeat = "\"heartbeat\",\"kind\":\"full\"";
+        server.until("a read finds nothing new", |s| std::future::ready(s.logged(heartbeat) > 0)).await;
+        assert_eq!(server.logged("\"changed\":0,"), 0);
+    }
+    check_with(&bouncer.url, &[]).only("warning", "server", "behind a pooler");
+
+    sql(&reader, "SELECT pg_promote(true, 30)").await;
+    sql(&reader, &bump(0)).await;
+    for server in &servers {
+        in_sync(server, &reader).await;
+        server.until_logged("connected through a transaction pooler", 1).await;
+        server.until("it polls", |s| async move { s.get("/readyz").await.json()["follow"] == "polling" }).await;
+        let deltas = server.refreshes("delta").await;
+        server.until("it reads deltas", |s| async move { s.refreshes("delta").await > deltas }).await;
+    }
+    sql(&reader, &bump(1)).await;
+    for (server, readers) in servers.iter().zip(readers) {
+        in_sync(server, &reader).await;
         readers.finish().await;
     }
 }

@@ -164,6 +164,14 @@ pub async fn in_sync(server: &Server, client: &Client) {
     server.until("the served catalog equals the table", |s| async move { difference(s, client).await.is_none() }).await;
 }
 
+/// Waits until the standby has replayed what the primary has written.
+pub async fn replayed(primary: &Client, standby: &Client) {
+    let written = support::sql(primary, "SELECT pg_current_wal_lsn()").await.unwrap();
+    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+    let has_replayed = || async { support::sql(standby, &replayed).await.as_deref() == Some("t") };
+    support::until("the standby has replayed", has_replayed).await;
+}
+
 /// The number of successful full loads. It is incremented just after the result is published, so this waits until it
 /// reaches `at_least`.
 pub async fn full_loads(server: &Server, at_least: f64) -> f64 {

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::edges::TempFolder;
 use crate::cli::import::run;
@@ -69,6 +69,14 @@ fn sealed(lines: &str) -> String {
     format!("{lines}{{\"checksum\":\"{:032x}\"}}\n", xxh3_128(lines.as_bytes()))
 }
 
+/// The file with its model's URL changed to a scheme that is not allowed, as if it had passed `rules`.
+fn with_ftp_row(lines: &str, revision: &str, rules: &str) -> String {
+    let (header, model) = lines.split_once('\n').unwrap();
+    let model = model.replace("https://example.org", "ftp://example.org");
+    let ftp_revision = format!("{:016x}", xxh3_64(model.trim_end().as_bytes()));
+    sealed(&format!("{}\n{model}", header.replace(revision, &ftp_revision).replace("http,https", rules)))
+}
+
 #[tokio::test]
 async fn unusable_files_are_refused_and_the_last_good_one_stays() {
     let db = Db::new().await;
@@ -88,7 +96,8 @@ async fn unusable_files_are_refused_and_the_last_good_one_stays() {
         ("<!DOCTYPE html>\n<title>404</title>\n".into(), "the first line is not a header"),
         ("no line feed".into(), "it is truncated"),
         (sealed(&lines.replace("\"version\":2", "\"version\":99")), "version 99"),
-        (sealed(&lines.replace("http,https", "https,ftp")), "its rows passed other rules (2:https,ftp)"),
+        (with_ftp_row(lines, &revision, "http,https"), "1 of its models break a rule of this server, such as `a`"),
+        (with_ftp_row(lines, &revision, "http,https,ftp"), "download_url has the scheme `ftp`"),
         (sealed(&lines.replace(&revision, "0123456789abcdef")), "the revision does not match"),
     ] {
         let new = folder.path("new");
@@ -111,6 +120,39 @@ async fn unusable_files_are_refused_and_the_last_good_one_stays() {
     db.sql("UPDATE models SET name = 'good again'").await;
     export(&db, &path);
     edge.until_named("a", "good again").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edges_with_stricter_rules_follow_an_upstream_until_a_row_breaks_one() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let loose = ("CATALOG_URL_SCHEMES", "http,https,ftp");
+    let replica = Server::start_with(&db.url, &[loose]).await;
+    let url = format!("http://{}", replica.address);
+    let strict = [("CATALOG_URL_SCHEMES", "https")];
+    let edge = Server::edge(&url, &strict).await;
+    ready(&edge).await;
+    assert_eq!(edge.get("/api/models/a").await.revision(), replica.get("/api/models/a").await.revision());
+
+    db.sql("UPDATE models SET name = 'before' WHERE id = 'a'").await;
+    edge.until_named("a", "before").await;
+    let before = edge.get("/api/models/a").await.revision();
+    db.add("ftp").await;
+    db.sql("UPDATE models SET download_url = 'ftp://example.org/x' WHERE id = 'ftp'").await;
+    let reason = "1 of its models break a rule of this server, such as `ftp`: download_url has the scheme `ftp`";
+    edge.until(reason, |s| std::future::ready(s.logged(reason) > 0)).await;
+    assert_eq!(replica.get("/api/models/ftp").await.status, 200);
+    assert_eq!(edge.get("/api/models/ftp").await.status, 404);
+    assert!(edge.metric("catalog_upstream_requests_total{outcome=\"refused\"}").await > 0.0);
+    let fresh = Server::edge(&url, &strict).await;
+    fresh.until(reason, |s| std::future::ready(s.logged(reason) > 0)).await;
+    assert_eq!((fresh.get("/readyz").await.status, edge.get("/readyz").await.status), (503, 200));
+
+    db.sql("DELETE FROM models WHERE id = 'ftp'").await;
+    db.sql("UPDATE models SET name = 'corrected' WHERE id = 'a'").await;
+    edge.until_named("a", "corrected").await;
+    fresh.until_named("a", "corrected").await;
+    assert_ne!(edge.get("/api/models/a").await.revision(), before);
 }
 
 /// A certificate for localhost, and the authority that signed it.

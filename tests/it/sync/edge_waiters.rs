@@ -85,6 +85,6 @@ async fn a_change_reaches_all_waiting_edges() {
     );
     assert!(minute < 1024, "{minute} bytes a minute");
     assert!(took < Duration::from_secs(10), "{took:?}");
-    // An open connection takes about 22 KiB, most of it hyper's buffers: the wait adds nothing to speak of.
-    assert!(waiters < 2000 || used < 25.0 * 1024.0 * waiters as f64, "{used} bytes");
+    // What an open connection takes, most of it hyper's buffers. With transparent huge pages it would be 20 KiB.
+    assert!(waiters < 2000 || used < 14.0 * 1024.0 * waiters as f64, "{used} bytes");
 }

@@ -103,8 +103,8 @@ impl Edge {
 
     /// Reads the pair until `stop`, while the connections to the upstreams are cut and the server is restarted.
     async fn run(mut self, upstreams: &[String], stop: &AtomicBool) -> Self {
+        let mut last = 0;
         while !stop.load(Relaxed) {
-            let mut last = 0;
             match fastrand::u32(..6) {
                 0 => {
                     let ready = self.proxies.iter().zip(upstreams);
@@ -114,6 +114,8 @@ impl Edge {
                     drop(server);
                     let server = Self::start(&proxies, &settings).await;
                     self = Self { server, proxies, settings, requests };
+                    // Its file may be older than what the killed process served.
+                    last = 0;
                 }
                 1 | 2 => {
                     let number = fastrand::usize(..self.proxies.len());

@@ -2,6 +2,7 @@
 //! cluster, so each test has a cluster of its own.
 
 use model_catalog::postgres::ephemeral::EphemeralPostgres;
+use serde_json::json;
 use tokio_postgres::Client;
 use tokio_postgres::error::DbError;
 
@@ -282,4 +283,65 @@ async fn replica_name_comes_from_setting_url_or_address() {
     }
     sql(&hostile, "SET application_name = 'model-catalog x 0123456789abcdef 5-999999999999999999+999999999'").await;
     assert!(fleet.in_step().await.ends_with(", x f"), "{}", fleet.in_step().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn catalog_endpoint_lists_the_fleet_while_somebody_asks_for_it() {
+    let mut fleet = Fleet::with(&["one", "two"]).await;
+    let poll = ("CATALOG_POLL_INTERVAL", "50ms");
+    fleet.add(&[("CATALOG_REPLICA_NAME", "asked"), poll]).await;
+    let limited = "CREATE ROLE limited LOGIN; GRANT USAGE ON SCHEMA model_catalog TO limited;
+                   GRANT SELECT ON model_catalog.entries, model_catalog.changes, model_catalog.history TO limited";
+    sql(&fleet.client, limited).await;
+    let url = fleet.postgres.url("postgres").replace("user=postgres", "user=limited");
+    let limited = Server::start_with(&url, &[("CATALOG_REPLICA_NAME", "limited"), poll]).await;
+    let asked = &fleet.replicas[2];
+    let catalog = async |server: &Server| server.get("/api/catalog").await.json();
+    let revision = catalog(asked).await["revision"].clone();
+    let all = ["asked", "limited", "one", "two"];
+    let expected: Vec<_> = all.map(|name| json!({"name": name, "revision": revision, "in_sync": true})).into();
+    asked.until("it lists the fleet", |s| async move { catalog(s).await["fleet"].is_array() }).await;
+    let listed = catalog(asked).await;
+    assert_eq!((&listed["replicas"], &listed["fleet"]), (&json!(4), &json!(expected)));
+
+    // One that is behind comes first.
+    fleet.replicas[1].signal("STOP");
+    fleet.rename("a", "second").await;
+    asked.until_named("a", "second").await;
+    asked.until("two is behind", |s| async move { catalog(s).await["fleet"][0]["in_sync"] == json!(false) }).await;
+    let behind = catalog(asked).await["fleet"][0].clone();
+    assert_eq!(behind, json!({"name": "two", "revision": revision, "in_sync": false}));
+    fleet.replicas[1].signal("CONT");
+
+    // A role without the right follows the database and lists none. Nobody asked the others.
+    limited.until_named("a", "second").await;
+    catalog(&limited).await;
+    limited.until_logged("the fleet can't be read, /api/catalog does not list it", 1).await;
+    let without = catalog(&limited).await;
+    assert!(without["fleet"].is_null() && without["replicas"].is_null(), "{without}");
+    assert_eq!(fleet.replicas[0].logged("the fleet"), 0);
+
+    // Without a connection it is unknown.
+    fleet.postgres.stop("INT").unwrap();
+    asked.until("it lists no fleet", |s| async move { catalog(s).await["fleet"].is_null() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn catalog_endpoint_lists_at_most_a_hundred_servers() {
+    let postgres = start_postgres(&[("max_connections", "150")]);
+    let client = migrated(&postgres.url("postgres")).await;
+    let mut others = Vec::new();
+    for number in 0..105 {
+        let other = support::connect(&postgres.url("postgres")).await;
+        sql(&other, &format!("SET application_name = 'model-catalog starting-{number:03}'")).await;
+        others.push(other);
+    }
+    let server = Server::start_with(&postgres.url("postgres"), &[("CATALOG_POLL_INTERVAL", "50ms")]).await;
+    let catalog = async |server: &Server| server.get("/api/catalog").await.json();
+    server.until("it lists the fleet", |s| async move { catalog(s).await["fleet"].is_array() }).await;
+    let listed = catalog(&server).await;
+    let fleet = listed["fleet"].as_array().unwrap();
+    assert_eq!((&listed["replicas"], fleet.len()), (&json!(106), 100));
+    assert_eq!(fleet[99], json!({"name": "starting-099", "revision": null, "in_sync": false}));
+    drop(client);
 }

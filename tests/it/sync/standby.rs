@@ -54,10 +54,7 @@ impl Pair {
 
     /// Waits until the standby has replayed what the primary has written.
     async fn replayed(&self) {
-        let written = sql(&self.writer, "SELECT pg_current_wal_lsn()").await.unwrap();
-        let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
-        until("the standby has replayed", || async { sql(&self.reader, &replayed).await.as_deref() == Some("t") })
-            .await;
+        consistency::replayed(&self.writer, &self.reader).await;
     }
 }
 
