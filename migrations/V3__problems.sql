@@ -23,16 +23,25 @@ AS $$
     END
 $$;
 
--- Returns what is wrong with a list of texts, or NULL. Postgres does not inline this function into a query, so it is
--- called for lists with elements only.
+-- Returns what is wrong with the elements of a list of texts, or NULL.
+CREATE FUNCTION model_catalog.elements_problem(field text, list jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT model_catalog.text_problem(field, string_agg(l.item, '' ORDER BY l.place), false)
+    FROM jsonb_array_elements_text(list) WITH ORDINALITY AS l (item, place)
+$$;
+
+-- Returns what is wrong with a list of texts, or NULL. Postgres inlines this function into a query, but not the one
+-- above, so that is called only if the list may contain a control character: as text, jsonb has those below U+0020 as
+-- escapes such as \n or \u0001.
 CREATE FUNCTION model_catalog.list_problem(field text, list jsonb) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$
     SELECT CASE
+        WHEN list = '[]' THEN NULL
         WHEN jsonb_typeof(list) <> 'array' OR jsonb_path_exists(list, 'strict $[*] ? (@.type() != "string")')
         THEN field || ' must be a JSON array of strings'
-        ELSE (SELECT model_catalog.text_problem(field, string_agg(l.item, '' ORDER BY l.place), false)
-              FROM jsonb_array_elements_text(list) WITH ORDINALITY AS l (item, place))
+        WHEN list::text ~ '\\[bfnrtu]|[\x7f-\x9f]' THEN model_catalog.elements_problem(field, list)
     END
 $$;
 
@@ -43,9 +52,9 @@ AS $$
     SELECT lower(substring(url FROM '^ *([A-Za-z][A-Za-z0-9+.-]*):'))
 $$;
 
--- Returns what is wrong with a URL, or NULL.
+-- Returns what is wrong with a URL, or NULL. STABLE like format(), or Postgres would not inline it.
 CREATE FUNCTION model_catalog.url_problem(url text, schemes text[]) RETURNS text
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
+LANGUAGE sql STABLE PARALLEL SAFE
 AS $$
     SELECT CASE
         WHEN model_catalog.url_scheme(url) IS NULL THEN 'is no absolute URL: relative URL without a base'
@@ -95,9 +104,9 @@ BEGIN
                 'auth_required is missing: it needs a value that is not NULL or empty' END,
             model_catalog.text_problem('auth_provider', r.auth_provider, false),
             model_catalog.text_problem('save_path', r.save_path, true),
-            CASE WHEN r.dependencies <> '[]' THEN model_catalog.list_problem('dependencies', r.dependencies) END,
+            model_catalog.list_problem('dependencies', r.dependencies),
             model_catalog.text_problem('description', r.description, false),
-            CASE WHEN r.mirrors <> '[]' THEN model_catalog.list_problem('mirrors', r.mirrors) END,
+            model_catalog.list_problem('mirrors', r.mirrors),
             'save_path ' || CASE
                 WHEN r.save_path LIKE '/%' THEN 'is absolute'
                 WHEN strpos(r.save_path, '\') > 0 THEN 'has a backslash'

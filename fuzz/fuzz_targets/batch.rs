@@ -37,7 +37,7 @@ fuzz_target!(|body: &[u8]| {
     found.write(&mut json);
     assert_eq!(json.len(), found.size());
     let response: Value = serde_json::from_slice(&json).expect("the response is JSON");
-    let place = |id: &str| ids.iter().position(|asked| asked == id).expect("the id was requested");
+    let place = |id: &str| ids.iter().position(|asked| *asked == id).expect("the id was requested");
     let models = response["models"].as_array().expect("models");
     let places: Vec<_> = models.iter().map(|model| place(model["id"].as_str().expect("an id"))).collect();
     assert!(places.is_sorted_by(|a, b| a < b), "in the order of the request, each once");

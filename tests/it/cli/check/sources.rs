@@ -185,6 +185,8 @@ async fn view_with_wrong_columns_or_types_is_reported() {
         ("mirrors", "'[\"https://example.org/x\"]'::text AS mirrors", "problem", "mirrors is of type text and must be"),
         ("mirrors", "'[]'::json AS mirrors", "warning", "mirrors is of type json and must be jsonb"),
         ("mirrors", "'{https://example.org/x}'::varchar[] AS mirrors", "warning", "type character varying[]"),
+        ("mirrors", "'{https://example.org/x}'::text[] AS mirrors", "ok", "the optional mirrors with their types"),
+        (", mirrors", "", "ok", "model_catalog.entries has the ten columns with their types"),
     ] {
         let columns = like.replacen(from, to, 1);
         db.sql(&format!(
@@ -196,25 +198,10 @@ async fn view_with_wrong_columns_or_types_is_reported() {
         let finding = checked.findings.iter().find(|finding| finding["subject"] == "view").unwrap();
         assert!(finding["level"] == level && finding["text"].as_str().unwrap().contains(text), "{checked:#?}");
         assert_eq!(checked.status, i32::from(level == "problem"), "{checked:#?}");
-        db.sql(fix(finding)).await;
+        if level != "ok" {
+            db.sql(fix(finding)).await;
+        }
         check_with(&url, &[]).clean();
-    }
-    for (columns, text) in [
-        (like.replace(", mirrors", ""), "model_catalog.entries has the ten columns with their types"),
-        (
-            like.replace(", mirrors", ", '{https://example.org/x}'::text[] AS mirrors"),
-            "the optional mirrors with their types",
-        ),
-    ] {
-        db.sql(&format!(
-            "BEGIN; DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS SELECT {columns} FROM models; \
-             GRANT SELECT ON model_catalog.entries TO {role}; COMMIT"
-        ))
-        .await;
-        let checked = check_with(&url, &[]);
-        let finding = checked.findings.iter().find(|finding| finding["subject"] == "view").unwrap();
-        assert!(finding["level"] == "ok" && finding["text"].as_str().unwrap().contains(text), "{finding}");
-        checked.clean();
     }
 }
 
