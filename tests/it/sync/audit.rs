@@ -82,7 +82,7 @@ async fn view_replaced_during_an_audit_is_not_counted_as_mismatch() {
     let server = Server::start_with(&db.url, &settings).await;
     wait_for_audits(&server, 1.0).await;
     db.sql("BEGIN; CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, upper(name) AS name, download_url, \
-            file_size_gb::numeric, hash, auth_required, auth_provider, save_path, dependencies, description FROM models; \
+            file_size_gb::numeric, hash, auth_required, auth_provider, save_path, dependencies, description, mirrors FROM models; \
             SELECT model_catalog.reload()")
         .await;
     // Its transaction has begun, with the old history, and it waits for the view.
