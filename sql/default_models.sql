@@ -1,5 +1,6 @@
 -- The default table, the view over it and its triggers. `migrate` runs this unless the view exists. An existing table
--- public.models gets the triggers and is not modified otherwise. Its columns must have the ten names of the view and
+-- public.models gets the triggers and is not modified otherwise; a new one starts in strict mode, because it has no
+-- writers yet that could fail. Its columns must have the ten names of the view and
 -- types that can be cast for every possible row; all that do not are reported in one error.
 DO $$
 DECLARE
@@ -56,6 +57,7 @@ BEGIN
             dependencies  jsonb NOT NULL DEFAULT '[]',
             description   text
         );
+        PERFORM model_catalog.strict(true);
     END IF;
 
     CREATE VIEW model_catalog.entries AS
