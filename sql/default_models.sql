@@ -1,7 +1,7 @@
 -- The default table, the view over it and its triggers. `migrate` runs this unless the view exists. An existing table
--- public.models gets the triggers and is not modified otherwise; a new one starts in strict mode, because it has no
--- writers yet that could fail. Its columns must have the ten names of the view and
--- types that can be cast for every possible row; all that do not are reported in one error.
+-- public.models gets the triggers and is not modified otherwise. Its columns must have the ten names of the view and
+-- types that can be cast for every possible row; all that do not are reported in one error. A new table starts in
+-- strict mode: it has no writers yet that rely on rows that servers reject.
 DO $$
 DECLARE
     models  regclass := to_regclass('public.models');
