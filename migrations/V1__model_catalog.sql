@@ -1,7 +1,7 @@
 -- The database objects of model-catalog. Read the three migrations in order:
 --   V1  the change log, and the triggers that write it
 --   V2  which servers are connected, and waiting until all of them serve a change
---   V3  the rows that servers reject
+--   V3  the rows that servers reject, and how the triggers report them
 --
 -- All objects live in the schema model_catalog: two small tables, a few views and functions. Your own tables are not
 -- modified; only watch() below creates triggers on a table, and only when you call it.
@@ -25,13 +25,18 @@ COMMENT ON TABLE model_catalog.changes IS 'last transaction that changed each mo
 
 -- A single row. When the epoch changes, every server reads the whole view again.
 CREATE TABLE model_catalog.state (
-    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    epoch    bigint  NOT NULL DEFAULT 1,
-    channel  name    NOT NULL DEFAULT 'model_catalog',
-    xid      xid8    NOT NULL DEFAULT '0'
+    only_row    boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    epoch       bigint  NOT NULL DEFAULT 1,
+    channel     name    NOT NULL DEFAULT 'model_catalog',
+    xid         xid8    NOT NULL DEFAULT '0',
+    strict      boolean NOT NULL DEFAULT false,
+    url_schemes text[]  NOT NULL DEFAULT '{http,https}'
 );
 INSERT INTO model_catalog.state DEFAULT VALUES;
-COMMENT ON TABLE model_catalog.state IS 'epoch of the catalog (see reload()) and the channel for notifications';
+COMMENT ON TABLE model_catalog.state IS 'epoch of the catalog (see reload()), and the settings of the triggers';
+COMMENT ON COLUMN model_catalog.state.channel IS 'channel for notifications: the CATALOG_CHANNEL of the servers';
+COMMENT ON COLUMN model_catalog.state.strict IS 'whether rows that servers reject are refused; see strict()';
+COMMENT ON COLUMN model_catalog.state.url_schemes IS 'schemes allowed in download_url: the CATALOG_URL_SCHEMES of the servers';
 COMMENT ON COLUMN model_catalog.state.xid IS 'last transaction that changed the epoch';
 
 -- Identifies the history that transaction ids belong to. Ids of two histories cannot be compared: after a failover they
@@ -65,17 +70,22 @@ COMMENT ON FUNCTION model_catalog.reload() IS
 -- further privilege. TG_ARGV[0] is the name of the id column.
 --
 -- Of an UPDATE only the rows that differ are recorded. Rows are compared as text, which works for every type (json has
--- no `=`), and with EXCEPT ALL, because a table without a key may contain equal rows. `(o.*)` instead of `o`, because
--- `o` would be a column of that name if there is one. Ids are written in order, so that two transactions that change
--- the same models wait for each other instead of deadlocking.
+-- no `=`), and counted, because a table without a key may contain equal rows. `(o.*)` instead of `o`, because `o` would
+-- be a column of that name if there is one. Ids are written in order, so that two transactions that change the same
+-- models wait for each other instead of deadlocking.
+--
+-- Only the query for the ids is dynamic, because it is planned on every call; the other statements are planned once per
+-- session. For the update of a single row it is a simpler one, whose planning takes half the time. A custom plan would be planned on every call, too: it looks cheaper for an array of known length.
 --
 -- The notification has no payload: it cannot exceed the size limit, and Postgres sends only one per transaction.
 CREATE FUNCTION model_catalog.log_change() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    touched text;
-    logged  bigint;
+    touched  text;
+    ids      text[];
+    settings record;
+    rejected boolean;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
         PERFORM model_catalog.reload();
@@ -84,29 +94,42 @@ BEGIN
         touched := format('SELECT n.%1$I::text AS id FROM new_rows n', TG_ARGV[0]);
     ELSIF TG_OP = 'DELETE' THEN
         touched := format('SELECT o.%1$I::text AS id FROM old_rows o', TG_ARGV[0]);
+    ELSIF (SELECT count(*) FROM (SELECT FROM old_rows LIMIT 2) o) = 1
+      AND (SELECT count(*) FROM (SELECT FROM new_rows LIMIT 2) n) = 1 THEN
+        touched := format(
+            'SELECT unnest(ARRAY[o.%1$I::text, n.%1$I::text]) AS id FROM old_rows o, new_rows n
+             WHERE (o.*)::text IS DISTINCT FROM (n.*)::text',
+            TG_ARGV[0]);
     ELSE
         touched := format(
-            '(SELECT o.%1$I::text AS id, (o.*)::text FROM old_rows o
-              EXCEPT ALL SELECT n.%1$I::text, (n.*)::text FROM new_rows n)
-             UNION ALL
-             (SELECT n.%1$I::text AS id, (n.*)::text FROM new_rows n
-              EXCEPT ALL SELECT o.%1$I::text, (o.*)::text FROM old_rows o)',
+            'SELECT r.id
+             FROM (SELECT o.%1$I::text AS id, (o.*)::text AS content, -1 AS number FROM old_rows o
+                   UNION ALL SELECT n.%1$I::text, (n.*)::text, 1 FROM new_rows n) r
+             GROUP BY r.id, r.content HAVING sum(r.number) <> 0',
             TG_ARGV[0]);
     END IF;
 
-    EXECUTE format(
-        'INSERT INTO model_catalog.changes AS c (model_id, xid, changed_at)
-         SELECT t.id, pg_current_xact_id(), clock_timestamp()
-         FROM (SELECT DISTINCT u.id FROM (%s) u WHERE u.id IS NOT NULL ORDER BY u.id) t
-         ON CONFLICT (model_id) DO UPDATE SET xid = excluded.xid, changed_at = excluded.changed_at',
-        touched);
-    GET DIAGNOSTICS logged = ROW_COUNT;
-    IF logged > 0 THEN
-        -- A crash must not lose a change that servers have already read, so the commit must not be asynchronous.
-        IF current_setting('synchronous_commit') = 'off' THEN
-            PERFORM set_config('synchronous_commit', 'local', true);
+    EXECUTE format('SELECT array_agg(t.id) FROM (%s) t WHERE t.id IS NOT NULL', touched) INTO ids;
+    IF ids IS NULL THEN
+        RETURN NULL;
+    END IF;
+    ids := ARRAY(SELECT DISTINCT i.id FROM unnest(ids) i (id) ORDER BY i.id);
+    INSERT INTO model_catalog.changes AS c (model_id, xid, changed_at)
+    SELECT i.id, pg_current_xact_id(), clock_timestamp() FROM unnest(ids) i (id)
+    ON CONFLICT (model_id) DO UPDATE SET xid = excluded.xid, changed_at = excluded.changed_at;
+    -- A crash must not lose a change that servers have already read, so the commit must not be asynchronous.
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'local', true);
+    END IF;
+    SELECT s.strict AS refuse, s.url_schemes, pg_notify(s.channel::text, '') INTO settings FROM model_catalog.state s;
+    -- A DELETE is not checked: of several statements that delete a model, the first may leave a row that is rejected.
+    IF TG_OP <> 'DELETE' THEN
+        IF cardinality(ids) > 100 THEN
+            -- A plan for these very ids: it finds them in one pass if the view has no index for them.
+            PERFORM set_config('plan_cache_mode', 'force_custom_plan', true);
         END IF;
-        PERFORM pg_notify(channel::text, '') FROM model_catalog.state;
+        -- An assignment, because PERFORM would run a query.
+        rejected := model_catalog.report_rejected(ids, settings.refuse, settings.url_schemes);
     END IF;
     RETURN NULL;
 END

@@ -1,7 +1,7 @@
 -- The default table, the view over it and its triggers. `migrate` runs this unless the view exists. An existing table
 -- public.models gets the triggers and is not modified otherwise. Its columns must have the ten names of the view and
 -- types that can be cast for every possible row; all that do not are reported in one error. A column `mirrors` is
--- optional.
+-- optional. A new table starts in strict mode: it has no writers yet that rely on rows that servers reject.
 DO $$
 DECLARE
     models  regclass := to_regclass('public.models');
@@ -61,6 +61,7 @@ BEGIN
         );
         models := 'public.models';
         COMMENT ON COLUMN public.models.mirrors IS 'further URLs of the file, a JSON array of strings; optional';
+        PERFORM model_catalog.strict(true);
     END IF;
 
     EXECUTE format(

@@ -4,10 +4,12 @@
 -- `mirrors` is an optional column of the view; see entries.sql.
 --
 -- A model has changed since $1 if its change is visible now and was made by a transaction that started after $1 or was
--- still running then. These are two index ranges on purpose: `NOT pg_visible_in_snapshot(…)` would read every change
--- since the oldest open transaction. OFFSET 0 prevents the lateral subquery from being flattened into a join, which
--- could scan the whole source table. The upper bound excludes rows of a restored dump whose xid lies in this history's
--- future.
+-- still running then. These are index ranges on purpose: `NOT pg_visible_in_snapshot(…)` would read every change since
+-- the oldest open transaction. OFFSET 0 prevents a lateral subquery from being flattened into a join, which could scan
+-- the whole table. The upper bound excludes rows of a restored dump whose xid lies in this history's future.
+--
+-- A transaction that was running is a range of one id, and not `xid = …`: after a statement that changed every model,
+-- the statistics know a single xid, and the planner would expect an equality to match, and scan, the whole table.
 WITH here AS MATERIALIZED (
     SELECT pg_catalog.pg_current_snapshot() AS snapshot, h.identity AS history FROM model_catalog.history h
 ), changed AS (
@@ -18,9 +20,11 @@ WITH here AS MATERIALIZED (
       AND (SELECT history FROM here) = $2::text
     UNION ALL
     SELECT c.model_id, c.changed_at
-    FROM model_catalog.changes c
-    WHERE c.xid = ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip($1::text::pg_snapshot)))
-      AND (SELECT history FROM here) = $2::text
+    FROM pg_catalog.pg_snapshot_xip($1::text::pg_snapshot) AS running (xid)
+    CROSS JOIN LATERAL (
+        SELECT * FROM model_catalog.changes WHERE changes.xid >= running.xid AND changes.xid <= running.xid OFFSET 0
+    ) c
+    WHERE (SELECT history FROM here) = $2::text
 )
 SELECT here.snapshot::text,
        here.history,

@@ -9,6 +9,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::error::CheckError;
 use super::report::Report;
+use crate::catalog::model::Rules;
 use crate::catalog::store::SyncMode;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::ReadError;
@@ -147,6 +148,35 @@ pub async fn channel(session: &Session, database: &DatabaseConfig, report: &mut 
             "channel",
             format!("triggers notify on \"{notified}\", but CATALOG_CHANNEL is \"{listening}\": set both to the same"),
             format!("UPDATE model_catalog.state SET channel = {};", escape_literal(listening).trim_start()),
+        );
+    }
+    Ok(())
+}
+
+/// Reports what the triggers do with rows that servers reject, and checks that they allow the same URL schemes.
+pub async fn strict(session: &Session, rules: &Rules, report: &mut Report) -> Result<(), CheckError> {
+    let sql = "SELECT strict, array_to_string(url_schemes, ', ') AS schemes FROM model_catalog.state";
+    let rows = session.query_system_catalog(sql).await?;
+    let text = |column: &str| rows.first().and_then(|row| row.get(column)).unwrap_or_default();
+    report.ok(
+        "strict",
+        match text("strict") {
+            "t" => "writes of rows that servers reject are refused",
+            _ => {
+                "writes of rows that servers reject succeed with a warning; SELECT model_catalog.strict(true) refuses \
+                 them"
+            }
+        },
+    );
+    let (checked, allowed) = (text("schemes"), rules.url_schemes.join(", "));
+    if checked != allowed {
+        report.warning(
+            "strict",
+            format!("triggers allow the URL schemes {checked}, but CATALOG_URL_SCHEMES is {allowed}"),
+            format!(
+                "UPDATE model_catalog.state SET url_schemes = string_to_array({}, ', ');",
+                escape_literal(&allowed).trim_start()
+            ),
         );
     }
     Ok(())

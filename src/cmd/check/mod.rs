@@ -75,6 +75,7 @@ async fn check_all(
     }
     if rights.state {
         database::channel(&session, database, report).await?;
+        database::strict(&session, rules, report).await?;
     }
     database::notification(&session, database, &notified, report).await?;
     if !rights.needed {

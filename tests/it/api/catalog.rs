@@ -24,7 +24,7 @@ async fn add(db: &Db, good: usize, bad: usize) {
 
 #[tokio::test]
 async fn catalog_reports_counts_and_rejected_rows_with_reasons() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     add(&db, 3, 2).await;
     let server = Server::start(&db).await;
     let response = server.get("/api/catalog").await;
@@ -53,7 +53,7 @@ async fn catalog_reports_counts_and_rejected_rows_with_reasons() {
 
 #[tokio::test]
 async fn catalog_follows_the_common_rules_for_methods_and_paths() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     add(&db, 1, 0).await;
     let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
     server.until("the catalog is served", |s| async move { s.get("/api/catalog").await.status == 200 }).await;
@@ -99,7 +99,7 @@ async fn catalog_returns_503_before_the_first_load() {
 
 #[tokio::test]
 async fn unknown_ids_are_counted_on_every_route() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     add(&db, 1, 0).await;
     let server = Server::start(&db).await;
     // Batches with and without further headers; single ids by GET, percent-encoded and by HEAD.
@@ -134,7 +134,7 @@ async fn unknown_ids_are_counted_on_every_route() {
 
 #[tokio::test]
 async fn lists_are_bounded_and_hostile_ids_escaped_and_truncated() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     add(&db, 0, 130).await;
     db.sql("INSERT INTO models SELECT repeat('é', 5000), 'x', 'x', 1, NULL, true, NULL, 'x'").await;
     db.sql("UPDATE models SET save_path = 'x', download_url = repeat('ftp', 1000) || '://x' WHERE id = 'bad-001'")
@@ -163,7 +163,7 @@ async fn lists_are_bounded_and_hostile_ids_escaped_and_truncated() {
 
 #[tokio::test]
 async fn random_ids_do_not_displace_frequent_ones() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     // The lists of both threads are merged.
     let server = Server::start_with(&db.url, &[("CATALOG_THREADS", "2")]).await;
     for round in 0..100 {

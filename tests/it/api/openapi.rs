@@ -9,7 +9,7 @@ use crate::support::{Db, Response, Server};
 const SAMPLE: &str = include_str!("../../../sql/sample_models.sql");
 
 async fn with_samples() -> (Db, Server, Value) {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     db.sql(SAMPLE).await;
     let server = Server::start(&db).await;
     let document = server.get("/openapi.json").await;

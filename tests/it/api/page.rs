@@ -9,7 +9,7 @@ const HOSTILE: &str = "<img src=x onerror=\"window.hurt=1\">";
 
 #[tokio::test]
 async fn page_has_an_etag_and_allows_only_its_own_script() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     let server = Server::start(&db).await;
     let page = server.get("/").await;
     assert_eq!((page.status, page.header("content-type")), (200, "text/html; charset=utf-8"));
@@ -29,7 +29,7 @@ async fn page_has_an_etag_and_allows_only_its_own_script() {
 
 #[tokio::test]
 async fn page_is_usable_by_keyboard_shows_changes_and_renders_hostile_rows_as_text() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     db.sql(include_str!("../../../sql/sample_models.sql")).await;
     db.sql(&format!(
         "INSERT INTO models (id, name, download_url, save_path, description, mirrors)
@@ -191,7 +191,7 @@ async fn page_draws_charts_that_keys_and_screen_readers_can_read_and_the_fleet()
 
 #[tokio::test]
 async fn page_explains_missing_metrics_when_ops_have_their_own_address() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     db.add("a").await;
     let server = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
     let browser = Browser::start("separate").await;
@@ -205,7 +205,7 @@ async fn page_explains_missing_metrics_when_ops_have_their_own_address() {
 
 #[tokio::test]
 async fn page_shows_list_pages_and_empty_results() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     let server = Server::start(&db).await;
     let browser = Browser::start("pages").await;
     let says = async |id: &str, text: &str| {
@@ -252,7 +252,7 @@ async fn page_reports_a_missing_catalog_and_an_exceeded_rate_limit() {
     assert!(browser.screenshot("loading").await > 10_000);
     drop(server);
 
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     db.add("a").await;
     // The page sends two API requests when it opens, then one every two seconds.
     let limits = [("CATALOG_RATE_LIMIT", "1"), ("CATALOG_RATE_BURST", "2")];

@@ -28,7 +28,7 @@ async fn fill(db: &Db) {
 
 #[tokio::test]
 async fn export_import_round_trip_is_byte_identical() {
-    let (first, second) = (Db::new().await, Db::new().await);
+    let (first, second) = (Db::lenient().await, Db::new().await);
     assert_eq!(export(&first.url), ("[]\n".into(), Some(0)));
     fill(&first).await;
     let (text, status) = export(&first.url);
@@ -52,7 +52,7 @@ async fn export_import_round_trip_is_byte_identical() {
 
 #[tokio::test]
 async fn rejected_rows_are_skipped_and_reported() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     for id in ["a", "bad", "c"] {
         db.add(id).await;
     }
@@ -104,7 +104,7 @@ impl Drop for Directory {
 
 #[tokio::test]
 async fn failed_export_leaves_the_file_unchanged() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     fill(&db).await;
     let directory = Directory::new("complete");
     let file = directory.0.join("catalog.json");
@@ -131,7 +131,7 @@ async fn failed_export_leaves_the_file_unchanged() {
 
 #[tokio::test]
 async fn reported_rows_are_limited_and_write_errors_name_the_file() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     db.sql(
         "INSERT INTO models (id, name, download_url, save_path) \
          SELECT n, 'x', 'https://example.org/x', '../x' FROM generate_series(1, 40) n",
@@ -149,7 +149,7 @@ async fn reported_rows_are_limited_and_write_errors_name_the_file() {
 
 #[tokio::test]
 async fn export_needs_only_the_rights_of_the_server() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     db.add("a").await;
     let role = format!("exporter_{}", db.name);
     let grants = format!(
@@ -163,7 +163,7 @@ async fn export_needs_only_the_rights_of_the_server() {
 
 #[tokio::test]
 async fn export_to_a_pipe_does_not_replace_it() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     db.add("a").await;
     let pipe = std::env::temp_dir().join(format!("export-{:x}", fastrand::u64(..)));
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());

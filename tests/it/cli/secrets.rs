@@ -20,6 +20,7 @@ async fn password_postgres() -> (EphemeralPostgres, tokio_postgres::Client) {
     let settings = vec![("fsync".to_owned(), "off".to_owned())];
     let postgres = EphemeralPostgres::start(EphemeralOptions { parent, loopback: true, settings }).unwrap();
     let client = migrated(&postgres.url("postgres")).await;
+    sql(&client, "SELECT model_catalog.strict(false)").await;
     let rules = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
     std::fs::write(postgres.data_directory().join("pg_hba.conf"), rules).unwrap();
     sql(&client, &format!("CREATE ROLE reader SUPERUSER LOGIN PASSWORD '{PASSWORD}'; SELECT pg_reload_conf()")).await;

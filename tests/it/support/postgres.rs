@@ -83,6 +83,13 @@ impl Db {
         Self::create(&format!("TEMPLATE {TEMPLATE}")).await
     }
 
+    /// Like [`Db::new`], but rows that servers reject can be written, with a warning.
+    pub async fn lenient() -> Self {
+        let db = Self::new().await;
+        db.sql("SELECT model_catalog.strict(false)").await;
+        db
+    }
+
     /// Creates an empty database in the run's cluster.
     pub async fn empty() -> Self {
         Self::create("").await

@@ -114,6 +114,7 @@ async fn delta_uses_indexes_whatever_the_statistics() {
             let blocks = number("Shared Hit Blocks") + number("Shared Read Blocks");
             assert!(rows <= 10.0 && blocks <= 50.0, "{when}: {rows} rows, {blocks} blocks: {plan:#}");
         }
-        sql(&writer, "ANALYZE").await;
+        // A sample can contain the xid of that one statement only, which makes an unknown xid look like every row.
+        sql(&writer, "ALTER TABLE model_catalog.changes ALTER xid SET (n_distinct = 1); ANALYZE").await;
     }
 }

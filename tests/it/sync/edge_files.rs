@@ -23,7 +23,7 @@ async fn ready(edge: &Server) {
 
 #[tokio::test]
 async fn exported_snapshot_is_followed_and_equals_the_replicas() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     for id in ["a", "b"] {
         db.add(id).await;
     }
@@ -51,7 +51,7 @@ async fn exported_snapshot_is_followed_and_equals_the_replicas() {
 
 #[tokio::test]
 async fn exported_snapshot_omits_rejected_rows_with_status_3() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     db.add("a").await;
     db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('b', 'b', 'https://example.org', '../b')")
         .await;
@@ -79,7 +79,7 @@ fn with_ftp_row(lines: &str, revision: &str, rules: &str) -> String {
 
 #[tokio::test]
 async fn unusable_files_are_refused_and_the_last_good_one_stays() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     db.add("a").await;
     let folder = TempFolder::new();
     let path = folder.path("catalog.jsonl");
@@ -212,7 +212,7 @@ impl Drop for Nginx {
 
 #[tokio::test]
 async fn edges_follow_a_file_of_nginx_over_https_with_a_token() {
-    let db = Db::new().await;
+    let db = Db::lenient().await;
     for number in 0..50 {
         db.add(&format!("model-{number}")).await;
     }

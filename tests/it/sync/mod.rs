@@ -14,4 +14,5 @@ mod snapshot_file_rules;
 mod source_tables;
 mod standby;
 mod statements;
+mod strict;
 mod transactions;

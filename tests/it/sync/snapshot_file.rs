@@ -124,6 +124,7 @@ async fn file_of_another_history_is_served_until_postgres_responds() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changed_rules_force_a_full_load() {
     let (db, folder) = database_and_file().await;
+    db.sql("SELECT model_catalog.strict(false)").await;
     db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('s3', 's3', 's3://a/b', 'a/b')").await;
     let server = start(&db.url, &folder.file()).await;
     server.until("the server is in sync", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;

@@ -20,6 +20,7 @@ async fn healthy_database_has_nothing_to_fix() {
         "rights",
         "migrations",
         "channel",
+        "strict",
         "notification",
         "view",
         "sources",
