@@ -123,7 +123,8 @@ async fn change_during_the_first_load_is_served_by_a_delta() {
     // they do not wait, because the sessions of the test have no name.
     db.sql(
         "CREATE FUNCTION gate() RETURNS boolean LANGUAGE plpgsql AS
-             $$ BEGIN PERFORM pg_advisory_xact_lock_shared(7) WHERE current_setting('application_name') <> ''; RETURN true; END $$;
+             $$ BEGIN PERFORM pg_advisory_xact_lock_shared(7) WHERE current_setting('application_name') <> '';
+             RETURN true; END $$;
          CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, name, download_url, file_size_gb::numeric, hash, \
          auth_required, auth_provider, save_path, dependencies, description FROM models WHERE gate()",
     )
