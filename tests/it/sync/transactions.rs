@@ -119,11 +119,11 @@ async fn change_during_the_first_load_is_served_by_a_delta() {
     for id in ["a", "b", "c"] {
         db.add(id).await;
     }
-    // Reading the view waits for a lock that the test holds, so the load stops in the middle. The triggers read it, too:
-    // they do not wait, because the sessions of the test have no name.
+    // Reading the view waits for a lock that the test holds, so the load stops in the middle. The triggers
+    // read it, too, and do not wait.
     db.sql(
         "CREATE FUNCTION gate() RETURNS boolean LANGUAGE plpgsql AS
-             $$ BEGIN PERFORM pg_advisory_xact_lock_shared(7) WHERE current_setting('application_name') <> '';
+             $$ BEGIN PERFORM pg_advisory_xact_lock_shared(7) WHERE pg_trigger_depth() = 0;
              RETURN true; END $$;
          CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, name, download_url, file_size_gb::numeric, hash, \
          auth_required, auth_provider, save_path, dependencies, description FROM models WHERE gate()",
