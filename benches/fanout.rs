@@ -117,7 +117,7 @@ impl Source {
         let address = database(&server)?;
         let (sql, writer, version) = runtime.block_on(async {
             let mut sql = session::connect(&address).await?;
-            migrate(&mut sql, CHANNEL).await?;
+            migrate(&mut sql, CHANNEL, &Rules::default()).await?;
             let insert = format!(
                 "INSERT INTO models
                  SELECT 'model-' || n, 'model-' || n || '.safetensors',

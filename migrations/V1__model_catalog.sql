@@ -75,7 +75,8 @@ COMMENT ON FUNCTION model_catalog.reload() IS
 -- models wait for each other instead of deadlocking.
 --
 -- Only the query for the ids is dynamic, because it is planned on every call; the other statements are planned once per
--- session. For the update of a single row it is a simpler one, whose planning takes half the time. A custom plan would be planned on every call, too: it looks cheaper for an array of known length.
+-- session. For the update of a single row it is a simpler one, whose planning takes half the time. The setting prevents
+-- custom plans, which look cheaper for an array of known length, but would be planned on every call, too.
 --
 -- The notification has no payload: it cannot exceed the size limit, and Postgres sends only one per transaction.
 CREATE FUNCTION model_catalog.log_change() RETURNS trigger

@@ -230,8 +230,9 @@ BEGIN
     IF strict THEN
         RAISE EXCEPTION '%', coalesce(message || ' would not be served', messages[1])
             USING ERRCODE = 'check_violation',
-                  DETAIL = array_to_string(CASE WHEN message IS NULL THEN messages[2:] ELSE messages END, E'\n'),
-                  HINT = 'Rows that servers reject are refused here. SELECT model_catalog.strict(false) makes this a warning.';
+                  DETAIL = array_to_string('Rows that servers reject are refused in strict mode.'::text
+                           || CASE WHEN message IS NULL THEN messages[2:] ELSE messages END, E'\n'),
+                  HINT = 'SELECT model_catalog.strict(false) makes this a warning.';
     END IF;
     RETURN true;
 END

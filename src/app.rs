@@ -24,7 +24,7 @@ pub fn run(cli: Cli) -> ExitCode {
             cmd::serve::run(&database, &upstream, &server, examples)
         }
         Command::Demo { server } => cmd::demo::run(&server),
-        Command::Migrate { database, bare } => cmd::migrate::run(&database, bare),
+        Command::Migrate { database, rules, bare } => cmd::migrate::run(&database, &rules, bare),
         Command::Import { file, dry_run, strict, database, rules } => {
             cmd::import::run(cmd::import::Import { file, dry_run, strict, rules: rules.rules() }, &database)
         }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use model_catalog::catalog::model::Rules;
 use model_catalog::postgres::config::{DatabaseConfig, Environment};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use model_catalog::postgres::migrate::migrate;
@@ -55,7 +56,7 @@ impl Database {
             admin.batch_execute(&format!("CREATE DATABASE {name}")).await?;
             let target = self.target(&name)?;
             let mut sql = session::connect(&target).await?;
-            migrate(&mut sql, CHANNEL).await?;
+            migrate(&mut sql, CHANNEL, &Rules::default()).await?;
             let insert = format!(
                 "INSERT INTO models
                  SELECT 'model-' || n, 'model-' || n || '.safetensors',

@@ -68,6 +68,9 @@ pub enum Command {
         /// tables.
         #[arg(long)]
         bare: bool,
+        /// The rules that triggers check rows by.
+        #[command(flatten)]
+        rules: RuleArgs,
     },
     /// Fill or update the table public.models from a file, in one transaction. Rows that are not in the file stay.
     ///

@@ -29,7 +29,7 @@ pub fn run(args: &ServerArgs) -> CommandResult {
     let database = DatabaseConfig::parse(&url, &Environment::default(), CHANNEL, DATABASE_TIMEOUT)?;
     runtime()?.block_on(async {
         let mut client = session::connect(&database).await?;
-        migrate(&mut client, CHANNEL).await?;
+        migrate(&mut client, CHANNEL, &args.rules.rules()).await?;
         client.batch_execute(SAMPLE).await?;
         CommandResult::Ok(())
     })?;

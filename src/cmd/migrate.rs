@@ -3,7 +3,7 @@
 use tracing::info;
 
 use super::{CommandResult, runtime};
-use crate::cli::DatabaseArgs;
+use crate::cli::{DatabaseArgs, RuleArgs};
 use crate::postgres::migrate::{migrate, migrate_bare};
 use crate::postgres::session;
 
@@ -11,13 +11,13 @@ use crate::postgres::session;
 ///
 /// # Errors
 /// An invalid connection string, or what [`migrate`] reports.
-pub fn run(database: &DatabaseArgs, bare: bool) -> CommandResult {
-    let database = database.config()?;
+pub fn run(database: &DatabaseArgs, rules: &RuleArgs, bare: bool) -> CommandResult {
+    let (database, rules) = (database.config()?, rules.rules());
     runtime()?.block_on(async {
         let mut client = session::connect(&database).await?;
         match bare {
-            true => migrate_bare(&mut client, &database.channel).await,
-            false => migrate(&mut client, &database.channel).await,
+            true => migrate_bare(&mut client, &database.channel, &rules).await,
+            false => migrate(&mut client, &database.channel, &rules).await,
         }
     })?;
     info!("the database is migrated");

@@ -4,6 +4,7 @@ use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
 use super::error::{ConnectError, describe_with_detail};
+use crate::catalog::model::Rules;
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -52,24 +53,25 @@ pub fn latest() -> i32 {
     embedded::migrations::runner().get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
 }
 
-/// Applies pending migrations, creates the default table and view unless the view exists, and sets the notification
-/// channel. Safe to run more than once, and concurrently.
+/// Applies pending migrations, creates the default table and view unless the view exists, and stores what the triggers
+/// need: the notification channel, and the URL schemes by which they check rows. Safe to run more than once, and
+/// concurrently.
 ///
 /// # Errors
 /// See [`MigrateError`]; what was applied before the error stays, and the next run continues from there.
-pub async fn migrate(client: &mut Client, channel: &str) -> Result<(), MigrateError> {
-    apply(client, channel, Some(DEFAULT_MODELS)).await
+pub async fn migrate(client: &mut Client, channel: &str, rules: &Rules) -> Result<(), MigrateError> {
+    apply(client, channel, rules, Some(DEFAULT_MODELS)).await
 }
 
 /// Like [`migrate`], without the default table, its view and its triggers: for databases with tables of their own.
 ///
 /// # Errors
 /// See [`migrate`].
-pub async fn migrate_bare(client: &mut Client, channel: &str) -> Result<(), MigrateError> {
-    apply(client, channel, None).await
+pub async fn migrate_bare(client: &mut Client, channel: &str, rules: &Rules) -> Result<(), MigrateError> {
+    apply(client, channel, rules, None).await
 }
 
-async fn apply(client: &mut Client, channel: &str, models: Option<&str>) -> Result<(), MigrateError> {
+async fn apply(client: &mut Client, channel: &str, rules: &Rules, models: Option<&str>) -> Result<(), MigrateError> {
     let failed = |doing| move |source| MigrateError::Statement { doing, source };
     client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await.map_err(failed("take the migration lock"))?;
     // The runner keeps its own table in this schema.
@@ -84,10 +86,9 @@ async fn apply(client: &mut Client, channel: &str, models: Option<&str>) -> Resu
     if let Some(models) = models {
         client.batch_execute(models).await.map_err(failed("create the default table and view"))?;
     }
-    client
-        .execute("UPDATE model_catalog.state SET channel = $1::text WHERE channel <> $1::text", &[&channel])
-        .await
-        .map_err(failed("set the channel"))?;
+    let settings = "UPDATE model_catalog.state SET channel = $1::text, url_schemes = $2 \
+                    WHERE channel <> $1::text OR url_schemes <> $2";
+    client.execute(settings, &[&channel, &rules.url_schemes]).await.map_err(failed("store the settings"))?;
     let view = "SELECT to_regclass('model_catalog.entries') IS NULL";
     let view = client.query_one(view, &[]).await.map_err(failed("look for the view"))?;
     client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]).await.map_err(failed("release the migration lock"))?;

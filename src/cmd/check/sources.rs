@@ -128,6 +128,11 @@ pub async fn watched(
             format!("the view calls {name}: changes to the tables that it reads are noticed only if they are watched"),
             "",
         );
+        if let Some(fix) = row.get("fix") {
+            let text = "has no search_path of its own: triggers call it with the rights of the owner of model_catalog, so a \
+                        writer's temporary table could take the place of one that it reads";
+            report.warning("function", format!("{name} {text}"), fix);
+        }
     }
     if report.findings.len() == before {
         report.ok("sources", format!("tables that the view reads: {}, all watched", sources.len()));

@@ -36,6 +36,7 @@ async fn single_model_has_ten_fields_in_order() {
 #[tokio::test]
 async fn mirrors_are_an_eleventh_field_only_if_there_are_any() {
     let (db, server) = with_flux().await;
+    db.sql("SELECT model_catalog.strict(false)").await;
     let served = async |text: String| {
         let expected = text.as_str();
         server.until(expected, |s| async move { s.get("/api/models/flux-dev").await.text() == expected }).await;

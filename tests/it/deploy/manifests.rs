@@ -124,7 +124,9 @@ async fn compose_role_can_serve_and_nothing_else() {
     // In the order of compose.yaml: roles, migrations, sample catalog, servers.
     let db = Db::empty().await;
     db.sql(&roles).await;
-    model_catalog::postgres::migrate::migrate(&mut db.connect().await, "model_catalog").await.unwrap();
+    model_catalog::postgres::migrate::migrate(&mut db.connect().await, "model_catalog", &Default::default())
+        .await
+        .unwrap();
     db.sql(&text("sql/sample_models.sql")).await;
     let url = db.url.replace("user=postgres", "user=catalog");
     let server = Server::start_with(&url, crate::support::NOTIFY_ONLY).await;

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use model_catalog::catalog::model::Rules;
 use model_catalog::postgres::config::{DatabaseConfig, Environment};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use model_catalog::postgres::error::describe;
@@ -46,13 +47,13 @@ pub async fn connect(url: &str) -> Client {
 /// Connects and migrates.
 pub async fn migrated(url: &str) -> Client {
     let mut client = session::connect(&database(url)).await.unwrap();
-    migrate(&mut client, "model_catalog").await.unwrap();
+    migrate(&mut client, "model_catalog", &Rules::default()).await.unwrap();
     client
 }
 
 /// Migrates without the default table, its view and its triggers.
 pub async fn migrate_without_table(url: &str) {
-    migrate_bare(&mut connect(url).await, "model_catalog").await.unwrap();
+    migrate_bare(&mut connect(url).await, "model_catalog", &Rules::default()).await.unwrap();
 }
 
 /// A database that only one test uses, and a connection to it.

@@ -29,7 +29,10 @@ async fn warnings(db: &Db, statements: &str) -> Vec<String> {
 async fn refusal(db: &Db, statement: &str) -> String {
     let error = db.client.batch_execute(statement).await.expect_err(statement);
     assert_eq!(error.code().unwrap().code(), "23514", "{error:?}");
-    error.as_db_error().unwrap().message().to_owned()
+    let error = error.as_db_error().unwrap();
+    assert_eq!(error.detail(), Some("Rows that servers reject are refused in strict mode."));
+    assert_eq!(error.hint(), Some("SELECT model_catalog.strict(false) makes this a warning."));
+    error.message().to_owned()
 }
 
 #[tokio::test]
@@ -57,6 +60,8 @@ async fn strict_mode_refuses_bad_rows_only() {
     assert_eq!(refusal(&db, BAD_PATH).await, WARNING.replace("will", "would"));
     assert_eq!(db.sql("SELECT save_path FROM models").await.as_deref(), Some("checkpoints/a"));
     db.sql("UPDATE models SET hash = 'of no known kind', dependencies = '[\"missing\"]'").await;
+    let mirror = "UPDATE models SET mirrors = '[\"https://a.example/x\", \"ftp://b.example/x\"]'";
+    assert!(refusal(&db, mirror).await.contains("mirrors[1] has the scheme `ftp`"));
     let scheme = "UPDATE models SET download_url = 's3://bucket/a'";
     assert!(refusal(&db, scheme).await.contains("has the scheme `s3`"));
     db.sql("UPDATE model_catalog.state SET url_schemes = '{https,s3}'").await;
@@ -70,9 +75,9 @@ async fn strict_mode_refuses_bad_rows_only() {
 async fn unreadable_view_never_fails_a_write() {
     let db = Db::new().await;
     db.add("a").await;
-    let view = "CREATE OR REPLACE VIEW model_catalog.entries AS SELECT id, name, download_url, \
-                (1 / (length(name) - 4))::numeric AS file_size_gb, hash, auth_required, auth_provider, save_path, \
-                dependencies, description FROM models";
+    let view = "DROP VIEW IF EXISTS model_catalog.entries; \
+                CREATE VIEW model_catalog.entries AS SELECT id, name, download_url, (1 / (length(name) - 4))::numeric AS \
+                file_size_gb, hash, auth_required, auth_provider, save_path, dependencies, description FROM models";
     db.sql(view).await;
     let unchecked = "the changed models could not be checked: ";
     let update = "UPDATE models SET name = 'four' WHERE id = 'a'";

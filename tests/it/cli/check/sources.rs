@@ -97,7 +97,7 @@ async fn unwatchable_sources_are_reported() {
     let db = Db::new().await;
     db.sql(
         "CREATE MATERIALIZED VIEW copied AS SELECT id FROM models; CREATE UNIQUE INDEX ON copied (id);
-         CREATE FUNCTION hidden(text) RETURNS boolean STABLE LANGUAGE sql AS 'SELECT true';
+         CREATE FUNCTION hidden(text) RETURNS boolean STABLE LANGUAGE sql SET search_path = '' AS 'SELECT true';
          CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
          CREATE FOREIGN TABLE listed (id text) SERVER files OPTIONS (filename '/dev/null');",
     )
@@ -116,6 +116,24 @@ async fn unwatchable_sources_are_reported() {
         assert!(text.contains(message), "no `{message}` in {checked:#?}");
     }
     assert_eq!(fix(checked.bad()[0]), "SELECT model_catalog.reload();");
+}
+
+#[tokio::test]
+async fn functions_without_a_search_path_are_reported() {
+    let db = Db::new().await;
+    db.sql(
+        "CREATE SCHEMA \"Odd 'S'\"; CREATE FUNCTION \"Odd 'S'\".\"A b\"(text) RETURNS boolean STABLE LANGUAGE sql
+             AS 'SELECT true';
+         CREATE FUNCTION resolved(text) RETURNS boolean STABLE LANGUAGE sql RETURN true;",
+    )
+    .await;
+    db.sql(&view("m.id", NONE, "models m WHERE \"Odd 'S'\".\"A b\"(m.id) AND resolved(m.id)")).await;
+    let checked = check(&db);
+    let bad: Vec<_> = checked.bad().into_iter().filter(|finding| finding["subject"] == "function").collect();
+    assert_eq!(bad.len(), 1, "{checked:#?}");
+    assert!(bad[0]["text"].as_str().unwrap().starts_with("\"Odd 'S'\".\"A b\"(text) has no search_path of its own"));
+    db.sql(fix(bad[0])).await;
+    assert!(check(&db).bad().iter().all(|finding| finding["subject"] == "source"));
 }
 
 #[tokio::test]

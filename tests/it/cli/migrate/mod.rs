@@ -72,6 +72,24 @@ async fn migrate_prepares_an_empty_database_and_is_idempotent() {
 }
 
 #[tokio::test]
+async fn triggers_check_by_the_url_schemes_that_migrate_stored() {
+    let db = Db::empty().await;
+    run(&db.url, &[("CATALOG_URL_SCHEMES", "https,s3")]);
+    let insert = async |scheme: &str| {
+        let row =
+            format!("INSERT INTO models (id, name, download_url, save_path) VALUES ('a', 'x', '{scheme}://b/c', 'd')");
+        let written = db.client.batch_execute(&row).await;
+        db.sql("DELETE FROM models").await;
+        written.map_err(|error| error.as_db_error().unwrap().message().to_owned())
+    };
+    assert_eq!(insert("s3").await, Ok(()));
+    let refused = insert("http").await.unwrap_err();
+    assert!(refused.ends_with("has the scheme `http`: allowed are https, s3"), "{refused}");
+    run(&db.url, &[]);
+    assert_eq!((insert("http").await, insert("s3").await.is_err()), (Ok(()), true));
+}
+
+#[tokio::test]
 async fn concurrent_migrations_run_once() {
     let db = Db::empty().await;
     let running: Vec<_> = (0..5).map(|_| start(&db.url, &[])).collect();
