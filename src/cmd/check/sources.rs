@@ -129,8 +129,8 @@ pub async fn watched(
             "",
         );
         if let Some(fix) = row.get("fix") {
-            let text = "has no search_path of its own: triggers call it with the rights of the owner of model_catalog, so a \
-                        writer's temporary table could take the place of one that it reads";
+            let text = "has no search_path of its own: triggers call it with the rights of the owner of \
+                        model_catalog, so a writer's temporary table could take the place of one that it reads";
             report.warning("function", format!("{name} {text}"), fix);
         }
     }
