@@ -118,7 +118,9 @@ BEGIN
             WHEN strpos(save_path, '\') > 0 THEN 'has a backslash'
             WHEN save_path ~ '(^|/)\.\.(/|$)' THEN 'escapes the models folder'
         END || ': it must be relative to the models folder, without `..` and without backslashes',
-        'download_url ' || model_catalog.url_problem(download_url, schemes),
+        -- Most URLs pass these two tests and need no call, which costs 4 of the 14 µs of all rules.
+        CASE WHEN split_part(download_url, ':', 1) <> ALL (schemes) OR strpos(download_url, '@') > 0 THEN
+            'download_url ' || model_catalog.url_problem(download_url, schemes) END,
         CASE WHEN mirrors <> '[]' THEN model_catalog.mirrors_problem(mirrors, schemes) END);
 END
 $$;
@@ -179,11 +181,12 @@ DECLARE
     message  text;
 BEGIN
     BEGIN
-        SELECT array_agg(c.id ORDER BY c.id) AS ids, array_agg(c.problem ORDER BY c.id) AS problems,
-               count(c.problem) = 0 AND count(*) = count(DISTINCT c.id) AS good
+        SELECT array_agg(c.id) AS ids, array_agg(c.problem) AS problems,
+               bool_and(c.problem IS NULL AND c.is_duplicate IS NOT TRUE) IS NOT FALSE AS good
         INTO read
         FROM (
             SELECT e.id COLLATE "C" AS id,
+                   e.id = lag(e.id) OVER (ORDER BY e.id COLLATE "C") AS is_duplicate,
                    model_catalog.row_problem(e.id COLLATE "C", e.name, e.download_url, e.file_size_gb::text, e.hash,
                        e.auth_required, e.auth_provider, e.save_path, e.dependencies::jsonb, e.description, e.mirrors,
                        schemes) AS problem
@@ -195,6 +198,7 @@ BEGIN
                 FROM model_catalog.entries
                 WHERE entries.id = ANY (ids)
             ) e
+            ORDER BY 1
         ) c;
         IF read.good THEN
             RETURN false;
