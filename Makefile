@@ -71,13 +71,13 @@ deploys: test-tools
 	cargo test --test it rolling:: -- --nocapture
 
 # Servers without a database: twenty of them under random cuts, restarts and writers, an outage of a minute, and the cost of
-# two thousand waiting requests; `make test` does less of it.
+# two thousand waiting requests, which is that of a release build; `make test` does less of it.
 edges: export EDGES ?= 20
 edges: export EDGE_SECONDS ?= 60
 edges: export EDGE_OUTAGE_SECONDS ?= 60
 edges: export EDGE_WAITERS ?= 2000
 edges: test-tools
-	cargo test --test it sync::edge -- --nocapture
+	cargo test --release --test it sync::edge -- --nocapture
 
 # Kills two hundred pulls at random; `make test` kills ten. About seven minutes.
 pull-kills: test-tools

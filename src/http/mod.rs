@@ -29,6 +29,7 @@ use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, RETRY_AFT
 use hyper::{Method, Request, StatusCode};
 use tokio::sync::watch;
 
+use crate::catalog::search;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
 use crate::metrics::{Metrics, RequestMetrics, Route};
@@ -36,8 +37,9 @@ use batch_request::BatchParser;
 use client_limits::{ClientLimits, Peer};
 use cors::Cors;
 use etag::{header, hex_digits};
-use handlers::models::ScanLimiter;
-use handlers::snapshot::SnapshotFeed;
+use handlers::batch;
+use handlers::models::{self, ScanLimiter};
+use handlers::snapshot::{self, SnapshotFeed, SnapshotRequest};
 use memory_budget::MemoryBudget;
 use response::Response;
 
@@ -128,6 +130,14 @@ struct Exchange {
     origin: Option<HeaderValue>,
 }
 
+/// What a response that is not ready at once needs of its request's head. The rest of the head is freed: thousands of
+/// requests may wait at a time.
+enum Deferred {
+    Batch(batch::Head),
+    Models(search::Query),
+    Snapshot(SnapshotRequest),
+}
+
 impl Handler {
     /// A handler with [`RequestMetrics`] of its own.
     #[must_use]
@@ -173,16 +183,21 @@ impl Handler {
     {
         let exchange = self.begin(&request, received);
         // A response changes nothing that is shared, so going on after a panic is sound. The panic hook has logged it.
-        let immediate = catch_unwind(AssertUnwindSafe(|| self.respond_now(exchange.route, &mut request, peer)));
-        match immediate.unwrap_or_else(|_| Some(self.with_revision(response::internal_error()))) {
-            Some(response) => Either::Left(ready(self.finish(exchange, response, !request.body().is_end_stream()))),
-            None => {
+        let begun = catch_unwind(AssertUnwindSafe(|| self.respond_now(exchange.route, &mut request, peer)));
+        match begun.unwrap_or_else(|_| Either::Left(self.with_revision(response::internal_error()))) {
+            Either::Left(response) => {
+                Either::Left(ready(self.finish(exchange, response, !request.body().is_end_stream())))
+            }
+            Either::Right(deferred) => {
                 let handler = Arc::clone(self);
-                Either::Right(async move {
-                    let response = AssertUnwindSafe(handler.respond(exchange.route, &mut request)).catch_unwind().await;
-                    let response = response.unwrap_or_else(|_| handler.with_revision(response::internal_error()));
-                    handler.finish(exchange, response, !request.body().is_end_stream())
-                })
+                let body = request.into_body();
+                let has_body = !body.is_end_stream();
+                let responding = AssertUnwindSafe(Arc::clone(self).respond(deferred, body)).catch_unwind();
+                Either::Right(responding.map(move |responded| {
+                    let (response, body_unread) =
+                        responded.unwrap_or_else(|_| (handler.with_revision(response::internal_error()), has_body));
+                    handler.finish(exchange, response, body_unread)
+                }))
             }
         }
     }
@@ -233,24 +248,33 @@ impl Handler {
         }
     }
 
-    /// A response that needs neither the body nor all of the catalog; `None` for the others.
-    fn respond_now<B>(&self, route: Route, request: &mut Request<B>, peer: Peer) -> Option<Response> {
+    /// The response, if it needs neither the body nor all of the catalog.
+    fn respond_now<B>(&self, route: Route, request: &mut Request<B>, peer: Peer) -> Either<Response, Deferred> {
         let allowed = route == Route::Batch || matches!(*request.method(), Method::GET | Method::HEAD);
         let headers = request.headers();
         // Only with a repeated name is a closer look needed: that is cheaper.
         if headers.len() > headers.keys_len() && headers.get_all(HOST).iter().nth(1).is_some() {
             // RFC 9112 §3.2. A proxy might have taken the other one.
-            return Some(self.with_revision(response::error(StatusCode::BAD_REQUEST, "more than one Host header")));
+            let response = response::error(StatusCode::BAD_REQUEST, "more than one Host header");
+            return Either::Left(self.with_revision(response));
         }
         if is_limited(route)
             && let Some(response) = self.preflight_or_limited(request, peer)
         {
-            return Some(response);
+            return Either::Left(response);
         }
-        Some(match route {
+        Either::Left(match route {
             Route::Other => self.with_revision(response::error(StatusCode::NOT_FOUND, "Not found")),
             _ if !allowed => self.with_revision(response::method_not_allowed(self.allow(request.uri().path()))),
-            Route::Batch | Route::Models | Route::Snapshot => return None,
+            Route::Batch => return Either::Right(Deferred::Batch(batch::Head::take(request))),
+            Route::Models => match models::parse(&self.api, request) {
+                Ok(query) => return Either::Right(Deferred::Models(query)),
+                Err(response) => response,
+            },
+            Route::Snapshot => match snapshot::parse(&self.api, request) {
+                Ok(request) => return Either::Right(Deferred::Snapshot(request)),
+                Err(response) => response,
+            },
             Route::Single => {
                 let headers = std::mem::take(request.headers_mut());
                 self.single(request.uri().path(), headers)
@@ -264,21 +288,20 @@ impl Handler {
         })
     }
 
-    async fn respond<B>(&self, route: Route, request: &mut Request<B>) -> Response
+    /// The response, and whether the body was not read to its end.
+    #[expect(clippy::manual_async_fn, reason = "an async fn keeps each argument twice, here and in the calls below")]
+    fn respond<B>(self: Arc<Self>, deferred: Deferred, mut body: B) -> impl Future<Output = (Response, bool)>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        match route {
-            Route::Models => {
-                let query = request.uri().query().unwrap_or_default();
-                handlers::models::respond(&self.api, query, request.headers()).await
-            }
-            Route::Snapshot => {
-                let (uri, headers) = (std::mem::take(request.uri_mut()), std::mem::take(request.headers_mut()));
-                handlers::snapshot::respond(&self.api, uri, headers, self.is_draining()).await
-            }
-            _ => self.batch(request).await,
+        async move {
+            let response = match deferred {
+                Deferred::Batch(head) => self.batch(head, &mut body).await,
+                Deferred::Models(query) => models::respond(&self.api, query).await,
+                Deferred::Snapshot(request) => snapshot::respond(&self.api, request).await,
+            };
+            (response, !body.is_end_stream())
         }
     }
 

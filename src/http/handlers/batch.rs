@@ -13,20 +13,34 @@ use crate::http::memory_budget::Reservation;
 use crate::http::response::{self, Response};
 use crate::http::{Handler, batch_response, body, set_revision};
 
+/// What a batch needs of its request's head.
+pub(in crate::http) struct Head {
+    format: Result<Format, &'static str>,
+    /// Reused for the response.
+    headers: HeaderMap,
+}
+
+impl Head {
+    /// Takes the headers out of the request.
+    pub(in crate::http) fn take<B>(request: &mut Request<B>) -> Self {
+        let format = Format::of_query(request.uri().query());
+        Self { format, headers: std::mem::take(request.headers_mut()) }
+    }
+}
+
 impl Handler {
-    pub(in crate::http) async fn batch<B>(&self, request: &mut Request<B>) -> Response
+    pub(in crate::http) async fn batch<B>(&self, head: Head, body: &mut B) -> Response
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let format = Format::of_query(request.uri().query());
         let mut reservation = self.api.memory.reserve();
-        let body = match body::read(request.body_mut(), self.api.limits.body_bytes, &mut reservation).await {
+        let body = match body::read(body, self.api.limits.body_bytes, &mut reservation).await {
             Ok(body) => body,
             Err(response) => return self.with_revision(response),
         };
         let bad_request = |message: &str| self.with_revision(response::error(StatusCode::BAD_REQUEST, message));
-        let format = match format {
+        let format = match head.format {
             Ok(format) => format,
             Err(message) => return bad_request(message),
         };
@@ -37,11 +51,10 @@ impl Handler {
         };
         let current = self.api.store.load();
         let Some(snapshot) = current.as_deref() else { return response::not_loaded() };
-        let headers = std::mem::take(request.headers_mut());
         let mut response = if format == Format::Json && !batch.resolve_dependencies {
-            self.models(snapshot, &batch, headers, reservation)
+            self.models(snapshot, &batch, head.headers, reservation)
         } else {
-            self.selection(snapshot, &batch, format, headers, reservation)
+            self.selection(snapshot, &batch, format, head.headers, reservation)
         };
         set_revision(&mut response, snapshot);
         response

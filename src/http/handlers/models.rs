@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use hyper::{HeaderMap, StatusCode};
+use hyper::{Request, StatusCode};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -49,27 +49,36 @@ impl ScanLimiter {
     }
 }
 
-/// The response to a query such as `q=flux&limit=10`.
-pub async fn respond(api: &Api, query: &str, headers: &HeaderMap) -> Response {
-    let current = || api.store.load().clone();
-    let Some(snapshot) = current() else { return response::not_loaded() };
-    let query = match parse(query) {
-        Ok(query) => query,
-        Err(message) => return with_revision(response::error(StatusCode::BAD_REQUEST, &message), &snapshot),
-    };
-    let etag = etag(&snapshot);
-    if matches_etag(headers, &etag) {
-        return with_revision(with_etag(response::not_modified(), &etag), &snapshot);
+/// The query of a request, such as `q=flux&limit=10`.
+///
+/// # Errors
+/// A response that needs no scan.
+pub fn parse<B>(api: &Api, request: &Request<B>) -> Result<Query, Response> {
+    let current = api.store.load();
+    let Some(snapshot) = current.as_deref() else { return Err(response::not_loaded()) };
+    let query = parse_query(request.uri().query().unwrap_or_default())
+        .map_err(|message| with_revision(response::error(StatusCode::BAD_REQUEST, &message), snapshot))?;
+    let etag = etag(snapshot);
+    if matches_etag(request.headers(), &etag) {
+        return Err(with_revision(with_etag(response::not_modified(), &etag), snapshot));
     }
+    Ok(query)
+}
+
+/// The page that a query asks for.
+pub async fn respond(api: &Api, query: Query) -> Response {
+    let current = || api.store.load().clone();
     let Some(queued) = api.scans.try_queue() else {
         let message = "others are looking through the models: try again in a second";
-        return with_revision(response::retry_later(StatusCode::TOO_MANY_REQUESTS, message), &snapshot);
+        let response = response::retry_later(StatusCode::TOO_MANY_REQUESTS, message);
+        return match current() {
+            Some(snapshot) => with_revision(response, &snapshot),
+            None => response,
+        };
     };
-    drop(snapshot);
     let Ok(running) = Arc::clone(&api.scans.running).acquire_owned().await else {
         return response::internal_error();
     };
-    // The snapshot of now, not the one from before the wait.
     let Some(snapshot) = current() else { return response::not_loaded() };
     let scanned = Arc::clone(&snapshot);
     let page = tokio::task::spawn_blocking(move || {
@@ -83,7 +92,7 @@ pub async fn respond(api: &Api, query: &str, headers: &HeaderMap) -> Response {
     drop(queued);
     let response = match page {
         Ok(Ok(body)) => match api.memory.try_bytes(body) {
-            Some(body) => with_etag(response::json(StatusCode::OK, body), &self::etag(&snapshot)),
+            Some(body) => with_etag(response::json(StatusCode::OK, body), &etag(&snapshot)),
             None => response::out_of_memory(),
         },
         Ok(Err(error)) => response::serialization_failed(ALL_MODELS, &error),
@@ -110,7 +119,7 @@ fn render(snapshot: &Snapshot, query: &Query) -> serde_json::Result<Vec<u8>> {
 }
 
 /// Parameters in form encoding. One without a value counts as absent; unknown ones are ignored.
-fn parse(query: &str) -> Result<Query, String> {
+fn parse_query(query: &str) -> Result<Query, String> {
     let (mut q, mut after, mut limit) = (None, None, None);
     for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -167,14 +176,14 @@ mod tests {
             ("q=a&q=b", Err("`q` is given twice: give it once".into())),
             ("after=&after=", Err("`after` is given twice: give it once".into())),
         ] {
-            assert_eq!(parse(given), expected, "{given}");
+            assert_eq!(parse_query(given), expected, "{given}");
         }
         for limit in ["0", "201", "-1", "+5", "1.5", "ten", "99999999999999999999999", "%20"] {
             let refused = Err("`limit` must be a whole number from 1 to 200".into());
-            assert_eq!(parse(&format!("limit={limit}")), refused, "{limit}");
+            assert_eq!(parse_query(&format!("limit={limit}")), refused, "{limit}");
         }
-        assert_eq!(parse(&format!("q={}", "ä".repeat(128))).map(|query| query.text.len()), Ok(256));
-        let refused = parse(&format!("q={}", "ä".repeat(129)));
+        assert_eq!(parse_query(&format!("q={}", "ä".repeat(128))).map(|query| query.text.len()), Ok(256));
+        let refused = parse_query(&format!("q={}", "ä".repeat(129)));
         assert_eq!(refused, Err("`q` has 258 bytes: the limit is 256".into()));
     }
 }

@@ -6,13 +6,15 @@
 
 use std::io::{self, BufWriter};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use futures_util::FutureExt;
 use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue, VARY};
-use hyper::{HeaderMap, StatusCode, Uri};
+use hyper::{HeaderMap, Request, StatusCode, Uri};
 use tokio::sync::{Mutex, Semaphore, watch};
 
 use super::models::NICE;
@@ -69,42 +71,54 @@ fn parse_wait(uri: &Uri) -> Result<Duration, String> {
     wait.map(|wait| wait.min(MAX_WAIT)).map_err(|_| "`wait` must be a duration with a unit, such as 30s".into())
 }
 
-/// The response to a request with this address and these headers.
-pub async fn respond(api: &Api, uri: Uri, headers: HeaderMap, draining: bool) -> Response {
-    let feed = &api.snapshots;
-    let Some(latest) = feed.latest() else { return response::not_loaded() };
-    let wait = match parse_wait(&uri) {
-        Ok(wait) => wait,
-        Err(message) => {
-            return with_revision(response::error(StatusCode::BAD_REQUEST, &message), &latest.snapshot);
-        }
-    };
+/// What a request asks for.
+#[derive(Debug)]
+pub struct SnapshotRequest {
+    /// The revision that the client has, if it is the current one.
+    known: Option<u64>,
+    /// How long the request may wait for another revision.
+    wait: Duration,
+    compress: bool,
+}
+
+/// Reads the head of a request.
+///
+/// # Errors
+/// The response, if there is no catalog yet or the request is invalid.
+pub fn parse<B>(api: &Api, request: &Request<B>) -> Result<SnapshotRequest, Response> {
+    let feed = api.snapshots.latest.borrow();
+    let Some(latest) = feed.as_ref() else { return Err(response::not_loaded()) };
+    let wait = parse_wait(request.uri())
+        .map_err(|message| with_revision(response::error(StatusCode::BAD_REQUEST, &message), &latest.snapshot))?;
     let revision = latest.snapshot.revision();
-    let known = matches_etag(&headers, &entity_tag(revision)).then_some(revision);
-    let compress = accepts_gzip(&headers);
-    drop((uri, headers, latest));
-    if let Some(known) = known.filter(|_| !wait.is_zero() && !draining) {
-        wait_for_change(api, known, wait).await;
-    }
-    match feed.latest() {
-        None => response::not_loaded(),
-        Some(latest) if known == Some(latest.snapshot.revision()) => finish(response::not_modified(), &latest.snapshot),
-        Some(_) if compress => compressed(api).await,
-        Some(latest) => match render(latest.clone(), api.memory.clone(), write_plain, |_| {}).await {
-            Ok(body) => finish(with_body(body), &latest.snapshot),
-            Err(response) => with_revision(response, &latest.snapshot),
-        },
+    let known = matches_etag(request.headers(), &entity_tag(revision)).then_some(revision);
+    Ok(SnapshotRequest { known, wait, compress: accepts_gzip(request.headers()) })
+}
+
+/// The snapshot, or 304 if its revision is the known one. If the request asks for it, waits first until it is another.
+#[expect(clippy::manual_async_fn, reason = "an async fn would keep its arguments twice, for as long as it waits")]
+pub fn respond(api: &Api, request: SnapshotRequest) -> impl Future<Output = Response> {
+    async move {
+        if let Some(known) = request.known.filter(|_| !request.wait.is_zero() && !api.draining.load(Relaxed))
+            && let Ok(_permit) = api.snapshots.waiters.try_acquire()
+        {
+            let _gauge = WaiterGauge::new(&api.metrics.upstream.waiters);
+            let mut latest = api.snapshots.latest.clone();
+            let changed =
+                latest.wait_for(|state| state.as_ref().is_some_and(|state| state.snapshot.revision() != known));
+            let _ = tokio::time::timeout(request.wait, changed).await;
+        }
+        if let Some(response) = request.known.and_then(|known| not_modified(api, known)) {
+            return response;
+        }
+        if request.compress { compressed(api).await } else { plain(api).await }
     }
 }
 
-/// Waits until the revision is another one, for `wait` at the longest.
-async fn wait_for_change(api: &Api, known: u64, wait: Duration) {
-    let feed = &api.snapshots;
-    let Ok(_permit) = feed.waiters.try_acquire() else { return };
-    let _gauge = WaiterGauge::new(&api.metrics.upstream.waiters);
-    let mut latest = feed.latest.clone();
-    let changed = latest.wait_for(|state| state.as_ref().is_some_and(|state| state.snapshot.revision() != known));
-    let _ = tokio::time::timeout(wait, changed).await;
+/// The response to a client that has the latest revision.
+fn not_modified(api: &Api, known: u64) -> Option<Response> {
+    let latest = api.snapshots.latest().filter(|latest| latest.snapshot.revision() == known)?;
+    Some(finish(response::not_modified(), &latest.snapshot))
 }
 
 /// Counts a waiting request until it is dropped.
@@ -128,7 +142,8 @@ async fn compressed(api: &Api) -> Response {
     let mut compressed = Arc::clone(&api.snapshots.compressed).lock_owned().await;
     // The state of now, not the one from before the wait for the lock.
     let Some(latest) = api.snapshots.latest() else { return response::not_loaded() };
-    let revision = latest.snapshot.revision();
+    let snapshot = Arc::clone(&latest.snapshot);
+    let revision = snapshot.revision();
     let rendered = compressed.as_ref().filter(|(rendered, _)| *rendered == revision).map(|(_, body)| body.clone());
     let body = match rendered {
         Some(body) => Ok(body),
@@ -136,26 +151,35 @@ async fn compressed(api: &Api) -> Response {
             *compressed = None;
             // The lock goes with the work, which goes on when its client has disconnected.
             let keep = move |body: &Bytes| *compressed = Some((revision, body.clone()));
-            render(latest.clone(), api.memory.clone(), write_compressed, keep).await
+            render(latest, api.memory.clone(), write_compressed, keep).await
         }
     };
     match body {
         Ok(body) => {
             let mut response = with_body(body);
             response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            finish(response, &latest.snapshot)
+            finish(response, &snapshot)
         }
-        Err(response) => with_revision(response, &latest.snapshot),
+        Err(response) => with_revision(response, &snapshot),
+    }
+}
+
+async fn plain(api: &Api) -> Response {
+    let Some(latest) = api.snapshots.latest() else { return response::not_loaded() };
+    let snapshot = Arc::clone(&latest.snapshot);
+    match render(latest, api.memory.clone(), write_plain, |_| {}).await {
+        Ok(body) => finish(with_body(body), &snapshot),
+        Err(response) => with_revision(response, &snapshot),
     }
 }
 
 /// Renders a state on a thread beside the workers, and calls `done` there with the result.
-async fn render(
+fn render(
     state: State,
     memory: MemoryBudget,
     write: fn(&State) -> io::Result<Vec<u8>>,
     done: impl FnOnce(&Bytes) + Send + 'static,
-) -> Result<Bytes, Response> {
+) -> impl Future<Output = Result<Bytes, Response>> {
     let rendered = tokio::task::spawn_blocking(move || {
         // Repeating it costs one system call; where it is forbidden, the work is only less polite.
         let _ = rustix::process::setpriority_process(None, NICE);
@@ -165,13 +189,13 @@ async fn render(
         }
         io::Result::Ok(body)
     });
-    match rendered.await {
+    rendered.map(|rendered| match rendered {
         Ok(Ok(Some(body))) => Ok(body),
         Ok(Ok(None)) => Err(response::out_of_memory()),
         Ok(Err(error)) => Err(response::serialization_failed(SNAPSHOT, &error)),
         // A panic, which its hook has logged.
         Err(_) => Err(response::internal_error()),
-    }
+    })
 }
 
 fn write_plain(state: &State) -> io::Result<Vec<u8>> {

@@ -85,6 +85,8 @@ async fn a_change_reaches_all_waiting_edges() {
     );
     assert!(minute < 1024, "{minute} bytes a minute");
     assert!(took < Duration::from_secs(10), "{took:?}");
-    // What an open connection takes, most of it hyper's buffers. With transparent huge pages it would be 20 KiB.
-    assert!(waiters < 2000 || used < 14.0 * 1024.0 * waiters as f64, "{used} bytes");
+    // Most of it is hyper's buffers, 8 KiB; with transparent huge pages they would take 16. Futures are larger in debug
+    // builds.
+    let limit = if cfg!(debug_assertions) { 14_000 } else { 10_000 };
+    assert!(waiters < 2000 || used < (limit * waiters) as f64, "{used} bytes");
 }
