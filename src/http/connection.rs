@@ -5,9 +5,9 @@
 //! alarm looks at that only when it fires.
 
 use std::convert::Infallible;
-use std::future::{poll_fn, ready};
+use std::future::ready;
 use std::io::{self, IoSlice, Read, Write};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::task::{self, Context, Poll};
@@ -18,13 +18,14 @@ use futures_util::future::Either;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
+use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::client_limits::{ConnectionPermit, Peer};
 use super::handlers::snapshot::allowed_wait;
@@ -62,9 +63,10 @@ const RESPONSE: u8 = 2;
 pub(super) struct Connection {
     handler: Arc<Handler>,
     peer: Peer,
-    timeouts: Timeouts,
-    /// The times below are nanoseconds after this.
     accepted: Instant,
+    /// The timeouts in nanoseconds. The times below are nanoseconds after `accepted`.
+    request_timeout: u64,
+    idle_timeout: u64,
     deadline: AtomicU64,
     /// The last bytes came in.
     received: AtomicU64,
@@ -90,8 +92,9 @@ impl Connection {
         let connection = Self {
             handler,
             peer,
-            timeouts,
             accepted: Instant::now(),
+            request_timeout: nanos(timeouts.request),
+            idle_timeout: nanos(timeouts.idle),
             deadline: AtomicU64::new(nanos(timeouts.request)),
             received: AtomicU64::new(0),
             idle_deadline: AtomicU64::new(0),
@@ -113,7 +116,7 @@ impl Connection {
         self.received.store(now, Relaxed);
         if self.phase.load(Relaxed) == IDLE {
             self.phase.store(REQUEST, Relaxed);
-            self.deadline.store(now.saturating_add(nanos(self.timeouts.request)), Relaxed);
+            self.deadline.store(now.saturating_add(self.request_timeout), Relaxed);
         }
     }
 
@@ -135,7 +138,7 @@ impl Connection {
 
     fn handled(&self, handled: Handled) -> Response {
         let finished = self.received.load(Relaxed).saturating_add(nanos(handled.took));
-        self.idle_deadline.store(finished.saturating_add(nanos(self.timeouts.idle)), Relaxed);
+        self.idle_deadline.store(finished.saturating_add(self.idle_timeout), Relaxed);
         self.body_unread.store(handled.body_unread, Relaxed);
         self.phase.store(RESPONSE, Relaxed);
         handled.response
@@ -174,12 +177,12 @@ impl Drop for Connection {
 }
 
 /// Runs a connection until it ends, its deadline passes, or it is idle when `shutdown` is cancelled.
-pub(super) async fn serve_connection(
-    http: Arc<http1::Builder>,
+pub(super) fn serve_connection(
+    http: &http1::Builder,
     stream: std::net::TcpStream,
     connection: Arc<Connection>,
     shutdown: CancellationToken,
-) {
+) -> impl Future<Output = ()> + use<> {
     let io = Io::new(stream, Arc::clone(&connection));
     let state = Arc::clone(&connection);
     let service = service_fn(move |request: Request<Incoming>| {
@@ -193,44 +196,70 @@ pub(super) async fn serve_connection(
             }
         }
     });
-    let mut hyper = pin!(http.serve_connection(TokioIo::new(io), service));
-    let mut cancelled = pin!(None);
-    let mut alarm: Pin<&mut Option<Sleep>> = pin!(None);
-    let mut shutting_down = false;
-    poll_fn(|context| {
+    let hyper = http.serve_connection(TokioIo::new(io), service);
+    Task { hyper, cancelled: None, alarm: None, connection, shutdown, shutting_down: false }
+}
+
+pin_project! {
+    /// The task of a connection. An async fn would keep its arguments and references to its variables beside these
+    /// fields, which takes 256 bytes more.
+    struct Task<S>
+    where
+        S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
+    {
+        #[pin]
+        hyper: http1::Connection<TokioIo<Io>, S>,
+        // Both are set when the connection first waits.
+        #[pin]
+        cancelled: Option<WaitForCancellationFutureOwned>,
+        #[pin]
+        alarm: Option<Sleep>,
+        connection: Arc<Connection>,
+        shutdown: CancellationToken,
+        shutting_down: bool,
+    }
+}
+
+impl<S> Future for Task<S>
+where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
         loop {
             // First of all, so that what has arrived already has become a request before a shutdown is passed on.
             // I/O errors are ignored: the client disconnected.
-            if hyper.as_mut().poll(context).is_ready() {
+            if this.hyper.as_mut().poll(context).is_ready() {
                 return Poll::Ready(());
             }
-            if !shutting_down && shutdown.is_cancelled() {
-                hyper.as_mut().graceful_shutdown();
-                shutting_down = true;
+            if !*this.shutting_down && this.shutdown.is_cancelled() {
+                this.hyper.as_mut().graceful_shutdown();
+                *this.shutting_down = true;
                 continue;
             }
             // Registered once: the task's waker stays the same.
-            if cancelled.is_none() {
-                cancelled.set(Some(shutdown.cancelled()));
-                if cancelled.as_mut().as_pin_mut().is_some_and(|cancelled| cancelled.poll(context).is_ready()) {
+            if this.cancelled.is_none() {
+                this.cancelled.set(Some(this.shutdown.clone().cancelled_owned()));
+                if this.cancelled.as_mut().as_pin_mut().is_some_and(|cancelled| cancelled.poll(context).is_ready()) {
                     continue;
                 }
             }
-            let deadline = connection.deadline();
-            let armed = alarm.as_ref().as_pin_ref();
+            let deadline = this.connection.deadline();
+            let armed = this.alarm.as_ref().as_pin_ref();
             if armed.is_some_and(|alarm| !alarm.is_elapsed() && alarm.deadline().into_std() <= deadline) {
                 return Poll::Pending;
             }
             if deadline <= Instant::now() {
                 return Poll::Ready(());
             }
-            alarm.set(Some(tokio::time::sleep_until(deadline.into())));
-            if alarm.as_mut().as_pin_mut().is_none_or(|alarm| alarm.poll(context).is_pending()) {
+            this.alarm.set(Some(tokio::time::sleep_until(deadline.into())));
+            if this.alarm.as_mut().as_pin_mut().is_none_or(|alarm| alarm.poll(context).is_pending()) {
                 return Poll::Pending;
             }
         }
-    })
-    .await;
+    }
 }
 
 /// What hyper reads from and writes to.

@@ -130,8 +130,7 @@ struct Exchange {
     origin: Option<HeaderValue>,
 }
 
-/// What a response that is not ready at once needs of its request's head. The rest of the head is freed: thousands of
-/// requests may wait at a time.
+/// What a response that is not ready at once needs of its request's head. The rest of the head is freed.
 enum Deferred {
     Batch(batch::Head),
     Models(search::Query),
@@ -288,20 +287,31 @@ impl Handler {
         })
     }
 
-    /// The response, and whether the body was not read to its end.
-    #[expect(clippy::manual_async_fn, reason = "an async fn keeps each argument twice, here and in the calls below")]
+    /// The response, and whether the body was not read to its end. Each route has a future of its own, no larger than
+    /// that route needs: thousands of requests for snapshots may wait at a time.
     fn respond<B>(self: Arc<Self>, deferred: Deferred, mut body: B) -> impl Future<Output = (Response, bool)>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        async move {
-            let response = match deferred {
-                Deferred::Batch(head) => self.batch(head, &mut body).await,
-                Deferred::Models(query) => models::respond(&self.api, query).await,
-                Deferred::Snapshot(request) => snapshot::respond(&self.api, request).await,
-            };
-            (response, !body.is_end_stream())
+        let has_body = !body.is_end_stream();
+        match deferred {
+            Deferred::Batch(head) => Either::Left(async move {
+                let mut reservation = self.api.memory.reserve();
+                let response = match body::read(&mut body, self.api.limits.body_bytes, &mut reservation).await {
+                    Ok(body) => self.batch(head, &body, reservation),
+                    Err(response) => self.with_revision(response),
+                };
+                (response, !body.is_end_stream())
+            }),
+            Deferred::Models(query) => Either::Right(Either::Left(async move {
+                let response = models::respond(&self.api, query).await;
+                (response, has_body)
+            })),
+            Deferred::Snapshot(request) => {
+                let responding = snapshot::respond(Arc::clone(&self.api), request);
+                Either::Right(Either::Right(responding.map(move |response| (response, has_body))))
+            }
         }
     }
 

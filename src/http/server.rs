@@ -108,7 +108,7 @@ pub async fn serve(
     http.max_header_size(MAX_HEAD_BYTES);
     let acceptor = Acceptor {
         handler: Arc::new(Handler::new(api, routes)),
-        http: Arc::new(http),
+        http,
         permits: Arc::new(Semaphore::new(max_connections as usize)),
         timeouts,
         // A token of the thread's own: connections check it without contention.
@@ -159,7 +159,7 @@ impl Listener {
 /// Turns accepted sockets into tasks.
 struct Acceptor {
     handler: Arc<Handler>,
-    http: Arc<http1::Builder>,
+    http: http1::Builder,
     /// One for each connection that may be open.
     permits: Arc<Semaphore>,
     timeouts: Timeouts,
@@ -207,7 +207,7 @@ impl Acceptor {
             };
         }
         let connection = Connection::new(Arc::clone(&self.handler), peer, client, permit, self.timeouts);
-        let task = serve_connection(Arc::clone(&self.http), stream, connection, self.shutdown.clone());
+        let task = serve_connection(&self.http, stream, connection, self.shutdown.clone());
         drop(tokio::spawn(task));
     }
 }

@@ -1,7 +1,5 @@
 //! `POST /api/models/batch`: many models in one response, all of them from one snapshot.
 
-use bytes::Bytes;
-use hyper::body::Body;
 use hyper::header::HeaderValue;
 use hyper::{HeaderMap, Request, StatusCode};
 
@@ -11,7 +9,7 @@ use crate::http::aria2::{self, Format};
 use crate::http::batch_request::BatchRequest;
 use crate::http::memory_budget::Reservation;
 use crate::http::response::{self, Response};
-use crate::http::{Handler, batch_response, body, set_revision};
+use crate::http::{Handler, batch_response, set_revision};
 
 /// What a batch needs of its request's head.
 pub(in crate::http) struct Head {
@@ -29,23 +27,15 @@ impl Head {
 }
 
 impl Handler {
-    pub(in crate::http) async fn batch<B>(&self, head: Head, body: &mut B) -> Response
-    where
-        B: Body<Data = Bytes> + Unpin,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        let mut reservation = self.api.memory.reserve();
-        let body = match body::read(body, self.api.limits.body_bytes, &mut reservation).await {
-            Ok(body) => body,
-            Err(response) => return self.with_revision(response),
-        };
+    /// The response to a batch with this body, whose memory is reserved until the response has been built.
+    pub(in crate::http) fn batch(&self, head: Head, body: &[u8], reservation: Reservation) -> Response {
         let bad_request = |message: &str| self.with_revision(response::error(StatusCode::BAD_REQUEST, message));
         let format = match head.format {
             Ok(format) => format,
             Err(message) => return bad_request(message),
         };
         let mut parser = self.parser();
-        let batch = match parser.parse(&body, self.api.limits.batch_ids) {
+        let batch = match parser.parse(body, self.api.limits.batch_ids) {
             Ok(batch) => batch,
             Err(error) => return bad_request(&error.to_string()),
         };

@@ -97,7 +97,7 @@ pub fn parse<B>(api: &Api, request: &Request<B>) -> Result<SnapshotRequest, Resp
 
 /// The snapshot, or 304 if its revision is the known one. If the request asks for it, waits first until it is another.
 #[expect(clippy::manual_async_fn, reason = "an async fn would keep its arguments twice, for as long as it waits")]
-pub fn respond(api: &Api, request: SnapshotRequest) -> impl Future<Output = Response> {
+pub fn respond(api: Arc<Api>, request: SnapshotRequest) -> impl Future<Output = Response> {
     async move {
         if let Some(known) = request.known.filter(|_| !request.wait.is_zero() && !api.draining.load(Relaxed))
             && let Ok(_permit) = api.snapshots.waiters.try_acquire()
@@ -108,10 +108,10 @@ pub fn respond(api: &Api, request: SnapshotRequest) -> impl Future<Output = Resp
                 latest.wait_for(|state| state.as_ref().is_some_and(|state| state.snapshot.revision() != known));
             let _ = tokio::time::timeout(request.wait, changed).await;
         }
-        if let Some(response) = request.known.and_then(|known| not_modified(api, known)) {
+        if let Some(response) = request.known.and_then(|known| not_modified(&api, known)) {
             return response;
         }
-        if request.compress { compressed(api).await } else { plain(api).await }
+        if request.compress { compressed(&api).await } else { plain(&api).await }
     }
 }
 
