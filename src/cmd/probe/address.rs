@@ -24,9 +24,9 @@ const MAX_HOSTS: usize = 32;
 pub struct Row {
     /// Its id.
     pub id: String,
-    /// `download_url`.
-    pub url: Url,
-    /// The same as it is written in the row.
+    /// `download_url`, then `mirrors`.
+    pub urls: Vec<Url>,
+    /// `download_url` as it is written in the row.
     pub url_text: String,
     /// Whether the provider's token is sent.
     pub auth: bool,
@@ -56,6 +56,9 @@ pub struct Failure {
     pub no_repository: bool,
 }
 
+/// What came of the addresses of a row, in the order of `urls`. There is at least one.
+pub type Results = Vec<Result<File, Failure>>;
+
 /// The HTTP client and its limits.
 #[derive(Debug)]
 pub struct Prober {
@@ -65,6 +68,17 @@ pub struct Prober {
     pub per_host: usize,
     /// Attempts per address.
     pub attempts: u32,
+}
+
+/// An address of a row.
+#[derive(Debug)]
+struct Address<'a> {
+    /// The number of the row.
+    number: usize,
+    /// Its place among the row's addresses.
+    place: usize,
+    url: &'a Url,
+    auth: bool,
 }
 
 /// A host of addresses.
@@ -97,39 +111,42 @@ impl Host {
 }
 
 impl Prober {
-    /// Probes every row; the results are in the order of the rows.
-    pub async fn probe_all(&self, rows: &[Row], progress: &Progress) -> Vec<Result<File, Failure>> {
-        progress.begin("probing", rows.len());
+    /// Probes every address of every row; the results are in the order of the rows.
+    pub async fn probe_all(&self, rows: &[Row], progress: &Progress) -> Vec<Results> {
         let mut hosts = BTreeMap::<_, (Vec<_>, Host)>::new();
+        let mut results = Vec::new();
         for (number, row) in rows.iter().enumerate() {
-            let (rows, _) = hosts.entry((host(&row.url), row.url.port_or_known_default())).or_default();
-            rows.push((number, row));
+            results.push(row.urls.iter().map(|_| None).collect::<Vec<_>>());
+            for (place, url) in row.urls.iter().enumerate() {
+                let (addresses, _) = hosts.entry((host(url), url.port_or_known_default())).or_default();
+                addresses.push(Address { number, place, url, auth: row.auth });
+            }
         }
-        let streams = hosts.values().map(|(rows, host)| self.probe_host(rows, host));
+        progress.begin("probing", results.iter().map(Vec::len).sum());
+        let streams = hosts.values().map(|(addresses, host)| self.probe_host(addresses, host));
         let mut probed = stream::iter(streams).flatten_unordered(MAX_HOSTS);
-        let mut results: Vec<_> = rows.iter().map(|_| None).collect();
-        while let Some((number, result)) = progress.during(probed.next()).await {
-            results[number] = Some(result);
+        while let Some((address, result)) = progress.during(probed.next()).await {
+            results[address.number][address.place] = Some(result);
             progress.step();
         }
-        results.into_iter().flatten().collect()
+        results.into_iter().map(|results| results.into_iter().flatten().collect()).collect()
     }
 
-    /// The results of the rows of one host, with their numbers, as they come.
+    /// The results of the addresses of one host, as they come.
     fn probe_host<'a>(
         &'a self,
-        rows: &'a [(usize, &'a Row)],
+        addresses: &'a [Address<'a>],
         host: &'a Host,
-    ) -> LocalBoxStream<'a, (usize, Result<File, Failure>)> {
-        let probe = |(number, row): &'a (usize, &'a Row)| async { (*number, self.probe(row, host).await) };
-        stream::iter(rows.iter().map(probe)).buffer_unordered(self.per_host).boxed_local()
+    ) -> LocalBoxStream<'a, (&'a Address<'a>, Result<File, Failure>)> {
+        let probe = move |address: &'a Address<'a>| async move { (address, self.probe(address, host).await) };
+        stream::iter(addresses.iter().map(probe)).buffer_unordered(self.per_host).boxed_local()
     }
 
-    async fn probe(&self, row: &Row, host: &Host) -> Result<File, Failure> {
+    async fn probe(&self, address: &Address<'_>, host: &Host) -> Result<File, Failure> {
         let mut failures = 0;
         loop {
             host.ready().await;
-            let failure = match self.request(row).await {
+            let failure = match self.request(address.url, address.auth).await {
                 Ok(file) => return Ok(file),
                 Err(failure) => failure,
             };
@@ -150,16 +167,15 @@ impl Prober {
         }
     }
 
-    async fn request(&self, row: &Row) -> Result<File, Failure> {
-        let scheme = row.url.scheme();
+    async fn request(&self, url: &Url, auth: bool) -> Result<File, Failure> {
+        let scheme = url.scheme();
         if !["http", "https"].contains(&scheme) {
             let problem = Problem::Entry(format!("machines download by http and https, not by {scheme}"));
             return Err(Failure { problem, no_repository: false });
         }
         let mut metadata = HubMetadata::default();
         let tokens = self.http.tokens();
-        let resolved =
-            self.http.resolve_observed(&row.url, row.auth, |url, headers| metadata.add(tokens, url, headers));
+        let resolved = self.http.resolve_observed(url, auth, |url, headers| metadata.add(tokens, url, headers));
         let source = match resolved.await {
             Ok(source) => source,
             Err(problem) => return Err(Failure { problem, no_repository: metadata.no_repository }),
@@ -169,7 +185,7 @@ impl Prober {
             // The storage has another file than the hub describes, so the hash is not that of these bytes.
             Some(_) if metadata.bytes.is_some_and(|described| bytes != Some(described)) => None,
             Some(sha256) => Some(sha256),
-            None => civitai_sha256(&self.http, &row.url, row.auth, bytes).await,
+            None => civitai_sha256(&self.http, url, auth, bytes).await,
         };
         Ok(File { host: source.host(), bytes, sha256 })
     }

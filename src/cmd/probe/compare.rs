@@ -1,6 +1,8 @@
 //! Turns the results of the requests into findings, each with its fix.
 
-use super::address::{Failure, File, Row};
+use reqwest::Url;
+
+use super::address::{Failure, File, Results, Row};
 use super::hub::resolve_address;
 use crate::catalog::hash::{FileHash, HashKind};
 use crate::catalog::model::secret_parameter;
@@ -34,14 +36,24 @@ impl Outcome {
         }
     }
 
-    /// The outcome of a row's request.
+    /// The outcome of a row: a machine needs only one of its addresses.
     #[must_use]
-    pub fn of(tokens: &Tokens, row: &Row, result: &Result<File, Failure>) -> Self {
+    pub fn of(tokens: &Tokens, row: &Row, results: &Results) -> Self {
+        let outcomes = || row.urls.iter().zip(results).map(|(url, result)| Self::of_address(tokens, row, url, result));
+        [Self::Reachable, Self::Unproven]
+            .into_iter()
+            .find(|outcome| outcomes().any(|other| other == *outcome))
+            .unwrap_or(Self::Unreachable)
+    }
+
+    /// The outcome of one address.
+    #[must_use]
+    pub fn of_address(tokens: &Tokens, row: &Row, url: &Url, result: &Result<File, Failure>) -> Self {
         match result {
             Ok(_) => Self::Reachable,
             Err(failure) => match failure.problem.code() {
                 "rate_limited" => Self::Unproven,
-                "unauthorized" if lacks_token(tokens, row) => Self::Unproven,
+                "unauthorized" if lacks_token(tokens, row, url) => Self::Unproven,
                 _ => Self::Unreachable,
             },
         }
@@ -49,8 +61,14 @@ impl Outcome {
 }
 
 /// Whether a token is needed that this machine does not have, and others may.
-fn lacks_token(tokens: &Tokens, row: &Row) -> bool {
-    row.auth && tokens.variable(&row.url).is_some() && tokens.authorization(&row.url).is_none()
+fn lacks_token(tokens: &Tokens, row: &Row, url: &Url) -> bool {
+    row.auth && tokens.variable(url).is_some() && tokens.authorization(url).is_none()
+}
+
+fn describe(file: &File) -> String {
+    let size = file.bytes.map_or("of unknown size".into(), |bytes| format!("{bytes} bytes"));
+    let sha256 = file.sha256.as_ref().map_or(String::new(), |hash| format!(", sha256 {hash}"));
+    format!("{size} at {}{sha256}", file.host)
 }
 
 /// Adds the findings about rows to a report.
@@ -65,40 +83,76 @@ pub struct Findings<'a> {
 
 impl Findings<'_> {
     /// Adds the findings about one row; `filled` names the columns that were written.
-    pub fn add(&mut self, row: &Row, result: &Result<File, Failure>, filled: &[&str]) {
-        let file = match result {
-            Ok(file) => file,
-            Err(failure) => return self.add_failure(row, failure, Outcome::of(self.tokens, row, result)),
-        };
-        let size = file.bytes.map_or("of unknown size".into(), |bytes| format!("{bytes} bytes"));
-        let sha256 = file.sha256.as_ref().map_or(String::new(), |hash| format!(", sha256 {hash}"));
-        self.ok("address", row, format!("{size} at {}{sha256}", file.host));
-        if !filled.is_empty() {
-            self.ok("filled", row, filled.join(", "));
+    pub fn add(&mut self, row: &Row, results: &Results, filled: &[&str]) {
+        let mut addresses = row.urls.iter().zip(results);
+        let Some((url, result)) = addresses.next() else { return };
+        match result {
+            Ok(file) => {
+                self.ok("address", row, describe(file));
+                if !filled.is_empty() {
+                    self.ok("filled", row, filled.join(", "));
+                }
+                if let Some(bytes) = file.bytes {
+                    self.add_size(row, bytes, filled);
+                }
+                if let Some(sha256) = &file.sha256 {
+                    self.add_hash(row, sha256, filled.contains(&"hash"));
+                }
+            }
+            Err(failure) => self.add_failure(row, url, failure, Outcome::of(self.tokens, row, results)),
         }
-        if let Some(bytes) = file.bytes {
-            self.add_size(row, bytes, filled);
-        }
-        if let Some(sha256) = &file.sha256 {
-            self.add_hash(row, sha256, filled.contains(&"hash"));
+        let bytes = result.as_ref().ok().and_then(|file| file.bytes);
+        for (index, (_, mirror)) in addresses.enumerate() {
+            self.add_mirror(row, index, mirror, bytes);
         }
     }
 
-    fn add_failure(&mut self, row: &Row, failure: &Failure, outcome: Outcome) {
-        let level = if outcome == Outcome::Unproven { Level::Warning } else { Level::Problem };
+    /// A failed `download_url`; `outcome` is that of all addresses.
+    fn add_failure(&mut self, row: &Row, url: &Url, failure: &Failure, outcome: Outcome) {
+        let level = if outcome == Outcome::Unreachable { Level::Problem } else { Level::Warning };
         let mut text = failure.problem.text();
         let mut fix = None;
-        if let Some(file) = resolve_address(self.tokens, &row.url) {
+        if let Some(file) = resolve_address(self.tokens, url) {
             text = format!("it is the address of the page about a file, not of the file: {text}");
             // An address with a secret is not printed.
             fix = (secret_parameter(file.as_str()).is_none())
                 .then(|| format!("download_url = {}", literal(file.as_str())));
         } else if failure.no_repository {
             text.push_str("; the hub has no such repository, or it is private");
-        } else if failure.problem.code() == "unauthorized" && !row.auth && self.tokens.variable(&row.url).is_some() {
+        } else if failure.problem.code() == "unauthorized" && !row.auth && self.tokens.variable(url).is_some() {
             fix = Some("auth_required = true".into());
         }
+        if outcome == Outcome::Reachable {
+            text.push_str("; machines download from a mirror");
+        }
         self.row(level, "address", row, text, fix);
+    }
+
+    /// A mirror; `bytes` is the size of the file at `download_url`. Machines try the next address if a mirror fails, so
+    /// this is never a problem.
+    fn add_mirror(&mut self, row: &Row, index: usize, result: &Result<File, Failure>, bytes: Option<u64>) {
+        let file = match result {
+            Ok(file) => file,
+            Err(failure) => {
+                let text = format!("mirrors[{index}]: {}", failure.problem.text());
+                return self.row(Level::Warning, "mirror", row, text, None);
+            }
+        };
+        let hash = row.hash.as_deref().and_then(FileHash::parse).filter(|hash| hash.kind == HashKind::Sha256);
+        let other_hash = hash.zip(file.sha256.as_ref()).is_some_and(|(hash, sha256)| hash.digits != *sha256);
+        let other_size = bytes.zip(file.bytes).filter(|(bytes, mirror)| bytes != mirror);
+        let difference = if other_hash {
+            Some("its hash is not that of the row, so machines refuse it".into())
+        } else {
+            other_size.map(|(bytes, mirror)| format!("it has {mirror} bytes, that of download_url {bytes}"))
+        };
+        match difference {
+            Some(difference) => {
+                let text = format!("mirrors[{index}] is another file: {difference}");
+                self.row(Level::Warning, "mirror", row, text, None);
+            }
+            None => self.ok("mirror", row, format!("mirrors[{index}]: {}", describe(file))),
+        }
     }
 
     fn add_size(&mut self, row: &Row, bytes: u64, filled: &[&str]) {

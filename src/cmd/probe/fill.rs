@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Transaction};
 
-use super::address::{Failure, File, Row};
+use super::address::{Results, Row};
 use crate::catalog::size::gigabytes;
 use crate::postgres::error::describe;
 
@@ -23,19 +23,19 @@ pub struct FillError(#[from] tokio_postgres::Error);
 /// The columns that were written, by the number of the row.
 pub type Filled = HashMap<usize, Vec<&'static str>>;
 
-/// Writes what the rows lack and was found out, waiting up to `lock_timeout` for other writers.
+/// Writes what the rows lack and was found out at `download_url`, waiting up to `lock_timeout` for other writers.
 ///
 /// # Errors
 /// See [`FillError`].
 pub async fn fill(
     client: &mut Client,
     rows: &[Row],
-    results: &[Result<File, Failure>],
+    results: &[Results],
     lock_timeout: Duration,
 ) -> Result<Filled, FillError> {
     let found = rows.iter().zip(results).enumerate();
     let found: Vec<_> =
-        found.filter_map(|(number, (row, result))| Some((number, row, result.as_ref().ok()?))).collect();
+        found.filter_map(|(number, (row, results))| Some((number, row, results.first()?.as_ref().ok()?))).collect();
     let hashes = found.iter().filter(|(_, row, _)| row.hash.is_none());
     let hashes = hashes.filter_map(|(number, row, file)| Some((*number, *row, file.sha256.clone()?)));
     let sizes = found.iter().filter(|(_, row, _)| row.size.is_none());

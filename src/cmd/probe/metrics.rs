@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
 
-use super::address::{Failure, File, Row};
+use super::address::{Results, Row};
 use super::compare::Outcome;
 use crate::atomic_file::AtomicFile;
 
@@ -20,7 +20,7 @@ pub type MetricsError = Box<dyn std::error::Error + Send + Sync>;
 pub fn write(
     path: &Path,
     rows: &[Row],
-    results: &[Result<File, Failure>],
+    results: &[Results],
     outcomes: &[Outcome],
     elapsed: Duration,
 ) -> Result<(), MetricsError> {
@@ -33,7 +33,7 @@ pub fn write(
 
 fn render(
     rows: &[Row],
-    results: &[Result<File, Failure>],
+    results: &[Results],
     outcomes: &[Outcome],
     elapsed: Duration,
 ) -> Result<Vec<u8>, prometheus::Error> {
@@ -50,8 +50,8 @@ fn render(
     }
     let help = "Models whose file no machine can download, with the reason; always 1.";
     let unreachable = gauge("catalog_probe_model_unreachable", help, &["model", "reason"])?;
-    for ((row, result), outcome) in rows.iter().zip(results).zip(outcomes) {
-        if let (Err(failure), Outcome::Unreachable) = (result, outcome) {
+    for ((row, results), outcome) in rows.iter().zip(results).zip(outcomes) {
+        if let (Some(Err(failure)), Outcome::Unreachable) = (results.first(), outcome) {
             unreachable.with_label_values(&[&*row.id, failure.problem.code()]).set(1.0);
         }
     }

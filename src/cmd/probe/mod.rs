@@ -1,5 +1,5 @@
-//! `model-catalog probe`: requests the first byte of every `download_url` as a machine would, and compares size
-//! and hash of the file, as hubs and servers report them, with its row.
+//! `model-catalog probe`: requests the first byte of every `download_url` and mirror as a machine would, and compares
+//! size and hash of the file, as hubs and servers report them, with its row.
 //!
 //! Nothing is downloaded. No connection to the database is held during the requests, which may take minutes.
 
@@ -16,7 +16,7 @@ use reqwest::Url;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use self::address::{Failure, File, Prober, Row};
+use self::address::{Failure, File, Prober, Results, Row};
 use self::compare::{Findings, Outcome};
 use self::fill::{FillError, Filled, fill};
 use super::check::report::{Level, Report};
@@ -55,7 +55,7 @@ enum ProbeError {
 #[derive(Default)]
 struct Probed {
     rows: Vec<Row>,
-    results: Vec<Result<File, Failure>>,
+    results: Vec<Results>,
     outcomes: Vec<Outcome>,
     filled: Filled,
 }
@@ -108,7 +108,7 @@ async fn probe(
     let Probed { rows, results, outcomes, filled } = probed;
     *results = prober.probe_all(rows, &progress).await;
     let tokens = prober.http.tokens();
-    *outcomes = rows.iter().zip(&*results).map(|(row, result)| Outcome::of(tokens, row, result)).collect();
+    *outcomes = rows.iter().zip(&*results).map(|(row, results)| Outcome::of(tokens, row, results)).collect();
     let mut written = Ok(());
     if args.fill {
         let mut client = progress.during(session::connect(database)).await?;
@@ -119,8 +119,8 @@ async fn probe(
     }
     drop(progress);
     let mut findings = Findings { report, tokens, reads_models };
-    for (number, (row, result)) in rows.iter().zip(&*results).enumerate() {
-        findings.add(row, result, filled.get(&number).map_or(&[], Vec::as_slice));
+    for (number, (row, results)) in rows.iter().zip(&*results).enumerate() {
+        findings.add(row, results, filled.get(&number).map_or(&[], Vec::as_slice));
     }
     if let Some(path) = &args.metrics_file {
         let wrote = metrics::write(path, rows, results, outcomes, started.elapsed());
@@ -163,12 +163,14 @@ async fn read(
     Ok(rows)
 }
 
-/// What of a valid row is probed; `None` cannot occur, because the rules require an absolute URL.
+/// What of a valid row is probed; `None` cannot occur, because the rules require absolute URLs.
 fn to_probe(id: &str, row: &RawModel<'_>) -> Option<Row> {
     let url_text = row.download_url?.to_owned();
+    let mirrors: Vec<String> = row.mirrors.and_then(|mirrors| serde_json::from_str(mirrors).ok()).unwrap_or_default();
+    let urls = std::iter::once(&url_text).chain(&mirrors).map(|text| Url::parse(text).ok());
     Some(Row {
         id: id.to_owned(),
-        url: Url::parse(&url_text).ok()?,
+        urls: urls.collect::<Option<_>>()?,
         url_text,
         auth: row.auth_required.unwrap_or_default(),
         size: row.file_size_gb.map(str::to_owned),
@@ -178,18 +180,23 @@ fn to_probe(id: &str, row: &RawModel<'_>) -> Option<Row> {
 
 /// The report as one JSON object, with the results by model.
 fn json(report: &Report, probed: &Probed) -> String {
-    let model = |(number, (row, result)): (usize, (&Row, &Result<File, Failure>))| {
+    let address = |result: &Result<File, Failure>| {
         let (file, problem) = (result.as_ref().ok(), result.as_ref().err().map(|failure| &failure.problem));
         json!({
-            "id": row.id,
-            "outcome": probed.outcomes.get(number).map(|outcome| outcome.name()),
             "reason": problem.map(super::pull::error::Problem::code),
             "detail": problem.map(super::pull::error::Problem::text),
             "host": file.map(|file| &file.host),
             "bytes": file.and_then(|file| file.bytes),
             "sha256": file.and_then(|file| file.sha256.as_ref()),
-            "filled": probed.filled.get(&number).map_or(&[][..], Vec::as_slice),
         })
+    };
+    let model = |(number, (row, results)): (usize, (&Row, &Results))| {
+        let mut model = results.first().map_or(json!({}), address);
+        model["id"] = json!(row.id);
+        model["outcome"] = json!(probed.outcomes.get(number).map(|outcome| outcome.name()));
+        model["filled"] = json!(probed.filled.get(&number).map_or(&[][..], Vec::as_slice));
+        model["mirrors"] = results.iter().skip(1).map(address).collect();
+        model
     };
     let models: Vec<Value> = probed.rows.iter().zip(&probed.results).enumerate().map(model).collect();
     json!({"models": models, "findings": report.findings, "unfinished": report.unfinished}).to_string() + "\n"

@@ -175,7 +175,7 @@ async fn fill_writes_only_what_is_missing() {
     assert_eq!(db.sql(rows).await, Some(written.clone()));
     let model = &found["models"][0];
     let expected = json!({"id": "both", "outcome": "reachable", "reason": null, "detail": null, "host": "127.0.0.1",
-                          "bytes": 5000, "sha256": sha256, "filled": ["hash", "file_size_gb"]});
+                          "bytes": 5000, "sha256": sha256, "filled": ["hash", "file_size_gb"], "mirrors": []});
     assert_eq!(model, &expected);
     // The sizes of the others are those of other files.
     assert_eq!(boot.status, 0, "{found:#}");
@@ -379,6 +379,62 @@ async fn hashes_are_trusted_only_from_the_hubs() {
     let expected =
         "PROBLEM  address       \"gated\": civitai.com returned status 401: the token in CIVITAI_TOKEN was rejected";
     assert!(boot.status == 1 && boot.output.contains(expected), "{} {}", boot.output, boot.log);
+}
+
+#[tokio::test]
+async fn mirrors_are_probed_and_a_live_one_makes_a_model_reachable() {
+    let machine = Machine::new("probemirrors", "");
+    let (hub, store) = (&machine.hub, &machine.store);
+    let db = Db::lenient().await;
+    let path = machine.folder.join("probe.prom");
+    let file = content(1, 5_000);
+    let sha256 = sum("sha256sum", &file);
+    let good = store.put("/good", Way::File(file));
+    let shorter = store.put("/shorter", Way::File(content(2, 4_000)));
+    let [gone, also_gone] = ["/gone", "/also-gone"].map(|path| store.put(path, Way::Status(404)));
+    let another = hub.put("/o/m/resolve/main/x", Way::Raw(linked(&good, &"0b".repeat(32), 5_000)));
+    for (id, url, mirrors) in [
+        ("all dead", &gone, vec![&*also_gone]),
+        ("alive", &good, vec![&*gone, &good, &shorter, &another, "ftp://example.org/x"]),
+        ("mirror only", &gone, vec![&*also_gone, &shorter]),
+    ] {
+        add(&db, id, url, false, "", if id == "alive" { &sha256 } else { "" }).await;
+        let update = "UPDATE models SET mirrors = to_jsonb($2::text[]) WHERE id = $1";
+        db.client.execute(update, &[&id, &mirrors]).await.unwrap();
+    }
+    let arguments = ["--attempts", "1", "--url-schemes", "http,ftp", "--metrics-file", path.to_str().unwrap()];
+    let boot = probe(&machine, &db, &arguments);
+    let dead = "127.0.0.1 returned status 404: the URL in the catalog is dead";
+    for line in [
+        &*format!("PROBLEM  address       \"all dead\": {dead}\n"),
+        &format!("warning  mirror        \"all dead\": mirrors[0]: {dead}\n"),
+        "ok       address       \"alive\": 5000 bytes at 127.0.0.1\n",
+        &format!("warning  mirror        \"alive\": mirrors[0]: {dead}\n"),
+        "ok       mirror        \"alive\": mirrors[1]: 5000 bytes at 127.0.0.1\n",
+        "warning  mirror        \"alive\": mirrors[2] is another file: it has 4000 bytes, that of download_url 5000\n",
+        "warning  mirror        \"alive\": mirrors[3] is another file: its hash is not that of the row, so machines refuse it\n",
+        "mirrors[4]: its catalog entry is invalid: machines download by http and https, not by ftp\n",
+        &format!("warning  address       \"mirror only\": {dead}; machines download from a mirror\n"),
+        "ok       mirror        \"mirror only\": mirrors[1]: 4000 bytes at 127.0.0.1\n",
+    ] {
+        assert!(boot.output.contains(line), "no `{line}` in {} {}", boot.output, boot.log);
+    }
+    assert!(boot.status == 1 && boot.output.contains("\nproblems: 1, "), "{}", boot.output);
+    let text = std::fs::read_to_string(&path).unwrap();
+    for line in [
+        "catalog_probe_models{outcome=\"reachable\"} 2\n",
+        "catalog_probe_models{outcome=\"unreachable\"} 1\n",
+        "catalog_probe_model_unreachable{model=\"all dead\",reason=\"not_found\"} 1\n",
+    ] {
+        assert!(text.contains(line), "no `{line}` in {text}");
+    }
+
+    // Only the file at download_url fills a row.
+    let found = json_of(&probe(&machine, &db, &["mirror only", "--attempts", "1", "--fill", "--json"]));
+    let model = &found["models"][0];
+    let mirror = json!({"reason": null, "detail": null, "host": "127.0.0.1", "bytes": 4000, "sha256": null});
+    assert_eq!((&model["outcome"], &model["filled"]), (&json!("reachable"), &json!([])), "{found:#}");
+    assert_eq!((&model["reason"], &model["mirrors"][1]), (&json!("not_found"), &mirror), "{found:#}");
 }
 
 #[tokio::test]
