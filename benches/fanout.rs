@@ -4,6 +4,8 @@
 //! `make bench-fanout` prints the table and writes it to `benches/results/fanout.md`. FANOUT_REPLICAS (200),
 //! FANOUT_CHANGES (100) and FANOUT_IDLE_SECONDS (30) set its duration. All replicas share one thread of this process.
 
+#[path = "scale/heading.rs"]
+mod heading;
 #[path = "scale/probe.rs"]
 #[allow(dead_code, reason = "the bench of sizes uses the rest")]
 mod probe;

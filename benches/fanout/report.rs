@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
+use crate::heading::heading;
 use crate::probe::Latencies;
-use crate::{MODELS, POLL_INTERVAL, Result, Setup, process};
+use crate::{MODELS, POLL_INTERVAL, Result, Setup};
 
 /// The measurements with one number of replicas; CPU times are in seconds.
 pub struct Row {
@@ -31,20 +32,13 @@ pub struct Row {
 
 /// The table, with a conclusion.
 pub fn report(rows: &[Row], changes: usize, version: &str) -> Result<String> {
-    let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
-    let cpu = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    let cores = std::thread::available_parallelism()?;
-    let load = std::fs::read_to_string("/proc/loadavg")?;
-    let date = process::output("date", &["+%Y-%m-%d"])?;
-    let mut text = format!(
-        "# Fan-out\n\nWritten by `make bench-fanout` on {}; not edited by hand. Machine: {} {cores} cores; load average \
-         at the end {}. PostgreSQL {version} without fsync, {MODELS} models, {changes} changes of one row, one after the \
-         other. The replicas are loaders on one thread; they, Postgres, its streaming standby and the benchmark share the \
-         cores, so the times include the CPU time of all replicas, which run on separate machines in production.\n\n| measurement |",
-        date.trim(),
-        cpu.trim_start_matches(['\t', ' ', ':']),
-        load.split(' ').next().unwrap_or_default(),
-    );
+    let mut text = heading("Fan-out", "bench-fanout")?;
+    write!(
+        text,
+        " PostgreSQL {version} without fsync, {MODELS} models, {changes} changes of one row, one after the other. The \
+         replicas are loaders on one thread; they, Postgres, its streaming standby and the benchmark share the cores, so \
+         the times include the CPU time of all replicas, which run on separate machines in production.\n\n| measurement |",
+    )?;
     for row in rows {
         write!(text, " {} |", row.setup.title())?;
     }

@@ -4,6 +4,7 @@
 //! SCALE_SINGLE_CHANGES set its duration.
 
 mod cores;
+mod heading;
 mod probe;
 #[path = "../load/process.rs"]
 #[allow(dead_code, reason = "the load bench uses the rest")]
@@ -13,6 +14,7 @@ mod subject;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
+use heading::heading;
 use probe::{Latencies, Probe};
 use subject::{Database, Server, Source};
 
@@ -142,19 +144,9 @@ fn median(mut times: Vec<Duration>) -> Duration {
 }
 
 fn report(rows: &[Row], churn: usize) -> Result<String> {
-    let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
-    let cpu = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    let cores = std::thread::available_parallelism()?;
-    let load = std::fs::read_to_string("/proc/loadavg")?;
-    let date = process::output("date", &["+%Y-%m-%d"])?;
-    let mut text = format!(
-        "# Scale\n\nWritten by `make bench-scale` on {}; not edited by hand. Machine: {} {cores} cores; load average at \
-         the end {}. During lookups the serving thread and the probe share one core; Postgres, the loader and the rest of \
-         the benchmark share the other.\n\n| measurement |",
-        date.trim(),
-        cpu.trim_start_matches(['\t', ' ', ':']),
-        load.split(' ').next().unwrap_or_default(),
-    );
+    let mut text = heading("Scale", "bench-scale")?;
+    text += " During lookups the serving thread and the probe share one core; Postgres, the loader and the rest of the \
+             benchmark share the other.\n\n| measurement |";
     for row in rows {
         write!(text, " {} models |", row.models)?;
     }
