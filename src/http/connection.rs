@@ -144,6 +144,13 @@ impl Connection {
         handled.response
     }
 
+    /// Bytes are written. While there is no request, they are hyper's refusal of what followed the last one.
+    fn sending(&self) {
+        if self.phase.load(Relaxed) == IDLE {
+            self.phase.store(REQUEST, Relaxed);
+        }
+    }
+
     /// All that was written has been sent. Before the response that may be a `100 Continue`.
     fn flushed(&self) {
         if self.phase.load(Relaxed) == RESPONSE {
@@ -338,6 +345,7 @@ impl AsyncRead for Io {
 
 impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.connection.sending();
         match self.attempt(|mut stream| stream.write(bytes)) {
             Some(written) => Poll::Ready(written),
             None => self.registered()?.poll_write(context, bytes),
@@ -349,6 +357,7 @@ impl AsyncWrite for Io {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.connection.sending();
         match self.attempt(|mut stream| stream.write_vectored(slices)) {
             Some(written) => Poll::Ready(written),
             None => self.registered()?.poll_write_vectored(context, slices),
