@@ -47,8 +47,7 @@ impl Outcome {
     }
 
     /// The outcome of one address.
-    #[must_use]
-    pub fn of_address(tokens: &Tokens, row: &Row, url: &Url, result: &Result<File, Failure>) -> Self {
+    fn of_address(tokens: &Tokens, row: &Row, url: &Url, result: &Result<File, Failure>) -> Self {
         match result {
             Ok(_) => Self::Reachable,
             Err(failure) => match failure.problem.code() {
