@@ -105,7 +105,8 @@ async fn duplicate_ids_are_resolved_alike_on_every_replica() {
         }
     }
     assert_eq!(server.get("/readyz").await.json()["revision"], second.get("/readyz").await.json()["revision"]);
-    assert!(server.log().iter().any(|line| line.contains("another row has the same id")), "{:#?}", server.log());
+    let reason = "another row has the same id";
+    server.until(reason, |s| std::future::ready(s.logged(reason) > 0)).await;
 
     db.sql("DELETE FROM loose WHERE name = 'x1'").await;
     wait_for_rejected(&server, 0).await;
