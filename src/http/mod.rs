@@ -126,6 +126,7 @@ struct Exchange {
     route: Route,
     /// No request may follow on this connection.
     closes: bool,
+    has_body: bool,
     /// Set if the route is subject to CORS.
     origin: Option<HeaderValue>,
 }
@@ -184,18 +185,14 @@ impl Handler {
         // A response changes nothing that is shared, so going on after a panic is sound. The panic hook has logged it.
         let begun = catch_unwind(AssertUnwindSafe(|| self.respond_now(exchange.route, &mut request, peer)));
         match begun.unwrap_or_else(|_| Either::Left(self.with_revision(response::internal_error()))) {
-            Either::Left(response) => {
-                Either::Left(ready(self.finish(exchange, response, !request.body().is_end_stream())))
-            }
+            Either::Left(response) => Either::Left(ready(self.finish(exchange, response, false))),
             Either::Right(deferred) => {
                 let handler = Arc::clone(self);
-                let body = request.into_body();
-                let has_body = !body.is_end_stream();
-                let responding = AssertUnwindSafe(Arc::clone(self).respond(deferred, body)).catch_unwind();
-                Either::Right(responding.map(move |responded| {
-                    let (response, body_unread) =
-                        responded.unwrap_or_else(|_| (handler.with_revision(response::internal_error()), has_body));
-                    handler.finish(exchange, response, body_unread)
+                let responding = Arc::clone(self).respond(deferred, request.into_body());
+                Either::Right(AssertUnwindSafe(responding).catch_unwind().map(move |responded| {
+                    let (response, body_read) =
+                        responded.unwrap_or_else(|_| (handler.with_revision(response::internal_error()), false));
+                    handler.finish(exchange, response, body_read)
                 }))
             }
         }
@@ -205,14 +202,16 @@ impl Handler {
         let route = self.route(request.method(), request.uri().path());
         // RFC 9112 §6.1: a request with both a length and chunks is read by its chunks, and no other may follow it.
         // hyper does not show the length then.
-        let chunked = !request.body().is_end_stream() && request.headers().contains_key(TRANSFER_ENCODING);
+        let has_body = !request.body().is_end_stream();
+        let chunked = has_body && request.headers().contains_key(TRANSFER_ENCODING);
         let closes = self.is_draining() || chunked;
         let cors = self.api.cors.as_ref().filter(|_| is_limited(route));
         let origin = cors.and_then(|_| request.headers().get(ORIGIN).cloned());
-        Exchange { received, route, closes, origin }
+        Exchange { received, route, closes, has_body, origin }
     }
 
-    fn finish(&self, exchange: Exchange, mut response: Response, body_unread: bool) -> Handled {
+    fn finish(&self, exchange: Exchange, mut response: Response, body_read: bool) -> Handled {
+        let body_unread = exchange.has_body && !body_read;
         if let Some(cors) = self.api.cors.as_ref().filter(|_| is_limited(exchange.route)) {
             cors.allow(exchange.origin.as_ref(), &mut response);
         }
@@ -287,14 +286,13 @@ impl Handler {
         })
     }
 
-    /// The response, and whether the body was not read to its end. Each route has a future of its own, no larger than
+    /// The response, and whether the body was read to its end. Each route has a future of its own, no larger than
     /// that route needs: thousands of requests for snapshots may wait at a time.
     fn respond<B>(self: Arc<Self>, deferred: Deferred, mut body: B) -> impl Future<Output = (Response, bool)>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let has_body = !body.is_end_stream();
         match deferred {
             Deferred::Batch(head) => Either::Left(async move {
                 let mut reservation = self.api.memory.reserve();
@@ -302,15 +300,15 @@ impl Handler {
                     Ok(body) => self.batch(head, &body, reservation),
                     Err(response) => self.with_revision(response),
                 };
-                (response, !body.is_end_stream())
+                (response, body.is_end_stream())
             }),
             Deferred::Models(query) => Either::Right(Either::Left(async move {
                 let response = models::respond(&self.api, query).await;
-                (response, has_body)
+                (response, false)
             })),
             Deferred::Snapshot(request) => {
                 let responding = snapshot::respond(Arc::clone(&self.api), request);
-                Either::Right(Either::Right(responding.map(move |response| (response, has_body))))
+                Either::Right(Either::Right(responding.map(|response| (response, false))))
             }
         }
     }

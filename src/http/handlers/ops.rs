@@ -96,6 +96,7 @@ pub fn readyz(api: &Api) -> Response {
 /// All metrics in the Prometheus text format.
 pub fn metrics(api: &Api) -> Response {
     api.metrics.ready.set(i64::from(status(api, api.store.load().is_some()) == READY));
+    api.metrics.upstream.waiters.set(api.snapshots.waiting().try_into().unwrap_or(i64::MAX));
     match api.metrics.render() {
         Ok(text) => response::with_type(StatusCode::OK, HeaderValue::from_static(prometheus::TEXT_FORMAT), text),
         Err(error) => response::serialization_failed("/metrics", &error),

@@ -15,7 +15,7 @@ use flate2::write::GzEncoder;
 use futures_util::FutureExt;
 use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue, VARY};
 use hyper::{HeaderMap, Request, StatusCode, Uri};
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 
 use super::models::NICE;
 use crate::catalog::snapshot::Snapshot;
@@ -40,6 +40,8 @@ type State = PersistedSnapshot<Arc<Snapshot>>;
 #[derive(Debug)]
 pub struct SnapshotFeed {
     latest: watch::Receiver<Pending>,
+    max_waiters: usize,
+    /// A permit is held by each waiting request.
     waiters: Semaphore,
     /// The compressed snapshot of a revision. The lock is held while one is rendered.
     compressed: Arc<Mutex<Option<(u64, Bytes)>>>,
@@ -50,8 +52,13 @@ impl SnapshotFeed {
     /// response at once. When the sender is dropped, all waiting requests do.
     #[must_use]
     pub fn new(latest: watch::Receiver<Pending>, max_waiters: usize) -> Self {
-        let waiters = Semaphore::new(max_waiters.min(Semaphore::MAX_PERMITS));
-        Self { latest, waiters, compressed: Arc::default() }
+        let max_waiters = max_waiters.min(Semaphore::MAX_PERMITS);
+        Self { latest, max_waiters, waiters: Semaphore::new(max_waiters), compressed: Arc::default() }
+    }
+
+    /// The number of requests that wait.
+    pub fn waiting(&self) -> usize {
+        self.max_waiters - self.waiters.available_permits()
     }
 
     fn latest(&self) -> Option<State> {
@@ -74,11 +81,16 @@ fn parse_wait(uri: &Uri) -> Result<Duration, String> {
 /// What a request asks for.
 #[derive(Debug)]
 pub struct SnapshotRequest {
-    /// The revision that the client has, if it is the current one.
-    known: Option<u64>,
+    known: Option<Known>,
+    compress: bool,
+}
+
+/// Set if the client has the current snapshot.
+#[derive(Debug)]
+struct Known {
+    revision: u64,
     /// How long the request may wait for another revision.
     wait: Duration,
-    compress: bool,
 }
 
 /// Reads the head of a request.
@@ -91,50 +103,39 @@ pub fn parse<B>(api: &Api, request: &Request<B>) -> Result<SnapshotRequest, Resp
     let wait = parse_wait(request.uri())
         .map_err(|message| with_revision(response::error(StatusCode::BAD_REQUEST, &message), &latest.snapshot))?;
     let revision = latest.snapshot.revision();
-    let known = matches_etag(request.headers(), &entity_tag(revision)).then_some(revision);
-    Ok(SnapshotRequest { known, wait, compress: accepts_gzip(request.headers()) })
+    let known = matches_etag(request.headers(), &entity_tag(revision)).then_some(Known { revision, wait });
+    Ok(SnapshotRequest { known, compress: accepts_gzip(request.headers()) })
 }
 
 /// The snapshot, or 304 if its revision is the known one. If the request asks for it, waits first until it is another.
 #[expect(clippy::manual_async_fn, reason = "an async fn would keep its arguments twice, for as long as it waits")]
 pub fn respond(api: Arc<Api>, request: SnapshotRequest) -> impl Future<Output = Response> {
     async move {
-        if let Some(known) = request.known.filter(|_| !request.wait.is_zero() && !api.draining.load(Relaxed))
-            && let Ok(_permit) = api.snapshots.waiters.try_acquire()
-        {
-            let _gauge = WaiterGauge::new(&api.metrics.upstream.waiters);
-            let mut latest = api.snapshots.latest.clone();
-            let changed =
-                latest.wait_for(|state| state.as_ref().is_some_and(|state| state.snapshot.revision() != known));
-            let _ = tokio::time::timeout(request.wait, changed).await;
-        }
-        if let Some(response) = request.known.and_then(|known| not_modified(&api, known)) {
-            return response;
+        if let Some(known) = &request.known {
+            let permit = permit_to_wait(&api, known);
+            if permit.is_some() {
+                let mut latest = api.snapshots.latest.clone();
+                let changed = latest
+                    .wait_for(|state| state.as_ref().is_some_and(|state| state.snapshot.revision() != known.revision));
+                let _ = tokio::time::timeout(known.wait, changed).await;
+            }
+            if let Some(response) = not_modified(&api, known) {
+                return response;
+            }
         }
         if request.compress { compressed(&api).await } else { plain(&api).await }
     }
 }
 
+fn permit_to_wait<'a>(api: &'a Api, known: &Known) -> Option<SemaphorePermit<'a>> {
+    let waits = !known.wait.is_zero() && !api.draining.load(Relaxed);
+    waits.then(|| api.snapshots.waiters.try_acquire().ok())?
+}
+
 /// The response to a client that has the latest revision.
-fn not_modified(api: &Api, known: u64) -> Option<Response> {
-    let latest = api.snapshots.latest().filter(|latest| latest.snapshot.revision() == known)?;
+fn not_modified(api: &Api, known: &Known) -> Option<Response> {
+    let latest = api.snapshots.latest().filter(|latest| latest.snapshot.revision() == known.revision)?;
     Some(finish(response::not_modified(), &latest.snapshot))
-}
-
-/// Counts a waiting request until it is dropped.
-struct WaiterGauge<'a>(&'a prometheus::IntGauge);
-
-impl<'a> WaiterGauge<'a> {
-    fn new(gauge: &'a prometheus::IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for WaiterGauge<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 /// The compressed snapshot of the latest state, rendered unless another request did.

@@ -105,7 +105,7 @@ async fn unusable_files_are_refused_and_the_last_good_one_stays() {
         let refused = edge.metric("catalog_refreshes_total{kind=\"upstream\",outcome=\"error\"}").await;
         std::fs::rename(&new, &path).unwrap();
         edge.until(reason, |s| async move {
-            s.metric("catalog_refreshes_total{kind=\"upstream\",outcome=\"error\"}").await == refused + 1.0
+            s.metric("catalog_refreshes_total{kind=\"upstream\",outcome=\"error\"}").await > refused
         })
         .await;
         assert_eq!(edge.get("/api/models/a").await.revision(), revision, "{reason}");
