@@ -52,6 +52,29 @@ impl Drop for Balancer {
     }
 }
 
+/// Edges wait for 30 s at a time.
+#[tokio::test]
+async fn haproxy_lets_edges_wait() {
+    let db = Db::new().await;
+    let replicas = [Server::start(&db).await, Server::start(&db).await];
+    for id in ["a", "b"] {
+        db.add(id).await;
+    }
+    for replica in &replicas {
+        replica.until("both are served", |s| async move { s.get("/api/models/b").await.status == 200 }).await;
+    }
+    let balancer = Balancer::start(&replicas, &[]).await;
+    let tag = replicas[0].get("/api/snapshot").await.header("etag").to_owned();
+    let mut stream = TcpStream::connect(&balancer.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let request =
+        format!("GET /api/snapshot?wait=31s HTTP/1.1\r\nhost: x\r\nif-none-match: {tag}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    assert!(response.starts_with("HTTP/1.1 304 "), "{response}");
+}
+
 /// A client that sends one batch and checks the whole response.
 struct Client {
     address: String,
