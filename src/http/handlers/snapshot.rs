@@ -20,7 +20,6 @@ use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 use super::models::NICE;
 use crate::catalog::snapshot::Snapshot;
 use crate::http::etag::{entity_tag, matches_etag, with_etag};
-use crate::http::memory_budget::MemoryBudget;
 use crate::http::response::{self, Response};
 use crate::http::{Api, SNAPSHOT, with_revision};
 use crate::loader::persist::Pending;
@@ -150,9 +149,13 @@ async fn compressed(api: &Api) -> Response {
         Some(body) => Ok(body),
         None => {
             *compressed = None;
-            // The lock goes with the work, which goes on when its client has disconnected.
-            let keep = move |body: &Bytes| *compressed = Some((revision, body.clone()));
-            render(latest, api.memory.clone(), write_compressed, keep).await
+            let memory = api.memory.clone();
+            // The guard moves into the task, which continues if the client disconnects.
+            let keep = move |body| {
+                *compressed = Some((revision, memory.try_bytes(body)?));
+                compressed.as_ref().map(|(_, body)| body.clone())
+            };
+            render(latest, write_compressed, keep).await
         }
     };
     match body {
@@ -168,27 +171,28 @@ async fn compressed(api: &Api) -> Response {
 async fn plain(api: &Api) -> Response {
     let Some(latest) = api.snapshots.latest() else { return response::not_loaded() };
     let snapshot = Arc::clone(&latest.snapshot);
-    match render(latest, api.memory.clone(), write_plain, |_| {}).await {
+    // Reserved before it is rendered: any number of clients may ask for it at a time.
+    let mut reservation = api.memory.reserve();
+    if !reservation.try_resize(plain_size(&snapshot)) {
+        return with_revision(response::out_of_memory(), &snapshot);
+    }
+    let keep = move |body: Vec<u8>| reservation.try_resize(body.capacity()).then(|| reservation.into_bytes(body));
+    match render(latest, write_plain, keep).await {
         Ok(body) => finish(with_body(body), &snapshot),
         Err(response) => with_revision(response, &snapshot),
     }
 }
 
-/// Renders a state on a thread beside the workers, and calls `done` there with the result.
+/// Renders a state on a thread beside the workers. `keep` counts the memory that the result takes, if there is room.
 fn render(
     state: State,
-    memory: MemoryBudget,
     write: fn(&State) -> io::Result<Vec<u8>>,
-    done: impl FnOnce(&Bytes) + Send + 'static,
+    keep: impl FnOnce(Vec<u8>) -> Option<Bytes> + Send + 'static,
 ) -> impl Future<Output = Result<Bytes, Response>> {
     let rendered = tokio::task::spawn_blocking(move || {
-        // Repeating it costs one system call; where it is forbidden, the work is only less polite.
+        // Repeating it costs one system call; where it is forbidden, the task runs at normal priority.
         let _ = rustix::process::setpriority_process(None, NICE);
-        let body = memory.try_bytes(write(&state)?);
-        if let Some(body) = &body {
-            done(body);
-        }
-        io::Result::Ok(body)
+        write(&state).map(keep)
     });
     rendered.map(|rendered| match rendered {
         Ok(Ok(Some(body))) => Ok(body),
@@ -199,8 +203,13 @@ fn render(
     })
 }
 
+/// Bytes of a snapshot without its header and checksum, one line per model.
+fn plain_size(snapshot: &Snapshot) -> usize {
+    snapshot.bytes() + snapshot.len()
+}
+
 fn write_plain(state: &State) -> io::Result<Vec<u8>> {
-    let mut body = Vec::with_capacity(state.snapshot.bytes() + state.snapshot.len());
+    let mut body = Vec::with_capacity(plain_size(&state.snapshot));
     snapshot_file::write_to(&mut body, state)?;
     Ok(body)
 }
@@ -222,15 +231,17 @@ fn finish(response: Response, snapshot: &Snapshot) -> Response {
     with_revision(response, snapshot)
 }
 
-/// Whether `Accept-Encoding` names gzip, or any encoding, with a weight above 0 (RFC 9110 §12.5.3).
+/// Whether `Accept-Encoding` gives gzip, or else `*`, a weight above 0 (RFC 9110 §12.5.3).
 fn accepts_gzip(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    let mut encodings = values.flat_map(|value| value.split(','));
-    encodings.any(|encoding| {
-        let (name, weight) = encoding.split_once(';').unwrap_or((encoding, ""));
-        let weight = weight.trim().strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok());
-        ["gzip", "*"].iter().any(|known| name.trim().eq_ignore_ascii_case(known)) && weight != Some(0.0)
-    })
+    let accepts = |wanted: &str| {
+        let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).find_map(|encoding| {
+            let (name, weight) = encoding.split_once(';').unwrap_or((encoding, ""));
+            let weight = weight.trim().strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok());
+            name.trim().eq_ignore_ascii_case(wanted).then_some(weight != Some(0.0))
+        })
+    };
+    accepts("gzip").or_else(|| accepts("*")).unwrap_or(false)
 }
 
 #[cfg(test)]
@@ -246,6 +257,8 @@ mod tests {
             ("", false),
             ("identity", false),
             ("gzip;q=0, br", false),
+            ("*, gzip;q=0", false),
+            ("*;q=0, gzip", true),
             ("x-gzip", false),
         ] {
             let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(value))]);

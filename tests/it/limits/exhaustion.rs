@@ -175,6 +175,7 @@ async fn responses_over_the_memory_budget_return_503() {
     for (method, path, body) in [
         ("GET", "/api/models/a", ""),
         ("GET", "/api/models", ""),
+        ("GET", "/api/snapshot", ""),
         ("POST", batch, body_a),
         ("POST", batch, r#"{"model_ids":["a"],"resolve_dependencies":true}"#),
     ] {
@@ -191,6 +192,45 @@ async fn responses_over_the_memory_budget_return_503() {
     ] {
         assert_eq!(send(method, path, body).status, 200, "{path} {body}");
     }
+}
+
+fn peak_memory(server: &Server) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim_end_matches("kB").trim().parse::<usize>().unwrap() * 1024
+}
+
+#[tokio::test]
+async fn snapshots_rendered_for_many_clients_stay_within_the_memory_budget() {
+    const BUDGET: usize = 32 << 20;
+    let (db, server) =
+        with_a(&[], &[("CATALOG_MAX_BUFFER_BYTES", &BUDGET.to_string()), ("CATALOG_THREADS", "1")]).await;
+    db.sql(
+        "INSERT INTO models (id, name, download_url, save_path, description) \
+            SELECT 'big' || n, 'n', 'https://example.org/', 'big/' || n, repeat('x', 4000) FROM generate_series(1, 2000) n",
+    )
+    .await;
+    server.until("all are served", |s| async move { s.metric("catalog_models").await == 2001.0 }).await;
+    let before = peak_memory(&server);
+    let mut clients: Vec<_> = (0..100).map(|_| connect(&server.address)).collect();
+    for client in &mut clients {
+        client.write_all(b"GET /api/snapshot HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    }
+    let mut statuses = [0; 2];
+    for client in &mut clients {
+        let mut start = [0; 12];
+        client.read_exact(&mut start).unwrap();
+        match &start {
+            b"HTTP/1.1 200" => statuses[0] += 1,
+            b"HTTP/1.1 503" => statuses[1] += 1,
+            _ => panic!("{}", String::from_utf8_lossy(&start)),
+        }
+    }
+    let used = peak_memory(&server) - before;
+    assert!(statuses[0] >= 3 && statuses[1] > 0, "200 and 503: {statuses:?}");
+    assert!(used < 2 * BUDGET, "{used} bytes for {statuses:?}");
+    drop(clients);
+    server.until("the memory is free again", |s| async move { s.get("/api/snapshot").await.status == 200 }).await;
 }
 
 /// Connects with a small receive buffer.
