@@ -31,7 +31,7 @@ const PAUSE_PER_READ: u32 = 9;
 pub struct Standby {
     /// The transactions whose changes were read, as runs of consecutive ids, by their first id.
     applied: BTreeMap<u64, Run>,
-    /// The last state of replay, and when its position was first seen.
+    /// The last state of replay, and when it was first seen: this position with WAL to replay.
     replay: Option<(Replay, Instant)>,
     /// Duration of the last delta.
     took: Duration,
@@ -109,7 +109,7 @@ impl Standby {
             Some((last, _)) if now.lsn < last.lsn => {
                 return Err(ReadError::ReplayWentBack { from: last.lsn, to: now.lsn });
             }
-            Some((last, since)) if now.lsn == last.lsn && !now.caught_up => *since,
+            Some((last, since)) if now.lsn == last.lsn && !now.caught_up && !last.caught_up => *since,
             _ => Instant::now(),
         };
         let stalled = since.elapsed() >= STALL_LIMIT;
@@ -247,5 +247,12 @@ mod tests {
             standby.on_replay(Replay { lsn, lag_seconds: None, caught_up }).expect("not before the last position");
             assert_eq!(standby.stall_logged, stalled, "{lsn} {caught_up}");
         }
+        // Nothing was to be replayed until just now.
+        let last = Replay { lsn: 5, lag_seconds: None, caught_up: true };
+        let mut standby = Standby { replay: Some((last, long_ago)), ..Standby::default() };
+        standby
+            .on_replay(Replay { lsn: 5, lag_seconds: None, caught_up: false })
+            .expect("not before the last position");
+        assert!(!standby.stall_logged);
     }
 }

@@ -55,12 +55,25 @@ impl Position {
         self.history == later.history && self.xmax() <= later.xmax()
     }
 
-    /// Whether it is an earlier state of the same history than `other`. All snapshots of one server have an order:
-    /// transactions only begin, which raises `xmax`, and end, which below the same `xmax` leaves fewer of them running.
+    /// Whether it is known to be an earlier state than `other` of the same database.
+    ///
+    /// Snapshots of one primary have an order: transactions only begin, which raises `xmax`, and end, which below the
+    /// same `xmax` leaves fewer of them running. Those of its standbys do not list what runs, but have an xmin; the end
+    /// of a transaction between both shows in neither, so two such states count as equal. Between a primary and a
+    /// standby only `xmax` can be compared: it follows the last transaction that has ended.
     #[must_use]
     pub fn is_before(&self, other: &Self) -> bool {
-        let order = |position: &Self| (position.xmax(), Reverse(position.running().len()));
-        self.history == other.history && order(self) < order(other)
+        if self.history == other.history {
+            let order = |position: &Self| (position.xmax(), Reverse(position.running().len()), position.xmin());
+            return order(self) < order(other);
+        }
+        let same_database = self.is_standby() != other.is_standby() && self.database().eq(other.database());
+        same_database && self.xmax() < other.xmax()
+    }
+
+    /// The parts of the history that a primary and its standbys have in common.
+    fn database(&self) -> impl Iterator<Item = &str> {
+        self.history.split('/').enumerate().filter(|(place, _)| *place != 1).map(|(_, part)| part)
     }
 }
 
@@ -79,5 +92,25 @@ mod tests {
                 assert!(!position("a", snapshot).is_before(&position("b", other)), "{snapshot} {other}");
             }
         }
+    }
+
+    #[test]
+    fn positions_of_standbys_are_ordered_by_xmin_and_those_of_other_servers_by_xmax() {
+        let before = |(history, snapshot): (&str, &str), (other, later): (&str, &str)| {
+            let position =
+                |history: &str, snapshot: &str| Position { history: history.into(), snapshot: snapshot.into() };
+            position(history, snapshot).is_before(&position(other, later))
+        };
+        let (primary, standby) = ("1/00000001/5/2", "1/standby/5/2");
+        assert!(before((standby, "100:102:"), (standby, "102:102:")));
+        assert!(!before((standby, "102:102:"), (standby, "100:102:")));
+        for (one, other) in [(primary, standby), (standby, primary)] {
+            assert!(before((one, "100:102:"), (other, "100:103:")));
+            assert!(!before((one, "100:102:"), (other, "102:102:")) && !before((one, "100:103:"), (other, "100:102:")));
+        }
+        for other in ["2/00000001/5/2", "1/00000001/6/2", "1/00000001/5/3"] {
+            assert!(!before((standby, "100:102:"), (other, "100:103:")), "{other}");
+        }
+        assert!(!before((primary, "100:102:"), ("1/00000002/5/2", "100:103:")));
     }
 }
