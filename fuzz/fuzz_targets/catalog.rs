@@ -30,7 +30,7 @@ pub fn snapshot() -> Snapshot {
 #[allow(dead_code, reason = "not every target sends requests")]
 pub fn handler() -> Arc<Handler> {
     let store = Arc::new(Store::default());
-    Publisher::new(Arc::clone(&store)).publish(snapshot());
+    Publisher::new(Arc::clone(&store)).publish(Arc::new(snapshot()));
     let limits = Limits { batch_ids: 20, body_bytes: 4096 };
     let metrics = Arc::new(Metrics::new().expect("metrics"));
     let api = Api::new(store, metrics, limits, MemoryBudget::new(1 << 24));

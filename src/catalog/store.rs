@@ -107,11 +107,9 @@ impl Publisher {
     }
 
     /// Replaces the current snapshot; requests that begin after this returns are served from the new one.
-    pub fn publish(&mut self, snapshot: Snapshot) -> Arc<Snapshot> {
-        let snapshot = Arc::new(snapshot);
-        self.retired.extend(self.store.current.swap(Some(Arc::clone(&snapshot))));
+    pub fn publish(&mut self, snapshot: Arc<Snapshot>) {
+        self.retired.extend(self.store.current.swap(Some(snapshot)));
         self.sweep();
-        snapshot
     }
 
     /// Records that the current snapshot equals the content of the source at `sync.at` or later.

@@ -363,8 +363,9 @@ impl Loader {
         self.position = position;
         self.resume.advance(self.position.as_ref());
         if changed > 0 || history_changed || snapshot.rejected() != self.current.rejected() {
-            self.current = self.output.publish(snapshot);
+            self.current = Arc::new(snapshot);
             self.persist();
+            self.output.publish(Arc::clone(&self.current));
         }
         let replay_lag_seconds = self.standby.replay_lag_seconds();
         self.metrics.replay_lag.set(replay_lag_seconds.unwrap_or_default());

@@ -27,10 +27,9 @@ impl Output {
     }
 
     /// Replaces the snapshot that requests are served from.
-    pub fn publish(&mut self, snapshot: Snapshot) -> Arc<Snapshot> {
-        let snapshot = self.publisher.publish(snapshot);
+    pub fn publish(&mut self, snapshot: Arc<Snapshot>) {
         report::update_gauges(&self.metrics, &snapshot);
-        snapshot
+        self.publisher.publish(snapshot);
     }
 
     /// Whether there is a snapshot to serve.
@@ -39,7 +38,8 @@ impl Output {
         self.publisher.has_published()
     }
 
-    /// Hands the published snapshot, with what is needed to resume from it, to the snapshot file and `/api/snapshot`.
+    /// Hands a snapshot, with what is needed to resume from it, to the snapshot file and `/api/snapshot`. To be called
+    /// before [`Output::publish`], so that a client that sees a revision can also get its snapshot.
     pub fn persist(&self, state: PersistedSnapshot<Arc<Snapshot>>) {
         self.pending.send_replace(Some(state));
     }
@@ -47,11 +47,12 @@ impl Output {
     /// Publishes a snapshot that was read from the snapshot file, which is not written again.
     pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) -> PersistedSnapshot<Arc<Snapshot>> {
         let PersistedSnapshot { snapshot, position, as_of, rules } = persisted;
-        let state = PersistedSnapshot { snapshot: self.publish(snapshot), position, as_of, rules };
+        let state = PersistedSnapshot { snapshot: Arc::new(snapshot), position, as_of, rules };
         self.pending.send_if_modified(|pending| {
             *pending = Some(state.clone());
             false
         });
+        self.publish(Arc::clone(&state.snapshot));
         state
     }
 

@@ -128,8 +128,8 @@ impl Client {
         Ok(Self { http, token })
     }
 
-    /// Reads the snapshot at `location` unless it is the version `known`. A server may hold the request back for `wait`
-    /// until it has another version.
+    /// Reads the snapshot at `location` unless it is the version `known`. A server may delay its response by up to
+    /// `wait`, until it has another version.
     ///
     /// # Errors
     /// See [`FetchError`].

@@ -33,9 +33,9 @@ const WAIT: Duration = Duration::from_secs(30);
 /// Minimum ratio of the pause after a change to the time that its transfer took: a large catalog that changes all the
 /// time takes a tenth of the time of the network and of a core, not all of it.
 const PAUSE_PER_TRANSFER: u32 = 9;
-/// How long an earlier state than the one served is refused. Replicas in touch with their database differ by less.
-/// After this time, the database has lost transaction ids in a crash, or all replicas that can be reached have lost it,
-/// and to wait on could mean to wait forever.
+/// How long an earlier state than the one served is refused while no upstream has the one served. Replicas in touch with
+/// their database differ by less. After this time, the database has lost transaction ids in a crash, or no replica that
+/// can be reached is in touch with it, and waiting longer could mean waiting forever.
 const MAX_BEHIND: Duration = Duration::from_secs(60);
 
 /// Settings of an [`Upstream`].
@@ -91,17 +91,11 @@ struct Source {
     tag: Option<client::Tag>,
     /// Why that snapshot was refused.
     refused: Option<Arc<str>>,
-    /// Since when its snapshots are older than the catalog served.
-    behind_since: Option<Instant>,
 }
 
 impl Source {
     fn new(location: Location) -> Self {
-        Self { location, tag: None, refused: None, behind_since: None }
-    }
-
-    fn is_overdue(&self) -> bool {
-        self.behind_since.is_some_and(|since| since.elapsed() >= MAX_BEHIND)
+        Self { location, tag: None, refused: None }
     }
 }
 
@@ -117,6 +111,8 @@ pub struct Upstream {
     active: usize,
     /// Whether the last request to the active upstream was successful.
     connected: bool,
+    /// When an upstream was first seen to have an earlier state than the one served, since one last had that.
+    behind_since: Option<Instant>,
     backoff: ReconnectBackoff,
 }
 
@@ -138,6 +134,7 @@ impl Upstream {
             output: Output::new(store, Arc::clone(&metrics), pending),
             active: fastrand::usize(..sources.len()),
             connected: false,
+            behind_since: None,
             settings,
             metrics,
             current: None,
@@ -190,10 +187,11 @@ impl Upstream {
         let started = Instant::now();
         let (condition, wait) = self.condition();
         let source = &self.sources[self.active];
-        let fetched = self.client.fetch(&source.location, condition, wait).await?;
-        match (fetched, source.refused.clone()) {
+        let fetched = self.client.fetch(&source.location, condition.clone(), wait).await?;
+        match (fetched, source.refused.clone().filter(|_| source.tag == condition)) {
             (Fetched::Unchanged, Some(reason)) => return Err(UpstreamError::Refused(reason)),
             (Fetched::Unchanged, None) => {
+                self.remember(condition, None);
                 self.metrics.upstream.requests.with_label_values(&["unchanged"]).inc();
                 if let Some(current) = &self.current {
                     self.output.record_sync(LastSync { at: Instant::now(), mode: None, replay_lag_seconds: None });
@@ -222,9 +220,8 @@ impl Upstream {
     /// first request after a failure does not wait: its response shows that the upstream is back.
     fn condition(&self) -> (Option<client::Tag>, Duration) {
         let source = &self.sources[self.active];
-        let overdue = source.is_overdue();
         let current = self.current.as_ref().map(|current| client::Tag::of_revision(current.snapshot.revision()));
-        let condition = source.tag.clone().filter(|_| !overdue).or(current);
+        let condition = source.tag.clone().filter(|_| !self.accepts_earlier()).or(current);
         let waits = condition.is_some() && self.connected && source.location.can_wait();
         (condition, if waits { WAIT } else { Duration::ZERO })
     }
@@ -241,33 +238,78 @@ impl Upstream {
         let revision = received.snapshot.revision();
         if let Some(current) = self.current.as_ref().filter(|current| current.snapshot.revision() != revision)
             && received.as_of.is_before(&current.as_of)
-            && !self.sources[self.active].is_overdue()
+            && !self.accepts_earlier()
         {
             return Err(Refusal::Behind);
         }
         let (rows, changed) = (received.snapshot.len(), received.snapshot.changes_since(&previous));
         let PersistedSnapshot { snapshot, position, as_of, .. } = received;
-        let snapshot = self.output.publish(snapshot);
-        let state = PersistedSnapshot { snapshot, position, as_of, rules: self.settings.rules.text() };
+        let state =
+            PersistedSnapshot { snapshot: Arc::new(snapshot), position, as_of, rules: self.settings.rules.text() };
         self.output.persist(state.clone());
+        self.output.publish(Arc::clone(&state.snapshot));
         self.output.record_sync(LastSync { at: received_at, mode: None, replay_lag_seconds: None });
         report::record_sync(&self.metrics, (RefreshKind::Upstream, None), received_at, rows, changed, &state.snapshot);
         self.current = Some(state);
         Ok(changed > 0)
     }
 
-    /// Records what the active upstream sent. A refused snapshot is not transferred again while it stays the same.
+    /// Whether the state served is not expected to come back.
+    fn accepts_earlier(&self) -> bool {
+        self.behind_since.is_some_and(|since| since.elapsed() >= MAX_BEHIND)
+    }
+
+    /// Records which version the active upstream has. One that was refused is not transferred again while it stays the
+    /// same and no upstream has one that can be served.
     fn remember(&mut self, tag: Option<client::Tag>, refusal: Option<&Refusal>) {
-        if refusal.is_none() {
-            // What the others had is not what is served now.
-            self.sources.iter_mut().for_each(|source| source.tag = None);
+        match refusal {
+            None => {
+                self.behind_since = None;
+                self.sources.iter_mut().for_each(|source| (source.tag, source.refused) = (None, None));
+            }
+            Some(Refusal::Behind) => _ = self.behind_since.get_or_insert_with(Instant::now),
+            Some(_) => {}
         }
         let source = &mut self.sources[self.active];
         source.tag = tag;
         source.refused = refusal.map(|refusal| refusal.to_string().into());
-        source.behind_since = match refusal {
-            Some(Refusal::Behind) => source.behind_since.or_else(|| Some(Instant::now())),
-            _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstream(urls: &[&str]) -> Upstream {
+        let settings = Settings {
+            locations: urls.iter().map(|url| Location::parse(url, 1).expect("a valid URL")).collect(),
+            interval: Duration::from_secs(1),
+            token: None,
+            rules: Rules::default(),
         };
+        let metrics = Arc::new(Metrics::new().expect("valid metrics"));
+        Upstream::new(settings, Arc::default(), metrics, watch::channel(None).0).expect("TLS can be set up")
+    }
+
+    #[test]
+    fn earlier_states_are_accepted_only_if_no_upstream_had_the_one_served_for_a_minute() {
+        let mut upstream = upstream(&["http://a.example", "http://b.example"]);
+        upstream.active = 0;
+        upstream.remember(Some(client::Tag::of_revision(1)), Some(&Refusal::Behind));
+        let since = upstream.behind_since.expect("a state was refused as earlier");
+        assert!(!upstream.accepts_earlier());
+        upstream.active = 1;
+        upstream.remember(Some(client::Tag::of_revision(2)), Some(&Refusal::Behind));
+        assert_eq!(upstream.behind_since, Some(since));
+        upstream.behind_since = since.checked_sub(MAX_BEHIND);
+        assert!(upstream.accepts_earlier());
+
+        upstream.remember(Some(client::Tag::of_revision(3)), None);
+        assert!(!upstream.accepts_earlier());
+        // What was refused before does not count any more.
+        assert!(upstream.sources.iter().all(|source| source.refused.is_none()) && upstream.sources[0].tag.is_none());
+        upstream.active = 0;
+        upstream.remember(Some(client::Tag::of_revision(1)), Some(&Refusal::Behind));
+        assert!(!upstream.accepts_earlier());
     }
 }

@@ -135,7 +135,8 @@ async fn handler_panic_returns_500_and_keeps_serving() {
         ..RawModel::default()
     };
     refresh.row("a", Ok(model));
-    let snapshot = Publisher::new(Arc::clone(&store)).publish(refresh.finish().snapshot);
+    let snapshot = Arc::new(refresh.finish().snapshot);
+    Publisher::new(Arc::clone(&store)).publish(Arc::clone(&snapshot));
     let metrics = Arc::new(Metrics::new().unwrap());
     let limits = Limits { batch_ids: 10, body_bytes: 100 };
     let api = Api::new(store, Arc::clone(&metrics), limits, MemoryBudget::new(1000));

@@ -200,7 +200,8 @@ async fn changes_reach_an_edge_of_an_edge_without_polling() {
     db.add("a").await;
     let replica = Server::start(&db).await;
     let first = Server::edge(&format!("http://{}", replica.address), &[("CATALOG_UPSTREAM_INTERVAL", "1h")]).await;
-    let second = Server::edge(&format!("http://{}/api/snapshot", first.address), &[]).await;
+    let url = format!("http://{}/api/snapshot", first.address);
+    let second = Server::edge(&url, &[("CATALOG_UPSTREAM_INTERVAL", "1h")]).await;
     second.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
     let mut times = Vec::new();
     for number in 0..10 {
@@ -300,4 +301,15 @@ async fn older_state_of_another_upstream_is_refused() {
     to_ahead.point_to(Some(&ahead.address));
     edge.until("it is in sync", |s| async move { s.metric("catalog_upstream_connected").await == 1.0 }).await;
     assert_eq!(edge.field("a", "name").await, "new");
+
+    // Once it has caught up, the first one is followed again.
+    sql(&client, "UPDATE models SET name = 'newer'").await;
+    edge.until_named("a", "newer").await;
+    to_postgres.set(Mode::Pass).await;
+    behind.until_named("a", "newer").await;
+    to_ahead.point_to(None);
+    edge.until("the second one is missed", |s| async move { s.metric("catalog_upstream_connected").await == 0.0 })
+        .await;
+    edge.until("the first one is followed", |s| async move { s.metric("catalog_upstream_connected").await == 1.0 })
+        .await;
 }
