@@ -19,8 +19,8 @@ pub struct UpstreamArgs {
     #[arg(long, env = "CATALOG_UPSTREAM", value_name = "LIST", value_delimiter = ',', hide_env_values = true)]
     #[arg(conflicts_with = "database_url")]
     pub upstream: Vec<Secret>,
-    /// Time between two requests to an upstream, plus or minus 20 %. Other servers are waited at instead, so that a
-    /// change arrives at once.
+    /// Time between two requests to an upstream, plus or minus 20 %. Other servers are long-polled, so that a change
+    /// arrives at once.
     #[arg(long, env = "CATALOG_UPSTREAM_INTERVAL", default_value = "1s", value_name = "DURATION")]
     #[arg(value_parser = parse::duration)]
     pub upstream_interval: Duration,

@@ -82,7 +82,7 @@ pub async fn respond(api: &Api, query: Query) -> Response {
     let Some(snapshot) = current() else { return response::not_loaded() };
     let scanned = Arc::clone(&snapshot);
     let page = tokio::task::spawn_blocking(move || {
-        // Repeating it costs one system call; where it is forbidden, the scan is only less polite.
+        // Repeating it costs one system call; where it is forbidden, the scan runs at normal priority.
         let _ = rustix::process::setpriority_process(None, NICE);
         let page = render(&scanned, &query);
         drop(running);
