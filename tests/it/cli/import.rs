@@ -381,7 +381,7 @@ async fn import_waits_for_other_writers_up_to_the_timeout() {
     let mut writer = db.connect().await;
     let other = writer.transaction().await.unwrap();
     other.batch_execute("UPDATE models SET hash = 'theirs'").await.unwrap();
-    let arguments = ["import", "-", "--database-timeout", "300ms"];
+    let arguments = ["import", "-", "--database-timeout", "2s"];
     let output = run(&arguments, &db.url, &format!("[{}]", model_json("a")));
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && errors.contains("cannot lock public.models"), "{errors}");

@@ -65,10 +65,10 @@ async fn idle_connections_are_closed_after_the_idle_timeout() {
         start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "100ms"), ("CATALOG_IDLE_TIMEOUT", "1s")]).await;
     for path in ["/api/models/a", "/api/models/absent"] {
         let mut idle = Raw::open(&server.address);
+        let started = Instant::now();
         idle.get(path);
-        let answered = Instant::now();
         idle.expect_close();
-        assert!(answered.elapsed() >= Duration::from_millis(900), "{path}: closed after {:?}", answered.elapsed());
+        assert!(started.elapsed() >= Duration::from_secs(1), "{path}: closed after {:?}", started.elapsed());
     }
 }
 

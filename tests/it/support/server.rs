@@ -35,10 +35,16 @@ impl Server {
         Self::start_with(&db.url, &[]).await
     }
 
-    /// Like [`Server::start`], with settings.
+    /// Like [`Server::start`], with settings. Without a snapshot file it is also in sync.
     pub async fn start_with(url: &str, settings: &[(&str, &str)]) -> Self {
         let server = Self::spawn(url, settings).await;
-        server.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
+        let from_file = settings.iter().any(|(name, _)| *name == "CATALOG_SNAPSHOT_FILE");
+        server
+            .until("it is ready", |s| async move {
+                let ready = s.get("/readyz").await;
+                ready.status == 200 && (from_file || !ready.json()["synced_seconds_ago"].is_null())
+            })
+            .await;
         server
     }
 

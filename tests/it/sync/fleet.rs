@@ -100,6 +100,7 @@ async fn wait_for_fleet_names_and_awaits_a_stopped_replica() {
     stopped.signal("STOP");
     let before = sql(&fleet.client, "SELECT revision FROM model_catalog.fleet WHERE name = 'two'").await;
     let xid = fleet.rename("a", "third").await;
+    support::until("the others have read it", || async { fleet.in_step().await == "one t, three t, two f" }).await;
     let timed_out = fleet.wait(&xid, "400ms").await.unwrap_err();
     assert_eq!(
         (timed_out.code().code(), timed_out.message()),
@@ -295,6 +296,7 @@ async fn catalog_endpoint_lists_the_fleet_while_somebody_asks_for_it() {
     sql(&fleet.client, limited).await;
     let url = fleet.postgres.url("postgres").replace("user=postgres", "user=limited");
     let limited = Server::start_with(&url, &[("CATALOG_REPLICA_NAME", "limited"), poll]).await;
+    fleet.wait_in_sync().await;
     let asked = &fleet.replicas[2];
     let catalog = async |server: &Server| server.get("/api/catalog").await.json();
     let revision = catalog(asked).await["revision"].clone();

@@ -1,5 +1,6 @@
 //! Rows that change by other means than a plain statement on the watched table: COPY, MERGE, partitions, cascades.
 
+use crate::support::consistency::full_loads;
 use crate::support::{Db, NOTIFY_ONLY, Server};
 
 /// The statement that creates the view over a relation with the columns `id` and `name`.
@@ -75,7 +76,7 @@ async fn writes_to_partitioned_tables_are_served() {
     ))
     .await;
     let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
-    let full_loads = server.refreshes("full").await;
+    let full_loads = full_loads(&server, 1.0).await;
 
     db.sql("INSERT INTO parts VALUES ('1', 'one', 'a'), ('2', 'two', 'b')").await;
     server.until_named("2", "two").await;

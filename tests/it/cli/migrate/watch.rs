@@ -3,6 +3,7 @@
 use model_catalog::postgres::error::describe;
 
 use super::{epoch, fingerprint};
+use crate::support::consistency::full_loads;
 use crate::support::{Db, NOTIFY_ONLY, Server};
 
 /// A view over one table with fixed values except for id and name.
@@ -165,7 +166,7 @@ async fn reload_applies_a_changed_view_on_every_replica() {
     for server in &fleet {
         server.until_named("a", "A.SAFETENSORS").await;
         assert!(server.field("hidden", "id").await.is_null());
-        assert_eq!(server.refreshes("full").await, 2.0);
+        assert_eq!(full_loads(server, 2.0).await, 2.0);
     }
     db.sql("UPDATE models SET name = 'after' WHERE id = 'a'").await;
     for server in &fleet {
