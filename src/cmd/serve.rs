@@ -78,8 +78,9 @@ pub fn serve(
     listeners: Listeners,
     announce: impl AsyncFnOnce(SocketAddr, &Store),
 ) -> CommandResult {
-    // With huge pages a connection occupies all of hyper's buffers: 20 KiB instead of 12. Without them a lookup among a
-    // million models takes about 5 % more CPU time, and their start from the snapshot file 1.6 times as long. Where the call is forbidden, connections only need more memory.
+    // With huge pages a connection occupies all of hyper's buffers: 20 KiB instead of 12. Without them, with a million
+    // models, a lookup takes about 5 % more CPU time and the start from the snapshot file 1.6 times as long. Where the
+    // call is forbidden, connections only need more memory.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     let address = listeners.api[0].local_addr()?;
     let threads = listeners.api.len();

@@ -349,9 +349,12 @@ fn random_password() -> io::Result<String> {
     Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
 }
 
-/// A port that is free now. It is outside of the range from which Linux chooses ports (32768 to 60999), so that no other
-/// socket gets it before Postgres listens.
-fn free_port() -> io::Result<u16> {
+/// A port that is free now. It is outside of the range from which Linux chooses ports (32768 to 60999), so that no
+/// other socket gets it before a program listens on it.
+///
+/// # Errors
+/// All ports that were tried are in use.
+pub fn free_port() -> io::Result<u16> {
     let mut candidates = std::iter::repeat_with(|| fastrand::u16(10_000..32_000)).take(100);
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
     candidates.find(free).ok_or_else(|| io::ErrorKind::AddrInUse.into())

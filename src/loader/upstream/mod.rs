@@ -33,9 +33,9 @@ const WAIT: Duration = Duration::from_secs(30);
 /// Minimum ratio of the pause after a change to the time that its transfer took: a large catalog that changes all the
 /// time takes a tenth of the time of the network and of a core, not all of it.
 const PAUSE_PER_TRANSFER: u32 = 9;
-/// How long an earlier state than the one served is refused while no upstream has the one served. Replicas in touch with
-/// their database differ by less. After this time, the database has lost transaction ids in a crash, or no replica that
-/// can be reached is in touch with it, and waiting longer could mean waiting forever.
+/// How long an earlier state than the one served is refused while no upstream has the one served. Replicas in touch
+/// with their database differ by less. After this time, the database has lost transaction ids in a crash, or no replica
+/// that can be reached is in touch with it, and waiting longer could mean waiting forever.
 const MAX_BEHIND: Duration = Duration::from_secs(60);
 
 /// Settings of an [`Upstream`].

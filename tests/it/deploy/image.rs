@@ -6,9 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
+use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres, free_port};
 
-use super::{free_port, text};
+use super::text;
 use crate::support::raw::Raw;
 use crate::support::{migrated, skip, until};
 
@@ -137,7 +137,7 @@ async fn image_settings_run_in_a_read_only_root_as_the_image_user() {
         )
         .await
         .unwrap();
-    let [api, admin] = [free_port(), free_port()];
+    let [api, admin] = [free_port(), free_port()].map(Result::unwrap);
     root.set("DATABASE_URL", &postgres.loopback_url("postgres"));
     root.set("CATALOG_ADDR", &format!("0.0.0.0:{api}"));
     root.set("CATALOG_ADMIN_ADDR", &format!("0.0.0.0:{admin}"));

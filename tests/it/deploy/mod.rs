@@ -64,11 +64,6 @@ fn max_shutdown_time(setting: impl Fn(&str) -> Option<String>) -> Duration {
     of("CATALOG_DRAIN_GRACE") + of("CATALOG_DRAIN_TIMEOUT") + Duration::from_secs(10)
 }
 
-/// A port that was free a moment ago, for programs that do not report the port they bind.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn files(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()

@@ -6,9 +6,9 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
+use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres, free_port};
 
-use super::{free_port, repository_path, text};
+use super::{repository_path, text};
 use crate::docs::block;
 use crate::support::raw::Raw;
 use crate::support::{migrated, model_json, skip, until};
@@ -217,7 +217,7 @@ async fn systemd_unit_starts_serves_drains_and_restarts() {
         )
         .await
         .unwrap();
-    let [api, admin] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let [api, admin] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{}", port.unwrap()));
     let settings = format!("CATALOG_ADDR={api}\nCATALOG_ADMIN_ADDR={admin}\nCATALOG_DRAIN_GRACE=1s");
     let ready = || std::net::TcpStream::connect(&admin).ok().map(|_| Raw::open(&admin).get("/readyz"));
     let status = || std::future::ready(ready().is_some_and(|reply| reply.status == 200));

@@ -1,8 +1,8 @@
 //! Servers that follow a file: exported, served by nginx, damaged, of another version, of other rules.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 
+use model_catalog::postgres::ephemeral::free_port;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::edges::TempFolder;
@@ -186,7 +186,7 @@ struct Nginx {
 
 impl Nginx {
     fn start(folder: &TempFolder) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port().unwrap();
         let root = folder.path("");
         let config = format!(
             "daemon off; worker_processes 1; pid {root}pid; error_log {root}error.log; events {{}}
