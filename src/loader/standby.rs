@@ -31,7 +31,7 @@ const PAUSE_PER_READ: u32 = 9;
 pub struct Standby {
     /// The transactions whose changes were read, as runs of consecutive ids, by their first id.
     applied: BTreeMap<u64, Run>,
-    /// The last state of replay, and when it was first seen: this position with WAL to replay.
+    /// The last state of replay, and since when it has been at this position with WAL to replay.
     replay: Option<(Replay, Instant)>,
     /// Duration of the last delta.
     took: Duration,

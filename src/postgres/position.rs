@@ -58,9 +58,10 @@ impl Position {
     /// Whether it is known to be an earlier state than `other` of the same database.
     ///
     /// Snapshots of one primary have an order: transactions only begin, which raises `xmax`, and end, which below the
-    /// same `xmax` leaves fewer of them running. Those of its standbys do not list what runs, but have an xmin; the end
-    /// of a transaction between both shows in neither, so two such states count as equal. Between a primary and a
-    /// standby only `xmax` can be compared: it follows the last transaction that has ended.
+    /// same `xmax` leaves fewer of them running. Snapshots of its standbys do not list what is running, but their xmin
+    /// rises when the oldest transaction ends. If another one ends, neither xmin nor xmax changes, and the two states
+    /// count as equal. Between a primary and a standby only `xmax` can be compared: it is one more than the highest
+    /// transaction id that has ended.
     #[must_use]
     pub fn is_before(&self, other: &Self) -> bool {
         if self.history == other.history {

@@ -111,7 +111,7 @@ pub struct Upstream {
     active: usize,
     /// Whether the last request to the active upstream was successful.
     connected: bool,
-    /// When an upstream was first seen to have an earlier state than the one served, since one last had that.
+    /// When an upstream was first found to be behind the state served; unset as soon as one has that state.
     behind_since: Option<Instant>,
     backoff: ReconnectBackoff,
 }
@@ -254,7 +254,7 @@ impl Upstream {
         Ok(changed > 0)
     }
 
-    /// Whether the state served is not expected to come back.
+    /// Whether no upstream has had the state served for [`MAX_BEHIND`].
     fn accepts_earlier(&self) -> bool {
         self.behind_since.is_some_and(|since| since.elapsed() >= MAX_BEHIND)
     }

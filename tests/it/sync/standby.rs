@@ -16,6 +16,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::support::consistency::{self, bump, in_sync};
+use crate::support::tcp_proxy::TcpProxy;
 use crate::support::{Server, WAIT_LIMIT, connect, migrated, sql, start_postgres, until};
 use crate::sync::delta_plan;
 
@@ -248,6 +249,33 @@ async fn standby_delta_uses_indexes() {
         }
         sql(&pair.writer, "ANALYZE").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edge_refuses_a_standby_that_is_behind_the_primary() {
+    let pair = Pair::start(&[]).await;
+    let on_primary = Server::start_with(&pair.primary.url("postgres"), &[]).await;
+    let on_standby = pair.serve(&[]).await;
+    sql(&pair.reader, "SELECT pg_wal_replay_pause()").await;
+    let paused = "SELECT pg_get_wal_replay_pause_state()";
+    until("replay is paused", || async { sql(&pair.reader, paused).await.as_deref() == Some("paused") }).await;
+    sql(&pair.writer, "UPDATE models SET name = 'new' WHERE id = 'pair-0-a'").await;
+    let (to_primary, to_standby) = (TcpProxy::new(&on_primary.address).await, TcpProxy::new(&on_standby.address).await);
+    to_standby.point_to(None);
+    let edge = Server::edge(&format!("{},{}", to_primary.url(), to_standby.url()), &[]).await;
+    edge.until_named("pair-0-a", "new").await;
+
+    to_standby.point_to(Some(&on_standby.address));
+    to_primary.point_to(None);
+    edge.until("the standby is refused", |s| async move {
+        s.metric("catalog_upstream_requests_total{outcome=\"refused\"}").await >= 2.0
+    })
+    .await;
+    assert_ne!(on_standby.field("pair-0-a", "name").await, "new");
+    assert_eq!(edge.field("pair-0-a", "name").await, "new");
+    sql(&pair.reader, "SELECT pg_wal_replay_resume()").await;
+    edge.until("the standby is followed", |s| async move { s.metric("catalog_upstream_connected").await == 1.0 }).await;
+    assert_eq!(edge.field("pair-0-a", "name").await, "new");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
