@@ -153,7 +153,10 @@ impl Loader {
         let mut session = Session::open(&self.database(), on_notification).await?;
         let by_standby_delta = session.sync_mode() == SyncMode::Standby && session.is_direct();
         let every = if by_standby_delta { self.settings.standby_poll_interval } else { self.settings.poll_interval };
-        self.log_sync_mode((session.sync_mode(), session.is_direct()), every);
+        let mode = (session.sync_mode(), session.is_direct());
+        if self.logged_mode.replace(mode) != Some(mode) {
+            report::log_sync_mode(mode, every);
+        }
         self.application_name.clear();
         self.set_application_name(&session, application_name(&self.settings.replica, None));
         // A standby may have been rewound, or be another one of the same name: both would go unnoticed.
@@ -369,6 +372,7 @@ impl Loader {
         }
         let replay_lag_seconds = self.standby.replay_lag_seconds();
         self.metrics.replay_lag.set(replay_lag_seconds.unwrap_or_default());
+        self.metrics.replay_stalled.set(i64::from(self.standby.is_stalled()));
         self.output.record_sync(LastSync { at: started, mode: Some(mode), replay_lag_seconds });
         report::record_sync(&self.metrics, (kind, Some(mode)), started, rows, changed, &self.current);
         report::log_rejections(&newly_rejected);
@@ -379,13 +383,6 @@ impl Loader {
         if let (Some(position), Some(as_of)) = (self.resume.position().cloned(), self.position.clone()) {
             let (snapshot, rules) = (Arc::clone(&self.current), self.settings.rules.text());
             self.output.persist(PersistedSnapshot { snapshot, position, as_of, rules });
-        }
-    }
-
-    /// Logs how changes are read, when it differs from the last session.
-    fn log_sync_mode(&mut self, mode: (SyncMode, bool), every: Duration) {
-        if self.logged_mode.replace(mode) != Some(mode) {
-            report::log_sync_mode(mode, every);
         }
     }
 

@@ -35,7 +35,8 @@ pub struct Standby {
     replay: Option<(Replay, Instant)>,
     /// Duration of the last delta.
     took: Duration,
-    stall_logged: bool,
+    /// Nothing was replayed for [`STALL_LIMIT`], which is logged.
+    stalled: bool,
 }
 
 struct Run {
@@ -113,16 +114,16 @@ impl Standby {
             _ => Instant::now(),
         };
         let stalled = since.elapsed() >= STALL_LIMIT;
-        if stalled && !self.stall_logged {
+        if stalled && !self.stalled {
             warn!(
                 replay_lag_seconds = now.lag_seconds,
                 "the standby replays nothing although it has WAL to replay or no connection to its primary; its last \
                  state is served"
             );
-        } else if self.stall_logged && !stalled {
+        } else if self.stalled && !stalled {
             info!("the standby replays again");
         }
-        self.stall_logged = stalled;
+        self.stalled = stalled;
         self.replay = Some((now, since));
         Ok(())
     }
@@ -132,6 +133,12 @@ impl Standby {
     #[must_use]
     pub fn pause(&self, interval: Duration, limit: Duration) -> Duration {
         if self.took > SLOW_READ { interval.max(limit.min(self.took * PAUSE_PER_READ)) } else { interval }
+    }
+
+    /// Whether nothing was replayed for 10 s, although there is WAL to replay or no connection to the primary.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        self.stalled
     }
 
     /// Age of the transaction that was replayed last, in seconds, at the last read; `None` if nothing was replayed yet.
@@ -245,7 +252,7 @@ mod tests {
             let last = Replay { lsn: 5, lag_seconds: None, caught_up: false };
             let mut standby = Standby { replay: Some((last, long_ago)), ..Standby::default() };
             standby.on_replay(Replay { lsn, lag_seconds: None, caught_up }).expect("not before the last position");
-            assert_eq!(standby.stall_logged, stalled, "{lsn} {caught_up}");
+            assert_eq!(standby.is_stalled(), stalled, "{lsn} {caught_up}");
         }
         // Nothing was to be replayed until just now.
         let last = Replay { lsn: 5, lag_seconds: None, caught_up: true };
@@ -253,6 +260,6 @@ mod tests {
         standby
             .on_replay(Replay { lsn: 5, lag_seconds: None, caught_up: false })
             .expect("not before the last position");
-        assert!(!standby.stall_logged);
+        assert!(!standby.is_stalled());
     }
 }

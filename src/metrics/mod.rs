@@ -47,6 +47,8 @@ pub struct Metrics {
     pub last_sync: Gauge,
     /// `catalog_replay_lag_seconds`
     pub replay_lag: Gauge,
+    /// `catalog_replay_stalled`
+    pub replay_stalled: IntGauge,
     /// `catalog_listener_connected`
     pub listener_connected: IntGauge,
     /// `catalog_notifications_total`
@@ -92,6 +94,10 @@ impl Metrics {
             replay_lag: Gauge::new(
                 "catalog_replay_lag_seconds",
                 "Age of the last transaction that the hot standby had replayed at the last read; 0 on a primary.",
+            )?,
+            replay_stalled: IntGauge::new(
+                "catalog_replay_stalled",
+                "1 while replay on the hot standby is stalled: WAL is waiting, or the primary is not connected.",
             )?,
             listener_connected: IntGauge::new(
                 "catalog_listener_connected",
@@ -146,6 +152,7 @@ impl Metrics {
         registry.register(Box::new(self.propagation_seconds.clone()))?;
         registry.register(Box::new(self.last_sync.clone()))?;
         registry.register(Box::new(self.replay_lag.clone()))?;
+        registry.register(Box::new(self.replay_stalled.clone()))?;
         registry.register(Box::new(self.listener_connected.clone()))?;
         registry.register(Box::new(self.notifications.clone()))?;
         registry.register(Box::new(self.audit_mismatches.clone()))?;

@@ -314,6 +314,7 @@ async fn stopped_replay_is_logged_until_it_continues() {
     let paused = "SELECT pg_get_wal_replay_pause_state()";
     until("replay is paused", || async { sql(&pair.reader, paused).await.as_deref() == Some("paused") }).await;
     sql(&pair.writer, &bump(0)).await;
+    server.until("replay is stalled", |s| async move { s.metric("catalog_replay_stalled").await == 1.0 }).await;
     server.until_logged("the standby replays nothing", 1).await;
     assert!(server.get("/readyz").await.json()["replay_lag_seconds"].as_f64().unwrap() > 9.0);
     assert!(server.metric("catalog_replay_lag_seconds").await > 9.0);
@@ -322,6 +323,7 @@ async fn stopped_replay_is_logged_until_it_continues() {
     sql(&pair.reader, "SELECT pg_wal_replay_resume()").await;
     in_sync(&server, &pair.writer).await;
     server.until_logged("the standby replays again", 1).await;
+    server.until("replay is not stalled", |s| async move { s.metric("catalog_replay_stalled").await == 0.0 }).await;
     server.until_logged("the standby replays nothing", 1).await;
     assert_eq!(server.refreshes("full").await, 1.0);
 }
