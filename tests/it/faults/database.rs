@@ -129,15 +129,16 @@ async fn truncated_database_responses_are_discarded_and_retried() {
     let errors = setup.server.metric("catalog_refreshes_total{kind=\"delta\",outcome=\"error\"}").await;
     assert!(errors >= 4.0, "only {errors} deltas failed");
     // The same for a full load, which reload() triggers.
-    for (previous, bytes) in [20_000, 150_000].into_iter().enumerate() {
+    let failed_loads = async || setup.server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"error\"}").await;
+    for bytes in [20_000, 150_000] {
+        let before = failed_loads().await;
         sql(&setup.client, "BEGIN; LOCK models IN ACCESS EXCLUSIVE MODE; SELECT model_catalog.reload()").await;
         rewrite_all(&setup.client).await;
         setup.proxy.cut_after(bytes);
         sql(&setup.client, "COMMIT").await;
         until("the load was cut", || async { setup.proxy.has_cut() }).await;
         assert_in_sync(&setup.server, &setup.client, POLL_INTERVAL + SLACK).await;
-        let errors = setup.server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"error\"}").await;
-        assert_eq!(errors, previous as f64 + 1.0);
+        assert!(failed_loads().await > before);
     }
     setup.finish().await;
 }
@@ -158,7 +159,7 @@ async fn truncated_first_load_serves_nothing() {
             ready["models"] == 6_000
         })
         .await;
-    assert_eq!(server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"error\"}").await, 1.0);
+    assert!(server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"error\"}").await >= 1.0);
     assert_eq!(difference(&server, &client).await, None);
 }
 

@@ -210,7 +210,7 @@ async fn snapshots_rendered_for_many_clients_stay_within_the_memory_budget() {
             SELECT 'big' || n, 'n', 'https://example.org/', 'big/' || n, repeat('x', 4000) FROM generate_series(1, 2000) n",
     )
     .await;
-    server.until("all are served", |s| async move { s.metric("catalog_models").await == 2001.0 }).await;
+    server.until("all are served", |s| async move { s.get("/readyz").await.json()["models"] == 2001 }).await;
     let before = peak_memory(&server);
     let mut clients: Vec<_> = (0..100).map(|_| connect(&server.address)).collect();
     for client in &mut clients {
@@ -271,7 +271,7 @@ async fn greedy_clients_do_not_trigger_the_oom_killer() {
          SELECT 'm' || n, 'x', 'https://example.org/x', 'x', repeat('x', 30000) FROM generate_series(1, 200) n",
     )
     .await;
-    server.until("all models are served", |s| async move { s.metric("catalog_models").await == 201.0 }).await;
+    server.until("all models are served", |s| async move { s.get("/readyz").await.json()["models"] == 201 }).await;
     let mut kept = Raw::open(&server.address);
     assert_eq!(kept.get("/api/models/a").status, 200);
     let address = &*server.address;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
 
-use model_catalog::postgres::ephemeral::EphemeralPostgres;
+use model_catalog::postgres::ephemeral::{EphemeralPostgres, free_port};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
@@ -44,8 +44,9 @@ pub struct Proxy {
 impl Proxy {
     /// Starts a proxy in front of `server`.
     pub async fn before(server: &EphemeralPostgres) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        // Not one of the system's, which another socket could be given while connections are refused.
+        let port = free_port().unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let shared = Arc::new(Shared {
             control: watch::Sender::new(Control { mode: Mode::Pass, cuts: 0 }),
             budget: AtomicI64::new(-1),
