@@ -3,6 +3,8 @@
 use std::net::TcpListener;
 use std::process::Command;
 
+use model_catalog::postgres::ephemeral::free_port;
+
 use super::files::Way;
 use super::{Machine, add, content, sum};
 use crate::docs::block;
@@ -144,8 +146,8 @@ async fn strict_mode_starts_no_command_while_a_model_is_missing() {
 async fn unreachable_catalog_is_retried_then_skipped() {
     let mut machine = Machine::new("away", "unhashed");
     let (db, _server) = catalog(&mut machine).await;
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let address = format!("127.0.0.1:{}", free_port().unwrap());
+    let listener = TcpListener::bind(&address).unwrap();
     machine.set("CATALOG_URL", &format!("http://{address}"));
     machine.set("MACHINE_MODELS_WAIT", "60");
     let boot = machine.spawn(&["echo", "started"]);
