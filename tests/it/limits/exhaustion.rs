@@ -164,7 +164,9 @@ async fn responses_over_the_memory_budget_return_503() {
     let (db, server) = with_a(&[], &[("CATALOG_MAX_BUFFER_BYTES", "20000"), ("CATALOG_THREADS", "1")]).await;
     db.add("small").await;
     db.sql("UPDATE models SET description = repeat('x', 30000) WHERE id = 'a'").await;
-    server.until("both are served", |s| async move { s.metric("catalog_snapshot_bytes").await > 30_000.0 }).await;
+    server
+        .until("the large description is served", |s| async move { s.get("/api/models/a").await.status == 503 })
+        .await;
     let mut raw = Raw::open(&server.address);
     let mut send = |method: &str, path: &str, body: &str| {
         let length = body.len();
@@ -210,7 +212,7 @@ async fn snapshots_rendered_for_many_clients_stay_within_the_memory_budget() {
             SELECT 'big' || n, 'n', 'https://example.org/', 'big/' || n, repeat('x', 4000) FROM generate_series(1, 2000) n",
     )
     .await;
-    server.until("all are served", |s| async move { s.metric("catalog_models").await == 2001.0 }).await;
+    server.until("all are served", |s| async move { s.get("/readyz").await.json()["models"] == 2001 }).await;
     let before = peak_memory(&server);
     let mut clients: Vec<_> = (0..100).map(|_| connect(&server.address)).collect();
     for client in &mut clients {
@@ -271,7 +273,7 @@ async fn greedy_clients_do_not_trigger_the_oom_killer() {
          SELECT 'm' || n, 'x', 'https://example.org/x', 'x', repeat('x', 30000) FROM generate_series(1, 200) n",
     )
     .await;
-    server.until("all models are served", |s| async move { s.metric("catalog_models").await == 201.0 }).await;
+    server.until("all models are served", |s| async move { s.get("/readyz").await.json()["models"] == 201 }).await;
     let mut kept = Raw::open(&server.address);
     assert_eq!(kept.get("/api/models/a").status, 200);
     let address = &*server.address;
