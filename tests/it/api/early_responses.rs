@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use crate::deploy::rolling::Balancer;
 use crate::support::raw::{connect, read_to_close, statuses};
@@ -12,6 +13,8 @@ use crate::support::{Server, start_with_model_a, until};
 const PYTHON: &str = "/usr/bin/python3";
 /// Bytes: a fifth over the limit of 1 MiB, and more than the kernel buffers.
 const SIZES: [usize; 2] = [1_200_000, 3 * 1024 * 1024];
+/// The longest time for which the server reads and discards a body after its response.
+const LINGER_TIME: Duration = Duration::from_secs(1);
 /// Requests per client and size.
 const TIMES: usize = 20;
 
@@ -89,15 +92,22 @@ fn tempfile(content: &str) -> std::fs::File {
     file
 }
 
-/// Fails unless every client sees every response.
+/// Fails unless every client sees every response. The server discards a body for at most [`LINGER_TIME`]: on a busy
+/// machine a client may need longer to send it, and then runs again.
 async fn every_client_sees(address: &str, path: &str, expected: &str) {
     for client in ["curl", "http.client", "requests", "node http", "node fetch"] {
         for size in SIZES {
-            let (address, path) = (address.to_owned(), path.to_owned());
-            let output = tokio::task::spawn_blocking(move || run(client, &address, &path, size)).await.unwrap();
-            let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-            let seen = stdout.lines().filter(|line| line.contains(expected)).count();
-            assert_eq!(seen, TIMES, "{client}, {size} bytes: {stdout}{stderr}");
+            for attempt in 1.. {
+                let (address, path, started) = (address.to_owned(), path.to_owned(), Instant::now());
+                let output = tokio::task::spawn_blocking(move || run(client, &address, &path, size)).await.unwrap();
+                let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+                let seen = stdout.lines().filter(|line| line.contains(expected)).count();
+                if seen == TIMES {
+                    break;
+                }
+                let slow = started.elapsed() > LINGER_TIME && attempt < 5;
+                assert!(slow, "{client}, {size} bytes: {seen} of {TIMES} responses: {stdout}{stderr}");
+            }
         }
     }
 }
@@ -140,9 +150,11 @@ fn send_endless_body(server: &Server) -> usize {
 #[tokio::test]
 async fn lingering_close_is_bounded_in_bytes_and_time() {
     let (_db, server) = start_with_model_a(&[("CATALOG_REQUEST_TIMEOUT", "1h"), ("CATALOG_IDLE_TIMEOUT", "1h")]).await;
+    let started = Instant::now();
     let sent = send_endless_body(&server);
-    // The kernel's buffers on both sides add to the 8 MiB that are discarded.
-    assert!((8 << 20..64 << 20).contains(&sent), "{sent} bytes were accepted");
+    // The kernel's buffers on both sides add to the 8 MiB that are discarded, which a busy machine may not do in time.
+    let least = if started.elapsed() < LINGER_TIME { 8 << 20 } else { 0 };
+    assert!((least..64 << 20).contains(&sent), "{sent} bytes were accepted");
 
     // A client that stays silent after the response: no other timeout would close its connection.
     let mut stream = connect(&server.address);

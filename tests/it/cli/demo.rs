@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use model_catalog::postgres::session;
 
-use crate::support::{WAIT_LIMIT, database, until};
+use crate::support::{TempFolder, WAIT_LIMIT, database, until};
 
 /// The program with its private Postgres, in a temporary directory and a process group of its own.
 struct Demo {
     child: Child,
-    directory: PathBuf,
+    directory: TempFolder,
     lines: Receiver<String>,
 }
 
@@ -23,15 +23,14 @@ impl Demo {
     fn start(name: &str) -> Self {
         // Short, because a socket path is limited to 107 bytes; on tmpfs if possible.
         let parent = ["/dev/shm", "/tmp"].map(Path::new).into_iter().find(|path| path.is_dir()).unwrap();
-        let directory = parent.join(format!("demo-{name}-{}", std::process::id()));
-        std::fs::create_dir(&directory).unwrap();
+        let directory = TempFolder::below(parent, &format!("demo-{name}"));
         // As for /tmp: if the test runs as root, Postgres runs as another user and removes its directory.
         std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o1777)).unwrap();
         // A shell's background jobs, of which these tests may be one, ignore SIGINT.
         let mut command = Command::new("env");
         command
             .args(["--default-signal", env!("CARGO_BIN_EXE_model-catalog"), "demo"])
-            .env("TMPDIR", &directory)
+            .env("TMPDIR", &*directory)
             .env("CATALOG_ADDR", "127.0.0.1:0");
         command.env_remove("CATALOG_DRAIN_GRACE").env_remove("DATABASE_URL").process_group(0);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
@@ -77,7 +76,6 @@ impl Drop for Demo {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
@@ -144,10 +142,10 @@ fn startup_error(variables: &[(&str, &Path)]) -> String {
 
 #[test]
 fn postgres_start_failures_are_reported() {
-    let folder = std::env::temp_dir().join(format!("programs-{:x}", fastrand::u64(..)));
+    let folder = TempFolder::new("programs");
     let long = folder.join("x".repeat(120));
     std::fs::create_dir_all(&long).unwrap();
-    for path in [&folder, &long] {
+    for path in [&*folder, &long] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o1777)).unwrap();
     }
     assert!(startup_error(&[("TMPDIR", &long)]).contains("set TMPDIR to a shorter one"));
@@ -162,7 +160,6 @@ fn postgres_start_failures_are_reported() {
     assert!(startup_error(&[("PGBIN", &folder)]).contains("no room for a cluster"));
     program("initdb", "while [ \"$1\" != -D ]; do shift; done; mkdir -p \"$2\"");
     assert!(startup_error(&[("PGBIN", &folder)]).contains("this server will not start"));
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test]

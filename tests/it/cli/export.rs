@@ -1,10 +1,10 @@
 //! `model-catalog export`: the served models, in a form that `import` accepts.
 
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::cli::import::run;
-use crate::support::{Db, Server};
+use crate::support::{Db, Server, TempFolder};
 
 /// Runs an export; returns its output and exit status.
 fn export(url: &str) -> (String, Option<i32>) {
@@ -80,34 +80,12 @@ async fn rejected_rows_are_skipped_and_reported() {
     assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("[\n{a},\n{c}\n]\n"));
 }
 
-/// A temporary directory, removed on drop.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("export-{name}-{}", std::process::id()));
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn files(&self) -> Vec<String> {
-        let names = std::fs::read_dir(&self.0).unwrap().flatten();
-        names.map(|entry| entry.file_name().into_string().unwrap()).collect()
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[tokio::test]
 async fn failed_export_leaves_the_file_unchanged() {
     let db = Db::lenient().await;
     fill(&db).await;
-    let directory = Directory::new("complete");
-    let file = directory.0.join("catalog.json");
+    let folder = TempFolder::new("export");
+    let file = folder.join("catalog.json");
     let to = |file: &Path| run(&["export", file.to_str().unwrap()], &db.url, "");
     assert_eq!(to(&file).status.code(), Some(0));
     let text = std::fs::read_to_string(&file).unwrap();
@@ -123,7 +101,8 @@ async fn failed_export_leaves_the_file_unchanged() {
     let output = to(&file);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && errors.contains("division by zero"), "{errors}");
-    assert_eq!((std::fs::read_to_string(&file).unwrap(), directory.files()), (text, vec!["catalog.json".into()]));
+    let files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!((std::fs::read_to_string(&file).unwrap(), files), (text, vec!["catalog.json".into()]));
     let output = to(Path::new("/nonexistent/catalog.json"));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && errors.contains("cannot write /nonexistent/catalog.json"), "{errors}");
@@ -165,7 +144,8 @@ async fn export_needs_only_the_rights_of_the_server() {
 async fn export_to_a_pipe_does_not_replace_it() {
     let db = Db::lenient().await;
     db.add("a").await;
-    let pipe = std::env::temp_dir().join(format!("export-{:x}", fastrand::u64(..)));
+    let folder = TempFolder::new("export");
+    let pipe = folder.join("pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let (path, reader) = (pipe.clone(), pipe.clone());
     let reader = std::thread::spawn(move || std::fs::read_to_string(reader).unwrap());
@@ -173,5 +153,4 @@ async fn export_to_a_pipe_does_not_replace_it() {
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
     assert_eq!(reader.join().unwrap(), export(&db.url).0);
-    std::fs::remove_file(pipe).unwrap();
 }

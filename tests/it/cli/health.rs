@@ -5,6 +5,8 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use model_catalog::postgres::ephemeral::free_port;
+
 use crate::support::{Db, Server, WAIT_LIMIT};
 
 const NO_DATABASE: &str = "host=/nonexistent user=nobody dbname=none";
@@ -54,7 +56,7 @@ async fn server_without_a_catalog_is_live_but_not_ready() {
 #[test]
 fn unusable_servers_exit_1_within_the_timeout() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let closed = format!("127.0.0.1:{}", free_port().unwrap());
     let malformed = TcpListener::bind("[::1]:0").or_else(|_| TcpListener::bind("127.0.0.1:0")).unwrap();
     let [silent_at, malformed_at] = [&silent, &malformed].map(|socket| socket.local_addr().unwrap().to_string());
     // It closes before it has read the request, so only the bytes it sent count.

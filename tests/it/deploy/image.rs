@@ -10,7 +10,7 @@ use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres, fr
 
 use super::text;
 use crate::support::raw::Raw;
-use crate::support::{migrated, skip, until};
+use crate::support::{TempFolder, migrated, skip, until};
 
 /// Libraries of distroless/cc. The dynamic loader is there as well; its name depends on the architecture.
 const LIBRARIES: [&str; 3] = ["libc.so.6", "libm.so.6", "libgcc_s.so.1"];
@@ -36,13 +36,13 @@ fn words(instruction: &str) -> Vec<String> {
 
 /// A root directory with the program, its libraries and an empty state directory.
 struct Root {
-    path: PathBuf,
+    path: TempFolder,
     variables: Vec<(String, String)>,
 }
 
 impl Root {
     fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("root-{:x}", fastrand::u64(..)));
+        let path = TempFolder::new("root");
         let program = env!("CARGO_BIN_EXE_model-catalog");
         let listed = Command::new("ldd").arg(program).output().unwrap();
         let mut copies = vec![(PathBuf::from(program), PathBuf::from("usr/local/bin/model-catalog"))];
@@ -92,12 +92,6 @@ impl Root {
     fn run(&self, arguments: &[&str]) -> Output {
         let entry = words(&instruction("ENTRYPOINT")).into_iter();
         self.command(&entry.chain(arguments.iter().map(ToString::to_string)).collect::<Vec<_>>()).output().unwrap()
-    }
-}
-
-impl Drop for Root {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.path);
     }
 }
 

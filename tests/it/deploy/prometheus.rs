@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::docs::METRICS;
 use crate::machine::hubs::{response, serve};
-use crate::support::{Db, Server, WAIT_LIMIT};
+use crate::support::{Db, Server, TempFolder, WAIT_LIMIT};
 
 const RULES: &str = include_str!("../../../deploy/prometheus/alerts.yaml");
 const RULE_TESTS: &str = include_str!("../../../deploy/prometheus/alerts.test.yaml");
@@ -22,14 +22,13 @@ const DASHBOARD: &str = include_str!("../../../deploy/grafana/dashboard.json");
 /// A Prometheus with the shipped configuration, which scrapes one server, and what `probe` wrote.
 struct Prometheus {
     child: Child,
-    directory: PathBuf,
+    _directory: TempFolder,
     address: String,
 }
 
 impl Prometheus {
     async fn scraping(server: &Server, probe: &str) -> Self {
-        let directory = std::env::temp_dir().join(format!("prometheus-{:x}", fastrand::u64(..)));
-        std::fs::create_dir(&directory).unwrap();
+        let directory = TempFolder::new("prometheus");
         std::fs::write(directory.join("alerts.yaml"), RULES).unwrap();
         let target = format!(r#"["{}", "{}"]"#, server.address, probe.trim_start_matches("http://"));
         let configuration =
@@ -52,7 +51,7 @@ impl Prometheus {
         let address = address.unwrap_or_else(|| panic!("Prometheus did not start: {log:#?}"));
         // Drain the pipe: Prometheus would block on a full one.
         std::thread::spawn(move || lines.for_each(drop));
-        let prometheus = Self { child, directory, address };
+        let prometheus = Self { child, _directory: directory, address };
         let ready = format!("http://{}/-/ready", prometheus.address);
         server
             .until("Prometheus is ready", |s| {
@@ -88,20 +87,19 @@ impl Drop for Prometheus {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
 /// Address of a server of the metrics that `probe` writes; it has no model to find fault with.
 async fn probe_metrics() -> String {
     let db = Db::new().await;
-    let file = std::env::temp_dir().join(format!("probe-{:x}.prom", fastrand::u64(..)));
+    let folder = TempFolder::new("probe");
+    let file = folder.join("probe.prom");
     let mut probe = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
     probe.args(["probe", "--metrics-file", file.to_str().unwrap()]).env("DATABASE_URL", &db.url);
     let output = probe.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let text = std::fs::read_to_string(&file).unwrap();
-    let _ = std::fs::remove_file(&file);
     serve(move |_| response(200, &["content-type: text/plain; version=0.0.4"], &text))
 }
 
@@ -184,7 +182,8 @@ fn dashboard_has_valid_panels_and_variables() {
 async fn prometheus_has_data_for_every_rule_and_panel() {
     let db = Db::new().await;
     db.add("a").await;
-    let file = std::env::temp_dir().join(format!("scraped-{:x}", fastrand::u64(..)));
+    let folder = TempFolder::new("scraped");
+    let file = folder.join("catalog");
     let server = Server::start_with(&db.url, &[("CATALOG_SNAPSHOT_FILE", file.to_str().unwrap())]).await;
     let prometheus = Prometheus::scraping(&server, &probe_metrics().await).await;
     let known: BTreeSet<_> = expressions().iter().flat_map(|e| metrics_of(e)).map(str::to_owned).collect();
@@ -208,7 +207,6 @@ async fn prometheus_has_data_for_every_rule_and_panel() {
         missing = still_missing;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let _ = std::fs::remove_file(&file);
 
     let rules = prometheus.rules(&server).await;
     assert_eq!(rules.len(), RULES.matches("- alert: ").count());

@@ -218,8 +218,8 @@ async fn systemd_unit_starts_serves_drains_and_restarts() {
         .await
         .unwrap();
     let [api, admin] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{}", port.unwrap()));
-    let settings = format!("CATALOG_ADDR={api}\nCATALOG_ADMIN_ADDR={admin}\nCATALOG_DRAIN_GRACE=1s");
-    let ready = || std::net::TcpStream::connect(&admin).ok().map(|_| Raw::open(&admin).get("/readyz"));
+    let settings = format!("CATALOG_ADDR={api}\nCATALOG_ADMIN_ADDR={admin}\nCATALOG_DRAIN_GRACE=5s");
+    let ready = || Raw::try_open(&admin).map(|mut connection| connection.get("/readyz"));
     let status = || std::future::ready(ready().is_some_and(|reply| reply.status == 200));
     let assert_serves = async || {
         until("the server is ready", status).await;
@@ -252,7 +252,7 @@ async fn systemd_unit_starts_serves_drains_and_restarts() {
 
     // Its state directory holds the snapshot file, so it serves without a database.
     drop((client, postgres));
-    container.sh("systemctl start model-catalog");
+    container.sh("echo CATALOG_DRAIN_GRACE=0s >> /etc/model-catalog/environment; systemctl start model-catalog");
     assert_serves().await;
     assert_eq!(ready().unwrap().json()["source"], "file");
     let state =

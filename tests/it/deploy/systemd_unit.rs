@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use super::{duration, max_shutdown_time, repository_path, text};
+use crate::support::TempFolder;
 
 const UNIT: &str = "deploy/systemd/model-catalog.service";
 
@@ -16,8 +17,7 @@ fn analyze(arguments: &[&str]) -> (bool, String) {
 #[test]
 fn systemd_verifies_the_unit_without_warnings() {
     // systemd-analyze requires the program to exist, and takes the name of the unit from the file.
-    let directory = std::env::temp_dir().join(format!("unit-{:x}", fastrand::u64(..)));
-    std::fs::create_dir(&directory).unwrap();
+    let directory = TempFolder::new("unit");
     let path = directory.join("model-catalog.service");
     let unit = text(UNIT).replace("/usr/local/bin/model-catalog", env!("CARGO_BIN_EXE_model-catalog"));
     std::fs::write(&path, unit).unwrap();
@@ -25,7 +25,6 @@ fn systemd_verifies_the_unit_without_warnings() {
     // An unknown setting is only a warning, so the output is searched. It may also report other units of this machine.
     let warnings: Vec<_> = printed.lines().filter(|line| line.contains("model-catalog")).collect();
     assert!(valid && warnings.is_empty(), "{printed}");
-    std::fs::remove_dir_all(&directory).unwrap();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{ALL, Block, SERVER_ROLE, VIEW, WEIGHTS, block, blocks, root, sql_block, texts};
 use crate::cli::workflow::WORKFLOW;
 use crate::machine::hubs;
-use crate::support::{Db, Server, WAIT_LIMIT};
+use crate::support::{Db, Server, TempFolder, WAIT_LIMIT};
 
 /// The address in the documents.
 const DOCUMENTED: &str = "http://127.0.0.1:3000";
@@ -99,15 +99,14 @@ fn make_targets_match_the_documents() {
 struct Console {
     db: Db,
     server: Option<Server>,
-    folder: PathBuf,
+    folder: TempFolder,
     /// Further environment variables.
     variables: Vec<(&'static str, String)>,
 }
 
 impl Console {
     async fn new(block: &Block) -> Self {
-        let folder = std::env::temp_dir().join(format!("console-{:x}", fastrand::u64(..)));
-        std::fs::create_dir(&folder).unwrap();
+        let folder = TempFolder::new("console");
         let mut console = Self { db: Db::lenient().await, server: None, folder, variables: Vec::new() };
         if block.text.contains("$ model-catalog check") {
             console.create_faulty_tables().await;
@@ -201,12 +200,6 @@ impl Console {
         let output = shell.envs(self.variables.iter().cloned()).output().unwrap();
         let errors = if command.starts_with("curl ") { Vec::new() } else { output.stderr };
         String::from_utf8([output.stdout, errors].concat()).unwrap()
-    }
-}
-
-impl Drop for Console {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -47,12 +47,13 @@ async fn clock_skew_does_not_enter_propagation_time() {
         // A change is measured shortly after it is served.
         let count = "catalog_propagation_seconds_count";
         server.until("all changes are measured", |s| async move { s.metric(count).await == 10.0 }).await;
-        let below = server.metric("catalog_propagation_seconds_bucket{le=\"2.5\"}").await;
+        // Far below the skew, and more than a busy machine needs.
+        let below = server.metric("catalog_propagation_seconds_bucket{le=\"60\"}").await;
         let sum = server.metric("catalog_propagation_seconds_sum").await;
         assert_eq!(below, 10.0, "{offset}");
-        assert!(sum > 0.0 && sum < 10.0, "{offset}: {sum} s");
+        assert!(sum > 0.0 && sum < 600.0, "{offset}: {sum} s");
         let request_time = "catalog_http_request_duration_seconds_sum{route=\"/readyz\"}";
-        assert!(server.metric(request_time).await < 10.0, "{offset}");
+        assert!(server.metric(request_time).await < 600.0, "{offset}");
         let shared = shared_memory(server.pid());
         drop(server);
         assert!(shared.iter().all(|path| !path.exists()), "{shared:?} is left behind");

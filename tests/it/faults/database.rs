@@ -67,11 +67,12 @@ async fn postgres_restart_is_caught_up_with_by_a_delta() {
     consistency::add_pairs(&client, PAIRS).await;
     let server = Server::start_with(&url, &SETTINGS).await;
     let readers = ConsistencyReaders::start(&server, PAIRS, false);
-    for (previous, signal) in ["QUIT", "KILL", "INT"].into_iter().enumerate() {
+    for signal in ["QUIT", "KILL", "INT"] {
         sql(&client, &bump(1)).await;
-        postgres.stop(signal).unwrap();
         let unavailable = "the database is unavailable";
-        server.until("the loss is logged", |s| async move { s.logged(unavailable) > previous }).await;
+        let before = server.logged(unavailable);
+        postgres.stop(signal).unwrap();
+        server.until("the loss is logged", |s| async move { s.logged(unavailable) > before }).await;
         // The server stays ready while its attempts to connect fail.
         let before = readers.responses();
         until("readers continue", || async { readers.responses() > before + 100 }).await;
@@ -126,19 +127,20 @@ async fn truncated_database_responses_are_discarded_and_retried() {
         until("the response was cut", || async { setup.proxy.has_cut() }).await;
         assert_in_sync(&setup.server, &setup.client, POLL_INTERVAL + SLACK).await;
     }
+    // The first cuts can be in the notification, or in the response to a poll.
     let errors = setup.server.metric("catalog_refreshes_total{kind=\"delta\",outcome=\"error\"}").await;
-    assert!(errors >= 4.0, "only {errors} deltas failed");
+    assert!(errors >= 3.0, "only {errors} deltas failed");
     // The same for a full load, which reload() triggers.
-    let failed_loads = async || setup.server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"error\"}").await;
+    let failed = async || setup.server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"error\"}").await;
     for bytes in [20_000, 150_000] {
-        let before = failed_loads().await;
+        let before = failed().await;
         sql(&setup.client, "BEGIN; LOCK models IN ACCESS EXCLUSIVE MODE; SELECT model_catalog.reload()").await;
         rewrite_all(&setup.client).await;
         setup.proxy.cut_after(bytes);
         sql(&setup.client, "COMMIT").await;
         until("the load was cut", || async { setup.proxy.has_cut() }).await;
         assert_in_sync(&setup.server, &setup.client, POLL_INTERVAL + SLACK).await;
-        assert!(failed_loads().await > before);
+        assert!(failed().await > before, "the full load did not fail");
     }
     setup.finish().await;
 }
@@ -185,10 +187,13 @@ async fn terminated_backend_is_replaced() {
     let setup = Setup::new().await;
     let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
                      WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
-    for count in 1..4 {
-        assert_eq!(sql(&setup.client, terminate).await.as_deref(), Some("1"));
+    for _ in 0..3 {
+        let before = setup.server.logged("in sync again");
+        // On a busy machine the server may be about to reconnect after a timeout.
+        until("a session is terminated", || async { sql(&setup.client, terminate).await.as_deref() != Some("0") })
+            .await;
         setup.assert_recovers(POLL_INTERVAL + SLACK).await;
-        setup.server.until("the server is in sync again", |s| async move { s.logged("in sync again") == count }).await;
+        setup.server.until("the server is in sync again", |s| async move { s.logged("in sync again") > before }).await;
     }
     assert_eq!(full_loads(&setup.server, 1.0).await, 1.0);
     setup.finish().await;

@@ -120,7 +120,8 @@ async fn standby_is_polled_until_it_is_promoted() {
 /// records. Postgres assigns the same ids again, on the same timeline.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_under_transaction_ids_reused_after_a_crash_are_served() {
-    let mut postgres = support::start_postgres(&[("wal_writer_delay", "10s"), ("bgwriter_delay", "10s")]);
+    // Autovacuum would use transaction ids and flush WAL.
+    let mut postgres = support::start_postgres(&[("autovacuum", "off"), ("bgwriter_delay", "10s")]);
     let client = migrated(&postgres.url("postgres")).await;
     consistency::add_pairs(&client, PAIRS).await;
     let proxy = Proxy::before(&postgres).await;
@@ -128,6 +129,7 @@ async fn changes_under_transaction_ids_reused_after_a_crash_are_served() {
     sql(&client, &bump(0)).await;
     in_sync(&server, &client).await;
 
+    let writer = stop_wal_writer(&client).await;
     let mut lost = 0_u64;
     for _ in 0..4 {
         let id = sql(&client, "BEGIN; SELECT pg_current_xact_id()").await.unwrap();
@@ -141,7 +143,7 @@ async fn changes_under_transaction_ids_reused_after_a_crash_are_served() {
         })
         .await;
     proxy.set(Mode::Refuse).await;
-    postgres.stop("KILL").unwrap();
+    kill_postgres(&mut postgres, &writer);
     postgres.resume().unwrap();
     proxy.cut();
 
@@ -167,35 +169,40 @@ async fn changes_under_transaction_ids_reused_after_a_crash_are_served() {
     assert_eq!(difference(&server, &client).await, None);
 }
 
-fn kill(signal: &str, pid: &str) {
-    assert!(std::process::Command::new("kill").args([signal, pid]).status().unwrap().success());
+/// Stops the process that would flush WAL on its own, and returns its id.
+async fn stop_wal_writer(client: &Client) -> String {
+    let writer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'";
+    let writer = sql(client, writer).await.unwrap();
+    assert!(std::process::Command::new("kill").args(["-STOP", &writer]).status().unwrap().success());
+    writer
+}
+
+/// Kills a server whose WAL writer is stopped. The WAL writer must die after the postmaster, and before `stop` returns.
+fn kill_postgres(postgres: &mut EphemeralPostgres, writer: &str) {
+    let postmaster = postgres.pid().unwrap();
+    let after = format!("while kill -0 {postmaster} 2>/dev/null; do sleep 0.01; done; kill -KILL {writer}");
+    let mut killer = std::process::Command::new("/bin/sh").args(["-c", &after]).spawn().unwrap();
+    postgres.stop("KILL").unwrap();
+    assert!(killer.wait().unwrap().success());
 }
 
 /// With `synchronous_commit = off`, a commit is visible before it is durable, so it could be served and then lost in a
 /// crash.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn change_lost_in_a_crash_is_never_served() {
-    let mut postgres = support::start_postgres(&[("wal_writer_delay", "10s")]);
+    let mut postgres = support::start_postgres(&[("autovacuum", "off")]);
     let client = migrated(&postgres.url("postgres")).await;
     consistency::add_pairs(&client, PAIRS).await;
     let server = Server::start_with(&postgres.url("postgres"), &SETTINGS).await;
-    // The process that would flush them on its own.
-    let writer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'";
-    let writer = sql(&client, writer).await.unwrap();
     sql(&client, "CHECKPOINT").await;
-    kill("-STOP", &writer);
+    let writer = stop_wal_writer(&client).await;
     sql(&client, "SET synchronous_commit = off").await;
     for _ in 0..5 {
         sql(&client, &bump(0)).await;
     }
     in_sync(&server, &client).await;
     assert_eq!(server.get("/api/models/pair-0-a").await.json()["description"], "5");
-    // The WAL writer must die after the postmaster, and before `stop` returns.
-    let postmaster = postgres.pid().unwrap();
-    let after = format!("while kill -0 {postmaster} 2>/dev/null; do sleep 0.01; done; kill -KILL {writer}");
-    let mut killer = std::process::Command::new("/bin/sh").args(["-c", &after]).spawn().unwrap();
-    postgres.stop("KILL").unwrap();
-    assert!(killer.wait().unwrap().success());
+    kill_postgres(&mut postgres, &writer);
     postgres.resume().unwrap();
     let client = connect(&postgres).await;
     sql(&client, &bump(1)).await;

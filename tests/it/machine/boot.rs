@@ -3,6 +3,8 @@
 use std::net::TcpListener;
 use std::process::Command;
 
+use model_catalog::postgres::ephemeral::free_port;
+
 use super::files::Way;
 use super::{Machine, add, content, sum};
 use crate::docs::block;
@@ -144,8 +146,8 @@ async fn strict_mode_starts_no_command_while_a_model_is_missing() {
 async fn unreachable_catalog_is_retried_then_skipped() {
     let mut machine = Machine::new("away", "unhashed");
     let (db, _server) = catalog(&mut machine).await;
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let address = format!("127.0.0.1:{}", free_port().unwrap());
+    let listener = TcpListener::bind(&address).unwrap();
     machine.set("CATALOG_URL", &format!("http://{address}"));
     machine.set("MACHINE_MODELS_WAIT", "60");
     let boot = machine.spawn(&["echo", "started"]);
@@ -207,10 +209,12 @@ async fn interrupted_pull_resumes() {
     let server = Server::start(&db).await;
     machine.catalog(&server);
     let boot = machine.spawn(&["echo", "started"]);
-    until("half of it is on disk", || async {
-        let parts = std::fs::read_dir(machine.models()).into_iter().flatten().flatten();
-        parts.filter(|part| part.metadata().is_ok_and(|data| data.is_file() && data.len() > LARGE as u64 / 3)).count()
-            > 0
+    // The process writes its journal when it is stopped, too, but does not wait long for a slow disk.
+    until("the journal records half of it", || async {
+        let files = std::fs::read_dir(machine.models().join(".model-catalog")).into_iter().flatten().flatten();
+        let journals = files.filter_map(|file| serde_json::from_slice(&std::fs::read(file.path()).ok()?).ok());
+        let mut received = journals.filter_map(|journal: serde_json::Value| journal["gaps"][0][0].as_u64());
+        received.any(|bytes| bytes > LARGE as u64 / 3)
     })
     .await;
     assert!(Command::new("kill").args(["-TERM", &boot.id().to_string()]).status().unwrap().success());

@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use model_catalog::postgres::ephemeral::free_port;
 use serde_json::{Value, json};
 
 use super::files::Way;
@@ -292,8 +293,8 @@ fn next_mirror_is_used_when_one_fails() {
 #[tokio::test]
 async fn mirror_in_the_table_is_used_when_the_download_url_is_dead() {
     let (mut machine, db, server) = machine("rowmirrors", 1).await;
-    // Nothing listens on a port that was bound and closed.
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Nothing listens on a free port.
+    let closed = format!("127.0.0.1:{}", free_port().unwrap());
     let update = "UPDATE models SET download_url = $1, mirrors = to_jsonb(ARRAY[$2, download_url])";
     let urls = [format!("http://{closed}/0"), format!("http://{}/gone", machine.store.address)];
     db.client.execute(update, &[&urls[0], &urls[1]]).await.unwrap();

@@ -205,12 +205,15 @@ impl Shared {
                 let text = std::fs::read(process.join(file)).unwrap_or_default();
                 text.windows(self.secret.len()).any(|part| part == self.secret.as_bytes())
             };
-            let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
             let program = Path::new(super::PROGRAM).file_name().unwrap().to_str().unwrap();
-            if has("cmdline") {
+            let (on_command_line, in_environment) = (has("cmdline"), has("environ"));
+            // Read last: before a process has executed the program, it has the name of the test, and no secret.
+            let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+            if on_command_line {
                 self.leaks.lock().unwrap().push(format!("on the command line of {name}"));
             }
-            if has("environ") && name.trim_end() != program {
+            // Without a name, it has ended meanwhile.
+            if in_environment && !name.is_empty() && name.trim_end() != program {
                 self.leaks.lock().unwrap().push(format!("in the environment of {name}"));
             }
         }

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 
 use files::Files;
 
-use crate::support::{Db, Server};
+use crate::support::{Db, Server, TempFolder};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_model-catalog");
 
@@ -24,7 +24,7 @@ const RECORD: [&str; 2] = [".model-catalog/record.json", ".model-catalog/record.
 
 /// A machine with an empty models folder, and the hub and store it downloads from.
 struct Machine {
-    folder: PathBuf,
+    folder: TempFolder,
     /// Requires the token; its URL is HF_ENDPOINT.
     hub: Files,
     /// The target of the hub's redirects; it must not receive a token.
@@ -65,8 +65,7 @@ async fn add(db: &Db, id: &str, url: &str, path: &str, hash: &str, auth: bool, n
 impl Machine {
     /// A machine that needs these models.
     fn new(name: &str, needed: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("machine-{name}-{}", std::process::id()));
-        std::fs::create_dir(&folder).unwrap();
+        let folder = TempFolder::new(&format!("machine-{name}"));
         let token = format!("hf_{name}{:016x}", fastrand::u64(..));
         let (hub, store) = (Files::start(&token), Files::start(&token));
         let settings = [
@@ -149,11 +148,5 @@ impl Machine {
         let mut names: Vec<_> = found.iter().map(name).filter(|name| !RECORD.contains(&&**name)).collect();
         names.sort_unstable();
         names
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }

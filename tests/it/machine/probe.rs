@@ -1,12 +1,12 @@
 //! `model-catalog probe`: findings about addresses, sizes and hashes, what is written, and which metadata is trusted.
 
 use std::io::Read;
-use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use model_catalog::postgres::ephemeral::free_port;
 use serde_json::{Value, json};
 
 use super::files::Way;
@@ -71,7 +71,7 @@ async fn findings_have_the_reason_and_the_fix() {
     add(&db, "size", &store.put("/large", Way::Raw(first_byte(LARGE))), false, "23.79", &sha256).await;
     add(&db, "refused", &format!("http://{}/large", store.address), false, "12", "").await;
     add(&db, "rounded", &format!("http://{}/large", store.address), false, "23.8", &sha256).await;
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = format!("127.0.0.1:{}", free_port().unwrap());
     add(&db, "closed", &format!("http://{closed}/x"), false, "", "").await;
     add(&db, "scheme", "ftp://example.org/x", false, "", "").await;
 

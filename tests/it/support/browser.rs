@@ -12,12 +12,12 @@ use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
-use crate::support::until;
+use crate::support::{TempFolder, until};
 
 /// One browser with one page.
 pub struct Browser {
     driver: Child,
-    profile: PathBuf,
+    profile: TempFolder,
     session: String,
     http: Client<HttpConnector, Full<Bytes>>,
 }
@@ -25,8 +25,7 @@ pub struct Browser {
 impl Browser {
     /// Starts the browser with an empty profile.
     pub async fn start(name: &str) -> Self {
-        let profile = std::env::temp_dir().join(format!("browser-{name}-{}", std::process::id()));
-        std::fs::create_dir(&profile).unwrap();
+        let profile = TempFolder::new(&format!("browser-{name}"));
         let mut command = Command::new("chromedriver");
         command.arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null());
         let mut driver = command.spawn().unwrap_or_else(|error| panic!("{error}: `make test-tools` installs it"));
@@ -129,6 +128,5 @@ impl Drop for Browser {
         // chromedriver closes its browsers on SIGTERM.
         let _ = Command::new("kill").arg(self.driver.id().to_string()).status();
         let _ = self.driver.wait();
-        let _ = std::fs::remove_dir_all(&self.profile);
     }
 }

@@ -12,6 +12,7 @@ pub mod raw;
 mod response;
 mod server;
 pub mod tcp_proxy;
+mod temp_folder;
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 pub use postgres::{Db, connect, database, migrate_without_table, migrated, model_json, sql, start_postgres};
 pub use response::Response;
 pub use server::{NOTIFY_ONLY, Server, start_with_model_a};
+pub use temp_folder::TempFolder;
 
 /// Records that the calling test is skipped, which must then return. `make test` prints the file at its end: the output of
 /// a test that passes is not shown.

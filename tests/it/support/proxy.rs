@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
 
-use model_catalog::postgres::ephemeral::{EphemeralPostgres, free_port};
+use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio::sync::watch;
 
 /// How bytes and new connections are handled.
@@ -44,16 +44,15 @@ pub struct Proxy {
 impl Proxy {
     /// Starts a proxy in front of `server`.
     pub async fn before(server: &EphemeralPostgres) -> Self {
-        // Not one of the system's, which another socket could be given while connections are refused.
-        let port = free_port().unwrap();
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let reserved = bind(0);
+        let port = reserved.local_addr().unwrap().port();
         let shared = Arc::new(Shared {
             control: watch::Sender::new(Control { mode: Mode::Pass, cuts: 0 }),
             budget: AtomicI64::new(-1),
             open: AtomicUsize::new(0),
             target: watch::Sender::new(socket(server)),
         });
-        tokio::spawn(accept(listener, port, Arc::clone(&shared)));
+        tokio::spawn(accept(listen(port), reserved, Arc::clone(&shared)));
         Self { port, shared }
     }
 
@@ -104,7 +103,21 @@ fn socket(server: &EphemeralPostgres) -> PathBuf {
     server.socket_directory().join(format!(".s.PGSQL.{}", server.port()))
 }
 
-async fn accept(mut listener: TcpListener, port: u16, shared: Arc<Shared>) {
+/// A socket that refuses connections until it listens. Several such sockets can have one port, of which one listens.
+fn bind(port: u16) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(([127, 0, 0, 1], port).into()).unwrap();
+    socket
+}
+
+fn listen(port: u16) -> TcpListener {
+    bind(port).listen(1024).unwrap()
+}
+
+/// Accepts connections. `reserved` keeps the port while connections are refused, so that no other program gets it.
+async fn accept(mut listener: TcpListener, reserved: TcpSocket, shared: Arc<Shared>) {
+    let port = reserved.local_addr().unwrap().port();
     let mut control = shared.control.subscribe();
     loop {
         tokio::select! {
@@ -118,7 +131,7 @@ async fn accept(mut listener: TcpListener, port: u16, shared: Arc<Shared>) {
         if control.borrow_and_update().mode == Mode::Refuse {
             drop(listener);
             control.wait_for(|control| control.mode != Mode::Refuse).await.unwrap();
-            listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+            listener = listen(port);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Raw connections, for requests that an HTTP client would not send: incomplete, chunked, pipelined, malformed.
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 
 use hyper::HeaderMap;
@@ -15,6 +15,11 @@ impl Raw {
     /// Opens a connection.
     pub fn open(address: &str) -> Self {
         Self(BufReader::new(connect(address)))
+    }
+
+    /// Opens a connection; `None` if it is refused.
+    pub fn try_open(address: &str) -> Option<Self> {
+        try_connect(address).ok().map(|stream| Self(BufReader::new(stream)))
     }
 
     /// Sends these bytes unchanged.
@@ -81,9 +86,13 @@ impl Raw {
 
 /// Opens a connection for reading and writing bytes.
 pub fn connect(address: &str) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
-    stream
+    try_connect(address).unwrap()
+}
+
+fn try_connect(address: &str) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(WAIT_LIMIT))?;
+    Ok(stream)
 }
 
 /// Reads until the server closes the connection, and fails if it does not.

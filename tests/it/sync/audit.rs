@@ -86,7 +86,9 @@ async fn view_replaced_during_an_audit_is_not_counted_as_mismatch() {
             SELECT model_catalog.reload()")
         .await;
     // Its transaction has begun, with the old history, and it waits for the view.
-    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'model_catalog.entries'::regclass";
+    // Databases that are copies of one template have the same ids of relations.
+    let waiting = "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
+                   WHERE d.datname = current_database() AND NOT granted AND relation = 'model_catalog.entries'::regclass";
     until("an audit waits for the view", async || {
         db.client.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) > 0
     })

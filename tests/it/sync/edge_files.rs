@@ -5,9 +5,8 @@ use std::process::{Child, Command, Output, Stdio};
 use model_catalog::postgres::ephemeral::free_port;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use super::edges::TempFolder;
 use crate::cli::import::run;
-use crate::support::{Db, Server, until};
+use crate::support::{Db, Server, TempFolder, until};
 
 const TOKEN: &str = "s3cret-token";
 
@@ -27,7 +26,7 @@ async fn exported_snapshot_is_followed_and_equals_the_replicas() {
     for id in ["a", "b"] {
         db.add(id).await;
     }
-    let folder = TempFolder::new();
+    let folder = TempFolder::new("edge-files");
     let path = folder.path("catalog.jsonl");
     export(&db, &path);
     let edge = Server::edge(&format!("file://{path}"), &[]).await;
@@ -81,7 +80,7 @@ fn with_ftp_row(lines: &str, revision: &str, rules: &str) -> String {
 async fn unusable_files_are_refused_and_the_last_good_one_stays() {
     let db = Db::lenient().await;
     db.add("a").await;
-    let folder = TempFolder::new();
+    let folder = TempFolder::new("edge-files");
     let path = folder.path("catalog.jsonl");
     export(&db, &path);
     let good = std::fs::read_to_string(&path).unwrap();
@@ -224,7 +223,7 @@ async fn edges_follow_a_file_of_nginx_over_https_with_a_token() {
     for number in 0..50 {
         db.add(&format!("model-{number}")).await;
     }
-    let folder = TempFolder::new();
+    let folder = TempFolder::new("edge-files");
     export(&db, &folder.path("catalog.jsonl"));
     certificates(&folder);
     let nginx = Nginx::start(&folder);

@@ -8,32 +8,11 @@ use std::time::{Duration, Instant};
 
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::tcp_proxy::TcpProxy;
-use crate::support::{Db, Server, migrated, sql, start_postgres, until};
+use crate::support::{Db, Server, TempFolder, migrated, sql, start_postgres, until};
 
 /// A number from the environment, for the long form of a test.
 pub fn scaled(variable: &str, short: u64) -> u64 {
     std::env::var(variable).map_or(short, |text| text.parse().unwrap())
-}
-
-/// A file in a folder of its own, which is removed at the end.
-pub struct TempFolder(std::path::PathBuf);
-
-impl TempFolder {
-    pub fn new() -> Self {
-        let folder = std::env::temp_dir().join(format!("catalog-edge-{:016x}", fastrand::u64(..)));
-        std::fs::create_dir(&folder).unwrap();
-        Self(folder)
-    }
-
-    pub fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-}
-
-impl Drop for TempFolder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Two models that are always changed in one transaction, to a number that only grows.
@@ -150,7 +129,7 @@ async fn edges_converge_on_the_primary_through_cuts_and_restarts() {
     db.sql("UPDATE models SET description = '0'").await;
     let replicas = [Server::start(&db).await, Server::start(&db).await];
     let upstreams = Arc::new(replicas.each_ref().map(|replica| replica.address.clone()).to_vec());
-    let (stop, folder) = (Arc::new(AtomicBool::new(false)), Arc::new(TempFolder::new()));
+    let (stop, folder) = (Arc::new(AtomicBool::new(false)), Arc::new(TempFolder::new("edges")));
     let transactions = Arc::new(AtomicU64::new(0));
     let writers: Vec<_> = (0..3)
         .map(|writer| {
@@ -229,7 +208,7 @@ async fn upstream_outage_fails_no_request_and_a_restart_serves_the_file() {
     let db = Db::new().await;
     db.add("a").await;
     let replica = Server::start(&db).await;
-    let (proxy, folder) = (TcpProxy::new(&replica.address).await, TempFolder::new());
+    let (proxy, folder) = (TcpProxy::new(&replica.address).await, TempFolder::new("edges"));
     let settings = [("CATALOG_SNAPSHOT_FILE", &*folder.path("edge"))];
     let edge = Server::edge(&proxy.url(), &settings).await;
     edge.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;

@@ -9,30 +9,22 @@ use model_catalog::loader::snapshot_file as file;
 
 use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_loads, in_sync};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::{self, Db, Server, migrated, sql};
+use crate::support::{self, Db, Server, TempFolder, migrated, sql};
 
 const PAIRS: usize = 20;
 /// A database URL at which no server listens.
 const UNREACHABLE: &str = "host=/nowhere user=postgres dbname=postgres";
 
-/// A directory that is removed after the test.
-pub struct Folder(PathBuf);
+/// A folder for the snapshot file.
+pub struct Folder(TempFolder);
 
 impl Folder {
     pub fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("snapshot-{:x}", fastrand::u64(..)));
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
+        Self(TempFolder::new("snapshot"))
     }
 
     pub fn file(&self) -> String {
-        self.0.join("catalog").display().to_string()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).unwrap();
+        self.0.path("catalog")
     }
 }
 
@@ -216,7 +208,7 @@ impl SmallDisk {
     pub fn mount(size: &str) -> Option<Self> {
         let folder = Folder::new();
         let size = format!("size={size}");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(&folder.0).output();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(&*folder.0).output();
         mounted.is_ok_and(|output| output.status.success()).then_some(Self(folder))
     }
 
@@ -236,7 +228,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        assert!(Command::new("umount").arg("-l").arg(&self.0.0).status().unwrap().success());
+        assert!(Command::new("umount").arg("-l").arg(&*self.0.0).status().unwrap().success());
     }
 }
 

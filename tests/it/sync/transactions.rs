@@ -35,10 +35,14 @@ async fn transactions_are_served_atomically() {
     let readers: Vec<JoinHandle<()>> =
         (0..4).map(|_| tokio::spawn(reader(Arc::clone(&server), Arc::clone(&seen)))).collect();
 
-    let (began, mut number) = (Instant::now(), 0);
-    while seen.lock().unwrap().len() < MIN_STATES {
+    let (mut states, mut progress, mut number) = (0, Instant::now(), 0);
+    while states < MIN_STATES {
+        let count = seen.lock().unwrap().len();
+        if count > states {
+            (states, progress) = (count, Instant::now());
+        }
         let failed = readers.iter().any(JoinHandle::is_finished);
-        assert!(!failed && began.elapsed() < WAIT_LIMIT, "{} states seen", seen.lock().unwrap().len());
+        assert!(!failed && progress.elapsed() < WAIT_LIMIT, "{states} states seen");
         number += 1;
         let (old, new) = if number % 2 == 1 { ("heads", "tails") } else { ("tails", "heads") };
         db.sql(&format!(

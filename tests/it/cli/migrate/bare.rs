@@ -1,7 +1,7 @@
 //! `migrate --bare`: everything except the default table, and a server that waits for a view.
 
 use super::{fingerprint, start_with, stderr};
-use crate::support::{Db, NOTIFY_ONLY, Server};
+use crate::support::{Db, NOTIFY_ONLY, Server, TempFolder};
 
 fn run_bare(db: &Db) -> String {
     let output = start_with(&["--bare"], &db.url, &[]).wait_with_output().unwrap();
@@ -64,7 +64,8 @@ async fn dropped_view_keeps_the_last_catalog_until_recreated() {
     db.sql(TABLE).await;
     db.sql(VIEW).await;
     db.sql("SELECT model_catalog.watch('own', 'key')").await;
-    let file = std::env::temp_dir().join(format!("bare-{:x}", fastrand::u64(..)));
+    let folder = TempFolder::new("bare");
+    let file = folder.join("catalog");
     let settings = [("CATALOG_POLL_INTERVAL", "50ms"), ("CATALOG_SNAPSHOT_FILE", file.to_str().unwrap())];
     let server = Server::start_with(&db.url, &settings).await;
     server.until("the snapshot file is written", |_| std::future::ready(file.exists())).await;
@@ -82,7 +83,6 @@ async fn dropped_view_keeps_the_last_catalog_until_recreated() {
         server.until_named("a", "changed meanwhile").await;
     }
     drop((server, restarted));
-    std::fs::remove_file(file).unwrap();
 }
 
 #[tokio::test]
