@@ -374,7 +374,7 @@ impl Loader {
         self.metrics.replay_lag.set(replay_lag_seconds.unwrap_or_default());
         self.metrics.replay_stalled.set(i64::from(self.standby.is_stalled()));
         self.output.record_sync(LastSync { at: started, mode: Some(mode), replay_lag_seconds });
-        report::record_sync(&self.metrics, (kind, Some(mode)), started, rows, changed, &self.current);
+        report::log_sync((kind, Some(mode)), started, rows, changed, &self.current);
         report::log_rejections(&newly_rejected);
     }
 

@@ -2,6 +2,7 @@
 //! snapshot file and `GET /api/snapshot` are written from.
 
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use tokio::sync::watch;
 
@@ -58,6 +59,8 @@ impl Output {
 
     /// Records that the published snapshot equals the content of the source at `sync.at` or later.
     pub fn record_sync(&mut self, sync: LastSync) {
+        let now = UNIX_EPOCH.elapsed().unwrap_or_default();
+        self.metrics.last_sync.set(now.saturating_sub(sync.at.elapsed()).as_secs_f64());
         self.publisher.record_sync(sync);
     }
 

@@ -1,6 +1,6 @@
 //! Metrics and log lines of the loader.
 
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
@@ -50,17 +50,15 @@ pub fn record_mismatches(metrics: &Metrics, models: usize) {
     error!(models, "the audit found models that differ from the database; they are replaced");
 }
 
-/// Records that a read succeeded, and logs it: one that found nothing is only a heartbeat. On a standby, where reads
+/// Logs that a read succeeded: one that found nothing is only a heartbeat. On a standby, where reads
 /// repeat what was read, that is one that changes nothing.
-pub fn record_sync(
-    metrics: &Metrics,
+pub fn log_sync(
     (kind, mode): (RefreshKind, Option<SyncMode>),
     started: Instant,
     rows: usize,
     changed: usize,
     now: &Snapshot,
 ) {
-    metrics.last_sync.set(UNIX_EPOCH.elapsed().map_or(0.0, |now| now.as_secs_f64()));
     let (label, revision, took) = (kind.label(), format!("{:016x}", now.revision()), started.elapsed());
     let heartbeat = match kind {
         RefreshKind::Audit => false,

@@ -61,20 +61,32 @@ impl Position {
     /// same `xmax` leaves fewer of them running. Snapshots of its standbys do not list what is running, but their xmin
     /// rises when the oldest transaction ends. If another one ends, neither xmin nor xmax changes, and the two states
     /// count as equal. Between a primary and a standby only `xmax` can be compared: it is one more than the highest
-    /// transaction id that has ended.
+    /// transaction id that has ended. A later epoch comes first of all, and timelines have no order.
     #[must_use]
     pub fn is_before(&self, other: &Self) -> bool {
-        if self.history == other.history {
+        let ([system, timeline, database, epoch], [other_system, other_timeline, other_database, other_epoch]) =
+            (self.parts(), other.parts());
+        let same_timeline = timeline == other_timeline;
+        if (system, database) != (other_system, other_database)
+            || !same_timeline && self.is_standby() == other.is_standby()
+        {
+            return false;
+        }
+        if epoch != other_epoch {
+            let number = |epoch: &str| epoch.parse::<u64>().unwrap_or(0);
+            return number(epoch) < number(other_epoch);
+        }
+        if same_timeline {
             let order = |position: &Self| (position.xmax(), Reverse(position.running().len()), position.xmin());
             return order(self) < order(other);
         }
-        let same_database = self.is_standby() != other.is_standby() && self.database().eq(other.database());
-        same_database && self.xmax() < other.xmax()
+        self.xmax() < other.xmax()
     }
 
-    /// The parts of the history that a primary and its standbys have in common.
-    fn database(&self) -> impl Iterator<Item = &str> {
-        self.history.split('/').enumerate().filter(|(place, _)| *place != 1).map(|(_, part)| part)
+    /// System identifier, timeline, database and epoch.
+    fn parts(&self) -> [&str; 4] {
+        let mut parts = self.history.split('/');
+        std::array::from_fn(|_| parts.next().unwrap_or_default())
     }
 }
 
@@ -109,9 +121,16 @@ mod tests {
             assert!(before((one, "100:102:"), (other, "100:103:")));
             assert!(!before((one, "100:102:"), (other, "102:102:")) && !before((one, "100:103:"), (other, "100:102:")));
         }
-        for other in ["2/00000001/5/2", "1/00000001/6/2", "1/00000001/5/3"] {
+        for other in ["2/00000001/5/2", "1/00000001/6/2"] {
             assert!(!before((standby, "100:102:"), (other, "100:103:")), "{other}");
         }
         assert!(!before((primary, "100:102:"), ("1/00000002/5/2", "100:103:")));
+        // After `reload()`, whatever the transaction ids are.
+        for earlier in [primary, standby] {
+            for later in ["1/00000001/5/10", "1/standby/5/10"] {
+                assert!(before((earlier, "100:103:"), (later, "100:102:")), "{earlier} {later}");
+                assert!(!before((later, "100:102:"), (earlier, "100:103:")), "{earlier} {later}");
+            }
+        }
     }
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures_util::FutureExt;
-use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue, VARY};
+use hyper::header::{ACCEPT_ENCODING, AGE, CONTENT_ENCODING, HeaderValue, VARY};
 use hyper::{HeaderMap, Request, StatusCode, Uri};
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 
@@ -24,6 +24,7 @@ use crate::http::response::{self, Response};
 use crate::http::{Api, SNAPSHOT, with_revision};
 use crate::loader::persist::Pending;
 use crate::loader::snapshot_file::{self, PersistedSnapshot};
+use crate::loader::upstream::NEVER_SYNCED;
 
 /// Longest time that a request may wait; a longer one is shortened.
 const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -48,7 +49,7 @@ pub struct SnapshotFeed {
 
 impl SnapshotFeed {
     /// Serves the states that `latest` receives. At most `max_waiters` requests wait at a time; further ones get their
-    /// response at once. When the sender is dropped, all waiting requests do.
+    /// response at once. All waiting requests do when the sender is dropped, or sends while the server drains.
     #[must_use]
     pub fn new(latest: watch::Receiver<Pending>, max_waiters: usize) -> Self {
         let max_waiters = max_waiters.min(Semaphore::MAX_PERMITS);
@@ -114,8 +115,10 @@ pub fn respond(api: Arc<Api>, request: SnapshotRequest) -> impl Future<Output = 
             let permit = permit_to_wait(&api, known);
             if permit.is_some() {
                 let mut latest = api.snapshots.latest.clone();
-                let changed = latest
-                    .wait_for(|state| state.as_ref().is_some_and(|state| state.snapshot.revision() != known.revision));
+                let changed = latest.wait_for(|state| {
+                    let changed = |state: &State| state.snapshot.revision() != known.revision;
+                    state.as_ref().is_some_and(changed) || api.draining.load(Relaxed)
+                });
                 let _ = tokio::time::timeout(known.wait, changed).await;
             }
             if let Some(response) = not_modified(&api, known) {
@@ -134,7 +137,7 @@ fn permit_to_wait<'a>(api: &'a Api, known: &Known) -> Option<SemaphorePermit<'a>
 /// The response to a client that has the latest revision.
 fn not_modified(api: &Api, known: &Known) -> Option<Response> {
     let latest = api.snapshots.latest().filter(|latest| latest.snapshot.revision() == known.revision)?;
-    Some(finish(response::not_modified(), &latest.snapshot))
+    Some(finish(api, response::not_modified(), &latest.snapshot))
 }
 
 /// The compressed snapshot of the latest state, rendered unless another request did.
@@ -162,7 +165,7 @@ async fn compressed(api: &Api) -> Response {
         Ok(body) => {
             let mut response = with_body(body);
             response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            finish(response, &snapshot)
+            finish(api, response, &snapshot)
         }
         Err(response) => with_revision(response, &snapshot),
     }
@@ -178,7 +181,7 @@ async fn plain(api: &Api) -> Response {
     }
     let keep = move |body: Vec<u8>| reservation.try_resize(body.capacity()).then(|| reservation.into_bytes(body));
     match render(latest, write_plain, keep).await {
-        Ok(body) => finish(with_body(body), &snapshot),
+        Ok(body) => finish(api, with_body(body), &snapshot),
         Err(response) => with_revision(response, &snapshot),
     }
 }
@@ -224,9 +227,12 @@ fn with_body(body: Bytes) -> Response {
     response::with_type(StatusCode::OK, HeaderValue::from_static("application/x-ndjson"), body)
 }
 
-/// Adds the headers of a response that clients may compare and caches may store.
-fn finish(response: Response, snapshot: &Snapshot) -> Response {
+/// Adds the headers of a response that clients may compare and caches may store. Its age (RFC 9111 §5.1) is the time
+/// since the catalog was in sync with the database, however many servers are between.
+fn finish(api: &Api, response: Response, snapshot: &Snapshot) -> Response {
     let mut response = with_etag(response, &entity_tag(snapshot.revision()));
+    let age = api.store.last_sync().map_or(NEVER_SYNCED, |sync| sync.at.elapsed().as_secs().min(NEVER_SYNCED));
+    response.headers_mut().insert(AGE, age.into());
     response.headers_mut().insert(VARY, HeaderValue::from_static("accept-encoding"));
     with_revision(response, snapshot)
 }

@@ -9,16 +9,19 @@ use std::time::{Duration, Instant};
 
 use flate2::bufread::MultiGzDecoder;
 use reqwest::StatusCode;
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, ETAG, HeaderValue, IF_NONE_MATCH};
+use reqwest::header::{ACCEPT_ENCODING, AGE, AUTHORIZATION, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::super::snapshot_file::{self, PersistedSnapshot, SnapshotFileError};
+use super::NEVER_SYNCED;
 use super::config::Location;
 use crate::catalog::snapshot::Snapshot;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum time without data from an upstream, in addition to the time that it may wait.
+/// Maximum time until a response begins, in addition to the time that the upstream may wait.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Minimum rate of a body after [`READ_TIMEOUT`]: with less, another upstream is tried.
+const MIN_BYTES_PER_SECOND: usize = 16 * 1024;
 /// Largest snapshot that is read, as transferred: a wrong address must not fill the memory.
 const MAX_BYTES: usize = 2 << 30;
 const READ_BUFFER: usize = 256 * 1024;
@@ -34,7 +37,10 @@ pub enum FetchError {
     /// Nothing was received in time.
     #[error("it sent nothing for {}", humantime::format_duration(*.0))]
     Silent(Duration),
-    /// Neither 200 nor 304.
+    /// The body arrives too slowly to ever end.
+    #[error("it sends less than {MIN_BYTES_PER_SECOND} bytes per second")]
+    Slow,
+    /// Neither 200 nor 304, or 304 without a condition.
     #[error("the response is {0}{hint}", hint = hint(*.0))]
     Status(StatusCode),
     /// The file can't be read.
@@ -92,15 +98,21 @@ impl Tag {
 /// The outcome of a request.
 pub enum Fetched {
     /// The upstream still has the version that the request named.
-    Unchanged,
+    Unchanged {
+        /// See [`Fetched::Snapshot`].
+        synced_at: Option<Instant>,
+    },
     /// Another version.
     Snapshot {
         /// As transferred.
         body: Vec<u8>,
         /// Without one, every request transfers the snapshot.
         tag: Option<Tag>,
-        /// When the headers of the response were there; the snapshot is not older.
+        /// When the headers of the response were there.
         received_at: Instant,
+        /// When the snapshot was last in sync with the database, as far as the upstream knows; `None` if the upstream
+        /// has not reached its own source since its start.
+        synced_at: Option<Instant>,
     },
 }
 
@@ -123,6 +135,8 @@ impl Client {
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(versions.with_root_certificates(roots).with_no_client_auth())
             .connect_timeout(CONNECT_TIMEOUT)
+            // The query of a URL may be a signature.
+            .referer(false)
             .user_agent(concat!("model-catalog/", env!("CARGO_PKG_VERSION")))
             .build()?;
         Ok(Self { http, token })
@@ -147,30 +161,53 @@ impl Client {
         };
         let mut request = self.http.get(url).header(ACCEPT_ENCODING, "gzip");
         if let Some(token) = &self.token {
-            request = request.header(AUTHORIZATION, token);
+            // Replaces what a user and a password in the URL became.
+            request = request.headers(HeaderMap::from_iter([(AUTHORIZATION, token.clone())]));
         }
-        if let Some(Tag::Entity(tag)) = known {
+        let condition = known.and_then(|known| if let Tag::Entity(tag) = known { Some(tag) } else { None });
+        let conditional = condition.is_some();
+        if let Some(tag) = condition {
             request = request.header(IF_NONE_MATCH, tag);
         }
-        let silent = |_| FetchError::Silent(READ_TIMEOUT);
-        let mut response =
-            tokio::time::timeout(wait + CONNECT_TIMEOUT + READ_TIMEOUT, request.send()).await.map_err(silent)??;
+        let limit = wait + CONNECT_TIMEOUT + READ_TIMEOUT;
+        let sent = tokio::time::timeout(limit, request.send()).await;
+        let mut response = sent.map_err(|_| FetchError::Silent(limit))??;
         let received_at = Instant::now();
+        let age = age(response.headers());
+        let synced_at = received_at.checked_sub(Duration::from_secs(age)).filter(|_| age < NEVER_SYNCED);
         match response.status() {
-            StatusCode::NOT_MODIFIED => return Ok(Fetched::Unchanged),
+            StatusCode::NOT_MODIFIED if conditional => return Ok(Fetched::Unchanged { synced_at }),
             StatusCode::OK => {}
             status => return Err(FetchError::Status(status)),
         }
         let tag = response.headers().get(ETAG).cloned().map(Tag::Entity);
         let mut body = Vec::new();
-        while let Some(chunk) = tokio::time::timeout(READ_TIMEOUT, response.chunk()).await.map_err(silent)?? {
+        loop {
+            let limit = received_at + READ_TIMEOUT + Duration::from_secs((body.len() / MIN_BYTES_PER_SECOND) as u64);
+            let chunk = tokio::time::timeout_at(limit.into(), response.chunk()).await;
+            let Some(chunk) = chunk.map_err(|_| FetchError::Slow)?? else { break };
             if body.len() + chunk.len() > MAX_BYTES {
                 return Err(FetchError::TooLarge);
             }
             body.extend_from_slice(&chunk);
+            if !may_be_snapshot(&body) {
+                return Err(SnapshotFileError::Damaged("it is not a snapshot file").into());
+            }
         }
-        Ok(Fetched::Snapshot { body, tag, received_at })
+        Ok(Fetched::Snapshot { body, tag, received_at, synced_at })
     }
+}
+
+/// The age in seconds that a response states; without one it is fresh.
+fn age(headers: &HeaderMap) -> u64 {
+    headers.get(AGE).and_then(|age| age.to_str().ok()?.parse().ok()).unwrap_or(0)
+}
+
+/// Whether a body can still become a snapshot: most that is at a wrong address is refused by its first bytes, and not
+/// held in memory.
+fn may_be_snapshot(body: &[u8]) -> bool {
+    let starts = |start: &[u8]| body.iter().zip(start).all(|(byte, expected)| byte == expected);
+    starts(&GZIP) || starts(b"{\"format\":\"model-catalog snapshot\"")
 }
 
 fn read_file(path: &Path, known: Option<&Tag>) -> Result<Fetched, FetchError> {
@@ -180,14 +217,14 @@ fn read_file(path: &Path, known: Option<&Tag>) -> Result<Fetched, FetchError> {
     let changed_at = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
     let tag = Tag::File([metadata.dev().into(), metadata.ino().into(), metadata.len().into(), changed_at]);
     if known == Some(&tag) {
-        return Ok(Fetched::Unchanged);
+        return Ok(Fetched::Unchanged { synced_at: Some(received_at) });
     }
     if metadata.len() > MAX_BYTES as u64 {
         return Err(FetchError::TooLarge);
     }
     let mut body = Vec::new();
     file.read_to_end(&mut body)?;
-    Ok(Fetched::Snapshot { body, tag: Some(tag), received_at })
+    Ok(Fetched::Snapshot { body, tag: Some(tag), received_at, synced_at: Some(received_at) })
 }
 
 /// Reads a snapshot, compressed or not. What the content is called differs from server to server, so its first bytes

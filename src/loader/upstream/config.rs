@@ -55,7 +55,10 @@ impl Location {
                 url.set_path(SNAPSHOT);
                 Ok(Self::Server(url))
             }
-            "http" | "https" if url.path().ends_with(SNAPSHOT) && url.query().is_none() => Ok(Self::Server(url)),
+            "http" | "https" if url.path().ends_with(SNAPSHOT) && url.query().is_none_or(is_wait) => {
+                url.set_query(None);
+                Ok(Self::Server(url))
+            }
             "http" | "https" => Ok(Self::Http(url)),
             _ => Err(invalid("has another scheme than http, https and file")),
         }
@@ -66,6 +69,11 @@ impl Location {
     pub fn can_wait(&self) -> bool {
         matches!(self, Self::Server(_))
     }
+}
+
+/// Whether the query is only how long to wait, as in the documents.
+fn is_wait(query: &str) -> bool {
+    query.starts_with("wait=") && !query.contains('&')
 }
 
 /// The address without the parts that may hold a secret: user, password, query and fragment.
@@ -105,6 +113,7 @@ mod tests {
             ("http://replica:3000", "http://replica:3000", true),
             (" https://me:s3cret@replica/ ", "https://replica", true),
             ("https://example.org/eu/api/snapshot", "https://example.org", true),
+            ("https://example.org/api/snapshot?wait=30s", "https://example.org", true),
             (
                 "https://bucket.example.org/a/catalog.jsonl?sig=s3cret#s3cret",
                 "https://bucket.example.org/a/catalog.jsonl",

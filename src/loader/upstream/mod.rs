@@ -38,6 +38,9 @@ const PAUSE_PER_TRANSFER: u32 = 9;
 /// that can be reached is in touch with it, and waiting longer could mean waiting forever.
 const MAX_BEHIND: Duration = Duration::from_secs(60);
 
+/// The `Age` of a catalog from a snapshot file whose server has not reached its source yet: the largest that there is.
+pub const NEVER_SYNCED: u64 = 1 << 31;
+
 /// Settings of an [`Upstream`].
 #[derive(Clone)]
 pub struct Settings {
@@ -109,6 +112,8 @@ pub struct Upstream {
     current: Option<PersistedSnapshot<Arc<Snapshot>>>,
     sources: Vec<Source>,
     active: usize,
+    /// When the catalog served was last known to equal the database.
+    synced_at: Option<Instant>,
     /// Whether the last request to the active upstream was successful.
     connected: bool,
     /// When an upstream was first found to be behind the state served; unset as soon as one has that state.
@@ -133,6 +138,7 @@ impl Upstream {
             client: Client::new(settings.token.clone())?,
             output: Output::new(store, Arc::clone(&metrics), pending),
             active: fastrand::usize(..sources.len()),
+            synced_at: None,
             connected: false,
             behind_since: None,
             settings,
@@ -187,28 +193,30 @@ impl Upstream {
         let started = Instant::now();
         let (condition, wait) = self.condition();
         let source = &self.sources[self.active];
+        let can_wait = source.location.can_wait();
         let fetched = self.client.fetch(&source.location, condition.clone(), wait).await?;
         match (fetched, source.refused.clone().filter(|_| source.tag == condition)) {
-            (Fetched::Unchanged, Some(reason)) => return Err(UpstreamError::Refused(reason)),
-            (Fetched::Unchanged, None) => {
+            (Fetched::Unchanged { .. }, Some(reason)) => return Err(UpstreamError::Refused(reason)),
+            (Fetched::Unchanged { synced_at }, None) => {
                 self.remember(condition, None);
                 self.metrics.upstream.requests.with_label_values(&["unchanged"]).inc();
+                self.record_sync(synced_at);
                 if let Some(current) = &self.current {
-                    self.output.record_sync(LastSync { at: Instant::now(), mode: None, replay_lag_seconds: None });
-                    report::record_sync(&self.metrics, (RefreshKind::Upstream, None), started, 0, 0, &current.snapshot);
+                    report::log_sync((RefreshKind::Upstream, None), started, 0, 0, &current.snapshot);
                 }
-                if wait.is_zero() && self.sources[self.active].location.can_wait() {
+                if wait.is_zero() && can_wait {
                     return Ok(Duration::ZERO);
                 }
             }
-            (Fetched::Snapshot { body, tag, received_at }, _) => {
+            (Fetched::Snapshot { body, tag, received_at, synced_at }, _) => {
                 self.metrics.upstream.received_bytes.inc_by(body.len() as u64);
                 let accepted = self.accept(&body, received_at);
                 report::record_refresh(&self.metrics, RefreshKind::Upstream, received_at, accepted.is_ok());
                 self.remember(tag, accepted.as_ref().err());
                 let changed = accepted.map_err(|refusal| UpstreamError::Refused(refusal.to_string().into()))?;
+                self.record_sync(synced_at);
                 self.metrics.upstream.requests.with_label_values(&["changed"]).inc();
-                if changed && self.sources[self.active].location.can_wait() {
+                if changed && can_wait {
                     return Ok(received_at.elapsed() * PAUSE_PER_TRANSFER);
                 }
             }
@@ -236,11 +244,17 @@ impl Upstream {
             return Err(Refusal::Rules(Violations { count: violations.len(), id, reason }));
         }
         let revision = received.snapshot.revision();
-        if let Some(current) = self.current.as_ref().filter(|current| current.snapshot.revision() != revision)
-            && received.as_of.is_before(&current.as_of)
-            && !self.accepts_earlier()
-        {
-            return Err(Refusal::Behind);
+        if let Some(current) = &self.current {
+            let before = received.as_of.is_before(&current.as_of);
+            let same_models = current.snapshot.revision() == revision;
+            let same_rejected = current.snapshot.rejected() == received.snapshot.rejected();
+            // The later position stays, by which other states are compared.
+            if same_models && (before || same_rejected && received.as_of == current.as_of) {
+                return Ok(false);
+            }
+            if before && !self.accepts_earlier() {
+                return Err(Refusal::Behind);
+            }
         }
         let (rows, changed) = (received.snapshot.len(), received.snapshot.changes_since(&previous));
         let PersistedSnapshot { snapshot, position, as_of, .. } = received;
@@ -248,10 +262,21 @@ impl Upstream {
             PersistedSnapshot { snapshot: Arc::new(snapshot), position, as_of, rules: self.settings.rules.text() };
         self.output.persist(state.clone());
         self.output.publish(Arc::clone(&state.snapshot));
-        self.output.record_sync(LastSync { at: received_at, mode: None, replay_lag_seconds: None });
-        report::record_sync(&self.metrics, (RefreshKind::Upstream, None), received_at, rows, changed, &state.snapshot);
+        report::log_sync((RefreshKind::Upstream, None), received_at, rows, changed, &state.snapshot);
         self.current = Some(state);
         Ok(changed > 0)
+    }
+
+    /// Records when the active upstream was in sync. One that has not been for [`MAX_BEHIND`] is followed by the next:
+    /// another may be, and two servers that follow each other would never find out.
+    fn record_sync(&mut self, synced_at: Option<Instant>) {
+        if let Some(at) = synced_at.filter(|at| self.synced_at.is_none_or(|last| last < *at)) {
+            self.synced_at = Some(at);
+            self.output.record_sync(LastSync { at, mode: None, replay_lag_seconds: None });
+        }
+        if synced_at.is_none_or(|at| at.elapsed() > MAX_BEHIND) {
+            self.active = (self.active + 1) % self.sources.len();
+        }
     }
 
     /// Whether no upstream has had the state served for [`MAX_BEHIND`].

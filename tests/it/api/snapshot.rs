@@ -80,8 +80,9 @@ async fn unchanged_snapshot_returns_304_and_a_change_ends_the_wait() {
 
 /// Half of the connections may wait, so that the server stays usable for others.
 #[tokio::test]
-async fn waiting_requests_are_limited_and_end_with_the_server() {
-    let (_db, server) = start_with_model_a(&[("CATALOG_MAX_CONNECTIONS", "8"), ("CATALOG_THREADS", "1")]).await;
+async fn waiting_requests_are_limited_and_end_when_the_drain_begins() {
+    let settings = [("CATALOG_MAX_CONNECTIONS", "8"), ("CATALOG_THREADS", "1"), ("CATALOG_DRAIN_GRACE", "10m")];
+    let (_db, server) = start_with_model_a(&settings).await;
     let tag = server.get("/api/snapshot").await.header("etag").to_owned();
     let waiting = || get(&server, "/api/snapshot?wait=30s", &tag, "gzip");
     let started = Instant::now();
@@ -94,8 +95,13 @@ async fn waiting_requests_are_limited_and_end_with_the_server() {
     for reply in [one, two, three, four] {
         assert_eq!((reply.status, reply.header("connection")), (304, "close"));
     }
-    server.until("it has ended", |s| std::future::ready(s.exited().is_some())).await;
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    // The grace period goes on.
+    let reply = get(&server, "/api/snapshot?wait=30s", &tag, "gzip").await;
+    assert_eq!((reply.status, reply.header("connection")), (304, "close"));
+    assert!(server.exited().is_none());
+    server.signal("TERM");
+    server.until("it has ended", |s| std::future::ready(s.exited().is_some())).await;
 }
 
 /// The deadline of a request is extended by its wait.

@@ -129,6 +129,38 @@ async fn unusable_files_are_refused_and_the_last_good_one_stays() {
     edge.until_named("a", "good again").await;
 }
 
+#[tokio::test]
+async fn equal_content_of_an_earlier_position_does_not_open_the_way_for_older_content() {
+    let db = Db::new().await;
+    db.add("a").await;
+    let folder = TempFolder::new("edge-files");
+    let path = folder.path("catalog.jsonl");
+    export(&db, &path);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (lines, _) = text.split_once("{\"checksum\"").unwrap();
+    let (header, model) = lines.split_once('\n').unwrap();
+    let as_of = header.split_once("\"as_of\":\"").unwrap().1.split('"').next().unwrap();
+    let at = |xmax: u32, name: &str| {
+        let model = model.replace("\"name\":\"a.safetensors\"", &format!("\"name\":\"{name}\""));
+        let revision = format!("{:016x}", xxh3_64(model.trim_end().as_bytes()));
+        let (before, after) = header.split_once("\"revision\":\"").unwrap();
+        let header = format!("{before}\"revision\":\"{revision}{}", &after[16..]);
+        let as_of = header.replace(&format!("\"as_of\":\"{as_of}\""), &format!("\"as_of\":\"{xmax}:{xmax}:\""));
+        std::fs::write(folder.path("new"), sealed(&format!("{as_of}\n{model}"))).unwrap();
+        std::fs::rename(folder.path("new"), &path).unwrap();
+    };
+    at(1_000_120, "later");
+    let edge = Server::edge(&format!("file://{path}"), &[]).await;
+    edge.until_named("a", "later").await;
+    let accepted = "catalog_upstream_requests_total{outcome=\"changed\"}";
+    let before = edge.metric(accepted).await;
+    at(1_000_100, "later");
+    edge.until("the same content is read", |s| async move { s.metric(accepted).await > before }).await;
+    at(1_000_110, "earlier");
+    edge.until("it is refused", |s| std::future::ready(s.logged("it is older than the catalog served") > 0)).await;
+    assert_eq!(edge.field("a", "name").await, "later");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn edges_with_stricter_rules_follow_an_upstream_until_a_row_breaks_one() {
     let db = Db::lenient().await;
