@@ -2,7 +2,7 @@
 //!
 //! The index is unordered, so a page is a scan of all entries that keeps the first few. A sorted list beside the index
 //! would cost memory in every catalog and work on every change, for pages that only people request. Callers must keep a
-//! scan off the serving threads: at a million models a page took 40 to 60 ms, and a search without a match 190 ms.
+//! scan off the serving threads: at a million models a page took 40 to 60 ms, and a search without a match 290 ms.
 
 use std::collections::BTreeMap;
 

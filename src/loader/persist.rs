@@ -70,7 +70,7 @@ fn save(path: &Path, persisted: &PersistedSnapshot<Arc<Snapshot>>, metrics: &Met
             warn!(
                 %path,
                 %error,
-                "the snapshot file can't be written; serving continues, but a restart would need the database"
+                "the snapshot file can't be written; serving continues, but a restart would need the source"
             );
         }
     }
@@ -92,7 +92,7 @@ pub fn restore(path: &Path, rules: &Rules, metrics: &Metrics) -> Option<Persiste
     match result {
         Ok(persisted) => {
             let (models, took) = (persisted.snapshot.len(), started.elapsed());
-            info!(path = %path.display(), models, ?took, "serving from the snapshot file until the database is read");
+            info!(path = %path.display(), models, ?took, "serving from the snapshot file until its source is read");
             return Some(persisted);
         }
         Err(SnapshotFileError::Missing) => info!(path = %path.display(), "no snapshot file yet"),
@@ -101,11 +101,11 @@ pub fn restore(path: &Path, rules: &Rules, metrics: &Metrics) -> Option<Persiste
                 .map_or_else(|error| format!("not renamed: {error}"), |quarantined| quarantined.display().to_string());
             warn!(
                 path = %path.display(), %error, renamed_to,
-                "the snapshot file can't be used, waiting for the database"
+                "the snapshot file can't be used, waiting for the source"
             );
         }
         Err(error) => {
-            warn!(path = %path.display(), %error, "the snapshot file can't be used, waiting for the database");
+            warn!(path = %path.display(), %error, "the snapshot file can't be used, waiting for the source");
         }
     }
     None

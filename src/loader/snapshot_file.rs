@@ -57,7 +57,7 @@ pub enum SnapshotFileError {
     /// The file was written by a version of the program with another format, mostly a newer one.
     #[error(
         "it has version {0} and this program reads versions {OLDEST_VERSION} to {VERSION}: use the version of the \
-         program that wrote it, or let this one replace the file once it has read the database"
+         program that wrote it, or let this one replace the file once it has read its source"
     )]
     Version(u32),
     /// The content is not what was written.

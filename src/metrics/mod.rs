@@ -106,7 +106,7 @@ impl Metrics {
             notifications: IntCounter::new("catalog_notifications_total", "Notifications received.")?,
             audit_mismatches: IntCounter::new(
                 "catalog_audit_mismatches_total",
-                "Models that an audit found to differ from the database; anything but 0 is a bug.",
+                "Models that an audit found to differ from the database: changes that bypassed the triggers.",
             )?,
             snapshot_file: IntCounterVec::new(
                 Opts::new(

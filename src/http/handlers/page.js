@@ -133,7 +133,7 @@ async function refresh() {
   document.body.classList.remove("stale");
   if (!response || response.status === 503) {
     health("Loading", "warn");
-    return notice("No catalog is loaded yet: the server is waiting for Postgres.");
+    return notice("No catalog is loaded yet: the server is waiting for its source.");
   }
   if (response.status === 429) return notice("The rate limit for this client address is exceeded; retrying.");
   if (!response.ok) throw new Error("the server responded with status " + response.status);

@@ -248,7 +248,7 @@ async fn page_reports_a_missing_catalog_and_an_exceeded_rate_limit() {
     let server = Server::spawn("host=/nowhere user=nobody", &[]).await;
     browser.open(&format!("http://{}/", server.address)).await;
     says("health", "Loading").await;
-    says("notice", "waiting for Postgres").await;
+    says("notice", "waiting for its source").await;
     assert!(browser.screenshot("loading").await > 10_000);
     drop(server);
 
