@@ -371,8 +371,8 @@ impl Loader {
             self.output.publish(Arc::clone(&self.current));
         }
         let replay_lag_seconds = self.standby.replay_lag_seconds();
-        self.metrics.replay_lag.set(replay_lag_seconds.unwrap_or_default());
-        self.metrics.replay_stalled.set(i64::from(self.standby.is_stalled()));
+        self.metrics.replay.lag.set(replay_lag_seconds.unwrap_or_default());
+        self.metrics.replay.stalled.set(i64::from(self.standby.is_stalled()));
         self.output.record_sync(LastSync { at: started, mode: Some(mode), replay_lag_seconds });
         report::log_sync((kind, Some(mode)), started, rows, changed, &self.current);
         report::log_rejections(&newly_rejected);

@@ -3,6 +3,7 @@
 //! Request metrics are in `requests.rs`. All others change a few times a second and use the types of the prometheus
 //! crate.
 
+mod replay;
 mod requests;
 mod top_missing;
 mod upstream;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
+pub use self::replay::ReplayMetrics;
 use self::requests::RequestCollector;
 pub use self::requests::{RequestMetrics, Route, statuses, templates};
 use self::top_missing::Id;
@@ -45,10 +47,8 @@ pub struct Metrics {
     pub propagation_seconds: Histogram,
     /// `catalog_last_sync_timestamp_seconds`
     pub last_sync: Gauge,
-    /// `catalog_replay_lag_seconds`
-    pub replay_lag: Gauge,
-    /// `catalog_replay_stalled`
-    pub replay_stalled: IntGauge,
+    /// The replay of a hot standby.
+    pub replay: ReplayMetrics,
     /// `catalog_listener_connected`
     pub listener_connected: IntGauge,
     /// `catalog_notifications_total`
@@ -91,14 +91,7 @@ impl Metrics {
                 "catalog_last_sync_timestamp_seconds",
                 "Unix time at which the catalog was last known to equal its source; 0 = never.",
             )?,
-            replay_lag: Gauge::new(
-                "catalog_replay_lag_seconds",
-                "Age of the last transaction that the hot standby had replayed at the last read; 0 on a primary.",
-            )?,
-            replay_stalled: IntGauge::new(
-                "catalog_replay_stalled",
-                "1 while replay on the hot standby is stalled: WAL is waiting, or the primary is not connected.",
-            )?,
+            replay: ReplayMetrics::new()?,
             listener_connected: IntGauge::new(
                 "catalog_listener_connected",
                 "1 while this process receives notifications from the database.",
@@ -151,8 +144,7 @@ impl Metrics {
         registry.register(Box::new(self.refresh_seconds.clone()))?;
         registry.register(Box::new(self.propagation_seconds.clone()))?;
         registry.register(Box::new(self.last_sync.clone()))?;
-        registry.register(Box::new(self.replay_lag.clone()))?;
-        registry.register(Box::new(self.replay_stalled.clone()))?;
+        self.replay.register(registry)?;
         registry.register(Box::new(self.listener_connected.clone()))?;
         registry.register(Box::new(self.notifications.clone()))?;
         registry.register(Box::new(self.audit_mismatches.clone()))?;

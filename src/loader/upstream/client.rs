@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flate2::bufread::MultiGzDecoder;
-use reqwest::StatusCode;
 use reqwest::header::{ACCEPT_ENCODING, AGE, AUTHORIZATION, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
+use reqwest::{Response, StatusCode};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::super::snapshot_file::{self, PersistedSnapshot, SnapshotFileError};
@@ -171,7 +171,7 @@ impl Client {
         }
         let limit = wait + CONNECT_TIMEOUT + READ_TIMEOUT;
         let sent = tokio::time::timeout(limit, request.send()).await;
-        let mut response = sent.map_err(|_| FetchError::Silent(limit))??;
+        let response = sent.map_err(|_| FetchError::Silent(limit))??;
         let received_at = Instant::now();
         let age = age(response.headers());
         let synced_at = received_at.checked_sub(Duration::from_secs(age)).filter(|_| age < NEVER_SYNCED);
@@ -181,20 +181,25 @@ impl Client {
             status => return Err(FetchError::Status(status)),
         }
         let tag = response.headers().get(ETAG).cloned().map(Tag::Entity);
-        let mut body = Vec::new();
-        loop {
-            let limit = received_at + READ_TIMEOUT + Duration::from_secs((body.len() / MIN_BYTES_PER_SECOND) as u64);
-            let chunk = tokio::time::timeout_at(limit.into(), response.chunk()).await;
-            let Some(chunk) = chunk.map_err(|_| FetchError::Slow)?? else { break };
-            if body.len() + chunk.len() > MAX_BYTES {
-                return Err(FetchError::TooLarge);
-            }
-            body.extend_from_slice(&chunk);
-            if !may_be_snapshot(&body) {
-                return Err(SnapshotFileError::Damaged("it is not a snapshot file").into());
-            }
-        }
+        let body = read_body(response, received_at).await?;
         Ok(Fetched::Snapshot { body, tag, received_at, synced_at })
+    }
+}
+
+/// Reads the body of a response whose headers were there at `received_at`.
+async fn read_body(mut response: Response, received_at: Instant) -> Result<Vec<u8>, FetchError> {
+    let mut body = Vec::new();
+    loop {
+        let limit = received_at + READ_TIMEOUT + Duration::from_secs((body.len() / MIN_BYTES_PER_SECOND) as u64);
+        let chunk = tokio::time::timeout_at(limit.into(), response.chunk()).await;
+        let Some(chunk) = chunk.map_err(|_| FetchError::Slow)?? else { return Ok(body) };
+        if body.len() + chunk.len() > MAX_BYTES {
+            return Err(FetchError::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+        if !may_be_snapshot(&body) {
+            return Err(SnapshotFileError::Damaged("it is not a snapshot file").into());
+        }
     }
 }
 
