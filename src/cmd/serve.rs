@@ -86,9 +86,11 @@ pub fn serve(
     let threads = listeners.api.len();
     let store = Arc::new(Store::default());
     let metrics = Arc::new(Metrics::new()?);
-    metrics.connections_limit.set(args.max_connections.get().try_into().unwrap_or(i64::MAX));
+    metrics.connections_limit.set(listeners.limits.api.try_into().unwrap_or(i64::MAX));
     let (pending, latest) = watch::channel(None);
-    let api = Arc::new(api(args, &store, &metrics, &latest));
+    // The other half of the connections is for requests that do not wait.
+    let feed = SnapshotFeed::new(latest.clone(), listeners.limits.api / 2);
+    let api = Arc::new(api(args, &store, &metrics, feed));
 
     let runtime = runtime()?;
     // Installed before anything is announced, so that an early signal is handled.
@@ -193,7 +195,7 @@ impl Listeners {
     }
 }
 
-fn api(args: &ServerArgs, store: &Arc<Store>, metrics: &Arc<Metrics>, latest: &watch::Receiver<Pending>) -> Api {
+fn api(args: &ServerArgs, store: &Arc<Store>, metrics: &Arc<Metrics>, snapshots: SnapshotFeed) -> Api {
     let limits = Limits { batch_ids: args.max_batch_ids.get(), body_bytes: args.max_body_bytes.get() };
     let memory = MemoryBudget::new(args.max_buffer_bytes.get());
     let clients = client_limits::Settings {
@@ -203,8 +205,7 @@ fn api(args: &ServerArgs, store: &Arc<Store>, metrics: &Arc<Metrics>, latest: &w
         header: Some(args.client_addr_header.clone()),
     };
     Api {
-        // The other half of the connections is for requests that do not wait.
-        snapshots: SnapshotFeed::new(latest.clone(), args.max_connections.get() / 2),
+        snapshots,
         clients: Arc::new(ClientLimits::new(clients)),
         cors: args.cors_allow_origin.clone(),
         ..Api::new(Arc::clone(store), Arc::clone(metrics), limits, memory)

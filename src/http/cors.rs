@@ -25,7 +25,7 @@ impl Cors {
             Self::Any => origin.map(|_| HeaderValue::from_static("*")),
             Self::Only(origins) => {
                 // A cache must not serve one origin's response to another.
-                headers.insert(VARY, HeaderValue::from_static("Origin"));
+                headers.append(VARY, HeaderValue::from_static("Origin"));
                 origin.filter(|origin| origins.contains(origin)).cloned()
             }
         };

@@ -37,7 +37,8 @@ impl FleetReader {
         self.read_at = Some(Instant::now());
         let fleet = match read(session).await {
             Ok(fleet) => Some(fleet),
-            Err(error) if error.is_about_the_schema() => {
+            // Conflicts with recovery among them. Only a failed connection ends the session.
+            Err(error) if error.is_about_the_schema() || error.is_reported_by_the_server() => {
                 if !std::mem::replace(&mut self.unreadable_logged, true) {
                     debug!(%error, "the fleet can't be read, /api/catalog does not list it");
                 }

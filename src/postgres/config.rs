@@ -104,7 +104,8 @@ impl DatabaseConfig {
         let root = sslrootcert.or_else(|| environment.sslrootcert.clone());
         let (tls, verifies_server) = tls::connector(mode, root.as_deref())?;
         // Like libpq, never use TLS on a unix socket.
-        let network = driver.get_hosts().iter().any(|host| matches!(host, Host::Tcp(_)));
+        let tcp = driver.get_hosts().iter().any(|host| matches!(host, Host::Tcp(_)));
+        let network = tcp || !driver.get_hostaddrs().is_empty();
         driver.ssl_mode(match mode {
             _ if !network => SslMode::Disable,
             Mode::Disable => SslMode::Disable,
@@ -139,12 +140,7 @@ impl DatabaseConfig {
             Host::Tcp(name) => format!("{name}:{}", port(index)),
             Host::Unix(directory) => format!("{}/.s.PGSQL.{}", directory.display(), port(index)),
         });
-        let addresses = self.driver.get_hostaddrs().iter().enumerate();
-        let mut all: Vec<_> = hosts.collect();
-        if all.is_empty() {
-            all = addresses.map(|(index, address)| format!("{address}:{}", port(index))).collect();
-        }
-        all.join(", ")
+        hosts.collect::<Vec<_>>().join(", ")
     }
 
     /// Number of hosts to try.
@@ -162,7 +158,7 @@ fn url_scheme(text: &str) -> Option<&str> {
 }
 
 fn parse_driver(text: &str) -> Result<Config, DatabaseUrlError> {
-    let driver: Config = text.parse().map_err(|error: tokio_postgres::Error| {
+    let mut driver: Config = text.parse().map_err(|error: tokio_postgres::Error| {
         let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
         // These messages quote the connection string, and with a typo in it the quoted part can be the password.
         let quotes = cause.starts_with("unknown option") || cause.starts_with("unexpected character");
@@ -171,7 +167,13 @@ fn parse_driver(text: &str) -> Result<Config, DatabaseUrlError> {
             cause => format!("can't be parsed: {cause}"),
         })
     })?;
-    if driver.get_hosts().is_empty() && driver.get_hostaddrs().is_empty() {
+    // Addresses without names are their own names, as in libpq: for certificates, the password file and messages.
+    if driver.get_hosts().is_empty() {
+        for address in driver.get_hostaddrs().to_vec() {
+            driver.host(address.to_string());
+        }
+    }
+    if driver.get_hosts().is_empty() {
         return Err(DatabaseUrlError::Syntax("names no host".into()));
     }
     Ok(driver)
@@ -286,6 +288,11 @@ mod tests {
         let quoted = parse(r"host=h password='it\'s \\ secret' sslmode=disable", &none).expect("quoted");
         assert_eq!(quoted.get_password(), Some(&br"it's \ secret"[..]));
         assert_eq!(parse("host=/tmp sslmode=require", &none).expect("socket").get_ssl_mode(), SslMode::Disable);
+        for address in ["hostaddr=127.0.0.1,::1", "host=a,b hostaddr=127.0.0.1,::1", "host=/tmp hostaddr=127.0.0.1"] {
+            let config = parse(&format!("{address} user=u sslmode=require"), &none).expect(address);
+            assert_eq!(config.get_ssl_mode(), SslMode::Require, "{address}");
+            assert_eq!(config.get_hosts().len(), config.get_hostaddrs().len(), "{address}");
+        }
     }
 
     #[test]

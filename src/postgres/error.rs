@@ -132,6 +132,12 @@ impl ReadError {
             Self::Timeout(_) | Self::ReplayWentBack { .. } => false,
         }
     }
+
+    /// Whether Postgres reported it, so that the connection can still be used.
+    #[must_use]
+    pub fn is_reported_by_the_server(&self) -> bool {
+        matches!(self, Self::Postgres(error) if error.as_db_error().is_some())
+    }
 }
 
 impl From<tokio_postgres::Error> for ReadError {

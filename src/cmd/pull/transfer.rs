@@ -136,7 +136,7 @@ impl Download<'_> {
         let mut url = &model.url;
         for mirror in &model.mirrors {
             match self.try_url(url, source.take()).await {
-                Err(problem) if !matches!(problem, Problem::Disk(..) | Problem::NoSpace { .. }) => {
+                Err(problem) if !matches!(problem, Problem::Disk(..) | Problem::NoSpace { .. } | Problem::Stopped) => {
                     self.progress.failed_attempt(&host(url), &problem);
                 }
                 done => return done,

@@ -22,7 +22,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Minimum rate of a body after [`READ_TIMEOUT`]: with less, another upstream is tried.
 const MIN_BYTES_PER_SECOND: usize = 16 * 1024;
-/// Largest snapshot that is read, as transferred: a wrong address must not fill the memory.
+/// Largest snapshot that is read, as transferred and decompressed: a wrong address must not fill the memory.
 const MAX_BYTES: usize = 2 << 30;
 const READ_BUFFER: usize = 256 * 1024;
 /// The first bytes of a gzip file.
@@ -239,7 +239,7 @@ fn read_file(path: &Path, known: Option<&Tag>) -> Result<Fetched, FetchError> {
 /// See [`SnapshotFileError`].
 pub fn read(body: &[u8], previous: &Snapshot) -> Result<PersistedSnapshot<Snapshot>, SnapshotFileError> {
     if body.starts_with(&GZIP) {
-        let decoder = MultiGzDecoder::new(body);
+        let decoder = MultiGzDecoder::new(body).take(MAX_BYTES as u64);
         snapshot_file::read_from(BufReader::with_capacity(READ_BUFFER, decoder), previous)
     } else {
         snapshot_file::read_from(Cursor::new(body), previous)

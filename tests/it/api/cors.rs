@@ -51,6 +51,12 @@ async fn only_configured_origins_are_allowed() {
         assert_eq!(preflight.header("access-control-allow-methods"), "GET, HEAD, POST");
         assert_eq!(preflight.header("access-control-allow-headers"), "content-type, if-none-match");
     }
+    let snapshot = format!("{:?}", raw.request("GET", "/api/snapshot", "accept-encoding: gzip\r\n")).to_lowercase();
+    assert!(
+        snapshot.contains("origin") && snapshot.contains("\"accept-encoding\""),
+        "{}",
+        snapshot.chars().take(600).collect::<String>()
+    );
     // Responses to requests without an origin vary, too, or a shared cache would mix them up.
     for headers in ["", "te: trailers\r\n"] {
         let response = Raw::open(&server.address).request("GET", "/api/models/a", headers);
