@@ -330,8 +330,8 @@ impl ShutdownSignal {
     }
 }
 
-/// Serves on for the grace period, then accepts no connections and waits for the open ones to finish. Returns false if a
-/// second signal interrupted it.
+/// Serves on for the grace period, then accepts no connections and waits for the open ones to finish. Returns false if
+/// a second signal interrupted it.
 async fn drain(
     args: &ServerArgs,
     workers: &TaskTracker,
