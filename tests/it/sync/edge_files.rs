@@ -130,7 +130,7 @@ async fn unusable_files_are_refused_and_the_last_good_one_stays() {
 }
 
 #[tokio::test]
-async fn equal_content_of_an_earlier_position_does_not_open_the_way_for_older_content() {
+async fn equal_content_at_an_earlier_position_does_not_admit_older_content() {
     let db = Db::new().await;
     db.add("a").await;
     let folder = TempFolder::new("edge-files");

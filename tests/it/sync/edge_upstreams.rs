@@ -100,7 +100,7 @@ async fn not_modified_without_a_condition_is_an_error() {
     assert_eq!((edge.get("/readyz").await.status, edge.metric("catalog_upstream_connected").await), (503, 0.0));
 }
 
-/// Of what is secret, the other server gets nothing.
+/// The target of a redirect receives no secret.
 #[tokio::test]
 async fn redirects_expose_neither_the_url_nor_the_token() {
     let (sender, heads) = mpsc::channel();
