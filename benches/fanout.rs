@@ -25,7 +25,7 @@ use model_catalog::loader::{Loader, Settings};
 use model_catalog::metrics::Metrics;
 use model_catalog::postgres::config::{DatabaseConfig, Environment};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
-use model_catalog::postgres::migrate::migrate;
+use model_catalog::postgres::migrate::{ModelsTable, migrate};
 use model_catalog::postgres::session;
 use probe::Latencies;
 use report::{Row, report};
@@ -119,7 +119,7 @@ impl Source {
         let address = database(&server)?;
         let (sql, writer, version) = runtime.block_on(async {
             let mut sql = session::connect(&address).await?;
-            migrate(&mut sql, CHANNEL, &Rules::default()).await?;
+            migrate(&mut sql, CHANNEL, &Rules::default(), ModelsTable::Create).await?;
             let insert = format!(
                 "INSERT INTO models
                  SELECT 'model-' || n, 'model-' || n || '.safetensors',

@@ -9,6 +9,7 @@ use crate::cli::{Cli, Command, LogArgs, LogFormat};
 use crate::cmd::{self, PartialSuccess};
 use crate::loader::upstream::config::UpstreamUrlError;
 use crate::postgres::config::DatabaseUrlError;
+use crate::postgres::migrate::ModelsTable;
 
 /// Exit status for settings that are invalid, which clap uses too.
 const INVALID_SETTINGS: u8 = 2;
@@ -24,7 +25,14 @@ pub fn run(cli: Cli) -> ExitCode {
             cmd::serve::run(&database, &upstream, &server, examples)
         }
         Command::Demo { server } => cmd::demo::run(&server),
-        Command::Migrate { database, rules, bare } => cmd::migrate::run(&database, &rules, bare),
+        Command::Migrate { database, rules, bare, with_models_table } => {
+            let models = match (bare, with_models_table) {
+                (true, _) => ModelsTable::Omit,
+                (false, true) => ModelsTable::Create,
+                (false, false) => ModelsTable::UnlessOthers,
+            };
+            cmd::migrate::run(&database, &rules, models)
+        }
         Command::Import { file, dry_run, strict, database, rules } => {
             cmd::import::run(cmd::import::Import { file, dry_run, strict, rules: rules.rules() }, &database)
         }

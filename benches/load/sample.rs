@@ -5,7 +5,7 @@ use std::time::Duration;
 use model_catalog::catalog::model::Rules;
 use model_catalog::postgres::config::{DatabaseConfig, Environment};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
-use model_catalog::postgres::migrate::migrate;
+use model_catalog::postgres::migrate::{ModelsTable, migrate};
 use model_catalog::postgres::session;
 
 use crate::Result;
@@ -66,7 +66,7 @@ impl Sample {
         let database = DatabaseConfig::parse(&url, &Environment::default(), "model_catalog", LIMIT)?;
         let ids = runtime()?.block_on(async {
             let mut client = session::connect(&database).await?;
-            migrate(&mut client, &database.channel, &Rules::default()).await?;
+            migrate(&mut client, &database.channel, &Rules::default(), ModelsTable::Create).await?;
             client.batch_execute(SAMPLE).await?;
             client.batch_execute(GENERATED).await?;
             let ids = "SELECT id FROM models WHERE id NOT LIKE 'generated-%' ORDER BY id LIMIT 50";

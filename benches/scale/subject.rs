@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use model_catalog::catalog::model::Rules;
 use model_catalog::postgres::config::{DatabaseConfig, Environment};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
-use model_catalog::postgres::migrate::migrate;
+use model_catalog::postgres::migrate::{ModelsTable, migrate};
 use model_catalog::postgres::session;
 use tokio::runtime::Runtime;
 use tokio_postgres::Client as Sql;
@@ -56,7 +56,7 @@ impl Database {
             admin.batch_execute(&format!("CREATE DATABASE {name}")).await?;
             let target = self.target(&name)?;
             let mut sql = session::connect(&target).await?;
-            migrate(&mut sql, CHANNEL, &Rules::default()).await?;
+            migrate(&mut sql, CHANNEL, &Rules::default(), ModelsTable::Create).await?;
             let insert = format!(
                 "INSERT INTO models
                  SELECT 'model-' || n, 'model-' || n || '.safetensors',

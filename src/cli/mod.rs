@@ -68,6 +68,9 @@ pub enum Command {
         /// tables.
         #[arg(long)]
         bare: bool,
+        /// Create the table public.models even if the schema public has tables of others.
+        #[arg(long, conflicts_with = "bare")]
+        with_models_table: bool,
         /// The rules that triggers check rows by.
         #[command(flatten)]
         rules: RuleArgs,

@@ -9,7 +9,7 @@ use super::{CommandResult, examples, runtime};
 use crate::cli::ServerArgs;
 use crate::postgres::config::{DatabaseConfig, Environment};
 use crate::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
-use crate::postgres::migrate::migrate;
+use crate::postgres::migrate::{ModelsTable, migrate};
 use crate::postgres::session;
 
 const SAMPLE: &str = include_str!("../../sql/sample_models.sql");
@@ -29,7 +29,7 @@ pub fn run(args: &ServerArgs) -> CommandResult {
     let database = DatabaseConfig::parse(&url, &Environment::default(), CHANNEL, DATABASE_TIMEOUT)?;
     runtime()?.block_on(async {
         let mut client = session::connect(&database).await?;
-        migrate(&mut client, CHANNEL, &args.rules.rules()).await?;
+        migrate(&mut client, CHANNEL, &args.rules.rules(), ModelsTable::Create).await?;
         client.batch_execute(SAMPLE).await?;
         CommandResult::Ok(())
     })?;

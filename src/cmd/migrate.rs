@@ -4,21 +4,18 @@ use tracing::info;
 
 use super::{CommandResult, runtime};
 use crate::cli::{DatabaseArgs, RuleArgs};
-use crate::postgres::migrate::{migrate, migrate_bare};
+use crate::postgres::migrate::{ModelsTable, migrate};
 use crate::postgres::session;
 
-/// Runs the command; `bare` omits the default table, its view and its triggers.
+/// Runs the command.
 ///
 /// # Errors
 /// An invalid connection string, or what [`migrate`] reports.
-pub fn run(database: &DatabaseArgs, rules: &RuleArgs, bare: bool) -> CommandResult {
+pub fn run(database: &DatabaseArgs, rules: &RuleArgs, models: ModelsTable) -> CommandResult {
     let (database, rules) = (database.config()?, rules.rules());
     runtime()?.block_on(async {
         let mut client = session::connect(&database).await?;
-        match bare {
-            true => migrate_bare(&mut client, &database.channel, &rules).await,
-            false => migrate(&mut client, &database.channel, &rules).await,
-        }
+        migrate(&mut client, &database.channel, &rules, models).await
     })?;
     info!("the database is migrated");
     Ok(())

@@ -11,6 +11,7 @@ mod embedded {
 }
 
 const DEFAULT_MODELS: &str = include_str!("../../sql/default_models.sql");
+const OTHER_TABLES: &str = include_str!("../../sql/other_tables.sql");
 const SCHEMA: &str = "model_catalog";
 
 /// Advisory lock that is held for the whole run, so that concurrent runs are serialized. The value is arbitrary: ASCII
@@ -31,6 +32,13 @@ pub enum MigrateError {
         /// Why it failed.
         source: tokio_postgres::Error,
     },
+    /// Creating public.models would surprise the owner of other tables in that schema.
+    #[error(
+        "the schema public has other tables ({0}), so nothing was created: run `model-catalog migrate --bare` to serve \
+         tables of your own through a view, or `model-catalog migrate --with-models-table` to create public.models \
+         beside them"
+    )]
+    OtherTables(String),
     /// A numbered migration failed, or differs from the one that was applied before.
     #[error("cannot apply the migrations: {}", describe_migration(.0))]
     Migrations(#[from] refinery::Error),
@@ -53,27 +61,38 @@ pub fn latest() -> i32 {
     embedded::migrations::runner().get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
 }
 
-/// Applies pending migrations, creates the default table and view unless the view exists, and stores what the triggers
+/// Whether [`migrate`] creates the table public.models, the view over it and its triggers, unless the view exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelsTable {
+    /// Creates them, but refuses to create the table if the schema public has tables of others: an ORM that owns the
+    /// schema would take it for a change that nobody made, and offer to reset the database.
+    UnlessOthers,
+    /// Creates them.
+    Create,
+    /// Creates none of them: for databases with tables of their own.
+    Omit,
+}
+
+/// Applies pending migrations, creates the default table and view as `models` says, and stores what the triggers
 /// need: the notification channel, and the URL schemes by which they check rows. Safe to run more than once, and
 /// concurrently.
 ///
 /// # Errors
 /// See [`MigrateError`]; what was applied before the error stays, and the next run continues from there.
-pub async fn migrate(client: &mut Client, channel: &str, rules: &Rules) -> Result<(), MigrateError> {
-    apply(client, channel, rules, Some(DEFAULT_MODELS)).await
-}
-
-/// Like [`migrate`], without the default table, its view and its triggers: for databases with tables of their own.
-///
-/// # Errors
-/// See [`migrate`].
-pub async fn migrate_bare(client: &mut Client, channel: &str, rules: &Rules) -> Result<(), MigrateError> {
-    apply(client, channel, rules, None).await
-}
-
-async fn apply(client: &mut Client, channel: &str, rules: &Rules, models: Option<&str>) -> Result<(), MigrateError> {
+pub async fn migrate(
+    client: &mut Client,
+    channel: &str,
+    rules: &Rules,
+    models: ModelsTable,
+) -> Result<(), MigrateError> {
     let failed = |doing| move |source| MigrateError::Statement { doing, source };
     client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await.map_err(failed("take the migration lock"))?;
+    if models == ModelsTable::UnlessOthers {
+        let others = client.query_one(OTHER_TABLES, &[]).await.map_err(failed("look for other tables"))?;
+        if let Some(names) = others.get(0) {
+            return Err(MigrateError::OtherTables(names));
+        }
+    }
     // The runner keeps its own table in this schema.
     let schema = format!("CREATE SCHEMA IF NOT EXISTS {}", escape_identifier(SCHEMA));
     client.batch_execute(&schema).await.map_err(failed("create the schema model_catalog"))?;
@@ -83,8 +102,8 @@ async fn apply(client: &mut Client, channel: &str, rules: &Rules, models: Option
     for applied in report.applied_migrations() {
         tracing::info!(migration = %applied, "applied");
     }
-    if let Some(models) = models {
-        client.batch_execute(models).await.map_err(failed("create the default table and view"))?;
+    if models != ModelsTable::Omit {
+        client.batch_execute(DEFAULT_MODELS).await.map_err(failed("create the default table and view"))?;
     }
     let settings = "UPDATE model_catalog.state SET channel = $1::text, url_schemes = $2 \
                     WHERE channel <> $1::text OR url_schemes <> $2";

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::{duration, files, help, list, max_shutdown_time, repository_path, string_at, text, yaml};
-use crate::support::{Db, Server};
+use crate::support::{Db, Server, migrated};
 
 const COMPOSE: &str = "deploy/compose/compose.yaml";
 const NAME: &str = "app.kubernetes.io/name";
@@ -124,9 +124,7 @@ async fn compose_role_can_serve_and_nothing_else() {
     // In the order of compose.yaml: roles, migrations, sample catalog, servers.
     let db = Db::empty().await;
     db.sql(&roles).await;
-    model_catalog::postgres::migrate::migrate(&mut db.connect().await, "model_catalog", &Default::default())
-        .await
-        .unwrap();
+    migrated(&db.url).await;
     db.sql(&text("sql/sample_models.sql")).await;
     let url = db.url.replace("user=postgres", "user=catalog");
     let server = Server::start_with(&url, crate::support::NOTIFY_ONLY).await;

@@ -7,7 +7,7 @@ use model_catalog::catalog::model::Rules;
 use model_catalog::postgres::config::{DatabaseConfig, Environment};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use model_catalog::postgres::error::describe;
-use model_catalog::postgres::migrate::{migrate, migrate_bare};
+use model_catalog::postgres::migrate::{ModelsTable, migrate};
 use model_catalog::postgres::session;
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -47,13 +47,13 @@ pub async fn connect(url: &str) -> Client {
 /// Connects and migrates.
 pub async fn migrated(url: &str) -> Client {
     let mut client = session::connect(&database(url)).await.unwrap();
-    migrate(&mut client, "model_catalog", &Rules::default()).await.unwrap();
+    migrate(&mut client, "model_catalog", &Rules::default(), ModelsTable::UnlessOthers).await.unwrap();
     client
 }
 
 /// Migrates without the default table, its view and its triggers.
 pub async fn migrate_without_table(url: &str) {
-    migrate_bare(&mut connect(url).await, "model_catalog", &Rules::default()).await.unwrap();
+    migrate(&mut connect(url).await, "model_catalog", &Rules::default(), ModelsTable::Omit).await.unwrap();
 }
 
 /// A database that only one test uses, and a connection to it.

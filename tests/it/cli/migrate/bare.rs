@@ -58,6 +58,46 @@ async fn bare_migration_creates_no_table_and_the_server_waits_for_a_view() {
 const FAILED: &str = "catalog_refreshes_total{kind=\"full\",outcome=\"error\"}";
 
 #[tokio::test]
+async fn migrate_creates_no_table_beside_those_of_others_unless_told_to() {
+    let db = Db::empty().await;
+    db.sql(
+        "CREATE TABLE \"User\" (id int); CREATE TABLE _prisma_migrations (id int); CREATE TABLE orders (id int);
+         CREATE TABLE parts (id int) PARTITION BY LIST (id); CREATE TABLE parts_1 PARTITION OF parts DEFAULT",
+    )
+    .await;
+    let refused = start_with(&[], &db.url, &[]).wait_with_output().unwrap();
+    let message = stderr(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{message}");
+    for part in [
+        "the schema public has other tables (\"User\", _prisma_migrations, orders and 1 more), so nothing was created",
+        "`model-catalog migrate --bare`",
+        "`model-catalog migrate --with-models-table`",
+    ] {
+        assert!(message.contains(part), "no {part} in {message}");
+    }
+    assert_eq!(db.sql("SELECT to_regnamespace('model_catalog')").await, None, "a refusal created something");
+
+    let confirmed = start_with(&["--with-models-table"], &db.url, &[]).wait_with_output().unwrap();
+    assert!(confirmed.status.success(), "{}", stderr(&confirmed));
+    db.add("a").await;
+    // From now on the table is there, so an upgrade needs no flag; nor does a database whose view reads other tables.
+    super::run(&db.url, &[]);
+    db.sql("ALTER TABLE models RENAME TO renamed").await;
+    super::run(&db.url, &[]);
+    assert_eq!(db.sql("SELECT to_regclass('public.models')").await, None);
+
+    // Tables of extensions, and those of other schemas.
+    let db = Db::empty().await;
+    db.sql(
+        "CREATE SCHEMA app; CREATE TABLE app.orders (id int); CREATE EXTENSION hstore; CREATE TABLE spatial (id int);
+         ALTER EXTENSION hstore ADD TABLE spatial; CREATE VIEW seen AS SELECT 1 AS one",
+    )
+    .await;
+    super::run(&db.url, &[]);
+    db.add("a").await;
+}
+
+#[tokio::test]
 async fn dropped_view_keeps_the_last_catalog_until_recreated() {
     let db = Db::empty().await;
     run_bare(&db);
