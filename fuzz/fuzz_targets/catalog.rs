@@ -33,6 +33,8 @@ pub fn handler() -> Arc<Handler> {
     Publisher::new(Arc::clone(&store)).publish(Arc::new(snapshot()));
     let limits = Limits { batch_ids: 20, body_bytes: 4096 };
     let metrics = Arc::new(Metrics::new().expect("metrics"));
-    let api = Api::new(store, metrics, limits, MemoryBudget::new(1 << 24));
-    Arc::new(Handler::new(Arc::new(api), Routes::All))
+    let api = Arc::new(Api::new(store, metrics, limits, MemoryBudget::new(1 << 24)));
+    let scans = Arc::clone(&api);
+    std::thread::spawn(move || scans.scans.run_jobs(0));
+    Arc::new(Handler::new(api, Routes::All))
 }

@@ -30,7 +30,7 @@ use crate::http::fd_limit::{self, ConnectionLimits};
 use crate::http::handlers::snapshot::SnapshotFeed;
 use crate::http::memory_budget::MemoryBudget;
 use crate::http::server::{self, BindError};
-use crate::http::{Api, Limits, Routes};
+use crate::http::{Api, Limits, Routes, SCANS_NICE};
 use crate::loader::persist::{self, Pending};
 use crate::loader::snapshot_file::PersistedSnapshot;
 use crate::loader::upstream::{self, Upstream};
@@ -96,6 +96,8 @@ pub fn serve(
     // Installed before anything is announced, so that an early signal is handled.
     let mut signal = runtime.block_on(async { ShutdownSignal::new() })?;
     let (shutdown, workers) = (CancellationToken::new(), TaskTracker::new());
+    let scans = Arc::clone(&api);
+    std::thread::Builder::new().name("scans".into()).spawn(move || scans.scans.run_jobs(SCANS_NICE))?;
     listeners.spawn(args, &api, &workers, &shutdown)?;
     let writer = spawn_snapshot_writer(args.snapshot_file.clone(), latest, &metrics)?;
     let snapshot_file = args.snapshot_file.clone();

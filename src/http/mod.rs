@@ -11,6 +11,7 @@ pub mod etag;
 pub mod fd_limit;
 pub mod handlers;
 pub mod memory_budget;
+pub mod offload;
 mod percent;
 pub mod response;
 pub mod server;
@@ -27,7 +28,7 @@ use futures_util::future::Either;
 use hyper::body::Body;
 use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER, TRANSFER_ENCODING};
 use hyper::{Method, Request, StatusCode};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::catalog::search;
 use crate::catalog::snapshot::Snapshot;
@@ -38,9 +39,10 @@ use client_limits::{ClientLimits, Peer};
 use cors::Cors;
 use etag::{header, hex_digits};
 use handlers::batch;
-use handlers::models::{self, ScanLimiter};
+use handlers::models;
 use handlers::snapshot::{self, SnapshotFeed, SnapshotRequest};
 use memory_budget::MemoryBudget;
+use offload::Offload;
 use response::Response;
 
 const CATALOG_REVISION: HeaderName = HeaderName::from_static("catalog-revision");
@@ -48,6 +50,11 @@ const MODELS: &str = "/api/models/";
 const ALL_MODELS: &str = "/api/models";
 const CATALOG: &str = "/api/catalog";
 const SNAPSHOT: &str = "/api/snapshot";
+
+/// Jobs that may queue for [`Api::scans`].
+const MAX_QUEUED_SCANS: usize = 64;
+/// How much the thread of [`Api::scans`] yields to the workers: it gets about a tenth of a core that they would use up.
+pub const SCANS_NICE: i32 = 10;
 
 /// Limits of one request.
 #[derive(Debug, Clone, Copy)]
@@ -66,8 +73,10 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     /// Limits of one request.
     pub limits: Limits,
-    /// Limits scans of the whole catalog.
-    pub scans: ScanLimiter,
+    /// Limits the requests whose catalog scan runs or is queued.
+    pub list_requests: Semaphore,
+    /// Runs catalog scans and renders snapshots, at low priority. A thread must call [`Offload::run_jobs`].
+    pub scans: Offload,
     /// What `/api/snapshot` serves.
     pub snapshots: SnapshotFeed,
     /// Limits of one client.
@@ -84,9 +93,10 @@ impl Api {
     /// Serves `store` within these limits, without limits per client, CORS and `/api/snapshot`.
     #[must_use]
     pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, limits: Limits, memory: MemoryBudget) -> Self {
-        let (scans, clients, draining) = Default::default();
+        let (clients, draining) = Default::default();
+        let (list_requests, scans) = (Semaphore::new(models::MAX_REQUESTS), Offload::new(MAX_QUEUED_SCANS));
         let snapshots = SnapshotFeed::new(watch::channel(None).1, 0);
-        Self { store, metrics, limits, scans, snapshots, clients, cors: None, memory, draining }
+        Self { store, metrics, limits, list_requests, scans, snapshots, clients, cors: None, memory, draining }
     }
 }
 
@@ -332,10 +342,15 @@ impl Handler {
 
     /// Adds the revision of the current snapshot, if there is one.
     fn with_revision(&self, response: Response) -> Response {
-        match self.api.store.load().as_deref() {
-            Some(snapshot) if self.has_api() => with_revision(response, snapshot),
-            _ => response,
-        }
+        if self.has_api() { with_current_revision(&self.api, response) } else { response }
+    }
+}
+
+/// Adds the revision of the current snapshot, if there is one.
+fn with_current_revision(api: &Api, response: Response) -> Response {
+    match api.store.load().as_deref() {
+        Some(snapshot) => with_revision(response, snapshot),
+        None => response,
     }
 }
 

@@ -6,6 +6,8 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{HeaderMap, StatusCode};
 use serde::Serialize;
 
+use super::offload::OffloadError;
+
 /// Every response has its whole body in memory.
 pub type Response = hyper::Response<Full<Bytes>>;
 
@@ -64,6 +66,17 @@ pub fn retry_later(status: StatusCode, message: &str) -> Response {
 /// 503: the memory budget has no room for a large request or response.
 pub fn out_of_memory() -> Response {
     retry_later(StatusCode::SERVICE_UNAVAILABLE, "too many large requests at once: try again in a second")
+}
+
+/// 503 or 500: there is no result of an offloaded job.
+pub fn not_offloaded(error: &OffloadError) -> Response {
+    match error {
+        OffloadError::Busy => {
+            let message = "too many requests for all of the catalog: retry in a second";
+            retry_later(StatusCode::SERVICE_UNAVAILABLE, message)
+        }
+        OffloadError::Panicked => internal_error(),
+    }
 }
 
 /// 503: there is no snapshot yet.

@@ -1,14 +1,13 @@
 //! `GET /api/models`: the models in the order of their ids, page by page, optionally filtered by a search.
 //!
-//! For people. A page is a scan of the whole catalog, so it never runs on a worker thread: one thread beside them does
-//! it at low priority, one request after the other. A few requests may queue; more are told to come back. While the
-//! catalog does not change, a client that sends the entity tag gets 304 without a scan.
+//! For people. A page is a scan of the whole catalog, which [`Api::scans`] runs on a thread beside the workers. A few
+//! requests may queue; more get 429. While the catalog does not change, a client that sends the entity tag gets 304
+//! without a scan.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use hyper::{Request, StatusCode};
-use tokio::sync::{Semaphore, SemaphorePermit};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::catalog::entry::write_array;
@@ -17,37 +16,15 @@ use crate::catalog::snapshot::Snapshot;
 use crate::http::etag::{DIGITS, entity_tag, matches_etag, with_etag};
 use crate::http::percent::decode;
 use crate::http::response::{self, Response};
-use crate::http::{ALL_MODELS, Api, with_revision};
+use crate::http::{ALL_MODELS, Api, with_current_revision, with_revision};
 
 /// Models on a page by default, and the maximum.
 const DEFAULT_LIMIT: usize = 50;
 const MAX_LIMIT: usize = 200;
 /// Maximum bytes of the search text, decoded.
 const TEXT_BYTES: usize = 256;
-/// Requests that are running or queued. With a million models the last of them waits about a second.
-const MAX_REQUESTS: usize = 8;
-/// How much a thread beside the workers yields to the workers: it gets about a tenth of a core that they would use up.
-pub(super) const NICE: i32 = 10;
-
-/// Runs one catalog scan at a time.
-#[derive(Debug)]
-pub struct ScanLimiter {
-    queue: Semaphore,
-    /// Held by the scan itself, which goes on when its client has disconnected.
-    running: Arc<Semaphore>,
-}
-
-impl Default for ScanLimiter {
-    fn default() -> Self {
-        Self { queue: Semaphore::new(MAX_REQUESTS), running: Arc::new(Semaphore::new(1)) }
-    }
-}
-
-impl ScanLimiter {
-    fn try_queue(&self) -> Option<SemaphorePermit<'_>> {
-        self.queue.try_acquire().ok()
-    }
-}
+/// Requests whose scan runs or is queued. With a million models the last of them waits about a second.
+pub(crate) const MAX_REQUESTS: usize = 8;
 
 /// The query of a request, such as `q=flux&limit=10`.
 ///
@@ -67,37 +44,29 @@ pub fn parse<B>(api: &Api, request: &Request<B>) -> Result<Query, Response> {
 
 /// The page that a query asks for.
 pub async fn respond(api: &Api, query: Query) -> Response {
-    let current = || api.store.load().clone();
-    let Some(queued) = api.scans.try_queue() else {
-        let message = "others are looking through the models: try again in a second";
-        let response = response::retry_later(StatusCode::TOO_MANY_REQUESTS, message);
-        return match current() {
-            Some(snapshot) => with_revision(response, &snapshot),
-            None => response,
-        };
+    // Held until the scan has ended or this request is dropped.
+    let Ok(_permit) = api.list_requests.try_acquire() else {
+        let message = "too many list requests: retry in a second";
+        return with_current_revision(api, response::retry_later(StatusCode::TOO_MANY_REQUESTS, message));
     };
-    let Ok(running) = Arc::clone(&api.scans.running).acquire_owned().await else {
-        return response::internal_error();
-    };
-    let Some(snapshot) = current() else { return response::not_loaded() };
-    let scanned = Arc::clone(&snapshot);
-    let page = tokio::task::spawn_blocking(move || {
-        // Repeating it costs one system call; where it is forbidden, the scan runs at normal priority.
-        let _ = rustix::process::setpriority_process(None, NICE);
-        let page = render(&scanned, &query);
-        drop(running);
-        page
+    let store = Arc::clone(&api.store);
+    // The scan uses the snapshot that is current when its turn comes.
+    let page = api.scans.run(move || {
+        let snapshot = store.load().clone()?;
+        let page = render(&snapshot, &query);
+        Some((snapshot, page))
     });
-    let page = page.await;
-    drop(queued);
+    let (snapshot, page) = match page.await {
+        Ok(Some((snapshot, page))) => (snapshot, page),
+        Ok(None) => return response::not_loaded(),
+        Err(error) => return with_current_revision(api, response::not_offloaded(&error)),
+    };
     let response = match page {
-        Ok(Ok(body)) => match api.memory.try_bytes(body) {
+        Ok(body) => match api.memory.try_bytes(body) {
             Some(body) => with_etag(response::json(StatusCode::OK, body), &etag(&snapshot)),
             None => response::out_of_memory(),
         },
-        Ok(Err(error)) => response::serialization_failed(ALL_MODELS, &error),
-        // A panic, which its hook has logged.
-        Err(_) => response::internal_error(),
+        Err(error) => response::serialization_failed(ALL_MODELS, &error),
     };
     with_revision(response, &snapshot)
 }

@@ -17,7 +17,6 @@ use hyper::header::{ACCEPT_ENCODING, AGE, CONTENT_ENCODING, HeaderValue, VARY};
 use hyper::{HeaderMap, Request, StatusCode, Uri};
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 
-use super::models::NICE;
 use crate::catalog::snapshot::Snapshot;
 use crate::http::etag::{entity_tag, matches_etag, with_etag};
 use crate::http::response::{self, Response};
@@ -158,7 +157,7 @@ async fn compressed(api: &Api) -> Response {
                 *compressed = Some((revision, memory.try_bytes(body)?));
                 compressed.as_ref().map(|(_, body)| body.clone())
             };
-            render(latest, write_compressed, keep).await
+            render(api, latest, write_compressed, keep).await
         }
     };
     match body {
@@ -180,7 +179,7 @@ async fn plain(api: &Api) -> Response {
         return with_revision(response::out_of_memory(), &snapshot);
     }
     let keep = move |body: Vec<u8>| reservation.try_resize(body.capacity()).then(|| reservation.into_bytes(body));
-    match render(latest, write_plain, keep).await {
+    match render(api, latest, write_plain, keep).await {
         Ok(body) => finish(api, with_body(body), &snapshot),
         Err(response) => with_revision(response, &snapshot),
     }
@@ -188,21 +187,16 @@ async fn plain(api: &Api) -> Response {
 
 /// Renders a state on a thread beside the workers. `keep` counts the memory that the result takes, if there is room.
 fn render(
+    api: &Api,
     state: State,
     write: fn(&State) -> io::Result<Vec<u8>>,
     keep: impl FnOnce(Vec<u8>) -> Option<Bytes> + Send + 'static,
 ) -> impl Future<Output = Result<Bytes, Response>> {
-    let rendered = tokio::task::spawn_blocking(move || {
-        // Repeating it costs one system call; where it is forbidden, the task runs at normal priority.
-        let _ = rustix::process::setpriority_process(None, NICE);
-        write(&state).map(keep)
-    });
-    rendered.map(|rendered| match rendered {
+    api.scans.run(move || write(&state).map(keep)).map(|rendered| match rendered {
         Ok(Ok(Some(body))) => Ok(body),
         Ok(Ok(None)) => Err(response::out_of_memory()),
         Ok(Err(error)) => Err(response::serialization_failed(SNAPSHOT, &error)),
-        // A panic, which its hook has logged.
-        Err(_) => Err(response::internal_error()),
+        Err(error) => Err(response::not_offloaded(&error)),
     })
 }
 

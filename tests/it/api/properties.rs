@@ -303,8 +303,10 @@ impl Catalog {
         Publisher::new(Arc::clone(&store)).publish(Arc::new(full(&Snapshot::default(), &rows).snapshot));
         let limits = Limits { batch_ids: 1000, body_bytes: 1 << 20 };
         let metrics = Arc::new(Metrics::new().unwrap());
-        let api = Api::new(store, metrics, limits, MemoryBudget::new(1 << 24));
-        let handler = Arc::new(Handler::new(Arc::new(api), Routes::All));
+        let api = Arc::new(Api::new(store, metrics, limits, MemoryBudget::new(1 << 24)));
+        let scans = Arc::clone(&api);
+        std::thread::spawn(move || scans.scans.run_jobs(0));
+        let handler = Arc::new(Handler::new(api, Routes::All));
         Self { rows, handler }
     }
 

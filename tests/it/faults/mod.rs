@@ -7,4 +7,5 @@ mod panics;
 mod pooler;
 mod reconnect;
 mod soak;
+mod threads;
 mod tls;

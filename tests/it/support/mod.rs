@@ -11,6 +11,7 @@ pub mod proxy;
 pub mod raw;
 mod response;
 mod server;
+pub mod system_faults;
 pub mod tcp_proxy;
 mod temp_folder;
 
