@@ -102,6 +102,32 @@ fn requests(criterion: &mut Criterion) {
     }
 }
 
+/// Batches of random ids, which a large catalog finds outside of the caches.
+fn sizes(criterion: &mut Criterion) {
+    let mut random = fastrand::Rng::with_seed(3);
+    for models in [1_000, MILLION] {
+        let snapshot = full(&rows(models), &Snapshot::default(), &Rules::default());
+        let mut group = criterion.benchmark_group(format!("random batch/{models}"));
+        for count in [10, 50] {
+            let mut id = || format!("model-{}", random.usize(..models));
+            let batches: Vec<Vec<String>> = (0..4_000).map(|_| (0..count).map(|_| id()).collect()).collect();
+            let mut next = batches.iter().cycle();
+            group.bench_function(count.to_string(), |bench| {
+                bench.iter_batched(
+                    || next.next().into_iter().flatten().map(String::as_str).collect::<Vec<_>>(),
+                    |asked| {
+                        let mut json = Vec::new();
+                        look_up(&snapshot, black_box(&asked)).write(&mut json);
+                        json
+                    },
+                    BatchSize::SmallInput,
+                );
+            });
+        }
+        group.finish();
+    }
+}
+
 /// The parser of the server (simd-json, checking keys and types) beside serde_json with borrowed strings.
 fn parsers(criterion: &mut Criterion, ids: &[String]) {
     #[derive(Deserialize)]
@@ -159,7 +185,7 @@ fn refreshes(criterion: &mut Criterion) {
 const RESULT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results/micro.md");
 
 /// The medians of one row of the table, by criterion's directories; the second is the peer, where there is one.
-const TABLE: [(&str, &str, Option<&str>); 9] = [
+const TABLE: [(&str, &str, Option<&str>); 11] = [
     ("parse a batch body of 10 ids", "parse_10/simd-json", Some("parse_10/serde_json")),
     ("parse a batch body of 50 ids", "parse_50/simd-json", Some("parse_50/serde_json")),
     ("parse a batch body of 1,000 ids", "parse_1000/simd-json", Some("parse_1000/serde_json")),
@@ -167,6 +193,8 @@ const TABLE: [(&str, &str, Option<&str>); 9] = [
     ("look up and render a batch of 10", "batch_10/render", None),
     ("look up and render a batch of 50", "batch_50/render", None),
     ("look up and render a batch of 1,000", "batch_1000/render", None),
+    ("look up and render 50 random ids of 1,000 models", "random batch_1000/50", None),
+    ("look up and render 50 random ids of 1,000,000 models", "random batch_1000000/50", None),
     ("a full build of 1,000,000 models", "full build/1000000", None),
     ("a delta of one row among 1,000,000 models", "delta of 1 row_1000000", None),
 ];
@@ -174,6 +202,7 @@ const TABLE: [(&str, &str, Option<&str>); 9] = [
 fn main() -> Result<(), Box<dyn Error>> {
     let mut criterion = Criterion::default().configure_from_args();
     requests(&mut criterion);
+    sizes(&mut criterion);
     refreshes(&mut criterion);
     criterion.final_summary();
     let text = table()?;

@@ -106,8 +106,9 @@ fn optional<'a>(column: &'static str, value: Option<&'a str>) -> Result<Option<&
 }
 
 fn no_control(column: &'static str, text: &str) -> Result<(), RowError> {
-    // C1 controls are two bytes of which the first is 0xC2, so plain ASCII is never decoded.
-    if !text.bytes().any(|byte| byte < 0x20 || byte == 0x7f || byte == 0xc2) {
+    // C1 controls are two bytes, the first of which is 0xC2, so plain ASCII is never decoded. Without an early exit the
+    // loop is vectorized.
+    if !text.bytes().fold(false, |found, byte| found | (byte < 0x20) | (byte == 0x7f) | (byte == 0xc2)) {
         return Ok(());
     }
     match text.chars().find(|c| c.is_control()) {
@@ -169,7 +170,7 @@ fn is_plain_url(text: &str, rules: &Rules) -> bool {
     let letters = |part: &str| part.starts_with(|c: char| c.is_ascii_alphabetic()) && !part.starts_with("xn--");
     rules.url_schemes.iter().any(|allowed| allowed == scheme)
         && host.split('.').all(|part| letters(part) && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'))
-        && path.bytes().all(|byte| byte.is_ascii_graphic())
+        && path.bytes().fold(true, |plain, byte| plain & byte.is_ascii_graphic())
 }
 
 /// The shortest form of a `numeric` in Postgres' text format (digits, an optional fraction, `NaN`, `Infinity`).

@@ -17,6 +17,9 @@ pub struct Refresh<'a> {
     previous: &'a Snapshot,
     rules: &'a Rules,
     next: Snapshot,
+    /// The accepted rows of a full load. The index is built when their number is known: one that grows reads every entry
+    /// again.
+    entries: Vec<Entry>,
     /// Whether models that no row names are removed.
     full: bool,
     group: Group,
@@ -49,7 +52,7 @@ impl<'a> Refresh<'a> {
     /// `previous`, so a full load of an unchanged catalog needs little additional memory.
     #[must_use]
     pub fn full(previous: &'a Snapshot, rules: &'a Rules) -> Self {
-        Self::new(previous, rules, Snapshot::with_capacity(previous.len()), true)
+        Self::new(previous, rules, Snapshot::default(), true)
     }
 
     /// Starts from `previous`: models that no row names are kept. Rows with the same id must be consecutive.
@@ -63,6 +66,7 @@ impl<'a> Refresh<'a> {
             previous,
             rules,
             next,
+            entries: Vec::new(),
             full,
             group: Group::default(),
             builder: EntryBuilder::default(),
@@ -114,16 +118,10 @@ impl<'a> Refresh<'a> {
         }
     }
 
-    /// The same in a full load, where rows with the same id need not be consecutive.
+    /// The same in a full load, where rows with the same id need not be consecutive: duplicates are found at the end.
     fn accept_full(&mut self, id: &str) {
         let unchanged = self.previous.get(id).filter(|entry| entry.json() == self.builder.json(id)).cloned();
-        let entry = unchanged.unwrap_or_else(|| self.builder.finish(id));
-        if let Some(other) = self.next.insert(entry) {
-            if other.json() < self.builder.json(id) {
-                self.next.insert(other);
-            }
-            self.reject(id, &RowError::Duplicate);
-        }
+        self.entries.push(unchanged.unwrap_or_else(|| self.builder.finish(id)));
     }
 
     fn reject(&mut self, id: &str, error: &RowError) {
@@ -149,8 +147,17 @@ impl<'a> Refresh<'a> {
         Refreshed { snapshot: self.next, changed: self.changed, newly_rejected: self.newly_rejected }
     }
 
-    /// Keeps the last accepted versions of rejected models, and counts the differences from `previous`.
+    /// Builds the index, keeps the last accepted versions of rejected models, and counts the differences from `previous`.
     fn finish_full(&mut self) {
+        self.next.reserve(self.entries.len());
+        for entry in std::mem::take(&mut self.entries) {
+            let Some(other) = self.next.insert(entry) else { continue };
+            let id = String::from_utf8_lossy(other.id()).into_owned();
+            if self.next.get(&id).is_some_and(|entry| other.json() < entry.json()) {
+                self.next.insert(other);
+            }
+            self.reject(&id, &RowError::Duplicate);
+        }
         let last_accepted: Vec<Entry> = (self.next.rejected.keys())
             .filter(|id| self.next.get(id).is_none())
             .filter_map(|id| self.previous.get(id).cloned())

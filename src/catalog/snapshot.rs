@@ -20,15 +20,21 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// An empty one with room for this number of models.
-    pub(super) fn with_capacity(models: usize) -> Self {
-        Self { index: Index::with_capacity(models), ..Self::default() }
+    /// Makes room for this number of models in an empty snapshot.
+    pub(super) fn reserve(&mut self, models: usize) {
+        self.index = Index::with_capacity(models);
     }
 
     /// The model with this id.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Entry> {
         self.index.get(id.as_bytes())
+    }
+
+    /// The models with these ids, in the order of the ids.
+    #[must_use]
+    pub fn get_all(&self, ids: &[&str]) -> Vec<Option<&Entry>> {
+        self.index.get_all(ids)
     }
 
     /// Number of models served.
@@ -71,6 +77,9 @@ impl Snapshot {
     /// Models that were added, replaced or removed since `previous`, with which unchanged entries are shared.
     #[must_use]
     pub fn changes_since(&self, previous: &Self) -> usize {
+        if previous.is_empty() {
+            return self.len();
+        }
         let (mut kept, mut changed) = (0, 0);
         for entry in self.iter() {
             let before = previous.index.get(entry.id());

@@ -48,8 +48,8 @@ pub fn look_up<'a, 'b>(snapshot: &'a Snapshot, ids: &[&'b str]) -> BatchResponse
     let models = Vec::with_capacity(ids.len());
     let mut response = BatchResponse { models, not_found: Vec::new(), missing: Vec::new() };
     let mut duplicates = Duplicates::default();
-    for id in ids {
-        let Some(entry) = snapshot.get(id) else {
+    for (id, entry) in ids.iter().zip(snapshot.get_all(ids)) {
+        let Some(entry) = entry else {
             response.missing.push(id);
             push_json(&mut response.not_found, id);
             continue;
