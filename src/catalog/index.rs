@@ -33,8 +33,8 @@ impl Default for Index {
 }
 
 impl Index {
-    /// An empty index with room for this many entries. A table that grows reads all of its entries again, so an eighth is
-    /// added: few tables get more than that.
+    /// An empty index with room for this many entries. A table that grows reads all of its entries again, so each has
+    /// room for an eighth more than the average: few get more than that.
     #[must_use]
     pub fn with_capacity(entries: usize) -> Self {
         let bits = (entries / ENTRIES_PER_TABLE).checked_ilog2().unwrap_or(0);

@@ -17,8 +17,8 @@ pub struct Refresh<'a> {
     previous: &'a Snapshot,
     rules: &'a Rules,
     next: Snapshot,
-    /// The accepted rows of a full load. The index is built when their number is known: one that grows reads every entry
-    /// again.
+    /// The accepted rows of a full load. The index is built when their number is known: one that grows reads every
+    /// entry again.
     entries: Vec<Entry>,
     /// Whether models that no row names are removed.
     full: bool,
@@ -147,7 +147,8 @@ impl<'a> Refresh<'a> {
         Refreshed { snapshot: self.next, changed: self.changed, newly_rejected: self.newly_rejected }
     }
 
-    /// Builds the index, keeps the last accepted versions of rejected models, and counts the differences from `previous`.
+    /// Builds the index, keeps the last accepted versions of rejected models, and counts the differences from
+    /// `previous`.
     fn finish_full(&mut self) {
         self.next.reserve(self.entries.len());
         for entry in std::mem::take(&mut self.entries) {
