@@ -10,9 +10,11 @@
 --
 -- A transaction that was running is a range of one id, and not `xid = …`: after a statement that changed every model,
 -- the statistics know a single xid, and the planner would expect an equality to match, and scan, the whole table.
+--
+-- Several transactions may have changed the same model: it is read once.
 WITH here AS MATERIALIZED (
     SELECT pg_catalog.pg_current_snapshot() AS snapshot, h.identity AS history FROM model_catalog.history h
-), changed AS (
+), logged AS (
     SELECT c.model_id, c.changed_at
     FROM model_catalog.changes c
     WHERE c.xid >= pg_catalog.pg_snapshot_xmax($1::text::pg_snapshot)
@@ -25,6 +27,8 @@ WITH here AS MATERIALIZED (
         SELECT * FROM model_catalog.changes WHERE changes.xid >= running.xid AND changes.xid <= running.xid OFFSET 0
     ) c
     WHERE (SELECT history FROM here) = $2::text
+), changed AS (
+    SELECT l.model_id, pg_catalog.max(l.changed_at) AS changed_at FROM logged l GROUP BY l.model_id
 )
 SELECT here.snapshot::text,
        here.history,

@@ -7,6 +7,9 @@
 -- the ranges cover everything from the last snapshot's xmin on, except for transactions whose changes were read already:
 -- these are omitted as gaps between index ranges, not by a condition on each row, so that one forgotten transaction on
 -- the primary does not make each read visit everything that changed since it began. OFFSET 0 as in delta.sql.
+--
+-- Several transactions may have changed the same model: it is read once, with the youngest of them. The others are read
+-- again by the next delta, which does no harm.
 WITH here AS MATERIALIZED (
     SELECT pg_catalog.pg_current_snapshot() AS snapshot, h.identity AS history FROM model_catalog.history h
 ), replay AS MATERIALIZED (
@@ -16,7 +19,7 @@ WITH here AS MATERIALIZED (
            coalesce(pg_catalog.pg_last_wal_receive_lsn() <= pg_catalog.pg_last_wal_replay_lsn(), false)
                AND EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver) AS caught_up
 ), changed AS (
-    SELECT c.model_id, c.changed_at, c.xid
+    SELECT c.model_id, pg_catalog.max(c.changed_at) AS changed_at, pg_catalog.max(c.xid::text::bigint) AS xid
     FROM ROWS FROM (pg_catalog.unnest($1::text::xid8[]), pg_catalog.unnest($2::text::xid8[])) AS unread (low, high)
     CROSS JOIN LATERAL (
         SELECT * FROM model_catalog.changes
@@ -25,6 +28,7 @@ WITH here AS MATERIALIZED (
         OFFSET 0
     ) c
     WHERE (SELECT history FROM here) = $3::text
+    GROUP BY c.model_id
 )
 SELECT here.snapshot::text,
        here.history,
@@ -32,7 +36,7 @@ SELECT here.snapshot::text,
        (extract(epoch FROM pg_catalog.clock_timestamp() - changed.changed_at))::float8 AS age_seconds,
        e.id, e.name, e.download_url, e.file_size_gb::text, e.hash, e.auth_required, e.auth_provider, e.save_path,
        e.dependencies::text, e.description, e.mirrors,
-       changed.xid::text::bigint AS xid,
+       changed.xid,
        replay.lsn, replay.lag, replay.caught_up
 FROM here
 CROSS JOIN replay

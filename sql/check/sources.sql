@@ -52,15 +52,16 @@ CROSS JOIN LATERAL (
     SELECT coalesce(bit_or(t.tgtype::int & 60), 0) AS present,
            coalesce(bit_or(t.tgtype::int & 60) FILTER (WHERE t.tgenabled IN ('O', 'A')), 0) AS firing,
            string_agg(DISTINCT a.name, ', ') AS columns,
-           string_agg(DISTINCT a.name, ', ') FILTER (WHERE NOT EXISTS (
+           string_agg(DISTINCT a.name, ', ') FILTER (WHERE a.name IS NOT NULL AND NOT EXISTS (
                SELECT FROM pg_attribute b
                WHERE b.attrelid = t.tgrelid AND b.attname = a.name AND b.attnum > 0 AND NOT b.attisdropped)) AS lost,
            string_agg(format('ALTER TABLE %I.%I ENABLE TRIGGER %I;', n.nspname, c.relname, t.tgname), E'\n' ORDER BY t.tgname)
                FILTER (WHERE t.tgenabled NOT IN ('O', 'A')) AS enable
     FROM pg_trigger t
     CROSS JOIN LATERAL (
-        -- Trigger arguments are stored as null-terminated strings; this trigger has one, the id column.
-        SELECT convert_from(substring(t.tgargs FROM 1 FOR length(t.tgargs) - 1), getdatabaseencoding()) AS name
+        -- Trigger arguments are stored as null-terminated strings; this trigger has one, the id column, or none.
+        SELECT CASE WHEN t.tgnargs > 0 THEN
+            convert_from(substring(t.tgargs FROM 1 FOR length(t.tgargs) - 1), getdatabaseencoding()) END AS name
     ) a
     WHERE t.tgrelid = c.oid AND t.tgtype::int & 1 = 0
       AND t.tgfoid = (SELECT p.oid FROM pg_proc p JOIN pg_namespace pn ON pn.oid = p.pronamespace

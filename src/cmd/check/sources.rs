@@ -178,8 +178,9 @@ fn check_source(row: &tokio_postgres::SimpleQueryRow, report: &mut Report) {
     } else if let Some(lost) = row.get("lost") {
         Some(format!("the triggers of {name} name a column that does not exist: {lost}"))
     } else {
-        let other = id.filter(|id| *id != text("columns"));
-        other.map(|id| format!("{name} is watched by {}, but the id of the view comes from {id}", text("columns")))
+        // Watched without a column, every change makes the servers read everything, which is right for any view.
+        let differing = row.get("columns").zip(id).filter(|(column, id)| column != id);
+        differing.map(|(column, id)| format!("{name} is watched by {column}, but the id of the view comes from {id}"))
     };
     if let Some(problem) = problem.filter(|_| !reported) {
         report.problem("source", problem, watch);

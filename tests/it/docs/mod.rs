@@ -45,13 +45,14 @@ const MAX_README_LINES: usize = 150;
 /// SQL blocks that the tests below run, each identified by a text that occurs in no other block.
 const WEIGHTS: &str = "CREATE TABLE registry.weights";
 const VIEW: &str = "VIEW model_catalog.entries";
+const LOOKUP: &str = "CREATE TABLE registry.providers";
 const SERVER_ROLE: &str = "ROLE catalog_server";
 const WRITER_ROLE: &str = "ROLE model_writer";
 const WATCHER_ROLE: &str = "ROLE fleet_watcher";
 const FLEET: &str = "FROM model_catalog.fleet ORDER";
 const WAIT: &str = "model_catalog.wait_for_fleet(:";
 const PROBLEMS: &str = "model_catalog.problems;";
-const SQL_RUN: [&str; 8] = [WEIGHTS, VIEW, SERVER_ROLE, WRITER_ROLE, WATCHER_ROLE, FLEET, WAIT, PROBLEMS];
+const SQL_RUN: [&str; 9] = [WEIGHTS, VIEW, LOOKUP, SERVER_ROLE, WRITER_ROLE, WATCHER_ROLE, FLEET, WAIT, PROBLEMS];
 
 /// A fenced block of a document.
 #[derive(Debug)]
@@ -102,7 +103,7 @@ fn every_sql_block_is_run() {
 #[tokio::test]
 async fn existing_table_is_served_with_the_documented_rights() {
     let db = Db::new().await;
-    for text in [WEIGHTS, VIEW, SERVER_ROLE, WRITER_ROLE, PROBLEMS] {
+    for text in [WEIGHTS, VIEW, LOOKUP, SERVER_ROLE, WRITER_ROLE, PROBLEMS] {
         db.sql(&sql_block(text)).await;
     }
     let as_role = |role: &str| db.url.replace("user=postgres", &format!("user={role}"));
@@ -125,6 +126,8 @@ async fn existing_table_is_served_with_the_documented_rights() {
             s.get("/api/models/flux-dev").await.json()["dependencies"] == needs
         })
         .await;
+    sql(&writer, "INSERT INTO registry.providers VALUES ('huggingface', true)").await;
+    server.until("everything is read again", |s| async move { s.refreshes("full").await == 2.0 }).await;
     sql(&writer, "TRUNCATE registry.weights").await;
     server
         .until("the truncated table is served", |s| async move { s.get("/api/models/flux-dev").await.status == 404 })

@@ -42,6 +42,7 @@ async fn fingerprint(db: &Db) -> String {
         "SELECT string_agg(concat_ws(' ', xmin, s), E'\\n') FROM model_catalog.state s",
         "SELECT string_agg(concat_ws(' ', xmin, m), E'\\n') FROM model_catalog.migrations m",
         "SELECT string_agg(concat_ws(' ', xmin, c), E'\\n') FROM model_catalog.changes c",
+        "SELECT string_agg(concat_ws(' ', xmin, r), E'\\n') FROM model_catalog.reloads r",
         "SELECT string_agg(concat_ws(' ', xmin, ctid, m), E'\\n') FROM public.models m",
     ];
     let mut all = String::new();
@@ -52,7 +53,7 @@ async fn fingerprint(db: &Db) -> String {
 }
 
 async fn epoch(db: &Db) -> String {
-    db.sql("SELECT epoch FROM model_catalog.state").await.unwrap()
+    db.sql("SELECT epoch FROM model_catalog.history").await.unwrap()
 }
 
 #[tokio::test]
