@@ -26,9 +26,9 @@ fuzz_target!(|data: &[u8]| {
         data.extend_from_slice(trailer.as_bytes());
     }
     std::fs::write(&*FILE, &data).expect("the file can be written");
-    let Ok(PersistedSnapshot { snapshot, position, as_of, rules }) = file::read(&FILE) else { return };
+    let Ok(PersistedSnapshot { snapshot, position, as_of, rules, structure }) = file::read(&FILE) else { return };
     let (revision, bytes, length) = (snapshot.revision(), snapshot.bytes(), snapshot.len());
-    let saved = PersistedSnapshot { snapshot: Arc::new(snapshot), position, as_of, rules };
+    let saved = PersistedSnapshot { snapshot: Arc::new(snapshot), position, as_of, rules, structure };
     file::write(&FILE, &saved).expect("the catalog can be written");
     let again = file::read(&FILE).expect("and read again");
     assert_eq!((revision, bytes, length), (again.snapshot.revision(), again.snapshot.bytes(), again.snapshot.len()));

@@ -58,6 +58,7 @@ pub struct Store {
     last_sync: ArcSwapOption<LastSync>,
     fleet: ArcSwapOption<Fleet>,
     fleet_requested: AtomicBool,
+    unwatched: ArcSwapOption<Box<[String]>>,
 }
 
 impl Store {
@@ -80,6 +81,12 @@ impl Store {
     pub fn fleet(&self) -> Option<Arc<Fleet>> {
         self.fleet_requested.store(true, Relaxed);
         self.fleet.load_full()
+    }
+
+    /// The tables of the source whose changes go unnoticed until an audit; `None` if unknown.
+    #[must_use]
+    pub fn unwatched(&self) -> Option<Arc<Box<[String]>>> {
+        self.unwatched.load_full()
     }
 }
 
@@ -127,6 +134,11 @@ impl Publisher {
     /// Replaces the list of servers; `None` if it is unknown.
     pub fn publish_fleet(&self, fleet: Option<Fleet>) {
         self.store.fleet.store(fleet.map(Arc::new));
+    }
+
+    /// Replaces the list of tables whose changes go unnoticed.
+    pub fn publish_unwatched(&self, tables: Box<[String]>) {
+        self.store.unwatched.store(Some(Arc::new(tables)));
     }
 
     /// Frees replaced snapshots that no request uses any more.

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, info};
 
-use crate::catalog::model::Rules;
 use crate::catalog::refresh::{Refresh, Refreshed};
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::{LastSync, Store, SyncMode};
@@ -29,8 +28,10 @@ pub mod persist;
 pub mod replica;
 pub mod report;
 mod resume;
+mod settings;
 pub mod snapshot_file;
 mod standby;
+mod structure;
 pub mod upstream;
 
 use backoff::{Problem, ReconnectBackoff, jittered};
@@ -40,29 +41,14 @@ use persist::Pending;
 use replica::application_name;
 use report::RefreshKind;
 use resume::ResumePoint;
+pub use settings::Settings;
 use snapshot_file::PersistedSnapshot;
 use standby::Standby;
+use structure::Structure;
 
 /// Number of consecutive deltas that may time out before a full load is tried instead: reading all of a slow view can
 /// succeed where one lookup for each of very many changes does not.
 const MAX_DELTA_TIMEOUTS: u32 = 2;
-
-/// Settings of a loader.
-#[derive(Clone)]
-pub struct Settings {
-    /// The database to read.
-    pub database: DatabaseConfig,
-    /// Time between two deltas when no notification arrives.
-    pub poll_interval: Duration,
-    /// Time between two deltas on a hot standby.
-    pub standby_poll_interval: Duration,
-    /// Time between two audits, varied at random by up to 20 %.
-    pub audit_interval: Duration,
-    /// The rules that rows must pass.
-    pub rules: Rules,
-    /// The name of this replica in `model_catalog.fleet`.
-    pub replica: String,
-}
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +74,7 @@ pub struct Loader {
     position: Option<Position>,
     resume: ResumePoint,
     standby: Standby,
+    structure: Structure,
     fleet: FleetReader,
     next_audit: Instant,
     logged_mode: Option<(SyncMode, bool)>,
@@ -113,6 +100,7 @@ impl Loader {
             position: None,
             resume: ResumePoint::default(),
             standby: Standby::default(),
+            structure: Structure::default(),
             fleet: FleetReader::default(),
             next_audit,
             logged_mode: None,
@@ -130,6 +118,7 @@ impl Loader {
         self.current = restored.snapshot;
         self.position = Some(restored.position).filter(|_| restored.rules == self.settings.rules.text());
         self.resume.advance(self.position.as_ref());
+        self.structure.restore(restored.structure);
     }
 
     /// Keeps the catalog in sync, forever.
@@ -163,6 +152,7 @@ impl Loader {
         let resumable = session.sync_mode() != SyncMode::Standby;
         self.position = self.position.take().and_then(|_| self.resume.position().cloned()).filter(|_| resumable);
         self.standby = Standby::default();
+        self.structure.on_connect();
         self.sync_once(&session).await?;
         self.metrics.listener_connected.set(i64::from(session.sync_mode() == SyncMode::Live));
         self.backoff.reset();
@@ -178,6 +168,9 @@ impl Loader {
 
     /// Reads what changed, publishes it, and reports the new position in the application name.
     async fn sync_once(&mut self, session: &Session) -> Result<(), SessionError> {
+        if self.structure.has_changed(session, self.settings.poll_interval, &self.output).await? {
+            self.position = None;
+        }
         self.refresh(session).await?;
         let served = self.position.as_ref().map(|position| (self.current.revision(), position));
         self.set_application_name(session, application_name(&self.settings.replica, served));
@@ -242,6 +235,7 @@ impl Loader {
     async fn full_refresh(&mut self, session: &Session, kind: RefreshKind) -> Result<(), ReadError> {
         let started = Instant::now();
         let refreshed = async {
+            self.structure.read(session, &self.output).await?;
             let position = session.begin().await?;
             if kind == RefreshKind::Audit {
                 debug!(snapshot = position.snapshot, "auditing");
@@ -344,7 +338,8 @@ impl Loader {
         .await?;
         session.commit().await?;
         let refreshed = refresh.finish();
-        if kind == RefreshKind::Audit && self.position.is_some() && refreshed.changed > 0 {
+        let same_structure = self.structure.on_full_read();
+        if kind == RefreshKind::Audit && self.position.is_some() && refreshed.changed > 0 && same_structure {
             // COPY uses the view of now: one that was replaced since `position` explains the differences.
             if session.position().await?.history == position.history {
                 report::record_mismatches(&self.metrics, refreshed.changed);
@@ -382,7 +377,8 @@ impl Loader {
     fn persist(&self) {
         if let (Some(position), Some(as_of)) = (self.resume.position().cloned(), self.position.clone()) {
             let (snapshot, rules) = (Arc::clone(&self.current), self.settings.rules.text());
-            self.output.persist(PersistedSnapshot { snapshot, position, as_of, rules });
+            let structure = self.structure.loaded().cloned();
+            self.output.persist(PersistedSnapshot { snapshot, position, as_of, rules, structure });
         }
     }
 

@@ -47,8 +47,8 @@ impl Output {
 
     /// Publishes a snapshot that was read from the snapshot file, which is not written again.
     pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) -> PersistedSnapshot<Arc<Snapshot>> {
-        let PersistedSnapshot { snapshot, position, as_of, rules } = persisted;
-        let state = PersistedSnapshot { snapshot: Arc::new(snapshot), position, as_of, rules };
+        let PersistedSnapshot { snapshot, position, as_of, rules, structure } = persisted;
+        let state = PersistedSnapshot { snapshot: Arc::new(snapshot), position, as_of, rules, structure };
         self.pending.send_if_modified(|pending| {
             *pending = Some(state.clone());
             false
@@ -73,5 +73,11 @@ impl Output {
     /// Replaces the list of servers that follow the same database; `None` if it is unknown.
     pub fn publish_fleet(&self, fleet: Option<Fleet>) {
         self.publisher.publish_fleet(fleet);
+    }
+
+    /// Replaces the list of tables whose changes go unnoticed.
+    pub fn publish_unwatched(&self, tables: Box<[String]>) {
+        self.metrics.unwatched_tables.set(i64::try_from(tables.len()).unwrap_or(i64::MAX));
+        self.publisher.publish_unwatched(tables);
     }
 }

@@ -43,6 +43,8 @@ pub struct PersistedSnapshot<S> {
     /// The rules that its rows passed; see [`Rules::text`](crate::catalog::model::Rules::text). Under other rules the
     /// rows must be checked again before they are served.
     pub rules: String,
+    /// The structure of the view that it was read under, see `Structure`; a server loads everything if it is unknown.
+    pub structure: Option<String>,
 }
 
 /// Why a file could not be read or written.
@@ -81,6 +83,9 @@ struct Header<'a> {
     /// The `pg_snapshot` of `as_of`, whose history is that of `position`. Older files lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     as_of: Option<Cow<'a, str>>,
+    /// Older files lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    structure: Option<Cow<'a, str>>,
     revision: String,
     models: usize,
     rejected: Cow<'a, BTreeMap<Box<str>, Box<str>>>,
@@ -120,6 +125,7 @@ pub fn write_to(out: impl Write, persisted: &PersistedSnapshot<impl AsRef<Snapsh
         rules: Cow::Borrowed(&persisted.rules),
         position: Cow::Borrowed(&persisted.position),
         as_of: Some(Cow::Borrowed(&persisted.as_of.snapshot)),
+        structure: persisted.structure.as_deref().map(Cow::Borrowed),
         revision: format!("{:016x}", snapshot.revision()),
         models: snapshot.len(),
         rejected: Cow::Borrowed(snapshot.rejected()),
@@ -192,7 +198,8 @@ pub fn read_from(reader: impl BufRead, previous: &Snapshot) -> Result<PersistedS
     if header.revision != format!("{:016x}", snapshot.revision()) || snapshot.len() != models {
         return Err(Damaged("the revision does not match"));
     }
-    Ok(PersistedSnapshot { snapshot, position, as_of, rules })
+    let structure = header.structure.map(Cow::into_owned);
+    Ok(PersistedSnapshot { snapshot, position, as_of, rules, structure })
 }
 
 /// The part of the header that every version has.

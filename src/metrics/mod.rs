@@ -55,6 +55,8 @@ pub struct Metrics {
     pub notifications: IntCounter,
     /// `catalog_audit_mismatches_total`
     pub audit_mismatches: IntCounter,
+    /// `catalog_unwatched_tables`
+    pub unwatched_tables: IntGauge,
     /// `catalog_snapshot_file_operations_total{operation,outcome}`
     pub snapshot_file: IntCounterVec,
     /// Metrics of following an upstream and of being one.
@@ -100,6 +102,10 @@ impl Metrics {
             audit_mismatches: IntCounter::new(
                 "catalog_audit_mismatches_total",
                 "Models that an audit found to differ from the database: changes that bypassed the triggers.",
+            )?,
+            unwatched_tables: IntGauge::new(
+                "catalog_unwatched_tables",
+                "Tables of the view whose changes no trigger records; only audits find them.",
             )?,
             snapshot_file: IntCounterVec::new(
                 Opts::new(
@@ -148,6 +154,7 @@ impl Metrics {
         registry.register(Box::new(self.listener_connected.clone()))?;
         registry.register(Box::new(self.notifications.clone()))?;
         registry.register(Box::new(self.audit_mismatches.clone()))?;
+        registry.register(Box::new(self.unwatched_tables.clone()))?;
         registry.register(Box::new(self.snapshot_file.clone()))?;
         self.upstream.register(registry)?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;

@@ -26,6 +26,8 @@ use crate::catalog::store::SyncMode;
 const SESSION: &str = include_str!("../../sql/session.sql");
 const POSITION: &str = include_str!("../../sql/position.sql");
 const FLEET: &str = include_str!("../../sql/fleet.sql");
+const STRUCTURE: &str = include_str!("../../sql/structure.sql");
+const SOURCES: &str = include_str!("../../sql/sources.sql");
 /// The delta; public so that a test can explain its plan.
 pub const DELTA: &str = include_str!("../../sql/delta.sql");
 /// The delta on a standby; public so that a test can explain its plan.
@@ -125,6 +127,8 @@ pub struct Session {
     direct: bool,
     /// The delta, parsed once, because parsing takes two thirds of its time. A pooler loses it between transactions.
     delta: OnceCell<Statement>,
+    /// The fingerprint of the structure, likewise.
+    structure: OnceCell<Statement>,
     closed: oneshot::Receiver<Option<tokio_postgres::Error>>,
 }
 
@@ -144,7 +148,7 @@ impl Session {
         let prepared = tokio::time::timeout(timeout, prepare(&client, &database.channel)).await;
         let prepared = prepared.map_err(|_| ConnectError::timeout(database, timeout))?;
         let (sync_mode, direct) = prepared.map_err(|source| ConnectError::refused(database, source))?;
-        Ok(Self { client, timeout, sync_mode, direct, delta: OnceCell::new(), closed })
+        Ok(Self { client, timeout, sync_mode, direct, delta: OnceCell::new(), structure: OnceCell::new(), closed })
     }
 
     /// How this connection lets the loader follow the database.
@@ -237,6 +241,51 @@ impl Session {
     /// See [`ReadError`].
     pub async fn fleet(&self) -> Result<RowChunks, ReadError> {
         self.stream(FLEET, []).await
+    }
+
+    /// A fingerprint of what the view depends on besides the rows of tables: see `sql/structure.sql`.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub(crate) async fn structure(&self) -> Result<String, ReadError> {
+        let mut rows = if self.direct {
+            let prepare = || with_timeout(self.timeout, self.client.prepare_typed(STRUCTURE, &[]));
+            let statement = self.structure.get_or_try_init(prepare).await?;
+            let stream = self.client.query_raw(statement, [] as [&str; 0]);
+            RowChunks::new(with_timeout(self.timeout, stream).await?, self.timeout)
+        } else {
+            self.stream(STRUCTURE, []).await?
+        };
+        let mut fingerprint = None;
+        while let Some(chunk) = rows.next().await? {
+            fingerprint = chunk.first().map(|row| row.try_get::<_, Option<String>>(0)).transpose()?;
+        }
+        // A closed connection looks like no row.
+        fingerprint.map(Option::unwrap_or_default).ok_or(ReadError::Timeout(self.timeout))
+    }
+
+    /// The tables that the view reads, as `sql/sources.sql` describes. `ids` are rows of its `$ids$`.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub(crate) async fn sources(&self, ids: &[String]) -> Result<Vec<SimpleQueryRow>, ReadError> {
+        let ids = [ids, &["(NULL, NULL, NULL)".into()]].concat().join(", ");
+        self.query_system_catalog(&SOURCES.replace("$ids$", &ids)).await
+    }
+
+    /// The names of the tables with changes that go unnoticed: those that the view reads and no trigger watches, and
+    /// those that the view seems to have lost when tables were swapped by renaming.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub(crate) async fn unwatched_tables(&self) -> Result<Vec<String>, ReadError> {
+        let mut names = Vec::new();
+        for row in self.sources(&[]).await? {
+            let is = |column: &str, value: &str| row.get(column) == Some(value);
+            let unwatched = row.get("name").filter(|_| is("watchable", "t") && is("watched", "f"));
+            names.extend(unwatched.into_iter().chain(row.get("successor")).map(str::to_owned));
+        }
+        Ok(names)
     }
 
     /// The current position, from a transaction of its own.

@@ -8,11 +8,13 @@ use crate::postgres::session::Session;
 
 const COLUMNS: &str = include_str!("../../../sql/check/columns.sql");
 const VIEW: &str = include_str!("../../../sql/check/view.sql");
-const SOURCES: &str = include_str!("../../../sql/check/sources.sql");
 const FUNCTIONS: &str = include_str!("../../../sql/check/functions.sql");
 
 /// A smaller table is read as fast without an index: eight pages of Postgres.
 const INDEX_WORTHWHILE_BYTES: u64 = 8 * 8192;
+
+/// Maximum number of watched tables that are listed.
+const MAX_LISTED_TABLES: usize = 20;
 
 /// The events that the triggers of watch() fire on, by their bits in `pg_trigger.tgtype`.
 const EVENTS: [(i64, &str); 4] = [(4, "INSERT"), (16, "UPDATE"), (8, "DELETE"), (32, "TRUNCATE")];
@@ -103,11 +105,9 @@ pub async fn watched(
         let [schema, table, column] = [&scan.schema, &scan.table, scan.id_column.as_ref()?].map(|name| literal(name));
         Some(format!("({schema}, {table}, {column})"))
     };
-    let mut ids: Vec<String> = scans.iter().filter_map(id).collect();
-    ids.push("(NULL, NULL, NULL)".into());
-    let sql = SOURCES.replace("$ids$", &ids.join(", "));
+    let ids: Vec<String> = scans.iter().filter_map(id).collect();
     let (mut sources, before) = (Vec::new(), report.findings.len());
-    for row in session.query_system_catalog(&sql).await? {
+    for row in session.sources(&ids).await? {
         let text = |column: &str| row.get(column).unwrap_or_default();
         if !readable && let Some(grants) = row.get("grants") {
             report.problem("rights", format!("the view may not read {}", text("name")), grants);
@@ -135,7 +135,10 @@ pub async fn watched(
         }
     }
     if report.findings.len() == before {
-        report.ok("sources", format!("tables that the view reads: {}, all watched", sources.len()));
+        let names: Vec<_> = sources.iter().map(|source| source.name.as_str()).take(MAX_LISTED_TABLES).collect();
+        let rest = if sources.len() > names.len() { ", …" } else { "" };
+        let (number, names) = (sources.len(), names.join(", "));
+        report.ok("sources", format!("tables that the view reads: {number}, all watched: {names}{rest}"));
     }
     Ok(sources)
 }
@@ -187,6 +190,15 @@ fn check_source(row: &tokio_postgres::SimpleQueryRow, report: &mut Report) {
     }
     if !disabled.is_empty() {
         report.problem("source", format!("{name}: the triggers for {disabled} are disabled"), text("enable"));
+    }
+    if let Some(successor) = row.get("successor") {
+        let finding = format!(
+            "the view reads {name}, but not {successor}, which has the same columns: if they were swapped by renaming, \
+             the view followed the old table"
+        );
+        let column = literal(row.get("id_column").unwrap_or(text("columns")));
+        let watch = format!("SELECT model_catalog.watch({}, {column});", literal(successor));
+        report.problem("source", finding, format!("{}\n{watch}\nSELECT model_catalog.reload();", text("follow")));
     }
 }
 

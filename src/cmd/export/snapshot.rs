@@ -53,5 +53,5 @@ async fn read(rules: &Rules, database: &DatabaseConfig) -> Result<PersistedSnaps
     let refreshed = refresh.finish();
     log_rejections(&refreshed.newly_rejected);
     let (snapshot, as_of) = (Arc::new(refreshed.snapshot), position.clone());
-    Ok(PersistedSnapshot { snapshot, position, as_of, rules: rules.text() })
+    Ok(PersistedSnapshot { snapshot, position, as_of, rules: rules.text(), structure: None })
 }

@@ -28,6 +28,9 @@ struct Catalog<'a> {
     not_found: u64,
     /// The most requested ones first, without those that the catalog has by now.
     not_found_ids: Vec<NotFound>,
+    /// The first tables of the view whose changes only an audit finds. Missing without a database.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unwatched_tables: Option<&'a [String]>,
     /// Number of servers that follow the same database. Missing if the database does not show them.
     #[serde(skip_serializing_if = "Option::is_none")]
     replicas: Option<i64>,
@@ -53,8 +56,9 @@ struct NotFound {
 pub fn respond(api: &Api) -> Response {
     let current = api.store.load();
     let Some(snapshot) = current.as_deref() else { return response::not_loaded() };
-    let fleet = api.store.fleet();
-    let response = match serde_json::to_vec(&catalog(api, snapshot, fleet.as_deref())) {
+    let (fleet, unwatched) = (api.store.fleet(), api.store.unwatched());
+    let unwatched = unwatched.as_deref().map(|tables| &tables[..tables.len().min(LISTED)]);
+    let response = match serde_json::to_vec(&catalog(api, snapshot, fleet.as_deref(), unwatched)) {
         Ok(body) => match api.memory.try_bytes(body) {
             Some(body) => {
                 let mut response = response::json(StatusCode::OK, body);
@@ -68,7 +72,12 @@ pub fn respond(api: &Api) -> Response {
     with_revision(response, snapshot)
 }
 
-fn catalog<'a>(api: &Api, snapshot: &Snapshot, fleet: Option<&'a Fleet>) -> Catalog<'a> {
+fn catalog<'a>(
+    api: &Api,
+    snapshot: &Snapshot,
+    fleet: Option<&'a Fleet>,
+    unwatched_tables: Option<&'a [String]>,
+) -> Catalog<'a> {
     let rejected = snapshot.rejected().iter().take(LISTED);
     let (not_found, ids) = api.metrics.missing();
     let mut ids: Vec<_> = ids.into_iter().filter(|(id, _)| id.truncated || snapshot.get(&id.text).is_none()).collect();
@@ -82,6 +91,7 @@ fn catalog<'a>(api: &Api, snapshot: &Snapshot, fleet: Option<&'a Fleet>) -> Cata
         not_found_ids: (ids.into_iter().take(LISTED))
             .map(|(id, asked)| NotFound { id: with_ellipsis(&id.text, id.truncated), asked })
             .collect(),
+        unwatched_tables,
         replicas: fleet.map(|fleet| fleet.total),
         fleet: fleet.map(|fleet| &*fleet.members),
     }

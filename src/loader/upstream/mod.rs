@@ -257,9 +257,9 @@ impl Upstream {
             }
         }
         let (rows, changed) = (received.snapshot.len(), received.snapshot.changes_since(&previous));
-        let PersistedSnapshot { snapshot, position, as_of, .. } = received;
-        let state =
-            PersistedSnapshot { snapshot: Arc::new(snapshot), position, as_of, rules: self.settings.rules.text() };
+        let PersistedSnapshot { snapshot, position, as_of, structure, .. } = received;
+        let (snapshot, rules) = (Arc::new(snapshot), self.settings.rules.text());
+        let state = PersistedSnapshot { snapshot, position, as_of, rules, structure };
         self.output.persist(state.clone());
         self.output.publish(Arc::clone(&state.snapshot));
         report::log_sync((RefreshKind::Upstream, None), received_at, rows, changed, &state.snapshot);

@@ -36,7 +36,7 @@ async fn catalog_reports_counts_and_rejected_rows_with_reasons() {
     let reason = "save_path escapes the models folder: it must be relative to the models folder, without `..` \
                   and without backslashes";
     let expected = format!(
-        r#"{{"revision":"{}","models":3,"rejected":2,"source":"postgres","synced_seconds_ago":{age:?},"follow":"live","rejected_rows":[{{"id":"bad-001","reason":"{reason}"}},{{"id":"bad-002","reason":"{reason}"}}],"not_found":0,"not_found_ids":[]}}"#,
+        r#"{{"revision":"{}","models":3,"rejected":2,"source":"postgres","synced_seconds_ago":{age:?},"follow":"live","rejected_rows":[{{"id":"bad-001","reason":"{reason}"}},{{"id":"bad-002","reason":"{reason}"}}],"not_found":0,"not_found_ids":[],"unwatched_tables":[]}}"#,
         response.revision()
     );
     assert_eq!(response.text(), expected);

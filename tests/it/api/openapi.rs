@@ -243,6 +243,9 @@ async fn limits_of_responses_are_those_of_the_server() {
     let catalog = server.get("/api/catalog").await.json();
     assert_eq!((length(&catalog["rejected_rows"]), &catalog["rejected"]), (rejected, &json!(rejected + 1)));
     assert_eq!(length(&catalog["not_found_ids"]), missing);
+    // The same constant limits it; `sync::structure` shows what is listed.
+    let unwatched = limits.take(&format!("{SCHEMAS}/Catalog/properties/unwatched_tables/maxItems"));
+    assert_eq!(unwatched, missing);
     // `sync::fleet` shows the effect of this limit.
     let fleet = limits.take(&format!("{SCHEMAS}/Catalog/properties/fleet/maxItems"));
     assert!(include_str!("../../../sql/fleet.sql").ends_with(&format!("LIMIT {fleet}\n")));

@@ -16,4 +16,5 @@ mod source_tables;
 mod standby;
 mod statements;
 mod strict;
+mod structure;
 mod transactions;

@@ -93,6 +93,47 @@ async fn every_source_table_is_found_with_its_id_column() {
 }
 
 #[tokio::test]
+async fn tables_swapped_by_renaming_are_reported_with_statements_that_follow() {
+    let db = Db::new().await;
+    let ok = check(&db).findings.into_iter().find(|finding| finding["subject"] == "sources").unwrap();
+    assert_eq!(ok["text"], "tables that the view reads: 1, all watched: public.models");
+    let swap = |table: &str, old: &str| {
+        format!(
+            "BEGIN; CREATE TABLE new_one (LIKE {table} INCLUDING ALL); ALTER TABLE {table} RENAME TO {old};
+             ALTER TABLE new_one RENAME TO {table}; COMMIT"
+        )
+    };
+    break_and_fix(
+        &db,
+        &swap("models", "models_old"),
+        "problem",
+        "source",
+        "reads public.models_old, but not public.models",
+    )
+    .await;
+    assert_eq!(
+        check(&db).findings.iter().filter(|f| f["text"].as_str().unwrap().ends_with(": public.models")).count(),
+        1
+    );
+
+    // With aliases, names that must be quoted, and a view in between.
+    db.sql(&format!(
+        "CREATE TABLE \"Model.s$\" (id text PRIMARY KEY, \"Model.s$\" text);
+         CREATE VIEW \"In \"\"between\" AS SELECT x.*, \"Model.s$\".id AS again FROM \"Model.s$\" x JOIN \"Model.s$\" USING (id);
+         {} SELECT model_catalog.watch('\"Model.s$\"', 'id')",
+        view("m.id", NONE, "\"In \"\"between\" m")
+    ))
+    .await;
+    check(&db).clean();
+    let swapped = swap("\"Model.s$\"", "\"2026 Model.s$\"");
+    break_and_fix(&db, &swapped, "problem", "source", "reads public.\"2026 Model.s$\", but not").await;
+    // A table with fewer columns than the view uses is another one.
+    db.sql("CREATE TABLE \"2\" (id text); ALTER TABLE \"Model.s$\" RENAME TO \"2x\"; DROP TABLE \"2026 Model.s$\"")
+        .await;
+    check(&db).clean();
+}
+
+#[tokio::test]
 async fn unwatchable_sources_are_reported() {
     let db = Db::new().await;
     db.sql(
