@@ -4,11 +4,11 @@
 -- `mirrors` is an optional column of the view; see entries.sql.
 --
 -- A model has changed since $1 if its change is visible now and was made by a transaction that started after $1 or was
--- still running then. These are index ranges on purpose: `NOT pg_visible_in_snapshot(…)` would read every change since
+-- still running then. These are index ranges on purpose: `NOT pg_visible_in_snapshot(...)` would read every change since
 -- the oldest open transaction. OFFSET 0 prevents a lateral subquery from being flattened into a join, which could scan
 -- the whole table. The upper bound excludes rows of a restored dump whose xid lies in this history's future.
 --
--- A transaction that was running is a range of one id, and not `xid = …`: after a statement that changed every model,
+-- A transaction that was running is a range of one id, and not `xid = ...`: after a statement that changed every model,
 -- the statistics know a single xid, and the planner would expect an equality to match, and scan, the whole table.
 --
 -- Several transactions may have changed the same model: it is read once.

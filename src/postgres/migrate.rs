@@ -1,7 +1,11 @@
 //! Migrations: create what the program needs in a database, and nothing else.
 
+use std::time::{Duration, Instant, SystemTime};
+
 use postgres_protocol::escape::escape_identifier;
-use tokio_postgres::Client;
+use refinery_core::traits::r#async::{AsyncMigrate, AsyncQuery, AsyncTransaction};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, IsolationLevel, SimpleQueryMessage, Transaction};
 
 use super::error::{ConnectError, describe_with_detail};
 use crate::catalog::model::Rules;
@@ -14,9 +18,27 @@ const DEFAULT_MODELS: &str = include_str!("../../sql/default_models.sql");
 const OTHER_TABLES: &str = include_str!("../../sql/other_tables.sql");
 const SCHEMA: &str = "model_catalog";
 
-/// Advisory lock that is held for the whole run, so that concurrent runs are serialized. The value is arbitrary: ASCII
-/// "mcatalog".
+/// Advisory lock that serializes concurrent runs. It belongs to a transaction: that of a session would stay on the
+/// pooled connection of a transaction pooler. The value is arbitrary: ASCII "mcatalog".
 const LOCK: i64 = 0x6d63_6174_616c_6f67;
+/// Maximum wait for that lock, unless the session has a `lock_timeout`.
+const LOCK_WAIT: Duration = Duration::from_secs(60);
+/// Pause between two attempts to take it.
+const LOCK_RETRY: Duration = Duration::from_millis(100);
+/// Settings of each transaction. Everybody waits behind a statement that waits for a lock, so it gives up after a while
+/// unless the session has a limit of its own. The migrations are written for standard_conforming_strings.
+const TRANSACTION: &str = "SET LOCAL standard_conforming_strings = on; SET LOCAL statement_timeout = 0; \
+                           SELECT pg_catalog.set_config('lock_timeout', '10s', true) \
+                           WHERE pg_catalog.current_setting('lock_timeout') = '0'";
+/// Sessions that hold the lock. pg_stat_activity is read once per transaction unless its snapshot is cleared.
+const HOLDERS: &str = "SELECT pg_catalog.pg_stat_clear_snapshot(); \
+    SELECT pg_catalog.format('pid %s (%s, %s since %s)', l.pid, coalesce(nullif(a.application_name, ''), 'no name'), \
+                             coalesce(a.state, 'state unknown'), \
+                             coalesce(pg_catalog.date_trunc('second', a.state_change)::text, 'an unknown time')) \
+    FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 \
+      AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
+      AND l.classid::bigint << 32 | l.objid::bigint = ";
 
 /// Why the migration failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +61,18 @@ pub enum MigrateError {
          beside them"
     )]
     OtherTables(String),
+    /// Another run holds the lock.
+    #[error(
+        "another migration of this database did not end within {}: it is {holder}; if that session is idle, an earlier \
+         version left its lock on a pooled connection: SELECT pg_terminate_backend(PID) releases it",
+        humantime::format_duration(*.waited)
+    )]
+    Locked {
+        /// The session that holds the lock.
+        holder: String,
+        /// How long was waited.
+        waited: Duration,
+    },
     /// A numbered migration failed, or differs from the one that was applied before.
     #[error("cannot apply the migrations: {}", describe_migration(.0))]
     Migrations(#[from] refinery::Error),
@@ -86,31 +120,18 @@ pub async fn migrate(
     models: ModelsTable,
 ) -> Result<(), MigrateError> {
     let failed = |doing| move |source| MigrateError::Statement { doing, source };
-    client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await.map_err(failed("take the migration lock"))?;
-    if models == ModelsTable::UnlessOthers {
-        let others = client.query_one(OTHER_TABLES, &[]).await.map_err(failed("look for other tables"))?;
-        if let Some(names) = others.get(0) {
-            return Err(MigrateError::OtherTables(names));
-        }
-    }
-    // The runner keeps its own table in this schema.
-    let schema = format!("CREATE SCHEMA IF NOT EXISTS {}", escape_identifier(SCHEMA));
-    client.batch_execute(&schema).await.map_err(failed("create the schema model_catalog"))?;
-    let mut runner = embedded::migrations::runner();
-    runner.set_migration_table_name("model_catalog.migrations");
-    let report = runner.run_async(client).await?;
-    for applied in report.applied_migrations() {
-        tracing::info!(migration = %applied, "applied");
-    }
+    apply_numbered(client, models).await?;
+    let transaction = begin(client).await?.0;
     if models != ModelsTable::Omit {
-        client.batch_execute(DEFAULT_MODELS).await.map_err(failed("create the default table and view"))?;
+        transaction.batch_execute(DEFAULT_MODELS).await.map_err(failed("create the default table and view"))?;
     }
     let settings = "UPDATE model_catalog.state SET channel = $1::text, url_schemes = $2 \
                     WHERE channel <> $1::text OR url_schemes <> $2";
-    client.execute(settings, &[&channel, &rules.url_schemes]).await.map_err(failed("store the settings"))?;
+    let values: [(&(dyn ToSql + Sync), Type); 2] = [(&channel, Type::TEXT), (&rules.url_schemes, Type::TEXT_ARRAY)];
+    transaction.execute_typed(settings, &values).await.map_err(failed("store the settings"))?;
     let view = "SELECT to_regclass('model_catalog.entries') IS NULL";
-    let view = client.query_one(view, &[]).await.map_err(failed("look for the view"))?;
-    client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]).await.map_err(failed("release the migration lock"))?;
+    let view = transaction.query_typed_one(view, &[]).await.map_err(failed("look for the view"))?;
+    transaction.commit().await.map_err(failed("commit the settings"))?;
     if view.get(0) {
         tracing::warn!(
             "there is no view model_catalog.entries yet: define it, then call model_catalog.watch() for each table \
@@ -119,3 +140,96 @@ pub async fn migrate(
     }
     Ok(())
 }
+
+/// Applies the pending migrations, all or none.
+async fn apply_numbered(client: &mut Client, models: ModelsTable) -> Result<(), MigrateError> {
+    let failed = |doing| move |source| MigrateError::Statement { doing, source };
+    let mut transaction = begin(client).await?;
+    if models == ModelsTable::UnlessOthers {
+        let others = transaction.0.query_typed_one(OTHER_TABLES, &[]).await;
+        if let Some(names) = others.map_err(failed("look for other tables"))?.get(0) {
+            return Err(MigrateError::OtherTables(names));
+        }
+    }
+    // The runner keeps its own table in this schema.
+    let schema = format!("CREATE SCHEMA IF NOT EXISTS {}", escape_identifier(SCHEMA));
+    transaction.0.batch_execute(&schema).await.map_err(failed("create the schema model_catalog"))?;
+    let mut runner = embedded::migrations::runner();
+    runner.set_migration_table_name("model_catalog.migrations");
+    let report = runner.run_async(&mut transaction).await?;
+    transaction.0.commit().await.map_err(failed("commit the migrations"))?;
+    for applied in report.applied_migrations() {
+        tracing::info!(migration = %applied, "applied");
+    }
+    Ok(())
+}
+
+/// Begins a transaction that holds the lock. Its statements are unnamed, which works through every pooler.
+async fn begin(client: &mut Client) -> Result<OneTransaction<'_>, MigrateError> {
+    let failed = |source| MigrateError::Statement { doing: "take the migration lock", source };
+    // Statements after the lock must see what the previous holder committed.
+    let begin = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false).start();
+    let silent =
+        |_| MigrateError::Locked { holder: "unknown, because a pooler did not respond".into(), waited: LOCK_WAIT };
+    let transaction = tokio::time::timeout(LOCK_WAIT, begin).await.map_err(silent)?.map_err(failed)?;
+    let limit = "SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'lock_timeout'";
+    let limit: i64 = transaction.query_typed_one(limit, &[]).await.map_err(failed)?.get(0);
+    let limit = u64::try_from(limit).ok().filter(|limit| *limit > 0).map_or(LOCK_WAIT, Duration::from_millis);
+    transaction.batch_execute(TRANSACTION).await.map_err(failed)?;
+    let (started, mut logged) = (Instant::now(), String::new());
+    loop {
+        let lock = format!("SELECT pg_catalog.pg_try_advisory_xact_lock({LOCK})");
+        if transaction.query_typed_one(&lock, &[]).await.map_err(failed)?.get(0) {
+            return Ok(OneTransaction(transaction));
+        }
+        let holders = transaction.simple_query(&format!("{HOLDERS}{LOCK}")).await.map_err(failed)?;
+        let holder = holders.iter().rev().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).filter(|holder| !holder.is_empty()),
+            _ => None,
+        });
+        let holder = holder.unwrap_or("a session that has just ended").to_owned();
+        if started.elapsed() >= limit {
+            return Err(MigrateError::Locked { holder, waited: limit });
+        }
+        if logged != holder {
+            tracing::info!(holder, limit = ?limit, "waiting for another migration of this database");
+            logged = holder;
+        }
+        tokio::time::sleep(LOCK_RETRY).await;
+    }
+}
+
+/// Runs the migrations in one transaction, which also holds the lock.
+struct OneTransaction<'a>(Transaction<'a>);
+
+impl AsyncTransaction for OneTransaction<'_> {
+    type Error = tokio_postgres::Error;
+
+    /// Sends only ASCII, because no other character is in every encoding of databases. A migration has one in a comment
+    /// and can't be changed, because its checksum is stored in databases.
+    async fn execute<'a, T: Iterator<Item = &'a str> + Send + 'a>(
+        &'a mut self,
+        queries: T,
+    ) -> Result<usize, tokio_postgres::Error> {
+        let mut count = 0;
+        for query in queries {
+            self.0.batch_execute(&query.replace(|c: char| !c.is_ascii(), "?")).await?;
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+impl AsyncQuery<Vec<refinery::Migration>> for OneTransaction<'_> {
+    async fn query<'a>(&'a mut self, query: &'a str) -> Result<Vec<refinery::Migration>, tokio_postgres::Error> {
+        let rows = self.0.query_typed(query, &[]).await?;
+        let migration = |row: &tokio_postgres::Row| {
+            let checksum = row.try_get::<_, &str>(3)?.parse().unwrap_or_default();
+            // The runner does not look at the time.
+            Ok(refinery::Migration::applied(row.try_get(0)?, row.try_get(1)?, SystemTime::UNIX_EPOCH.into(), checksum))
+        };
+        rows.iter().map(migration).collect()
+    }
+}
+
+impl AsyncMigrate for OneTransaction<'_> {}

@@ -85,3 +85,28 @@ fn source_lines_keep_to_the_width_of_rustfmt() {
     }
     assert!(count > 50, "the sources could not be read: {count}");
 }
+
+/// A database in another encoding refuses statements with a character that the encoding lacks, even in a comment.
+#[test]
+fn statements_are_ascii() {
+    // Its checksum is stored in databases. `migrate` replaces the character.
+    let released = |line: &str| line.ends_with("which costs 4 of the 14 \u{b5}s of all rules.");
+    let is_sql = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "sql");
+    let is_rust = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "rs");
+    let mut statements = 0;
+    for file in ["migrations", "sql", "src"].into_iter().flat_map(|name| files(root().join(name))) {
+        let sends = file.starts_with(root().join("src/postgres"));
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for (number, line) in code.lines().enumerate() {
+            let is_code = is_rust(&file) && !line.trim_start().starts_with("//");
+            let has_sql =
+                ["SELECT", "UPDATE", "INSERT", "SET ", "FROM ", "WHERE"].iter().any(|word| line.contains(word));
+            if is_sql(&file) || is_code && (sends || has_sql) {
+                assert!(line.is_ascii() || released(line), "{}:{}: {line}", file.display(), number + 1);
+                statements += 1;
+            }
+        }
+    }
+    assert!(statements > 2_000, "the files could not be read: {statements} lines");
+}

@@ -156,3 +156,24 @@ async fn standby_behind_a_pooler_is_read_in_full_and_polled_after_its_promotion(
         readers.finish().await;
     }
 }
+
+/// The sessions and transactions that hold an advisory lock.
+const ADVISORY_LOCKS: &str = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn migrations_through_a_transaction_pooler_leave_no_lock_behind() {
+    let postgres = support::start_postgres(&[]);
+    let bouncer = PgBouncer::start(&postgres, "").await;
+    let client = support::connect(&postgres.url("postgres")).await;
+    for _ in 0..3 {
+        migrated(&bouncer.url).await;
+        assert_eq!(sql(&client, ADVISORY_LOCKS).await.as_deref(), Some("0"));
+    }
+    migrated(&postgres.url("postgres")).await;
+    let pooled = session::connect(&database(&bouncer.url)).await.unwrap();
+    for (setting, value) in
+        [("lock_timeout", "0"), ("statement_timeout", "0"), ("transaction_isolation", "read committed")]
+    {
+        assert_eq!(sql(&pooled, &format!("SHOW {setting}")).await.as_deref(), Some(value), "{setting}");
+    }
+}

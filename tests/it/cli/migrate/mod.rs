@@ -1,6 +1,7 @@
 //! `model-catalog migrate`, and the SQL functions and rights that it creates.
 
 mod bare;
+mod lock;
 mod rights;
 mod watch;
 
