@@ -117,21 +117,40 @@ fn no_control(column: &'static str, text: &str) -> Result<(), RowError> {
     }
 }
 
-/// Checks that a path stays inside the models folder it is joined to. Machines write files there, so this is the rule
-/// that matters most.
+/// Prefix of the names of the files of `pull` in the models folder. No part of a save path may begin with it.
+pub const RESERVED_PREFIX: &str = ".model-catalog";
+/// Bytes of a path that Linux accepts (`PATH_MAX`).
+const MAX_PATH_BYTES: usize = 4096;
+/// Bytes of a name that file systems accept (`NAME_MAX`). The names of the files that `pull` adds do not contain it.
+const MAX_NAME_BYTES: usize = 255;
+
+/// Checks that a path stays inside the models folder it is joined to, and that a file can have it. Machines write files
+/// there, so this is the rule that matters most.
 ///
 /// # Errors
 /// [`RowError::SavePath`] with the part of the rule that is broken.
 pub fn check_save_path(path: &str) -> Result<(), RowError> {
-    if path.starts_with('/') {
-        Err(RowError::SavePath(SavePathError::Absolute))
+    let reserved =
+        |part: &str| part.get(..RESERVED_PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(RESERVED_PREFIX));
+    let parts = || path.split('/');
+    let broken = if path.starts_with('/') {
+        SavePathError::Absolute
     } else if path.contains('\\') {
-        Err(RowError::SavePath(SavePathError::Backslash))
-    } else if path.split('/').any(|part| part == "..") {
-        Err(RowError::SavePath(SavePathError::Escapes))
+        SavePathError::Backslash
+    } else if parts().any(|part| part == "..") {
+        SavePathError::Escapes
+    } else if parts().next_back().is_none_or(|name| ["", "."].contains(&name)) {
+        SavePathError::NoFileName
+    } else if parts().any(reserved) {
+        SavePathError::Reserved
+    } else if path.len() > MAX_PATH_BYTES {
+        SavePathError::TooLong
+    } else if parts().any(|part| part.len() > MAX_NAME_BYTES) {
+        SavePathError::LongPart
     } else {
-        Ok(())
-    }
+        return Ok(());
+    };
+    Err(RowError::SavePath(broken))
 }
 
 fn check_url(text: &str, rules: &Rules) -> Result<(), UrlError> {
@@ -142,6 +161,9 @@ fn check_url(text: &str, rules: &Rules) -> Result<(), UrlError> {
     if !rules.url_schemes.iter().any(|scheme| scheme == url.scheme()) {
         let (scheme, allowed) = (url.scheme().to_owned(), rules.url_schemes.join(", "));
         return Err(UrlError::Scheme { scheme, allowed });
+    }
+    if text.contains('\\') {
+        return Err(UrlError::Backslash);
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err(UrlError::Credentials);
@@ -163,14 +185,14 @@ pub fn secret_parameter(url: &str) -> Option<&str> {
 }
 
 /// Whether this URL is so plain that the parser would certainly accept it: an allowed scheme, a host of letters, and
-/// nothing but visible ASCII. Parsing every URL would take a tenth of a full load.
+/// nothing but visible ASCII without backslashes. Parsing every URL would take a tenth of a full load.
 fn is_plain_url(text: &str, rules: &Rules) -> bool {
     let Some((scheme, rest)) = text.split_once("://") else { return false };
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     let letters = |part: &str| part.starts_with(|c: char| c.is_ascii_alphabetic()) && !part.starts_with("xn--");
     rules.url_schemes.iter().any(|allowed| allowed == scheme)
         && host.split('.').all(|part| letters(part) && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'))
-        && path.bytes().fold(true, |plain, byte| plain & byte.is_ascii_graphic())
+        && path.bytes().fold(true, |plain, byte| plain & byte.is_ascii_graphic() & (byte != b'\\'))
 }
 
 /// The shortest form of a `numeric` in Postgres' text format (digits, an optional fraction, `NaN`, `Infinity`).
@@ -255,7 +277,22 @@ mod tests {
         {
             assert!(render(RawModel { save_path: Some(path), ..GOOD }).is_err(), "{path:?} was accepted");
         }
-        for path in ["a", "a/b..c", "...", "a/.../b", ".hidden/x", "loras/ä ö.safetensors"] {
+        let (longest, long) = (format!("a/{}", "b".repeat(255)), format!("a/{}", "ä".repeat(128)));
+        let (deepest, deep) = ("a/".repeat(2047) + "bc", "a/".repeat(2048) + "b");
+        for (path, broken) in [
+            ("a/", SavePathError::NoFileName),
+            ("a/.", SavePathError::NoFileName),
+            (".", SavePathError::NoFileName),
+            (".model-catalog/x", SavePathError::Reserved),
+            ("a/.Model-Catalog.json", SavePathError::Reserved),
+            (&deep, SavePathError::TooLong),
+            (&long, SavePathError::LongPart),
+        ] {
+            let error = render(RawModel { save_path: Some(path), ..GOOD });
+            assert_eq!(error, Err(RowError::SavePath(broken)), "{path:?}");
+        }
+        for path in ["a", "a/b..c", "...", "a/.../b", ".hidden/x", ".model", "./a", "a//b", "ä ö", &longest, &deepest]
+        {
             assert!(render(RawModel { save_path: Some(path), ..GOOD }).is_ok(), "{path:?} was rejected");
         }
     }
@@ -270,6 +307,17 @@ mod tests {
         let rules = Rules { url_schemes: vec!["s3".into()] };
         let raw = RawModel { download_url: Some("s3://bucket/key"), ..GOOD };
         assert_eq!(raw.render(&rules, &mut Vec::new()), Ok(()));
+    }
+
+    #[test]
+    fn urls_with_a_backslash_are_rejected() {
+        for url in
+            ["http://A\\@B/x", "https:\\\\host\\x", "https://host/a\\b", "https://host/?a\\b", "https://host/#\\"]
+        {
+            let error = render(RawModel { download_url: Some(url), ..GOOD });
+            assert_eq!(error, Err(RowError::DownloadUrl(UrlError::Backslash)), "{url}");
+        }
+        assert!(render(RawModel { download_url: Some("https://host/a%5Cb"), ..GOOD }).is_ok());
     }
 
     #[test]
@@ -341,7 +389,7 @@ mod tests {
         let rules = Rules::default();
         let parts = [
             "http", "https", "ftp", ":", "/", "//", "://", "a", "B.c", "-", "1", "xn--", "%", "[", "]", "@", "?", "#",
-            "ä", " ", "",
+            "ä", " ", "", "\\",
         ];
         let mut random = fastrand::Rng::with_seed(3);
         let mut plain = 0;

@@ -11,7 +11,7 @@ pub enum RowError {
     #[error("{0} contains the control character U+{1:04X}: remove it")]
     ControlCharacter(&'static str, u32),
     /// The path could make a machine write outside its models folder.
-    #[error("save_path {0}: it must be relative to the models folder, without `..` and without backslashes")]
+    #[error("save_path {0}")]
     SavePath(SavePathError),
     /// The URL breaks the rule for URLs.
     #[error("download_url {0}")]
@@ -28,7 +28,10 @@ pub enum RowError {
     /// Another row with the same id is served instead.
     #[error("another row has the same id: ids must be unique in the view")]
     Duplicate,
-    /// The database returned a value that is not valid text.
+    /// The column can't be converted to UTF-8, in which servers read.
+    #[error("{0} has bytes that cannot be converted to UTF-8: correct them")]
+    NotUtf8(&'static str),
+    /// The database returned a value of another type.
     #[error("the row can't be read: {0}")]
     Unreadable(String),
 }
@@ -37,14 +40,28 @@ pub enum RowError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SavePathError {
     /// It starts with a slash.
-    #[error("is absolute")]
+    #[error("is absolute: it must be relative to the models folder, without `..` and without backslashes")]
     Absolute,
     /// It contains a backslash, which some systems take for a separator.
-    #[error("has a backslash")]
+    #[error("has a backslash: it must be relative to the models folder, without `..` and without backslashes")]
     Backslash,
     /// One of its parts is `..`.
-    #[error("escapes the models folder")]
+    #[error(
+        "escapes the models folder: it must be relative to the models folder, without `..` and without backslashes"
+    )]
     Escapes,
+    /// It ends with `/` or `/.`, or is `.`.
+    #[error("has no file name: append one to the folder, such as `checkpoints/model.safetensors`")]
+    NoFileName,
+    /// One of its parts begins with the prefix of the files of `pull`.
+    #[error("has a part that begins with `.model-catalog`, which is reserved for files of `pull`: rename it")]
+    Reserved,
+    /// It is longer than the kernel accepts.
+    #[error("has more than 4096 bytes, the most that Linux accepts: shorten it")]
+    TooLong,
+    /// One of its parts is longer than file systems accept.
+    #[error("has a part of more than 255 bytes, the most that file systems accept: shorten it")]
+    LongPart,
 }
 
 /// The part of the rule for `download_url` and `mirrors` that is broken. The messages are logged and served to every
@@ -62,6 +79,9 @@ pub enum UrlError {
         /// The schemes that are allowed, as a list to print.
         allowed: String,
     },
+    /// It has a backslash, which curl sends as it is and browsers take for a slash.
+    #[error("has a backslash, which programs interpret differently: write / or %5C")]
+    Backslash,
     /// It has a user name or a password.
     #[error(
         "has a user name or a password before the host, which every client could read: remove it and set auth_required"

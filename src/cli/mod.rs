@@ -12,6 +12,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use self::probe::ProbeArgs;
@@ -295,9 +296,21 @@ fn command() -> clap::Command {
     Cli::command().mut_subcommand("demo", without_grace)
 }
 
+/// Without the environment variables that are empty: these count as unset, because Compose files write `X=${X:-}`.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let unset = |arg: clap::Arg| if arg.get_env().is_some_and(is_empty) { arg.env(None::<&str>) } else { arg };
+    command.mut_args(unset).mut_subcommands(without_empty_variables)
+}
+
 /// Parses the command line of this process; exits with a message if it is invalid.
 #[must_use]
 pub fn parse() -> Cli {
-    let parsed = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = without_empty_variables(command()).try_get_matches();
+    let parsed = parsed.and_then(|matches| Cli::from_arg_matches(&matches)).map_err(|error| match error.kind() {
+        // The help names every variable.
+        ErrorKind::DisplayHelp => command().try_get_matches().err().unwrap_or(error),
+        _ => error,
+    });
     parsed.unwrap_or_else(|error| variables::with_variable(error).exit())
 }

@@ -374,7 +374,7 @@ fn find_programs() -> Option<PathBuf> {
         Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
     };
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let chosen = std::env::var_os("PGBIN").map(PathBuf::from).into_iter();
+    let chosen = std::env::var_os("PGBIN").filter(|path| !path.is_empty()).map(PathBuf::from).into_iter();
     let mut candidates =
         chosen.chain(installed().unwrap_or_default()).chain(std::env::split_paths(&path)).chain(pg_config());
     candidates.find(|folder| folder.join("postgres").exists() && folder.join("initdb").exists())

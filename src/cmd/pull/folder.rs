@@ -12,10 +12,8 @@ use cap_std::fs::Dir;
 use serde::{Deserialize, Serialize};
 
 use super::error::Problem;
+pub use crate::catalog::model::RESERVED_PREFIX;
 use crate::catalog::model::check_save_path;
-
-/// Prefix of the names of the program's own files and folders. No part of a save path may begin with it.
-pub const RESERVED_PREFIX: &str = ".model-catalog";
 
 /// A save path whose text stays inside the models folder. Symbolic links are checked when it is opened.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,13 +36,7 @@ impl SavePath {
             return Err(rejected("has a control character"));
         }
         let (folder, name) = text.rsplit_once('/').unwrap_or(("", text));
-        if name.is_empty() || name == "." {
-            return Err(rejected("has no file name"));
-        }
         let parts: Vec<_> = folder.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-        if parts.iter().chain([&name]).any(|part| part.to_ascii_lowercase().starts_with(RESERVED_PREFIX)) {
-            return Err(rejected("is reserved for model-catalog"));
-        }
         Ok(Self { folder: parts.join("/"), name: name.to_owned() })
     }
 

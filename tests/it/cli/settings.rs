@@ -119,7 +119,6 @@ fn address_in_use_error_names_the_address() {
 #[test]
 fn malformed_database_url_error_hides_the_password() {
     for url in [
-        "",
         "user=me password=s3cret dbname=models",
         "postgres://me:s3cret@db:port/models",
         "postgres://me:s3cret@db/models?sslmode=perhaps",
@@ -280,4 +279,57 @@ async fn every_metric_is_documented_with_its_labels() {
         listed.insert(name.to_owned(), labels);
     }
     assert_eq!(listed, exposed);
+}
+
+/// The variables of our own settings in the help of a command, and libpq's.
+fn variables_of(command: &str) -> Vec<String> {
+    let help = printed(&run(&[command, "--help"], &[]));
+    let shown = help.split("[env: ").skip(1).filter_map(|rest| rest.split('=').next()).map(str::to_owned);
+    let libpq =
+        ["PGHOST", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGSSLMODE", "PGSSLROOTCERT", "PGSERVICE", "PGOPTIONS"];
+    let others = ["PGSSLCERT", "PGTARGETSESSIONATTRS", "HF_TOKEN", "HF_ENDPOINT", "CURL_CA_BUNDLE", "SSL_CERT_FILE"];
+    shown.chain(libpq.into_iter().chain(others).map(str::to_owned)).collect()
+}
+
+/// Compose files write `X=${X:-}`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn empty_variables_count_as_unset() {
+    let db = Db::new().await;
+    let folder = crate::support::TempFolder::new("empty-variables");
+    let file = folder.path("models.json");
+    std::fs::write(&file, "[]").unwrap();
+    let mut tried = 0;
+    for (arguments, needed, expected) in [
+        (&["migrate"][..], &["DATABASE_URL"][..], 0),
+        (&["check"], &["DATABASE_URL"], 0),
+        (&["probe"], &["DATABASE_URL"], 0),
+        (&["import", &file], &["DATABASE_URL"], 0),
+        (&["export"], &["DATABASE_URL"], 0),
+        (&["health"], &[], 1),
+        (&["pull", "--dry-run"], &["CATALOG_URL", "MODELS_DIR"], 0),
+    ] {
+        let all = variables_of(arguments[0]);
+        let needed = needed.iter().map(|name| match *name {
+            "DATABASE_URL" => ("DATABASE_URL", db.url.as_str()),
+            "CATALOG_URL" => ("CATALOG_URL", "http://127.0.0.1:9"),
+            name => (name, "/nonexistent"),
+        });
+        let mut variables: Vec<_> = all.iter().map(|name| (name.as_str(), "")).collect();
+        variables.extend(needed);
+        let output = run(arguments, &variables);
+        assert_eq!(output.status.code(), Some(expected), "{arguments:?}: {}", printed(&output));
+        tried += all.len();
+    }
+    let all = variables_of("serve");
+    let set = ["DATABASE_URL", "CATALOG_ADDR", "CATALOG_DRAIN_GRACE", "CATALOG_LOG", "CATALOG_LOG_FORMAT"];
+    let empty: Vec<_> =
+        all.iter().filter(|name| !set.contains(&name.as_str())).map(|name| (name.as_str(), "")).collect();
+    drop(Server::start_with(&db.url, &empty).await);
+    assert!(tried + all.len() > 150, "{tried}");
+
+    // One that is required is named as before, and the help shows all.
+    let output = run(&["migrate"], &[("DATABASE_URL", "")]);
+    assert!(output.status.code() == Some(2) && printed(&output).contains("DATABASE_URL"), "{}", printed(&output));
+    let help = run(&["serve", "--help"], &[("CATALOG_THREADS", "")]);
+    assert!(printed(&help).contains("[env: CATALOG_THREADS"), "{}", printed(&help));
 }

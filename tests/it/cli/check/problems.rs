@@ -37,7 +37,7 @@ const TEXTS: [&str; 16] = [
     "'; DROP TABLE loose; --",
     "%s %1$s",
 ];
-const PATHS: [&str; 24] = [
+const PATHS: [&str; 33] = [
     "/",
     "/a",
     "a/",
@@ -62,6 +62,15 @@ const PATHS: [&str; 24] = [
     "%2e%2e/x",
     "..%2fx",
     "..\u{2215}x",
+    "a/.",
+    "/.",
+    "a/./b",
+    ".model-catalog",
+    ".model-catalog/x",
+    "a/.MODEL-catalog.part",
+    "a/.model",
+    "a/x.model-catalog",
+    ".model-catalo\u{0433}",
 ];
 const SIZES: [&str; 15] = [
     "0",
@@ -101,7 +110,7 @@ const DEPENDENCIES: [&str; 18] = [
     "[\"a\", 1]",
     "[\"a\\u0001\", \"b\\u0085\"]",
 ];
-const URLS: [&str; 80] = [
+const URLS: [&str; 86] = [
     "http://a",
     "https://a.b/c",
     "HTTPS://A.B",
@@ -182,6 +191,12 @@ const URLS: [&str; 80] = [
     "https://0x7f.1",
     "https://08.1",
     "https://a.1",
+    "http://A\\@B/x",
+    "https://a/\\b",
+    "https://a?\\",
+    "https://u@a\\b",
+    "ftp://a\\b",
+    "https:\\",
 ];
 
 fn quoted(value: Option<&str>) -> String {
@@ -229,6 +244,16 @@ pub fn rows() -> Vec<[Option<String>; COLUMNS]> {
         (2, &URLS),
     ] {
         values.iter().for_each(|value| add(&[(column, Some(value))]));
+    }
+    // Lengths are those of the UTF-8.
+    for (text, bytes) in [("a", 1), ("\u{e4}", 2), ("\u{65e5}", 3)] {
+        for limit in [255, 256] {
+            add(&[(7, Some(&format!("a/{}/b", text.repeat(limit / bytes))))]);
+            add(&[(7, Some(&format!("{}{}", text.repeat(limit / bytes), "b".repeat(limit % bytes + 1))))]);
+        }
+    }
+    for path in ["a/".repeat(2047) + "bc", "a/".repeat(2048) + "b", "a".repeat(5000), "\u{e4}/".repeat(1365) + "b"] {
+        add(&[(7, Some(&path))]);
     }
     for url in URLS.iter().chain(&TEXTS) {
         for mirrors in [json!([url]), json!(["https://example.org/1", url, "https://example.org/2"])] {
