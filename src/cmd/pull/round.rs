@@ -39,7 +39,7 @@ pub(super) enum Opening {
 /// The task of one connection.
 enum Work {
     /// Read the first response, then download further segments.
-    First(Opening),
+    First(Box<Opening>),
     /// Download segments.
     Segments,
 }
@@ -60,7 +60,7 @@ impl Download<'_> {
             Opening::Part(_, opened) => (opened.url.clone(), self.context.settings.connections),
             Opening::Whole(opened) => (opened.url.clone(), 1),
         };
-        let first = std::iter::once(Work::First(opening));
+        let first = std::iter::once(Work::First(Box::new(opening)));
         let work = first.chain(std::iter::repeat_with(|| Work::Segments)).take(connections);
         let mut workers: FuturesUnordered<_> = work.map(|work| self.connection(work, &url)).collect();
         let mut tick = tokio::time::interval(match self.model.hash {
@@ -130,10 +130,14 @@ impl Download<'_> {
 
     /// Runs one connection: downloads segments until none is left or one makes no progress.
     async fn connection(&self, work: Work, url: &Url) -> Result<(), Problem> {
-        let mut next = match work {
-            Work::First(Opening::Whole(opened)) => return self.whole(opened).await,
-            Work::First(Opening::Part(claim, opened)) => Some((claim, Some(opened))),
+        let first = match work {
+            Work::First(first) => Some(*first),
             Work::Segments => None,
+        };
+        let mut next = match first {
+            Some(Opening::Whole(opened)) => return self.whole(opened).await,
+            Some(Opening::Part(claim, opened)) => Some((claim, Some(opened))),
+            None => None,
         };
         loop {
             let claimed = || self.state.shared.segments().claim().map(|claim| (claim, None));
