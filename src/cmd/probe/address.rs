@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::hub::{HubMetadata, civitai_sha256};
 use crate::cmd::progress::Progress;
 use crate::cmd::pull::error::Problem;
-use crate::cmd::pull::http::{Http, host};
+use crate::cmd::pull::http::{Http, Target, host};
 use crate::cmd::pull::retry::pause;
 
 /// Hosts that are requested at a time. With the limit per host, this keeps below the default limit of open files.
@@ -79,6 +79,7 @@ struct Address<'a> {
     place: usize,
     url: &'a Url,
     auth: bool,
+    hashed: bool,
 }
 
 /// A host of addresses.
@@ -119,7 +120,7 @@ impl Prober {
             results.push(row.urls.iter().map(|_| None).collect::<Vec<_>>());
             for (place, url) in row.urls.iter().enumerate() {
                 let (addresses, _) = hosts.entry((host(url), url.port_or_known_default())).or_default();
-                addresses.push(Address { number, place, url, auth: row.auth });
+                addresses.push(Address { number, place, url, auth: row.auth, hashed: row.hash.is_some() });
             }
         }
         progress.begin("probing", results.iter().map(Vec::len).sum());
@@ -146,7 +147,7 @@ impl Prober {
         let mut failures = 0;
         loop {
             host.ready().await;
-            let failure = match self.request(address.url, address.auth).await {
+            let failure = match self.request(address.url, address.auth, address.hashed).await {
                 Ok(file) => return Ok(file),
                 Err(failure) => failure,
             };
@@ -167,7 +168,7 @@ impl Prober {
         }
     }
 
-    async fn request(&self, url: &Url, auth: bool) -> Result<File, Failure> {
+    async fn request(&self, url: &Url, auth: bool, hashed: bool) -> Result<File, Failure> {
         let scheme = url.scheme();
         if !["http", "https"].contains(&scheme) {
             let problem = Problem::Entry(format!("machines download by http and https, not by {scheme}"));
@@ -175,8 +176,13 @@ impl Prober {
         }
         let mut metadata = HubMetadata::default();
         let tokens = self.http.tokens();
-        let resolved = self.http.resolve_observed(url, auth, |url, headers| metadata.add(tokens, url, headers));
-        let source = match resolved.await {
+        let target = Target { url, auth, hashed };
+        let resolved = self.http.resolve(target, |url, headers| metadata.add(tokens, url, headers));
+        let resolved = resolved.await.and_then(|source| match source.html {
+            true => Err(Problem::Html(source.host())),
+            false => Ok(source),
+        });
+        let source = match resolved {
             Ok(source) => source,
             Err(problem) => return Err(Failure { problem, no_repository: metadata.no_repository }),
         };

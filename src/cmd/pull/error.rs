@@ -4,6 +4,8 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
+use super::content::Foreign;
+
 /// The reason why a model is missing, or why an attempt to download it failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
@@ -54,6 +56,9 @@ pub enum Problem {
     /// A redirect to a URL of another scheme.
     #[error("{0} redirects to a URL that is neither http nor https")]
     RedirectTarget(String),
+    /// A redirect that gives up TLS, for a file without a hash.
+    #[error("{0} redirects from https to http, and the catalog has no hash that would show another file")]
+    Downgrade(String),
     /// No connection, or a broken one.
     #[error("the connection to {host} failed: {source}")]
     Connection {
@@ -74,9 +79,9 @@ pub enum Problem {
     /// A web page instead of a file.
     #[error("{0} sent a web page (HTML) instead of a file: it may require a token or an accepted licence")]
     Html(String),
-    /// A compressed body, whose bytes are not those of the file.
-    #[error("{0} sent the file compressed, which was not requested")]
-    Encoded(String),
+    /// Something else that is certainly not the file.
+    #[error("{0} sent {what} instead of a file", what = .1.name())]
+    Foreign(String, Foreign),
     /// A response that contradicts the request.
     #[error("{0} sent a different range from the one requested")]
     Range(String),
@@ -112,7 +117,7 @@ impl Problem {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Status { status, .. } => matches!(status, 408 | 416 | 425 | 429 | 500..=599),
+            Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..=599),
             Self::Connection { .. }
             | Self::Silent(_)
             | Self::Incomplete(_)
@@ -122,6 +127,30 @@ impl Problem {
             | Self::Changed(_) => true,
             _ => false,
         }
+    }
+
+    /// Whether a response to a range request shows that this server's ranges cannot be used, so that the whole file is
+    /// to be requested.
+    #[must_use]
+    pub fn contradicts_ranges(&self) -> bool {
+        match self {
+            // 403: some servers refuse ranges, or only large ones.
+            Self::Status { status, .. } => matches!(status, 400 | 403 | 405 | 406 | 412 | 416 | 501),
+            Self::Range(_) | Self::NoRanges(_) | Self::Changed(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether it is the status of a response.
+    #[must_use]
+    pub fn is_status(&self) -> bool {
+        matches!(self, Self::Status { .. })
+    }
+
+    /// Whether another server would not help.
+    #[must_use]
+    pub fn is_of_this_machine(&self) -> bool {
+        matches!(self, Self::Disk(..) | Self::NoSpace { .. } | Self::Stopped)
     }
 
     /// The time that the server asked to wait.
@@ -146,11 +175,12 @@ impl Problem {
             Self::Status { status: 404 | 410, .. } => "not_found",
             Self::Status { status: 429, .. } => "rate_limited",
             Self::Status { .. } => "status",
-            Self::Redirects(_) | Self::RedirectTarget(_) => "redirect",
+            Self::Redirects(_) | Self::RedirectTarget(_) | Self::Downgrade(_) => "redirect",
             Self::Connection { .. } | Self::Silent(_) | Self::Incomplete(_) => "connection",
             Self::Stalled(_) => "stalled",
             Self::Html(_) => "html",
-            Self::Encoded(_) | Self::Range(_) | Self::NoRanges(_) | Self::Changed(_) => "server",
+            Self::Foreign(..) => "content",
+            Self::Range(_) | Self::NoRanges(_) | Self::Changed(_) => "server",
             Self::Size { .. } => "size",
             Self::Stopped => "stopped",
             Self::Checksum => "checksum",

@@ -4,10 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap,
-    HeaderName, LAST_MODIFIED, LOCATION, RANGE, RETRY_AFTER,
-};
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, LOCATION, RANGE};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
 use rustls::pki_types::CertificateDer;
@@ -16,14 +13,35 @@ use rustls::{ClientConfig, RootCertStore};
 use tracing::warn;
 
 use super::error::Problem;
+use super::response::{BodyRange, body_range, is_html, pause};
 use super::tokens::Tokens;
 
 const MAX_REDIRECTS: usize = 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the request to the head of the response; hubs may query their storage in between.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// Upper limit for `Retry-After`.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+/// A file to request.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// Its URL.
+    pub url: &'a Url,
+    /// Whether the token of its provider is sent.
+    pub auth: bool,
+    /// Whether its hash is known, so that another file is detected.
+    pub hashed: bool,
+}
+
+/// A response whose body is to be read.
+#[derive(Debug)]
+pub struct Opened {
+    /// The response.
+    pub response: Response,
+    /// The last URL.
+    pub url: Url,
+    /// What its body contains, according to its headers.
+    pub part: BodyRange,
+}
 
 /// The location of a file, after redirects.
 #[derive(Debug, Clone)]
@@ -34,8 +52,8 @@ pub struct Source {
     pub total: Option<u64>,
     /// Entity tag or modification date, which identifies this version of the file.
     pub validator: Option<String>,
-    /// Whether the server supports range requests.
-    pub ranges: bool,
+    /// Whether the server says that it is a web page.
+    pub html: bool,
 }
 
 impl Source {
@@ -57,21 +75,6 @@ pub fn host(url: &Url) -> String {
 pub struct Http {
     client: Client,
     tokens: Tokens,
-}
-
-/// The range of the file that a response body contains, from its headers.
-#[derive(Debug, PartialEq, Eq)]
-pub struct BodyRange {
-    /// Position of the first byte.
-    pub start: u64,
-    /// Position after the last byte, if known.
-    pub end: Option<u64>,
-    /// Size of the whole file, if known.
-    pub total: Option<u64>,
-    /// Whether the status was 206 (Partial Content).
-    pub partial: bool,
-    /// Entity tag or modification date, which identifies this version of the file.
-    pub validator: Option<String>,
 }
 
 impl Http {
@@ -100,58 +103,38 @@ impl Http {
         &self.client
     }
 
-    /// Requests the first byte of a file, to find its location and size.
+    /// Requests the first byte of a file, to find its location and size. A server that refuses that gets a request
+    /// for the whole file, whose body is not read. `on_head` is called with the address and the headers of each
+    /// response, redirects and errors included.
     ///
     /// # Errors
     /// The response is not a downloadable file.
-    pub async fn resolve(&self, url: &Url, auth: bool) -> Result<Source, Problem> {
-        self.resolve_observed(url, auth, |_, _| {}).await
-    }
-
-    /// Like [`resolve`](Self::resolve); calls `on_head` with the address and the headers of each response, redirects
-    /// and errors included.
-    ///
-    /// # Errors
-    /// See [`resolve`](Self::resolve).
-    pub async fn resolve_observed(
+    pub async fn resolve(
         &self,
-        url: &Url,
-        auth: bool,
-        on_head: impl FnMut(&Url, &HeaderMap),
+        target: Target<'_>,
+        mut on_head: impl FnMut(&Url, &HeaderMap),
     ) -> Result<Source, Problem> {
-        let (response, url) = match self.get(url, auth, Some((0, 1)), on_head).await {
-            // An empty file has no first byte.
-            Err((Problem::Status { status: 416, .. }, Some((headers, url)))) if unsatisfied(&headers) == Some(0) => {
-                return Ok(Source { url, total: Some(0), validator: validator(&headers), ranges: false });
-            }
-            got => got.map_err(|(problem, _)| problem)?,
+        let first_byte = self.request(target, Some((0, 1)), &mut on_head).await;
+        let opened = match first_byte {
+            Err(problem) if problem.contradicts_ranges() => self.request(target, None, &mut on_head).await?,
+            opened => opened?,
         };
-        let part = body_range(&response, &url)?;
-        let source = Source { total: part.total, validator: validator(response.headers()), ranges: part.partial, url };
-        if part.partial {
+        let Opened { response, url, part } = opened;
+        let html = is_html(response.headers());
+        let source = Source { url, total: part.total, validator: part.validator, html };
+        if part.partial && part.end == Some(1) {
             // Read the body to its end, so that the connection can be reused.
             let _ = tokio::time::timeout(CONNECT_TIMEOUT, drain(response)).await;
         }
         Ok(source)
     }
 
-    /// Requests the bytes from `range.0` up to but not including `range.1`, or all bytes, of a resolved file.
+    /// Requests the bytes from `range.0` up to but not including `range.1`, or all bytes.
     ///
     /// # Errors
-    /// The response does not contain this file.
-    pub async fn fetch(
-        &self,
-        source: &Source,
-        auth: bool,
-        range: Option<(u64, u64)>,
-    ) -> Result<(Response, BodyRange), Problem> {
-        let (response, url) = self.get(&source.url, auth, range, |_, _| {}).await.map_err(|(problem, _)| problem)?;
-        let part = body_range(&response, &url)?;
-        let differs = |known: Option<u64>, now: Option<u64>| known.zip(now).is_some_and(|(known, now)| known != now);
-        if differs(source.total, part.total) {
-            return Err(Problem::Changed(host(&url)));
-        }
-        Ok((response, part))
+    /// The response does not contain a file.
+    pub async fn open(&self, target: Target<'_>, range: Option<(u64, u64)>) -> Result<Opened, Problem> {
+        self.request(target, range, |_, _| {}).await
     }
 
     /// Requests a small document: its body, or its first bytes if it is longer than `max`.
@@ -159,7 +142,8 @@ impl Http {
     /// # Errors
     /// No success, or no complete body within the time.
     pub async fn document(&self, url: &Url, auth: bool, max: usize) -> Result<Vec<u8>, Problem> {
-        let (mut response, url) = self.get(url, auth, None, |_, _| {}).await.map_err(|(problem, _)| problem)?;
+        let target = Target { url, auth, hashed: false };
+        let Opened { mut response, url, .. } = self.request(target, None, |_, _| {}).await?;
         let read = tokio::time::timeout(HEAD_TIMEOUT, read(&mut response, max)).await;
         read.map_err(|_| Problem::Silent(host(&url)))?.map_err(|error| connection_error(&url, error))
     }
@@ -170,18 +154,16 @@ impl Http {
         &self.tokens
     }
 
-    /// Sends a GET request and follows redirects. An error comes with the head and the URL of the last response, if
-    /// any.
-    async fn get(
+    /// Sends a GET request and follows redirects.
+    async fn request(
         &self,
-        url: &Url,
-        auth: bool,
+        target: Target<'_>,
         range: Option<(u64, u64)>,
         mut on_head: impl FnMut(&Url, &HeaderMap),
-    ) -> Result<(Response, Url), (Problem, Option<(HeaderMap, Url)>)> {
-        let mut url = url.clone();
+    ) -> Result<Opened, Problem> {
+        let mut url = target.url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let authorization = if auth { self.tokens.authorization(&url) } else { None };
+            let authorization = if target.auth { self.tokens.authorization(&url) } else { None };
             let mut request = self.client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
             if let Some(authorization) = authorization {
                 request = request.header(AUTHORIZATION, authorization.clone());
@@ -190,28 +172,23 @@ impl Http {
                 request = request.header(RANGE, format!("bytes={start}-{}", end.saturating_sub(1)));
             }
             let sent = tokio::time::timeout(HEAD_TIMEOUT, request.send()).await;
-            let response = match sent {
-                Err(_) => return Err((Problem::Silent(host(&url)), None)),
-                Ok(Err(error)) => return Err((connection_error(&url, error), None)),
-                Ok(Ok(response)) => response,
-            };
+            let sent = sent.map_err(|_| Problem::Silent(host(&url)))?;
+            let response = sent.map_err(|error| connection_error(&url, error))?;
             on_head(&url, response.headers());
             match response.status() {
-                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok((response, url)),
+                StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
+                    let part = body_range(&response, &url)?;
+                    return Ok(Opened { response, url, part });
+                }
                 StatusCode::MOVED_PERMANENTLY
                 | StatusCode::FOUND
                 | StatusCode::SEE_OTHER
                 | StatusCode::TEMPORARY_REDIRECT
-                | StatusCode::PERMANENT_REDIRECT => {
-                    url = redirect_target(&response, &url).map_err(|problem| (problem, None))?
-                }
-                _ => {
-                    let problem = self.status(&response, &url, auth, authorization.is_some());
-                    return Err((problem, Some((response.headers().clone(), url))));
-                }
+                | StatusCode::PERMANENT_REDIRECT => url = redirect_target(&response, &url, target.hashed)?,
+                _ => return Err(self.status(&response, &url, target.auth, authorization.is_some())),
             }
         }
-        Err((Problem::Redirects(MAX_REDIRECTS), None))
+        Err(Problem::Redirects(MAX_REDIRECTS))
     }
 
     fn status(&self, response: &Response, url: &Url, auth: bool, token_sent: bool) -> Problem {
@@ -227,8 +204,7 @@ impl Http {
             (404 | 410, _) => ": the URL in the catalog is dead".into(),
             _ => String::new(),
         };
-        let after = header(response.headers(), RETRY_AFTER).and_then(|text| retry_after(&text));
-        Problem::Status { status, host: host(url), hint, retry_after: after }
+        Problem::Status { status, host: host(url), hint, retry_after: pause(response.headers()) }
     }
 }
 
@@ -254,10 +230,17 @@ fn connection_error(url: &Url, error: reqwest::Error) -> Problem {
     Problem::Connection { host: host(url), source: error.into() }
 }
 
-fn redirect_target(response: &Response, from: &Url) -> Result<Url, Problem> {
+/// The target of a redirect. From https to http, anyone on the way can send another file, which only a hash shows.
+fn redirect_target(response: &Response, from: &Url, hashed: bool) -> Result<Url, Problem> {
     let bad = || Problem::RedirectTarget(host(from));
     let location = response.headers().get(LOCATION).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
     let url = location.and_then(|text| from.join(text).ok()).ok_or_else(bad)?;
+    if from.scheme() == "https" && url.scheme() == "http" {
+        if !hashed {
+            return Err(Problem::Downgrade(host(from)));
+        }
+        warn!(from = host(from), to = host(&url), "a redirect from https to http: only the hash protects this file");
+    }
     if ["http", "https"].contains(&url.scheme()) && url.has_host() { Ok(url) } else { Err(bad()) }
 }
 
@@ -278,98 +261,4 @@ pub async fn read(response: &mut Response, max: usize) -> Result<Vec<u8>, reqwes
 
 async fn drain(mut response: Response) {
     while let Ok(Some(_)) = response.chunk().await {}
-}
-
-fn header(headers: &HeaderMap, name: HeaderName) -> Option<String> {
-    headers.get(name)?.to_str().ok().map(str::to_owned)
-}
-
-/// A strong entity tag, otherwise the modification date. Equal validators mean equal bytes.
-fn validator(headers: &HeaderMap) -> Option<String> {
-    header(headers, ETAG).filter(|tag| tag.starts_with('"')).or_else(|| header(headers, LAST_MODIFIED))
-}
-
-/// The size in `bytes */SIZE`, which a server sends for a range that it cannot satisfy.
-fn unsatisfied(headers: &HeaderMap) -> Option<u64> {
-    header(headers, CONTENT_RANGE)?.trim().strip_prefix("bytes */")?.parse().ok()
-}
-
-/// Reads the range of a response body from its headers.
-fn body_range(response: &Response, url: &Url) -> Result<BodyRange, Problem> {
-    let headers = response.headers();
-    if header(headers, CONTENT_TYPE).is_some_and(|kind| kind.trim().to_ascii_lowercase().starts_with("text/html")) {
-        return Err(Problem::Html(host(url)));
-    }
-    if header(headers, CONTENT_ENCODING).is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity")) {
-        return Err(Problem::Encoded(host(url)));
-    }
-    if response.status() == StatusCode::PARTIAL_CONTENT {
-        let range = header(headers, CONTENT_RANGE).and_then(|text| content_range(&text));
-        let part = range.map(|part| BodyRange { validator: validator(headers), ..part });
-        return part.ok_or_else(|| Problem::Range(host(url)));
-    }
-    let length = header(headers, CONTENT_LENGTH).and_then(|text| text.trim().parse().ok());
-    Ok(BodyRange { start: 0, end: length, total: length, partial: false, validator: validator(headers) })
-}
-
-/// Parses `bytes FIRST-LAST/TOTAL`, in which `*` stands for an unknown total.
-fn content_range(text: &str) -> Option<BodyRange> {
-    let (range, total) = text.trim().strip_prefix("bytes ")?.trim().split_once('/')?;
-    let (start, last) = range.split_once('-')?;
-    let (start, last): (u64, u64) = (start.trim().parse().ok()?, last.trim().parse().ok()?);
-    let total = match total.trim() {
-        "*" => None,
-        total => Some(total.parse().ok()?),
-    };
-    let end = last.checked_add(1)?;
-    (start < end && total.is_none_or(|total| end <= total)).then_some(BodyRange {
-        start,
-        end: Some(end),
-        total,
-        partial: true,
-        validator: None,
-    })
-}
-
-/// Parses seconds or a date.
-fn retry_after(text: &str) -> Option<Duration> {
-    let date = || httpdate::parse_http_date(text).ok()?.duration_since(std::time::SystemTime::now()).ok();
-    let wait = text.trim().parse().ok().map(Duration::from_secs).or_else(date)?;
-    Some(wait.min(MAX_RETRY_AFTER))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn invalid_content_ranges_are_rejected() {
-        let part = |start, end, total| Some(BodyRange { start, end: Some(end), total, partial: true, validator: None });
-        for (text, expected) in [
-            ("bytes 0-0/1", part(0, 1, Some(1))),
-            ("bytes 5-9/10", part(5, 10, Some(10))),
-            ("bytes 5-9/*", part(5, 10, None)),
-            (" bytes 5 - 9 / 10 ", part(5, 10, Some(10))),
-            ("bytes 5-4/10", None),
-            ("bytes 5-10/10", None),
-            ("bytes */10", None),
-            ("bytes -5/10", None),
-            ("bytes 0-18446744073709551615/*", None),
-            ("bytes 0-99999999999999999999/*", None),
-            ("items 0-1/2", None),
-            ("bytes 0-1", None),
-            ("", None),
-        ] {
-            assert_eq!(content_range(text), expected, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn retry_after_is_limited() {
-        assert_eq!(retry_after("7"), Some(Duration::from_secs(7)));
-        assert_eq!(retry_after("99999999"), Some(MAX_RETRY_AFTER));
-        assert_eq!(retry_after("Fri, 31 Dec 9999 23:59:59 GMT"), Some(MAX_RETRY_AFTER));
-        assert_eq!(retry_after("Thu, 01 Jan 1970 00:00:00 GMT"), None);
-        assert_eq!((retry_after("-1"), retry_after("soon"), retry_after("")), (None, None, None));
-    }
 }

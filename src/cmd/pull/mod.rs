@@ -4,6 +4,7 @@
 //! fit on the disk. A model that cannot be downloaded is a warning and does not stop the others.
 
 pub(super) mod catalog;
+mod content;
 pub(super) mod error;
 mod folder;
 mod follower;
@@ -11,11 +12,13 @@ mod hash;
 pub(super) mod http;
 mod journal;
 mod link;
+mod partial;
 mod plan;
 mod progress;
 mod prune;
 mod record;
 mod report;
+mod response;
 pub(super) mod retry;
 mod round;
 mod segments;

@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 use super::catalog::Model;
 use super::error::Problem;
 use super::folder::{Space, Stamp, space};
-use super::http::Source;
+use super::http::{Source, Target};
 use super::journal::Journal;
 use super::progress::{ModelProgress, Phase};
 use super::record::Record;
@@ -57,7 +57,8 @@ pub async fn plan(
     if !first || link::has_copy(context, model) {
         return Ok(Plan::Link);
     }
-    let resolved = context.http.resolve(&model.url, model.auth).await;
+    let target = Target { url: &model.url, auth: model.auth, hashed: model.hash.is_some() };
+    let resolved = context.http.resolve(target, |_, _| {}).await;
     if let Existing::Unhashed(size) = existing {
         // Only complete files have their final name, so while the server does not respond the size in the catalog
         // suffices.

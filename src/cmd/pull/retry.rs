@@ -1,9 +1,24 @@
-//! The pauses between attempts.
+//! The pauses between attempts, and the limits of what one file may cost.
 
-use std::time::Duration;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use super::error::Problem;
 
 /// Longest pause between two rounds, before jitter, unless `Retry-After` is longer.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// Time after the last progress in which a pause that a server asks for must end: twice the window over which the
+/// Hugging Face hub counts requests.
+const MAX_ASKED: Duration = Duration::from_secs(600);
+/// Time that a server has to respond once the time budget is spent.
+const MIN_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time that a server has to respond in any case; hubs may query their storage first.
+const MAX_HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Multiple of a file's size that may be received for it: once in ranges, once as a whole, and what faults cut off.
+const MAX_COPIES: u64 = 3;
+/// Bytes that may be received for a file in any case.
+const MIN_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The pause before the next attempt. Jitter keeps machines that failed together from retrying together.
 #[must_use]
@@ -12,7 +27,77 @@ pub fn pause(failures: u32, retry_after: Option<Duration>) -> Duration {
         0 => Duration::from_millis(250),
         failures => Duration::from_secs(1 << failures.min(10)).min(MAX_PAUSE),
     };
-    base.mul_f64(0.5 + fastrand::f64()).max(retry_after.unwrap_or_default())
+    let asked = retry_after.map(|asked| asked + Duration::from_secs(1).max(asked / 10).mul_f64(fastrand::f64()));
+    base.mul_f64(0.5 + fastrand::f64()).max(asked.unwrap_or_default())
+}
+
+/// The limits of one file: attempts, time and bytes.
+#[derive(Debug)]
+pub struct Budget {
+    tries: u32,
+    wait: Duration,
+    failures: u32,
+    /// Time of the last progress, at first that of the start of the pull: outages share one time budget.
+    progressed_at: Instant,
+    received: AtomicU64,
+}
+
+impl Budget {
+    /// Creates the limits: `tries` consecutive attempts without progress, and `wait` for servers to recover.
+    #[must_use]
+    pub fn new(tries: u32, wait: Duration, started: Instant) -> Self {
+        Self { tries, wait, failures: 0, progressed_at: started, received: AtomicU64::new(0) }
+    }
+
+    /// Begins with another URL, or another way to use it.
+    pub fn begin_url(&mut self) {
+        self.failures = 0;
+    }
+
+    /// Counts an attempt; returns whether as many as allowed made no progress.
+    pub fn failed(&mut self, progressed: bool) -> bool {
+        if progressed {
+            (self.failures, self.progressed_at) = (0, Instant::now());
+        } else {
+            self.failures += 1;
+        }
+        self.failures >= self.tries
+    }
+
+    /// Counts bytes of responses, whether they are written or not.
+    pub fn add_received(&self, bytes: u64) {
+        self.received.fetch_add(bytes, Relaxed);
+    }
+
+    /// Whether the time in which servers may recover is over, or too much of a file of `total` bytes was received.
+    #[must_use]
+    pub fn is_spent(&self, total: u64) -> bool {
+        let most = total.saturating_mul(MAX_COPIES).max(MIN_BYTES);
+        self.progressed_at.elapsed() >= self.wait || self.received.load(Relaxed) > most
+    }
+
+    /// Whether another attempt after this problem would exceed the limits.
+    #[must_use]
+    pub fn is_over(&self, problem: &Problem, total: u64) -> bool {
+        let elapsed = self.progressed_at.elapsed();
+        match problem {
+            // Each of them takes as long as the server may be silent.
+            Problem::Silent(_) if elapsed >= self.wait => true,
+            _ if problem.retry_after().is_some_and(|asked| elapsed + asked > MAX_ASKED.max(self.wait)) => true,
+            _ => self.received.load(Relaxed) > total.saturating_mul(MAX_COPIES).max(MIN_BYTES),
+        }
+    }
+
+    /// Waits before the next attempt.
+    pub async fn pause(&self, problem: &Problem) {
+        tokio::time::sleep(pause(self.failures, problem.retry_after())).await;
+    }
+
+    /// Time that a server has to respond.
+    #[must_use]
+    pub fn head_timeout(&self) -> Duration {
+        self.wait.saturating_sub(self.progressed_at.elapsed()).clamp(MIN_HEAD_TIMEOUT, MAX_HEAD_TIMEOUT)
+    }
 }
 
 #[cfg(test)]
@@ -24,7 +109,32 @@ mod tests {
         for failures in 0..100 {
             let longest = MAX_PAUSE.mul_f64(1.5);
             assert!(pause(failures, None) <= longest && pause(failures, None) >= Duration::from_millis(125));
-            assert!(pause(failures, Some(Duration::from_secs(100))) >= Duration::from_secs(100));
+            let asked = pause(failures, Some(Duration::from_secs(100)));
+            assert!(asked >= Duration::from_secs(100) && asked <= Duration::from_secs(110), "{asked:?}");
         }
+    }
+
+    #[test]
+    fn attempts_and_bytes_are_limited() {
+        let mut budget = Budget::new(2, Duration::from_secs(3600), Instant::now());
+        assert_eq!(
+            [false, true, false, false].map(|progressed| budget.failed(progressed)),
+            [false, false, false, true]
+        );
+        let problem = Problem::Incomplete("host".into());
+        budget.add_received(MIN_BYTES);
+        assert!(!budget.is_over(&problem, 1) && !budget.is_spent(1));
+        budget.add_received(1);
+        assert!(budget.is_over(&problem, 1) && budget.is_spent(1));
+        assert!(!budget.is_over(&problem, u64::MAX) && !budget.is_over(&Problem::Silent("host".into()), u64::MAX));
+        let asked = |seconds| Problem::Status {
+            status: 429,
+            host: "host".into(),
+            hint: String::new(),
+            retry_after: Some(Duration::from_secs(seconds)),
+        };
+        let budget = Budget::new(2, Duration::ZERO, Instant::now());
+        assert!(!budget.is_over(&asked(300), 1) && budget.is_over(&asked(601), 1));
+        assert!(budget.is_over(&Problem::Silent("host".into()), 1) && budget.is_spent(1));
     }
 }

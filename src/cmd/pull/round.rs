@@ -1,4 +1,4 @@
-//! The connections of one round: everything that is downloaded from one resolved URL.
+//! The connections of one round: everything that is downloaded after one response has shown how the server answers.
 //!
 //! A connection without progress ends for the rest of its round, so a server that allows only a few connections gets
 //! only a few. When all have ended, the URL is resolved again, because signed URLs expire.
@@ -9,28 +9,60 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use reqwest::Response;
+use reqwest::Url;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::error::Problem;
 use super::folder::space;
-use super::http::{BodyRange, Source};
+use super::http::{Opened, host};
 use super::journal::Journal;
+use super::response::BodyRange;
 use super::segments::Claim;
-use super::transfer::{AttemptError, Download, MIN_PROGRESS, State};
+use super::transfer::{AttemptError, Download, MIN_PROGRESS};
 
 /// Interval at which the journal is written; bytes received since then are downloaded again after a kill.
 const JOURNAL_INTERVAL: Duration = Duration::from_millis(100);
 /// The interval if the bytes are synced to the disk before each journal.
 const DURABLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Bytes before the requested range that are read and dropped: some servers align ranges to blocks.
+const MAX_OVERLAP: u64 = MIN_PROGRESS;
+
+/// The first response of a round.
+pub(super) enum Opening {
+    /// A part of the file, which begins at or before the claimed segment.
+    Part(Claim, Opened),
+    /// The whole file.
+    Whole(Opened),
+}
+
+/// The task of one connection.
+enum Work {
+    /// Read the first response, then download further segments.
+    First(Box<Opening>),
+    /// Download segments.
+    Segments,
+}
+
+/// Where the bytes of a body go.
+#[derive(Debug, Clone, Copy)]
+enum Into {
+    /// To this segment.
+    Segment(Claim),
+    /// Wherever bytes are missing.
+    Gaps,
+}
 
 impl Download<'_> {
     /// Runs all connections until the file is complete or none makes progress.
-    pub(super) async fn round(&self, source: &Source) -> Result<(), AttemptError> {
-        let Some(state) = &self.state else { return Ok(()) };
-        let connections = if source.ranges { self.context.settings.connections } else { 1 };
-        let mut workers: FuturesUnordered<_> = (0..connections).map(|_| self.connection(state, source)).collect();
+    pub(super) async fn round(&self, opening: Opening) -> Result<(), AttemptError> {
+        let (url, connections) = match &opening {
+            Opening::Part(_, opened) => (opened.url.clone(), self.context.settings.connections),
+            Opening::Whole(opened) => (opened.url.clone(), 1),
+        };
+        let first = std::iter::once(Work::First(Box::new(opening)));
+        let work = first.chain(std::iter::repeat_with(|| Work::Segments)).take(connections);
+        let mut workers: FuturesUnordered<_> = work.map(|work| self.connection(work, &url)).collect();
         let mut tick = tokio::time::interval(match self.model.hash {
             Some(_) => JOURNAL_INTERVAL,
             None => DURABLE_INTERVAL,
@@ -53,32 +85,34 @@ impl Download<'_> {
                     }
                     Some(Err(other)) => problem = Some(other),
                 },
-                _ = tick.tick(), if source.ranges => {
+                _ = tick.tick() => {
                     if saving.as_ref().is_none_or(JoinHandle::is_finished) {
-                        saving = Some(self.save(state));
+                        saving = Some(self.save());
                     }
                 }
             }
         }
-        if source.ranges {
-            if let Some(saving) = saving {
-                let _ = saving.await;
-            }
-            let _ = self.save(state).await;
+        if let Some(saving) = saving {
+            let _ = saving.await;
         }
-        match state.shared.segments().missing() {
-            0 => Ok(()),
-            _ if matches!(problem, Some(Problem::Stopped)) => Err(AttemptError::Fatal(Problem::Stopped)),
+        let missing = self.state.shared.segments().missing();
+        if missing > 0 {
+            let _ = self.save().await;
+        }
+        match problem {
+            _ if missing == 0 => Ok(()),
+            Some(Problem::Stopped) => Err(AttemptError::Fatal(Problem::Stopped)),
+            Some(problem) if problem.contradicts_ranges() => Err(AttemptError::Distrust(problem)),
             // The URL may have expired, so even a permanent error is retried after resolving it again.
-            _ => Err(AttemptError::Retryable(problem.unwrap_or_else(|| Problem::Incomplete(source.host())))),
+            problem => Err(AttemptError::Retryable(problem.unwrap_or_else(|| Problem::Incomplete(host(&url))))),
         }
     }
 
-    /// Writes the journal. Without a hash, bytes lost in a power failure would go unnoticed, so they are synced to the
-    /// disk before the journal records them.
-    fn save(&self, state: &State) -> JoinHandle<()> {
-        let shared = Arc::clone(&state.shared);
-        let (validator, path, key) = (state.validator.clone(), self.model.path.text(), self.key.clone());
+    /// Writes the journal, unless the size is unknown. Without a hash, bytes lost in a power failure would go unnoticed,
+    /// so they are synced to the disk before the journal records them.
+    fn save(&self) -> JoinHandle<()> {
+        let shared = Arc::clone(&self.state.shared);
+        let (validator, path, key) = (self.state.validator.clone(), self.model.path.text(), self.key.clone());
         let (part, context, durable) = (Arc::clone(&self.part), Arc::clone(self.context), self.model.hash.is_none());
         spawn_blocking(move || {
             let (total, gaps) = {
@@ -86,7 +120,7 @@ impl Download<'_> {
                 (segments.total(), segments.gaps())
             };
             let Ok(metadata) = part.metadata() else { return };
-            if durable && part.sync_data().is_err() {
+            if total == u64::MAX || (durable && part.sync_data().is_err()) {
                 return;
             }
             // A missing or outdated journal costs bytes, not correctness.
@@ -95,109 +129,161 @@ impl Download<'_> {
     }
 
     /// Runs one connection: downloads segments until none is left or one makes no progress.
-    async fn connection(&self, state: &State, source: &Source) -> Result<(), Problem> {
+    async fn connection(&self, work: Work, url: &Url) -> Result<(), Problem> {
+        let first = match work {
+            Work::First(first) => Some(*first),
+            Work::Segments => None,
+        };
+        let mut next = match first {
+            Some(Opening::Whole(opened)) => return self.whole(opened).await,
+            Some(Opening::Part(claim, opened)) => Some((claim, Some(opened))),
+            None => None,
+        };
         loop {
-            let Some(claim) = state.shared.segments().claim() else { return Ok(()) };
+            let claimed = || self.state.shared.segments().claim().map(|claim| (claim, None));
+            let Some((claim, opened)) = next.take().or_else(claimed) else { return Ok(()) };
             let mut received = 0;
-            let result = self.segment(state, source, claim, &mut received).await;
-            state.shared.segments().release(claim.id);
+            let result = self.segment(url, claim, opened, &mut received).await;
+            self.state.shared.segments().release(claim.id);
             match result {
                 Ok(()) => {}
                 Err(problem) if problem.is_transient() && received >= MIN_PROGRESS => {
-                    self.progress.failed_attempt(&source.host(), &problem);
+                    self.progress.failed_attempt(&host(url), &problem);
                 }
                 Err(problem) => return Err(problem),
             }
         }
     }
 
-    async fn segment(&self, state: &State, source: &Source, claim: Claim, received: &mut u64) -> Result<(), Problem> {
-        let range = source.ranges.then_some((claim.start, claim.end));
-        let (response, part) = self.context.http.fetch(source, self.model.auth, range).await?;
-        let limit = self.check_part(state, source, claim, &part)?;
-        self.read_body(state, source, claim, response, limit, received).await?;
-        if part.total.is_none() && state.shared.total() == u64::MAX {
-            state.shared.segments().end_here(claim.id);
-            state.shared.notify();
+    async fn segment(
+        &self,
+        url: &Url,
+        claim: Claim,
+        opened: Option<Opened>,
+        received: &mut u64,
+    ) -> Result<(), Problem> {
+        let opened = match opened {
+            Some(opened) => opened,
+            None => self.context.http.open(self.target(url), Some((claim.start, claim.end))).await?,
+        };
+        let part = opened.part.clone();
+        check_part(&part, (claim.start, claim.end), &opened.url)?;
+        self.check_version(&part, &opened.url)?;
+        self.read_body(opened, Into::Segment(claim), received).await?;
+        // A response may end before the segment does, but must be worth its request.
+        let (segments, end) = (self.state.shared.segments(), part.end.unwrap_or(claim.end));
+        let delivered = *received >= MIN_PROGRESS && segments.missing_in(Some(claim.id), claim.start, end).is_none();
+        if delivered || segments.left(claim.id) == 0 { Ok(()) } else { Err(Problem::Incomplete(host(url))) }
+    }
+
+    /// Reads the whole file from one response.
+    async fn whole(&self, opened: Opened) -> Result<(), Problem> {
+        let (url, total) = (opened.url.clone(), opened.part.total);
+        self.read_body(opened, Into::Gaps, &mut 0).await?;
+        let mut segments = self.state.shared.segments();
+        if total.is_none() && segments.total() == u64::MAX {
+            segments.end_here();
         }
-        match state.shared.segments().left(claim.id) {
+        drop(segments);
+        self.state.shared.notify();
+        match self.state.shared.segments().missing() {
             0 => Ok(()),
-            _ => Err(Problem::Incomplete(source.host())),
+            _ => Err(Problem::Incomplete(host(&url))),
         }
     }
 
-    /// Checks that the response contains the claimed range. Returns the maximum number of bytes to write.
-    fn check_part(&self, state: &State, source: &Source, claim: Claim, part: &BodyRange) -> Result<u64, Problem> {
-        if part.start != claim.start {
-            // A response with the whole file starts at 0.
-            let problem = if part.partial { Problem::Range } else { Problem::NoRanges };
-            return Err(problem(source.host()));
-        }
+    /// Checks that a response belongs to the version of the file that is being downloaded.
+    pub(super) fn check_version(&self, part: &BodyRange, url: &Url) -> Result<(), Problem> {
         // With a hash, the content decides: servers behind one URL may send different entity tags and dates.
-        let differs = part.validator.is_some() && part.validator != state.validator;
-        if differs && self.model.hash.is_none() {
-            return Err(Problem::Changed(source.host()));
-        }
-        if part.partial && part.total.is_some_and(|total| total != state.shared.total()) {
-            return Err(Problem::Changed(source.host()));
-        }
-        if state.shared.total() != u64::MAX {
+        let other_version = self.model.hash.is_none() && part.validator != self.state.validator;
+        let other_size = part.total.is_some_and(|total| total != self.state.shared.total());
+        if other_version || other_size { Err(Problem::Changed(host(url))) } else { Ok(()) }
+    }
+
+    /// The maximum number of bytes to write, if the size is unknown: that in the catalog, otherwise the free space.
+    fn limit(&self) -> Result<u64, Problem> {
+        if self.state.shared.total() != u64::MAX {
             return Ok(u64::MAX);
         }
-        // The size is unknown: the limit is the size in the catalog, otherwise the free space.
         let space = space(&self.folder).map_err(Problem::disk("reading the free space"))?;
         let free = space.free.saturating_sub(self.context.settings.keep_free);
         Ok(self.model.largest().map_or(free, |largest| largest.min(free)))
     }
 
-    async fn read_body(
-        &self,
-        state: &State,
-        source: &Source,
-        claim: Claim,
-        mut response: Response,
-        limit: u64,
-        received: &mut u64,
-    ) -> Result<(), Problem> {
-        let settings = &self.context.settings;
-        let mut position = claim.start;
+    /// Reads a body and writes what is missing of it.
+    async fn read_body(&self, opened: Opened, into: Into, received: &mut u64) -> Result<(), Problem> {
+        let (settings, limit) = (&self.context.settings, self.limit()?);
+        let Opened { mut response, url, part } = opened;
+        let mut position = part.start;
         let (mut waited, mut in_window) = (Duration::ZERO, 0);
-        loop {
-            let left = state.shared.segments().left(claim.id);
-            if left == 0 {
-                return Ok(());
-            }
+        while self.is_wanted(into) {
             // Only time spent waiting for the network counts: a slow disk is not a slow server.
             let started = Instant::now();
             let chunk = tokio::time::timeout(settings.stall, response.chunk()).await;
             waited += started.elapsed();
             let chunk = match chunk {
-                Err(_) => return Err(Problem::Stalled(source.host())),
-                Ok(Err(error)) => {
-                    return Err(Problem::Connection { host: source.host(), source: error.into() });
-                }
+                Err(_) => return Err(Problem::Stalled(host(&url))),
+                Ok(Err(error)) => return Err(Problem::Connection { host: host(&url), source: error.into() }),
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Ok(Some(chunk))) => chunk,
             };
-            // Another connection may have taken the second half of the segment in the meantime.
-            let left = state.shared.segments().left(claim.id).min(chunk.len() as u64);
-            let bytes = &chunk[..usize::try_from(left).unwrap_or(chunk.len())];
-            if position + left - claim.start > limit {
-                return Err(Problem::NoSpace { needed: position + left - claim.start, free: limit });
+            let length = chunk.len() as u64;
+            self.budget.add_received(length);
+            if position.saturating_add(length) > limit {
+                return Err(Problem::NoSpace { needed: position.saturating_add(length), free: limit });
             }
-            self.part.write_all_at(bytes, position).map_err(Problem::disk("writing the partial file"))?;
-            position += left;
-            *received += left;
-            in_window += left;
-            state.shared.segments().advance(claim.id, left);
-            self.progress.add_received(left);
+            *received += self.write(&chunk, position, into)?;
+            position += length;
+            in_window += length;
             if waited >= settings.stall {
                 let least = settings.min_speed.saturating_mul(waited.as_millis().try_into().unwrap_or(u64::MAX)) / 1000;
                 if in_window < least {
-                    return Err(Problem::Stalled(source.host()));
+                    return Err(Problem::Stalled(host(&url)));
                 }
                 (waited, in_window) = (Duration::ZERO, 0);
             }
         }
+        Ok(())
     }
+
+    /// Whether bytes are missing.
+    fn is_wanted(&self, into: Into) -> bool {
+        let segments = self.state.shared.segments();
+        match into {
+            // Another connection may have taken the second half of the segment in the meantime.
+            Into::Segment(claim) => segments.left(claim.id) > 0,
+            Into::Gaps => segments.missing() > 0,
+        }
+    }
+
+    /// Writes the bytes at `position` that are missing; returns their number.
+    fn write(&self, chunk: &[u8], position: u64, into: Into) -> Result<u64, Problem> {
+        let (mut at, end, mut written) = (position, position.saturating_add(chunk.len() as u64), 0);
+        let segment = match into {
+            Into::Segment(claim) => Some(claim.id),
+            Into::Gaps => None,
+        };
+        loop {
+            let missing = self.state.shared.segments().missing_in(segment, at, end);
+            let Some(claim) = missing else { return Ok(written) };
+            // Both lie inside the chunk.
+            let offset = |position: u64| usize::try_from(position - (end - chunk.len() as u64)).unwrap_or(chunk.len());
+            let bytes = &chunk[offset(claim.start)..offset(claim.end)];
+            self.part.write_all_at(bytes, claim.start).map_err(Problem::disk("writing the partial file"))?;
+            self.state.shared.segments().advance(claim.id, bytes.len() as u64);
+            self.progress.add_received(bytes.len() as u64);
+            written += bytes.len() as u64;
+            at = claim.end;
+        }
+    }
+}
+
+/// Checks that a part contains the beginning of the requested range, if need be after bytes that are dropped.
+pub(super) fn check_part(part: &BodyRange, range: (u64, u64), url: &Url) -> Result<(), Problem> {
+    if !part.partial {
+        return Err(Problem::NoRanges(host(url)));
+    }
+    let (start, _) = range;
+    let begins = part.start <= start && start - part.start <= MAX_OVERLAP && part.end.is_some_and(|end| end > start);
+    if begins { Ok(()) } else { Err(Problem::Range(host(url))) }
 }

@@ -90,6 +90,14 @@ impl Segments {
         self.gaps.retain(|gap| gap.next < gap.end);
     }
 
+    /// The first missing range within `start..end`, of one segment or of any.
+    #[must_use]
+    pub fn missing_in(&self, segment: Option<u64>, start: u64, end: u64) -> Option<Claim> {
+        let mut gaps = self.gaps.iter().filter(|gap| segment.is_none_or(|id| id == gap.id));
+        let gap = gaps.find(|gap| gap.next < end && gap.end > start)?;
+        (gap.next >= start).then_some(Claim { id: gap.id, start: gap.next, end: gap.end.min(end) })
+    }
+
     /// Releases a segment; its missing bytes can be claimed again.
     pub fn release(&mut self, id: u64) {
         if let Some(gap) = self.gaps.iter_mut().find(|gap| gap.id == id) {
@@ -98,10 +106,8 @@ impl Segments {
     }
 
     /// Ends a file of unknown size at the last byte written.
-    pub fn end_here(&mut self, id: u64) {
-        if let Some(gap) = self.gaps.iter().find(|gap| gap.id == id) {
-            self.total = gap.next;
-        }
+    pub fn end_here(&mut self) {
+        self.total = self.contiguous();
         self.gaps.clear();
     }
 
@@ -115,6 +121,12 @@ impl Segments {
     #[must_use]
     pub fn contiguous(&self) -> u64 {
         self.gaps.first().map_or(self.total, |gap| gap.next)
+    }
+
+    /// Number of bytes that are there.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.total - self.missing()
     }
 
     /// Number of missing bytes.
@@ -189,12 +201,24 @@ mod tests {
     }
 
     #[test]
+    fn missing_range_within_a_part_is_found() {
+        let segments = Segments::new(100, &[(10, 20), (30, 100)], 1);
+        for (start, end, expected) in
+            [(0, 10, None), (0, 15, Some((10, 15))), (0, 100, Some((10, 20))), (20, 30, None), (20, 40, Some((30, 40)))]
+        {
+            let found = segments.missing_in(None, start, end).map(|claim| (claim.start, claim.end));
+            assert_eq!(found, expected, "{start}..{end}");
+        }
+        assert_eq!((segments.written(), segments.missing()), (20, 80));
+    }
+
+    #[test]
     fn body_without_length_ends_at_eof() {
         let mut segments = Segments::new(u64::MAX, &[(0, u64::MAX)], 4);
         let claim = segments.claim().expect("one segment");
         assert_eq!((claim.end, segments.claim()), (u64::MAX, None));
         segments.advance(claim.id, 1000);
-        segments.end_here(claim.id);
+        segments.end_here();
         assert_eq!((segments.total(), segments.contiguous(), segments.missing()), (1000, 1000, 0));
     }
 }

@@ -2,7 +2,6 @@
 //! journal, verified, and only then renamed to its final name.
 
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use cap_std::fs::Dir;
@@ -10,21 +9,24 @@ use reqwest::Url;
 use tokio::task::spawn_blocking;
 
 use super::catalog::Model;
+use super::content::{self, Foreign};
 use super::error::Problem;
 use super::folder::{Stamp, sync};
-use super::follower::{Follower, SharedSegments};
-use super::http::{Source, host};
+use super::http::{Opened, Source, Target, host};
 use super::journal::{self, Journal};
 use super::link::record_verified;
+use super::partial::{State, lock_part, remove_part};
 use super::plan::appeared_since_planned;
 use super::progress::{ModelProgress, Phase};
-use super::retry::pause;
-use super::segments::Segments;
-use super::state_file;
+use super::retry::Budget;
+use super::round::{Opening, check_part};
 use super::{Context, Pending};
 
 /// An attempt that received at least this many bytes does not count as a failure.
 pub const MIN_PROGRESS: u64 = 1024 * 1024;
+
+/// First range of a file of unknown size, which is a small file as a whole.
+const FIRST_RANGE: u64 = 16 * 1024 * 1024;
 
 /// The result of a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +42,7 @@ pub enum Outcome {
 /// Downloads a model, unless another process is downloading it.
 ///
 /// # Errors
-/// The reason why it is missing. Its partial file stays for the next run unless it is empty.
+/// The reason why it is missing. Its partial file stays for the next run if that can continue it.
 pub async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Outcome, Problem> {
     let (model, progress) = &pending.item;
     let not_made = || Problem::Folder(io::ErrorKind::NotFound.into());
@@ -58,23 +60,28 @@ pub async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Outcome, P
         return Ok(Outcome::Present);
     }
     progress.set_phase(Phase::Fetching);
+    let part = Arc::new(part);
+    let state = State::new(context.settings.connections, &part, u64::MAX, &[(0, u64::MAX)], None, None);
+    let budget = Budget::new(context.settings.tries, context.settings.wait, context.progress.started);
     let mut download = Download {
         context,
         model,
         progress,
         folder,
-        part: Arc::new(part),
+        part,
         key,
-        state: None,
-        ranges_refused: false,
-        conflicting_total: None,
+        state,
+        mode: Mode::Ranges,
+        answered: false,
+        proven: false,
+        budget,
     };
-    let fetched = download.try_urls(pending.source.clone()).await;
-    download.stop_hashing();
+    let fetched = download.run(pending.source.clone()).await;
+    download.state.follower = None;
     match fetched {
         Ok(()) => download.finish().await.map(|()| Outcome::Fetched),
         Err(problem) => {
-            if download.is_empty() {
+            if !download.can_be_resumed() {
                 remove_part(&download.folder, &context.state_dir, &download.key);
             }
             Err(problem)
@@ -82,27 +89,24 @@ pub async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Outcome, P
     }
 }
 
-/// Opens and locks the partial file; `None` while another process holds the lock.
-fn lock_part(folder: &Dir, key: &str) -> io::Result<Option<std::fs::File>> {
-    loop {
-        let file = journal::open_part(folder, key)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
-            Err(std::fs::TryLockError::Error(error)) if state_file::has_no_locks(&error) => {}
-            Err(std::fs::TryLockError::Error(error)) => return Err(error),
-        }
-        // The previous holder of the lock may have renamed or removed the file.
-        if Stamp::of(&file)?.is_named(folder, &journal::part_name(key)) {
-            return Ok(Some(file));
-        }
-    }
-}
-
-/// Removes a partial file that this process has locked.
-fn remove_part(folder: &Dir, own: &Dir, key: &str) {
-    Journal::remove(own, key);
-    let _ = folder.remove_file(journal::part_name(key));
+/// How the next request is made, as learnt from the responses of a URL:
+///
+/// ```text
+///             ranges refused, malformed, misaligned; another size or version;
+///             a wrong hash of bytes from several rounds
+///   Ranges ──────────────────────────────────────────────────────────────────▶ Whole
+///     │ 200, or the whole file as a part: the same, with this response           │
+///     ▼                                                                          ▼
+///   complete ──▶ verified: hash and size decide, not headers ◀────────────── complete
+/// ```
+///
+/// Nothing leads back from `Whole`, and its attempts are counted whatever they receive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Ranges, over several connections once one response was as requested.
+    Ranges,
+    /// The whole file in one response, as a plain GET.
+    Whole,
 }
 
 /// A file being downloaded by this process, which holds the lock on its partial file.
@@ -113,162 +117,228 @@ pub(super) struct Download<'a> {
     pub(super) folder: Dir,
     pub(super) part: Arc<std::fs::File>,
     pub(super) key: String,
-    pub(super) state: Option<State>,
-    /// Whether the server rejected range requests in the last round.
-    ranges_refused: bool,
-    /// The size in the last response, if it differs from that of the partial file.
-    conflicting_total: Option<u64>,
-}
-
-/// The state of the partial file.
-pub(super) struct State {
-    pub(super) shared: Arc<SharedSegments>,
-    pub(super) validator: Option<String>,
-    follower: Option<Follower>,
-    /// Whether all bytes came in one round. If so, a wrong hash is the fault of the server.
-    one_round: bool,
+    pub(super) state: State,
+    pub(super) budget: Budget,
+    mode: Mode,
+    /// Whether the URL gave a response with a file, so that an error may be temporary.
+    answered: bool,
+    /// Whether a range came as requested, so that a later pull can continue the partial file.
+    proven: bool,
 }
 
 impl Download<'_> {
-    /// Tries the URLs in turn.
-    async fn try_urls(&mut self, mut source: Option<Source>) -> Result<(), Problem> {
+    /// Tries the URLs in turn, and again while nothing comes from any and the time budget lasts.
+    async fn run(&mut self, mut source: Option<Source>) -> Result<(), Problem> {
+        self.resume(source.as_ref())?;
         let model = Arc::clone(self.model);
-        let mut url = &model.url;
-        for mirror in &model.mirrors {
-            match self.try_url(url, source.take()).await {
-                Err(problem) if !matches!(problem, Problem::Disk(..) | Problem::NoSpace { .. } | Problem::Stopped) => {
-                    self.progress.failed_attempt(&host(url), &problem);
-                }
-                done => return done,
-            }
-            url = mirror;
-        }
-        self.try_url(url, source).await
-    }
-
-    /// Runs rounds until the file is complete and verified, or too many consecutive ones made no progress.
-    async fn try_url(&mut self, url: &Url, mut source: Option<Source>) -> Result<(), Problem> {
-        let mut failures = 0;
+        let mut urls: Vec<&Url> = std::iter::once(&model.url).chain(&model.mirrors).collect();
         loop {
             let before = self.progress.received();
-            let problem = match self.attempt(url, source.take()).await {
+            let mut last = None;
+            let mut recoverable = Vec::new();
+            for url in urls {
+                if let Some(problem) = &last {
+                    self.progress.failed_attempt(&host(url), problem);
+                }
+                match self.try_url(url, source.take()).await {
+                    Err(problem) if !problem.is_of_this_machine() => {
+                        if problem.is_transient() {
+                            recoverable.push(url);
+                        }
+                        last = Some(problem);
+                    }
+                    done => return done,
+                }
+            }
+            let Some(problem) = last else { return Ok(()) };
+            let outage = self.progress.received() == before;
+            if recoverable.is_empty() || !outage || self.budget.is_spent(self.state.shared.total()) {
+                return Err(problem);
+            }
+            self.progress.failed_attempt(&self.progress.source(), &problem);
+            self.budget.pause(&problem).await;
+            urls = recoverable;
+        }
+    }
+
+    /// Runs rounds until the file is complete and verified, or too many made no progress.
+    async fn try_url(&mut self, url: &Url, mut source: Option<Source>) -> Result<(), Problem> {
+        (self.mode, self.answered, self.proven) = (Mode::Ranges, source.is_some(), false);
+        self.budget.begin_url();
+        loop {
+            let (before, planned) = (self.progress.received(), source.is_some());
+            let (problem, distrust) = match self.attempt(url, source.take()).await {
                 Ok(()) => return Ok(()),
+                // The URL that was resolved for the plan may have expired.
+                Err(AttemptError::Distrust(problem)) if planned && problem.is_status() => (problem, false),
+                Err(AttemptError::Distrust(problem)) if self.mode == Mode::Whole && problem.is_status() => {
+                    return Err(problem);
+                }
+                Err(AttemptError::Fatal(problem)) if self.answered && problem.is_status() => (problem, false),
                 Err(AttemptError::Fatal(problem)) => return Err(problem),
-                Err(AttemptError::Retryable(problem)) => problem,
+                Err(AttemptError::Retryable(problem)) => (problem, false),
+                Err(AttemptError::Distrust(problem)) => (problem, true),
             };
-            let progressed = self.progress.received() - before >= MIN_PROGRESS;
-            failures = if progressed { 0 } else { failures + 1 };
-            if failures >= self.context.settings.tries {
+            let progressed = self.mode == Mode::Ranges && self.progress.received() - before >= MIN_PROGRESS;
+            let failed_often = self.budget.failed(progressed);
+            if distrust && !progressed && self.mode == Mode::Ranges && (failed_often || self.is_cheap()) {
+                self.progress.failed_attempt(&host(url), &problem);
+                self.mode = Mode::Whole;
+                self.budget.begin_url();
+                continue;
+            }
+            if failed_often || self.budget.is_over(&problem, self.state.shared.total()) {
                 return Err(problem);
             }
             self.progress.failed_attempt(&host(url), &problem);
-            tokio::time::sleep(pause(failures, problem.retry_after())).await;
+            self.budget.pause(&problem).await;
         }
+    }
+
+    /// Whether starting over costs little.
+    fn is_cheap(&self) -> bool {
+        let segments = self.state.shared.segments();
+        segments.total() == u64::MAX || segments.written() <= segments.total() / 8
+    }
+
+    pub(super) fn target<'a>(&self, url: &'a Url) -> Target<'a> {
+        Target { url, auth: self.model.auth, hashed: self.model.hash.is_some() }
     }
 
     async fn attempt(&mut self, url: &Url, source: Option<Source>) -> Result<(), AttemptError> {
-        let mut source = match source {
-            Some(source) => source,
-            None => self.context.http.resolve(url, self.model.auth).await?,
-        };
-        self.progress.set_source(&source.host());
-        self.model.check_size(source.total)?;
-        self.prepare(&mut source)?;
-        let round = self.round(&source).await;
-        self.ranges_refused = matches!(round, Err(AttemptError::Retryable(Problem::NoRanges(_))));
-        round?;
+        if self.state.shared.total() == u64::MAX
+            && let Some(total) = source.as_ref().and_then(|source| source.total)
+        {
+            self.start_over(total, None)?;
+        }
+        let url = source.map_or_else(|| url.clone(), |source| source.url);
+        if self.state.shared.segments().missing() > 0 {
+            let opening = self.open(&url).await?;
+            let round = self.round(opening).await;
+            self.state.doubtful |= round.is_err();
+            round?;
+        }
         self.verify().await
     }
 
-    /// Resumes the partial file if it can belong to the same version, otherwise starts over. A single response with
-    /// another size does not discard it, because servers behind one URL do not always agree.
-    fn prepare(&mut self, source: &mut Source) -> Result<(), Problem> {
-        if self.state.is_none()
-            && let Some(journal) = Journal::load(&self.context.state_dir, &self.key, &self.part)
-        {
-            self.begin(journal.total, &journal.gaps, journal.validator, false)?;
-        }
-        let known = self.state.as_ref().map(|state| (state.shared.total(), state.shared.segments().missing()));
-        // A file of unknown size cannot be resumed, and an empty one has nothing to lose.
-        let Some((total, _)) = known.filter(|(total, missing)| *total != u64::MAX && missing < total) else {
-            return self.begin_new(source);
+    /// Sends the first request of a round, alone, because its response shows how the server answers.
+    async fn open(&mut self, url: &Url) -> Result<Opening, AttemptError> {
+        let claim = match self.mode {
+            Mode::Ranges => self.state.shared.segments().claim(),
+            Mode::Whole => None,
         };
-        if let Some(other) = source.total.filter(|other| *other != total) {
-            if self.conflicting_total.replace(other) != Some(other) {
-                return Err(Problem::Changed(source.host()));
-            }
-            return self.begin_new(source);
+        let unknown = self.state.shared.total() == u64::MAX;
+        let range = claim.map(|claim| (claim.start, if unknown { claim.start + FIRST_RANGE } else { claim.end }));
+        let opened = self.context.http.open(self.target(url), range);
+        let opened = tokio::time::timeout(self.budget.head_timeout(), opened).await;
+        if let Some(claim) = claim {
+            self.state.shared.segments().release(claim.id);
         }
-        self.conflicting_total = None;
-        if !source.ranges && self.ranges_refused {
-            return self.begin_new(source);
+        let opened = opened.map_err(|_| Problem::Silent(host(url)))??;
+        let part = &opened.part;
+        self.answered = true;
+        self.progress.set_source(&host(&opened.url));
+        self.model.check_size(part.total)?;
+        let covers_all = part.start == 0 && part.end.is_some() && part.end == part.total;
+        let whole = !part.partial || (covers_all && range.is_none_or(|(_, end)| part.end > Some(end)));
+        if let Some(range) = range.filter(|_| !whole) {
+            check_part(part, range, &opened.url)?;
+            // The end of the file is not known.
+            part.total.ok_or_else(|| Problem::Range(host(&opened.url)))?;
         }
-        let same =
-            self.model.hash.is_some() || self.state.as_ref().is_some_and(|state| state.validator == source.validator);
-        if !same {
-            return self.begin_new(source);
+        self.admit(&opened, whole)?;
+        if whole {
+            self.mode = Mode::Whole;
+            return Ok(Opening::Whole(opened));
         }
-        source.ranges = true;
-        source.total = Some(total);
-        if let Some(state) = &mut self.state {
-            state.one_round = false;
-        }
-        Ok(())
+        self.proven = true;
+        let claim = self.state.shared.segments().claim();
+        let claim = claim.ok_or_else(|| Problem::Range(host(&opened.url)))?;
+        Ok(Opening::Part(claim, opened))
     }
 
-    fn begin_new(&mut self, source: &Source) -> Result<(), Problem> {
-        self.conflicting_total = None;
-        let total = source.total.unwrap_or(u64::MAX);
-        self.begin(total, &[(0, total)], source.validator.clone(), true)
-    }
-
-    fn begin(
-        &mut self,
-        total: u64,
-        gaps: &[(u64, u64)],
-        validator: Option<String>,
-        fresh: bool,
-    ) -> Result<(), Problem> {
-        self.stop_hashing();
+    /// Compares a response with the partial file. A part must be of the same version as the bytes that are there.
+    /// Otherwise the response decides; it fills the gaps only if a hash shows whether all bytes are of one version.
+    fn admit(&mut self, opened: &Opened, whole: bool) -> Result<(), Problem> {
+        let part = &opened.part;
+        let fresh = self.state.written() == 0;
+        let (total, known) = (part.total.unwrap_or(u64::MAX), self.state.shared.total());
+        if !fresh && !whole {
+            return self.check_version(part, &opened.url);
+        }
+        let contradicts = known != u64::MAX && known != total;
+        if contradicts && self.mode == Mode::Ranges {
+            return Err(Problem::Changed(host(&opened.url)));
+        }
+        let fills = fresh || (self.model.hash.is_some() && self.mode == Mode::Ranges);
+        if !fills || total != known {
+            self.start_over(total, part.validator.clone())?;
+            self.state.doubtful = contradicts;
+            return Ok(());
+        }
         if fresh {
-            Journal::remove(&self.context.state_dir, &self.key);
-            self.part.set_len(0).map_err(Problem::disk("emptying the partial file"))?;
+            (self.state.validator, self.state.doubtful) = (part.validator.clone(), false);
         }
-        let shared = Arc::new(SharedSegments::new(Segments::new(total, gaps, self.context.settings.connections)));
-        let file = Arc::clone(&self.part);
-        let hash = self.model.hash.clone();
-        let follower = hash.map(|hash| Follower::start(Arc::clone(&shared), file, hash));
-        let missing = shared.segments().missing();
-        self.progress.set_bytes(total.saturating_sub(missing), if total == u64::MAX { 0 } else { total });
-        self.state = Some(State { shared, validator, follower, one_round: fresh });
         Ok(())
+    }
+
+    /// Continues the partial file of an earlier process, if its bytes can be of the same version.
+    fn resume(&mut self, source: Option<&Source>) -> Result<(), Problem> {
+        let journal = Journal::load(&self.context.state_dir, &self.key, &self.part);
+        let is_current = |journal: &Journal| match (&self.model.hash, source) {
+            (Some(_), _) => true,
+            (None, Some(source)) => journal.validator.is_some() && journal.validator == source.validator,
+            (None, None) => journal.validator.is_some(),
+        };
+        match journal.filter(is_current) {
+            Some(journal) => self.begin(journal.total, &journal.gaps, journal.validator),
+            None => self.start_over(u64::MAX, None)?,
+        }
+        Ok(())
+    }
+
+    fn start_over(&mut self, total: u64, validator: Option<String>) -> Result<(), Problem> {
+        self.state.follower = None;
+        Journal::remove(&self.context.state_dir, &self.key);
+        self.part.set_len(0).map_err(Problem::disk("emptying the partial file"))?;
+        self.begin(total, &[(0, total)], validator);
+        Ok(())
+    }
+
+    fn begin(&mut self, total: u64, gaps: &[(u64, u64)], validator: Option<String>) {
+        self.state =
+            State::new(self.context.settings.connections, &self.part, total, gaps, validator, self.model.hash.clone());
+        let written = self.state.written();
+        self.progress.set_bytes(written, if total == u64::MAX { 0 } else { total });
     }
 
     /// Verifies the complete file against the catalog.
     async fn verify(&mut self) -> Result<(), AttemptError> {
-        let Some(state) = &mut self.state else { return Ok(()) };
-        let (total, one_round) = (state.shared.total(), state.one_round);
-        state.shared.notify();
+        let (total, doubtful) = (self.state.shared.total(), self.state.doubtful);
+        self.state.shared.notify();
         self.progress.set_phase(Phase::Checking);
-        let matches = match state.follower.take() {
+        let matches = match self.state.follower.take() {
             Some(follower) => follower.matches().await.map_err(Problem::disk("reading the partial file"))?,
             None => true,
         };
         self.progress.set_phase(Phase::Fetching);
-        let mut beginning = [0; 512];
-        let count = self.part.read_at(&mut beginning, 0).map_err(Problem::disk("reading the partial file"))?;
-        let problem = if (!matches || self.model.hash.is_none()) && is_html(&beginning[..count]) {
-            Problem::Html(self.progress.source())
-        } else if !matches {
-            Problem::Checksum
-        } else if let Err(problem) = self.model.check_size(Some(total)) {
-            problem
-        } else {
+        let problem = if matches && self.model.hash.is_some() {
             return Ok(());
+        } else {
+            let beginning = content::read_beginning(&self.part).map_err(Problem::disk("reading the partial file"))?;
+            match Foreign::identify(&beginning, total, self.model.path.name()) {
+                Some(Foreign::Html) => Problem::Html(self.progress.source()),
+                Some(foreign) => Problem::Foreign(self.progress.source(), foreign),
+                None if !matches => Problem::Checksum,
+                None => match self.model.check_size(Some(total)) {
+                    Ok(()) => return Ok(()),
+                    Err(problem) => problem,
+                },
+            }
         };
         // Nothing is kept. Several rounds may have downloaded different versions, so that is worth another attempt.
-        self.begin(0, &[], None, true)?;
-        Err(if one_round { AttemptError::Fatal(problem) } else { AttemptError::Retryable(problem) })
+        self.start_over(u64::MAX, None)?;
+        Err(if doubtful { AttemptError::Distrust(problem) } else { AttemptError::Fatal(problem) })
     }
 
     /// Renames the file to its final name.
@@ -294,14 +364,13 @@ impl Download<'_> {
         record_verified(self.context, self.model, stamp, true)
     }
 
-    fn is_empty(&self) -> bool {
-        self.part.metadata().is_ok_and(|metadata| metadata.len() == 0)
-    }
-
-    fn stop_hashing(&mut self) {
-        if let Some(state) = &mut self.state {
-            state.follower = None;
-        }
+    /// Whether a later pull can continue the partial file.
+    fn can_be_resumed(&self) -> bool {
+        let segments = self.state.shared.segments();
+        let known = segments.total() != u64::MAX && segments.written() > 0;
+        // After an outage, nothing is known of the server.
+        let ranges = self.proven || self.mode == Mode::Ranges;
+        known && ranges && (self.model.hash.is_some() || self.state.validator.is_some())
     }
 }
 
@@ -309,35 +378,20 @@ impl Download<'_> {
 pub(super) enum AttemptError {
     /// Another attempt may succeed.
     Retryable(Problem),
+    /// The response shows that this server's ranges cannot be used.
+    Distrust(Problem),
     /// Another attempt would fail in the same way.
     Fatal(Problem),
 }
 
 impl From<Problem> for AttemptError {
     fn from(problem: Problem) -> Self {
-        if problem.is_transient() { Self::Retryable(problem) } else { Self::Fatal(problem) }
-    }
-}
-
-fn is_html(beginning: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(beginning).trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
-    text.starts_with("<!doctype html") || text.starts_with("<html")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn html_is_detected_by_its_first_bytes() {
-        for (beginning, expected) in [
-            (&b"<!DOCTYPE html><html>"[..], true),
-            (b"\xef\xbb\xbf\n <HTML lang=en>", true),
-            (b"<?xml version", false),
-            (b"GGUF<html>", false),
-            (b"", false),
-        ] {
-            assert_eq!(is_html(beginning), expected, "{beginning:?}");
+        if problem.contradicts_ranges() {
+            Self::Distrust(problem)
+        } else if problem.is_transient() {
+            Self::Retryable(problem)
+        } else {
+            Self::Fatal(problem)
         }
     }
 }

@@ -81,7 +81,7 @@ async fn empty_folder_is_filled_and_missing_models_stop_nothing() {
     let requests = machine.hub.take_requests();
     assert_eq!(requests.iter().filter(|request| request.path == "/flux").count(), 2, "{requests:?}");
     let clip: usize = requests.iter().filter(|request| request.path == "/clip").map(|request| request.sent).sum();
-    assert_eq!(clip, 700_000 + 2, "{requests:?}");
+    assert_eq!(clip, 700_000 + 1, "{requests:?}");
 
     // Without a command, the exit status reports missing models.
     let again = machine.boot(&[]);
@@ -104,7 +104,7 @@ async fn existing_files_are_not_downloaded_again() {
     assert!(requests.iter().all(|request| request.path != "/flux"), "{requests:?}");
     let sent =
         |path: &str| requests.iter().filter(|request| request.path == path).map(|request| request.sent).sum::<usize>();
-    assert_eq!((sent("/unhashed"), sent("/clip")), (1, 700_002), "{requests:?}");
+    assert_eq!((sent("/unhashed"), sent("/clip")), (1, 700_001), "{requests:?}");
 
     // A file without a hash is checked by its size, so half a file is not accepted.
     machine.put(FILES[2], &content(4, 25_000));
@@ -205,6 +205,8 @@ async fn interrupted_pull_resumes() {
     let db = Db::new().await;
     let file = content(7, LARGE);
     let url = machine.store.put("/slow", Way::Stalls(file.clone()));
+    // Without a hash and an entity tag, nothing says that the file is the same in the next run.
+    machine.store.tag("/slow", "\"a\"");
     add(&db, "slow", &url, "slow.bin", "", false, &[]).await;
     let server = Server::start(&db).await;
     machine.catalog(&server);

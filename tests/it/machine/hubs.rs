@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::files::Way;
-use super::{Machine, add, content};
+use super::{Machine, add, content, sum};
 use crate::support::{Db, Server};
 
 const NAMES: [&str; 8] = [
@@ -131,11 +131,12 @@ fn head(stream: &mut impl Read) -> std::io::Result<Vec<String>> {
 #[tokio::test]
 async fn tokens_are_not_sent_to_similar_host_names() {
     let mut machine = Machine::new("hubs", "hub,case,short,shop,red,cdn,longer,port");
-    let stored = machine.store.put("/file", Way::File(content(1, 5_000)));
-    let redirect = response(302, &[&format!("location: {stored}")], "");
-    let (proxy, seen) = hubs(&machine.folder, move |_, _| redirect.clone());
+    let store = format!("http://{}", machine.store.address);
+    let (proxy, seen) = hubs(&machine.folder, move |host, path| {
+        response(302, &[&format!("location: {store}/{}{path}", host.to_ascii_lowercase())], "")
+    });
     let db = Db::new().await;
-    for (id, url) in [
+    for (number, (id, url)) in [
         ("hub", "https://huggingface.co/a/resolve/main/x"),
         ("case", "https://HuggingFace.co:443/a"),
         ("shop", "https://civitai.com/api/download/models/1?type=Model&format=SafeTensor"),
@@ -144,8 +145,16 @@ async fn tokens_are_not_sent_to_similar_host_names() {
         ("cdn", "https://cdn.huggingface.co/a"),
         ("longer", "https://huggingface.co.example.org/a"),
         ("port", "https://huggingface.co:8443/a"),
-    ] {
-        add(&db, id, url, id, "", true, &[]).await;
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let file = content(number as u64, 5_000);
+        let parsed = url::Url::parse(url).unwrap();
+        let host = format!("{}:{}", parsed.host_str().unwrap(), parsed.port_or_known_default().unwrap());
+        machine.store.put(&format!("/{host}{}", parsed.path()), Way::File(file.clone()));
+        // Without a hash, a redirect from https to http is refused.
+        add(&db, id, url, id, &sum("sha256sum", &file), true, &[]).await;
     }
     let server = Server::start(&db).await;
     machine.catalog(&server);

@@ -7,6 +7,7 @@ mod hostile;
 mod hostile_servers;
 pub mod hubs;
 mod kills;
+mod misbehaviour;
 mod probe;
 mod tokens;
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use model_catalog::postgres::ephemeral::free_port;
 use serde_json::{Value, json};
 
-use super::files::Way;
+use super::files::{ReceivedRequest, Way};
 use super::hubs::{first_byte, hubs, linked, response, serve};
 use super::{Boot, Machine, PROGRAM, content, sum};
 use crate::support::Db;
@@ -108,9 +108,10 @@ async fn findings_have_the_reason_and_the_fix() {
     assert_eq!((about("good"), about("md5"), about("rounded"), about("gone")), (1, 1, 1, 1), "{}", boot.output);
     assert!(!boot.output.contains("s3cret"), "{}", boot.output);
     assert!(boot.output.ends_with("\nproblems: 11, warnings: 4\n"), "{}", boot.output);
-    // Every request is for one byte.
+    // Every request is for one byte, but a 403 may refuse the range alone.
     let requests = [hub.take_requests(), store.take_requests()].concat();
-    assert!(requests.iter().all(|request| request.range.as_deref() == Some("bytes=0-0")), "{requests:?}");
+    let first_byte = |request: &ReceivedRequest| request.range.as_deref() == Some("bytes=0-0");
+    assert!(requests.iter().all(|request| first_byte(request) || request.path == "/licence"), "{requests:?}");
     assert!(store.take_requests().iter().all(|request| request.token.is_none()));
     assert_eq!(db.sql("SELECT count(*) FROM models WHERE hash IS NULL").await.as_deref(), Some("12"));
 }

@@ -1,0 +1,154 @@
+//! What the headers of a response say about its body. Servers lie about all of this: sizes and hashes decide.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{
+    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED, RETRY_AFTER,
+};
+use reqwest::{Response, StatusCode, Url};
+
+use super::error::Problem;
+use super::http::host;
+
+/// Upper limit for the pause that a server asks for: the window over which the Hugging Face hub counts requests.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+/// The limit of requests and its state: `"api";r=0;t=55`, in which `t` is the number of seconds until it is reset. The
+/// Hugging Face hub sends it instead of `Retry-After`: <https://huggingface.co/docs/hub/rate-limits>.
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+
+/// The range of the file that a response body contains, from its headers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BodyRange {
+    /// Position of the first byte.
+    pub start: u64,
+    /// Position after the last byte, if known.
+    pub end: Option<u64>,
+    /// Size of the whole file, if known.
+    pub total: Option<u64>,
+    /// Whether the status was 206 (Partial Content).
+    pub partial: bool,
+    /// Entity tag or modification date, which identifies this version of the file.
+    pub validator: Option<String>,
+}
+
+fn header(headers: &HeaderMap, name: HeaderName) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+/// A strong entity tag, otherwise the modification date. Equal validators mean equal bytes.
+fn validator(headers: &HeaderMap) -> Option<String> {
+    header(headers, ETAG).filter(|tag| tag.starts_with('"')).or_else(|| header(headers, LAST_MODIFIED))
+}
+
+/// Whether the headers announce a web page.
+pub fn is_html(headers: &HeaderMap) -> bool {
+    header(headers, CONTENT_TYPE).is_some_and(|kind| kind.trim().to_ascii_lowercase().starts_with("text/html"))
+}
+
+/// Reads the range of a response body from its headers.
+///
+/// # Errors
+/// It is a part, and the headers do not say which.
+pub fn body_range(response: &Response, url: &Url) -> Result<BodyRange, Problem> {
+    let headers = response.headers();
+    let length = header(headers, CONTENT_LENGTH).and_then(|text| text.trim().parse().ok());
+    if response.status() == StatusCode::PARTIAL_CONTENT {
+        let part = header(headers, CONTENT_RANGE).and_then(|text| content_range(&text));
+        let part = part.filter(|part| length.is_none_or(|length| part.end == part.start.checked_add(length)));
+        let part = part.map(|part| BodyRange { validator: validator(headers), ..part });
+        return part.ok_or_else(|| Problem::Range(host(url)));
+    }
+    Ok(BodyRange { start: 0, end: length, total: length, partial: false, validator: validator(headers) })
+}
+
+/// The pause that the headers ask for.
+pub fn pause(headers: &HeaderMap) -> Option<Duration> {
+    let after = header(headers, RETRY_AFTER).and_then(|text| retry_after(&text));
+    after.or_else(|| header(headers, RATE_LIMIT).and_then(|text| rate_limit(&text)))
+}
+
+/// Parses `bytes FIRST-LAST/TOTAL`, in which `*` stands for an unknown total.
+fn content_range(text: &str) -> Option<BodyRange> {
+    let (range, total) = text.trim().strip_prefix("bytes ")?.trim().split_once('/')?;
+    let (start, last) = range.split_once('-')?;
+    let (start, last): (u64, u64) = (start.trim().parse().ok()?, last.trim().parse().ok()?);
+    let total = match total.trim() {
+        "*" => None,
+        total => Some(total.parse().ok()?),
+    };
+    let end = last.checked_add(1)?;
+    (start < end && total.is_none_or(|total| end <= total)).then_some(BodyRange {
+        start,
+        end: Some(end),
+        total,
+        partial: true,
+        validator: None,
+    })
+}
+
+/// Parses the seconds until the first exhausted limit is reset.
+fn rate_limit(text: &str) -> Option<Duration> {
+    let parameters = text.split(',').map(|limit| limit.split(';').map(str::trim));
+    let value = |limit: &[&str], name| limit.iter().find_map(|one| one.strip_prefix(name)?.trim().parse::<u64>().ok());
+    let limits: Vec<Vec<&str>> = parameters.map(Iterator::collect).collect();
+    let exhausted = limits.iter().find(|limit| value(limit, "r=") == Some(0)).or_else(|| limits.first())?;
+    value(exhausted, "t=").map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
+}
+
+/// Parses seconds or a date.
+fn retry_after(text: &str) -> Option<Duration> {
+    let date = || httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok();
+    let wait = text.trim().parse().ok().map(Duration::from_secs).or_else(date)?;
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invalid_content_ranges_are_rejected() {
+        let part = |start, end, total| Some(BodyRange { start, end: Some(end), total, partial: true, validator: None });
+        for (text, expected) in [
+            ("bytes 0-0/1", part(0, 1, Some(1))),
+            ("bytes 5-9/10", part(5, 10, Some(10))),
+            ("bytes 5-9/*", part(5, 10, None)),
+            (" bytes 5 - 9 / 10 ", part(5, 10, Some(10))),
+            ("bytes 5-4/10", None),
+            ("bytes 5-10/10", None),
+            ("bytes */10", None),
+            ("bytes -5/10", None),
+            ("bytes 0-18446744073709551615/*", None),
+            ("bytes 0-99999999999999999999/*", None),
+            ("items 0-1/2", None),
+            ("bytes 0-1", None),
+            ("", None),
+        ] {
+            assert_eq!(content_range(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn reset_of_a_rate_limit_is_read() {
+        for (text, expected) in [
+            ("\"api\";r=0;t=55", Some(55)),
+            ("\"resolvers\"; r=0; t=7", Some(7)),
+            ("\"pages\";r=3;t=9, \"api\";r=0;t=55", Some(55)),
+            ("\"api\";t=100000", Some(300)),
+            ("\"api\";r=0", None),
+            ("\"api\";r=0;t=-1", None),
+            ("", None),
+        ] {
+            assert_eq!(rate_limit(text), expected.map(Duration::from_secs), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_limited() {
+        assert_eq!(retry_after("7"), Some(Duration::from_secs(7)));
+        assert_eq!(retry_after("99999999"), Some(MAX_RETRY_AFTER));
+        assert_eq!(retry_after("Fri, 31 Dec 9999 23:59:59 GMT"), Some(MAX_RETRY_AFTER));
+        assert_eq!(retry_after("Thu, 01 Jan 1970 00:00:00 GMT"), None);
+        assert_eq!((retry_after("-1"), retry_after("soon"), retry_after("")), (None, None, None));
+    }
+}
