@@ -43,5 +43,7 @@ LEFT JOIN LATERAL (
     SELECT entries.id, entries.name, entries.download_url, entries.file_size_gb, entries.hash, entries.auth_required,
            entries.auth_provider, entries.save_path, entries.dependencies, entries.description,
            pg_catalog.to_jsonb(mirrors)::text AS mirrors
-    FROM model_catalog.entries WHERE entries.id = changed.model_id OFFSET 0
+    FROM model_catalog.entries
+    -- The index has the collation of the column, under which another id may be equal.
+    WHERE entries.id = changed.model_id AND entries.id COLLATE "C" = changed.model_id COLLATE "C" OFFSET 0
 ) e ON true

@@ -7,7 +7,8 @@
 --
 -- A catalog row's xmin is the transaction that wrote this version of it. It also tells of what was undone: triggers that
 -- were disabled and enabled again did not record the changes in between. That of pg_class is not used, because TRUNCATE
--- and VACUUM FULL write these rows. VACUUM and ANALYZE change nothing that is read here.
+-- and VACUUM FULL write these rows. VACUUM and ANALYZE change nothing that is read here. (Not md5(), which a server in
+-- FIPS mode refuses.)
 WITH RECURSIVE objects (class, oid) AS (
     SELECT 'pg_catalog.pg_class'::pg_catalog.regclass::oid, c.oid
     FROM pg_catalog.pg_class c
@@ -40,7 +41,7 @@ WITH RECURSIVE objects (class, oid) AS (
     JOIN pg_catalog.pg_class c ON c.oid = o.oid
     WHERE o.class = 'pg_catalog.pg_class'::pg_catalog.regclass
 )
-SELECT pg_catalog.md5(pg_catalog.string_agg(s.state, ';' ORDER BY s.state COLLATE "C"))
+SELECT pg_catalog.to_hex(pg_catalog.hashtextextended(pg_catalog.string_agg(s.state, ';' ORDER BY s.state COLLATE "C"), 0))
 FROM (
     SELECT r::text AS state FROM relations r
     UNION ALL

@@ -27,6 +27,7 @@ pub struct Refresh<'a> {
     newly_rejected: Vec<(Box<str>, Box<str>)>,
     /// Models added, replaced or removed so far.
     changed: usize,
+    unknown: Option<(usize, Box<str>)>,
 }
 
 /// Consecutive rows with the same id.
@@ -45,6 +46,9 @@ pub struct Refreshed {
     pub changed: usize,
     /// Rejections that the previous snapshot did not have, to be logged once.
     pub newly_rejected: Vec<(Box<str>, Box<str>)>,
+    /// The number of ids without a row that the previous snapshot did not have either, and the first of them (delta
+    /// only).
+    pub unknown: Option<(usize, Box<str>)>,
 }
 
 impl<'a> Refresh<'a> {
@@ -72,13 +76,18 @@ impl<'a> Refresh<'a> {
             builder: EntryBuilder::default(),
             newly_rejected: Vec::new(),
             changed: 0,
+            unknown: None,
         }
     }
 
     /// Removes a model that no longer has a row (delta only).
     pub fn deleted(&mut self, id: &str) {
         self.enter_group(id);
-        self.changed += usize::from(self.next.remove(id).is_some());
+        let removed = self.next.remove(id).is_some();
+        self.changed += usize::from(removed);
+        if !removed && !self.previous.rejected.contains_key(id) {
+            self.unknown.get_or_insert_with(|| (0, id.into())).0 += 1;
+        }
     }
 
     /// Accepts or rejects a row.
@@ -144,7 +153,8 @@ impl<'a> Refresh<'a> {
         if self.full {
             self.finish_full();
         }
-        Refreshed { snapshot: self.next, changed: self.changed, newly_rejected: self.newly_rejected }
+        let (changed, newly_rejected, unknown) = (self.changed, self.newly_rejected, self.unknown);
+        Refreshed { snapshot: self.next, changed, newly_rejected, unknown }
     }
 
     /// Builds the index, keeps the last accepted versions of rejected models, and counts the differences from
@@ -229,6 +239,13 @@ mod tests {
         }
         let never_valid = full(&Snapshot::default(), &[("a", "../x")]).snapshot;
         assert_eq!((never_valid.len(), never_valid.rejected().len()), (0, 1));
+    }
+
+    #[test]
+    fn ids_that_neither_rows_nor_the_catalog_have_are_counted() {
+        let start = full(&Snapshot::default(), &[("a", "good"), ("bad", "../x")]).snapshot;
+        assert_eq!(delta(&start, &[("a", None), ("bad", None), ("c", Some("good"))]).unknown, None);
+        assert_eq!(delta(&start, &[("x", None), ("a", None), ("y", None)]).unknown, Some((2, "x".into())));
     }
 
     #[test]

@@ -32,6 +32,7 @@ mod settings;
 pub mod snapshot_file;
 mod standby;
 mod structure;
+mod unknown_ids;
 pub mod upstream;
 
 use backoff::{Problem, ReconnectBackoff, jittered};
@@ -45,6 +46,7 @@ pub use settings::Settings;
 use snapshot_file::PersistedSnapshot;
 use standby::Standby;
 use structure::Structure;
+use unknown_ids::UnknownIds;
 
 /// Number of consecutive deltas that may time out before a full load is tried instead: reading all of a slow view can
 /// succeed where one lookup for each of very many changes does not.
@@ -75,6 +77,7 @@ pub struct Loader {
     resume: ResumePoint,
     standby: Standby,
     structure: Structure,
+    unknown_ids: UnknownIds,
     fleet: FleetReader,
     next_audit: Instant,
     logged_mode: Option<(SyncMode, bool)>,
@@ -101,6 +104,7 @@ impl Loader {
             resume: ResumePoint::default(),
             standby: Standby::default(),
             structure: Structure::default(),
+            unknown_ids: UnknownIds::default(),
             fleet: FleetReader::default(),
             next_audit,
             logged_mode: None,
@@ -160,6 +164,7 @@ impl Loader {
             tokio::select! {
                 () = self.notified.notified() => {}
                 () = tokio::time::sleep(self.standby.pause(every, self.settings.poll_interval)) => {}
+                () = tokio::time::sleep_until(self.next_audit.into()) => {}
                 reason = session.closed() => return Err(SessionError::Closed(reason)),
             }
             self.sync_once(&session).await?;
@@ -356,7 +361,16 @@ impl Loader {
         (started, mode): (Instant, SyncMode),
         (kind, rows): (RefreshKind, usize),
     ) {
-        let Refreshed { snapshot, changed, newly_rejected } = refreshed;
+        let Refreshed { snapshot, changed, newly_rejected, unknown } = refreshed;
+        match kind {
+            RefreshKind::Audit => self.unknown_ids.on_audit(changed, started.elapsed(), self.settings.audit_interval),
+            RefreshKind::Full => self.unknown_ids.on_full_load(),
+            RefreshKind::Delta | RefreshKind::Upstream => {}
+        }
+        if let Some((number, example)) = unknown {
+            let pause = self.unknown_ids.record(number, &example, &self.metrics);
+            self.next_audit = self.next_audit.min(Instant::now() + pause);
+        }
         let history_changed = self.position.as_ref().map(|at| &at.history) != position.as_ref().map(|at| &at.history);
         self.position = position;
         self.resume.advance(self.position.as_ref());

@@ -55,6 +55,8 @@ pub struct Metrics {
     pub notifications: IntCounter,
     /// `catalog_audit_mismatches_total`
     pub audit_mismatches: IntCounter,
+    /// `catalog_unknown_ids_total`
+    pub unknown_ids: IntCounter,
     /// `catalog_unwatched_tables`
     pub unwatched_tables: IntGauge,
     /// `catalog_snapshot_file_operations_total{operation,outcome}`
@@ -102,6 +104,10 @@ impl Metrics {
             audit_mismatches: IntCounter::new(
                 "catalog_audit_mismatches_total",
                 "Models that an audit found to differ from the database: changes that bypassed the triggers.",
+            )?,
+            unknown_ids: IntCounter::new(
+                "catalog_unknown_ids_total",
+                "Recorded ids that neither the view nor the catalog had; each leads to an audit.",
             )?,
             unwatched_tables: IntGauge::new(
                 "catalog_unwatched_tables",
@@ -154,6 +160,7 @@ impl Metrics {
         registry.register(Box::new(self.listener_connected.clone()))?;
         registry.register(Box::new(self.notifications.clone()))?;
         registry.register(Box::new(self.audit_mismatches.clone()))?;
+        registry.register(Box::new(self.unknown_ids.clone()))?;
         registry.register(Box::new(self.unwatched_tables.clone()))?;
         registry.register(Box::new(self.snapshot_file.clone()))?;
         self.upstream.register(registry)?;

@@ -8,6 +8,7 @@ mod database;
 mod error;
 mod models;
 mod plan;
+mod recorded;
 pub(super) mod report;
 mod sources;
 
@@ -84,10 +85,10 @@ async fn check_all(
     let columns = sources::columns(&session, report).await?;
     let readable = columns && sources::readable(&session, report).await?;
     let scans = if readable { plan::look_up(&session).await? } else { Vec::new() };
-    let sources = sources::watched(&session, &scans, readable, report).await?;
+    let (sources, recorded) = sources::watched(&session, &scans, readable, report).await?;
     if readable {
         sources::indexes(&scans, &sources, report);
-        models::check(&session, rules, limit, report).await?;
+        models::check(&session, rules, &recorded, limit, report).await?;
     }
     Ok(())
 }

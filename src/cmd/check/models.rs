@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use super::cycles::Graph;
 use super::error::CheckError;
+use super::recorded::{self, Recorded};
 use super::report::{Level, Report, literal, quoted};
 use crate::catalog::hash::FileHash;
 use crate::catalog::model::{RawModel, RowError, Rules, secret_parameter};
@@ -72,8 +73,14 @@ struct ModelCheck {
     secrets: LimitedFindings,
 }
 
-/// Reads the view once and checks every row.
-pub async fn check(session: &Session, rules: &Rules, limit: usize, report: &mut Report) -> Result<(), CheckError> {
+/// Reads the view once and checks every row, and that what triggers recorded are ids of these rows.
+pub async fn check(
+    session: &Session,
+    rules: &Rules,
+    recorded: &[Recorded],
+    limit: usize,
+    report: &mut Report,
+) -> Result<(), CheckError> {
     let mut models = ModelCheck {
         numbers: HashMap::new(),
         states: Vec::new(),
@@ -92,6 +99,10 @@ pub async fn check(session: &Session, rules: &Rules, limit: usize, report: &mut 
             return Ok(());
         }
         Err(error) => return Err(error.into()),
+    }
+    if models.count > 0 {
+        let state = |id: &str| models.numbers.get(id).map(|number| models.states[*number as usize]);
+        recorded::compare(recorded, |id| state(id).is_some_and(|state| state != RowState::Referenced), report);
     }
     models.report(rules, limit, report);
     Ok(())

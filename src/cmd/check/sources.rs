@@ -2,6 +2,7 @@
 
 use super::error::CheckError;
 use super::plan::Scan;
+use super::recorded::{self, Recorded};
 use super::report::{Report, literal};
 use crate::postgres::error::{ReadError, describe};
 use crate::postgres::session::Session;
@@ -94,19 +95,19 @@ pub async fn readable(session: &Session, report: &mut Report) -> Result<bool, Ch
     }
 }
 
-/// Checks that every table that the view reads is watched. Returns these tables.
+/// Checks that every table that the view reads is watched. Returns these tables, and what their triggers record.
 pub async fn watched(
     session: &Session,
     scans: &[Scan],
     readable: bool,
     report: &mut Report,
-) -> Result<Vec<Source>, CheckError> {
+) -> Result<(Vec<Source>, Vec<Recorded>), CheckError> {
     let id = |scan: &Scan| {
         let [schema, table, column] = [&scan.schema, &scan.table, scan.id_column.as_ref()?].map(|name| literal(name));
         Some(format!("({schema}, {table}, {column})"))
     };
     let ids: Vec<String> = scans.iter().filter_map(id).collect();
-    let (mut sources, before) = (Vec::new(), report.findings.len());
+    let (mut sources, mut recorded, before) = (Vec::new(), Vec::new(), report.findings.len());
     for row in session.sources(&ids).await? {
         let text = |column: &str| row.get(column).unwrap_or_default();
         if !readable && let Some(grants) = row.get("grants") {
@@ -119,7 +120,13 @@ pub async fn watched(
             root: text("root").into(),
             bytes: text("bytes").parse().unwrap_or(0),
         });
-        check_source(&row, report);
+        let is_table =
+            |scan: &&Scan| (scan.schema.as_str(), scan.table.as_str()) == (text("schema_name"), text("table_name"));
+        let expression = |scan: &Scan| scan.to_index.clone().filter(|_| scan.by_id && scan.id_column.is_none());
+        let expression = scans.iter().filter(is_table).find_map(expression);
+        if check_source(&row, expression.as_deref(), report) {
+            recorded.extend(recorded::sample(session, &row).await?);
+        }
     }
     for row in session.query_system_catalog(FUNCTIONS).await? {
         let name = row.get(0).unwrap_or_default();
@@ -140,11 +147,12 @@ pub async fn watched(
         let (number, names) = (sources.len(), names.join(", "));
         report.ok("sources", format!("tables that the view reads: {number}, all watched: {names}{rest}"));
     }
-    Ok(sources)
+    Ok((sources, recorded))
 }
 
-/// Checks the triggers of one source.
-fn check_source(row: &tokio_postgres::SimpleQueryRow, report: &mut Report) {
+/// Checks the triggers of one source; `expression` is what the id of the view is computed by from its columns, if it is
+/// not a column. Returns whether what they record may be ids of models.
+fn check_source(row: &tokio_postgres::SimpleQueryRow, expression: Option<&str>, report: &mut Report) -> bool {
     let text = |column: &str| row.get(column).unwrap_or_default();
     let name = text("name");
     let unwatchable = match text("kind") {
@@ -160,7 +168,7 @@ fn check_source(row: &tokio_postgres::SimpleQueryRow, report: &mut Report) {
              once, run"
         );
         report.warning("source", finding, "SELECT model_catalog.reload();");
-        return;
+        return false;
     }
     let bits = |column: &str| text(column).parse::<i64>().unwrap_or(0);
     let (present, firing, id) = (bits("present"), bits("firing"), row.get("id_column"));
@@ -168,8 +176,12 @@ fn check_source(row: &tokio_postgres::SimpleQueryRow, report: &mut Report) {
         let names = EVENTS.iter().filter(|(bit, _)| matches(*bit)).map(|(_, name)| *name);
         names.collect::<Vec<_>>().join(", ")
     };
-    let column = id.map_or("'<the column with the id of the model>'".into(), literal);
-    let watch = format!("SELECT model_catalog.watch({}, {column});", literal(text("root")));
+    let column = match (id, expression) {
+        (Some(id), _) => format!(", {}", literal(id)),
+        (None, Some(_)) => String::new(),
+        (None, None) => ", '<the column with the id of the model>'".into(),
+    };
+    let watch = format!("SELECT model_catalog.watch({}{column});", literal(text("root")));
     let missing = events(&|bit| present & bit == 0);
     let disabled = events(&|bit| present & bit != 0 && firing & bit == 0);
     // One call covers all partitions and is reported once.
@@ -180,11 +192,17 @@ fn check_source(row: &tokio_postgres::SimpleQueryRow, report: &mut Report) {
         Some(format!("{name} has no trigger for {missing}"))
     } else if let Some(lost) = row.get("lost") {
         Some(format!("the triggers of {name} name a column that does not exist: {lost}"))
+    } else if let Some((column, expression)) = row.get("columns").zip(expression) {
+        Some(format!(
+            "{name} is watched by {column}, but the id of the view is the expression {expression}: watched without a \
+             column, each change makes servers read all models"
+        ))
     } else {
         // Watched without a column, every change makes the servers read everything, which is right for any view.
         let differing = row.get("columns").zip(id).filter(|(column, id)| column != id);
         differing.map(|(column, id)| format!("{name} is watched by {column}, but the id of the view comes from {id}"))
     };
+    let plausible = problem.is_none();
     if let Some(problem) = problem.filter(|_| !reported) {
         report.problem("source", problem, watch);
     }
@@ -196,10 +214,11 @@ fn check_source(row: &tokio_postgres::SimpleQueryRow, report: &mut Report) {
             "the view reads {name}, but not {successor}, which has the same columns: if they were swapped by renaming, \
              the view followed the old table"
         );
-        let column = literal(row.get("id_column").unwrap_or(text("columns")));
-        let watch = format!("SELECT model_catalog.watch({}, {column});", literal(successor));
+        let column = row.get("columns").map(|column| format!(", {}", literal(column))).unwrap_or_default();
+        let watch = format!("SELECT model_catalog.watch({}{column});", literal(successor));
         report.problem("source", finding, format!("{}\n{watch}\nSELECT model_catalog.reload();", text("follow")));
     }
+    plausible
 }
 
 /// Checks that the look-up of a model uses an index on each table.

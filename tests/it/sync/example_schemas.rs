@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use crate::cli::check::{check_with, fix};
 use crate::support::{Db, NOTIFY_ONLY, Server, migrate_without_table, sql};
 use crate::sync::delta_plan::{explain, nodes_reading, position, prepared};
 
@@ -151,4 +152,77 @@ async fn example_with_camel_case_and_sizes_as_text_is_served() {
                 'models/x', '{}', NULL FROM generate_series(1, 20000) n";
     let change = "UPDATE studio.\"ModelFile\" SET \"fileSize\" = '2GB' WHERE \"modelId\" = 'm7'";
     example.assert_uses_indexes(&["ModelFile"], fill, change).await;
+}
+
+#[tokio::test]
+async fn example_of_an_orm_with_surrogate_ids_is_served() {
+    let example = Example::new(include_str!("../../../sql/examples/4_orm_with_surrogate_ids.sql")).await;
+    let insert = "INSERT INTO app.\"Provider\" (slug, \"tokenRequired\") VALUES ('huggingface', true);
+        INSERT INTO app.\"Model\" (slug, kind, description, \"providerId\") VALUES ('flux', 'CHECKPOINT', 'big', 1);
+        INSERT INTO app.\"ModelFile\" (\"modelId\", \"fileName\", url, \"sizeBytes\", sha256)
+            SELECT id, 'f.safetensors', 'https://example.org/f', 23802932552, 'abc' FROM app.\"Model\"";
+    let served = json!({
+        "id": "flux", "name": "f.safetensors", "download_url": "https://example.org/f", "file_size_gb": 23.8,
+        "hash": "abc", "auth_required": true, "auth_provider": "huggingface", "save_path": "checkpoints/f.safetensors",
+        "dependencies": [], "description": "big"
+    });
+    example.assert_after(insert, "flux", served).await;
+
+    // A write of the application to each table, by surrogate ids.
+    let add = "WITH new AS (INSERT INTO app.\"Model\" (slug, kind) VALUES ('ae', 'VAE'), ('draft', 'VAE') RETURNING *)
+        INSERT INTO app.\"ModelFile\" (\"modelId\", \"fileName\", url) SELECT id, slug, 'https://example.org/' || slug FROM new
+        WHERE slug <> 'draft'";
+    example
+        .assert_after(add, "ae", json!({"save_path": "vae/ae", "auth_required": false, "auth_provider": null}))
+        .await;
+    example.assert_after("", "draft", Value::Null).await;
+    let id = |slug: &str| format!("(SELECT id FROM app.\"Model\" WHERE slug = '{slug}')");
+    let needs = |ids: &[&str]| json!({ "dependencies": ids });
+    let connect = format!("INSERT INTO app.\"_ModelDependencies\" VALUES ({}, {})", id("flux"), id("ae"));
+    example.assert_after(&connect, "flux", needs(&["ae"])).await;
+    let file = format!("UPDATE app.\"ModelFile\" SET url = 'https://example.org/2' WHERE \"modelId\" = {}", id("flux"));
+    example.assert_after(&file, "flux", json!({"download_url": "https://example.org/2"})).await;
+    let provider = "UPDATE app.\"Provider\" SET slug = 'civitai', \"tokenRequired\" = false";
+    example.assert_after(provider, "flux", json!({"auth_required": false, "auth_provider": "civitai"})).await;
+    let kind = "UPDATE app.\"Model\" SET kind = 'LORA' WHERE slug = 'flux'";
+    example.assert_after(kind, "flux", json!({"save_path": "loras/f.safetensors"})).await;
+    example.db.sql("ALTER TYPE app.\"ModelKind\" ADD VALUE 'CLIP'").await;
+    let kind = "UPDATE app.\"Model\" SET kind = 'CLIP' WHERE slug = 'flux'";
+    example.assert_after(kind, "flux", json!({"save_path": "clip/f.safetensors"})).await;
+
+    // A slug is renamed, then two models swap theirs. The dependencies of others follow.
+    let rename = "UPDATE app.\"Model\" SET slug = 'ae-2' WHERE slug = 'ae'";
+    example.assert_after(rename, "ae-2", json!({"save_path": "vae/ae"})).await;
+    example.assert_after("", "ae", Value::Null).await;
+    example.assert_after("", "flux", needs(&["ae-2"])).await;
+    let swap = "BEGIN; UPDATE app.\"Model\" SET slug = 'other' WHERE slug = 'flux';
+        UPDATE app.\"Model\" SET slug = 'flux' WHERE slug = 'ae-2'; UPDATE app.\"Model\" SET slug = 'ae-2' WHERE slug = 'other'; COMMIT";
+    example.assert_after(swap, "flux", json!({"save_path": "vae/ae", "dependencies": []})).await;
+    example.assert_after("", "ae-2", json!({"save_path": "clip/f.safetensors", "dependencies": ["flux"]})).await;
+
+    // Soft deletes, and the cascade of a real one.
+    let delete = "UPDATE app.\"Model\" SET \"deletedAt\" = now() WHERE slug = 'flux'";
+    example.assert_after(delete, "flux", Value::Null).await;
+    example.assert_after("", "ae-2", needs(&[])).await;
+    let restore = "UPDATE app.\"Model\" SET \"deletedAt\" = NULL";
+    example.assert_after(restore, "ae-2", needs(&["flux"])).await;
+    example.assert_after("DELETE FROM app.\"Model\" WHERE slug = 'flux'", "flux", Value::Null).await;
+    example.assert_after("", "ae-2", needs(&[])).await;
+    let disconnect = "DELETE FROM app.\"ModelFile\"";
+    example.assert_after(disconnect, "ae-2", Value::Null).await;
+
+    // All parents in one statement, all children in another one, without an index on the foreign key.
+    let parents = "INSERT INTO app.\"Model\" (slug, kind, \"providerId\") SELECT 'm' || n, 'VAE', 1 FROM generate_series(1, 20000) n";
+    example.db.sql(parents).await;
+    let children = "INSERT INTO app.\"ModelFile\" (\"modelId\", \"fileName\", url)
+        SELECT id, slug, 'https://example.org/' || slug FROM app.\"Model\" WHERE slug LIKE 'm%'";
+    example.assert_after(children, "m20000", json!({"save_path": "vae/m20000", "auth_provider": "civitai"})).await;
+    assert_eq!(example.server.get("/readyz").await.json()["models"], 20_000);
+
+    example.db.sql("ANALYZE").await;
+    let fixes: Vec<String> =
+        check_with(&example.db.url, &[]).bad().iter().map(|finding| fix(finding).to_owned()).collect();
+    assert_eq!(fixes, ["CREATE INDEX CONCURRENTLY ON app.\"ModelFile\" (\"modelId\");"]);
+    example.db.sql(&fixes[0]).await;
+    check_with(&example.db.url, &[]).clean();
 }

@@ -43,7 +43,7 @@ fn check(db: &Db) -> Checked {
 
 impl Checked {
     /// The findings that are not "ok".
-    fn bad(&self) -> Vec<&Value> {
+    pub fn bad(&self) -> Vec<&Value> {
         self.findings.iter().filter(|finding| finding["level"] != "ok").collect()
     }
 
@@ -62,7 +62,7 @@ impl Checked {
     }
 }
 
-fn fix(finding: &Value) -> &str {
+pub fn fix(finding: &Value) -> &str {
     finding["fix"].as_str().unwrap_or_else(|| panic!("no fix in {finding:#}"))
 }
 

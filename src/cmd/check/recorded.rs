@@ -1,0 +1,54 @@
+//! Whether the values that triggers record are ids of models.
+
+use postgres_protocol::escape::escape_identifier;
+use tokio_postgres::SimpleQueryRow;
+
+use super::error::CheckError;
+use super::report::{Report, literal};
+use crate::postgres::error::ReadError;
+use crate::postgres::session::Session;
+
+/// Number of rows of a table that are looked at.
+const ROWS: usize = 1000;
+
+/// Values of the column that a table is watched by.
+pub struct Recorded {
+    table: String,
+    column: String,
+    values: Vec<String>,
+}
+
+/// Reads some values of the column that a table is watched by; `row` is one of `sql/sources.sql`. `None` if it is not
+/// watched by a column, or if the role may not read it: servers do not need to.
+pub async fn sample(session: &Session, row: &SimpleQueryRow) -> Result<Option<Recorded>, CheckError> {
+    let (Some(table), Some(column)) = (row.get("name"), row.get("columns")) else { return Ok(None) };
+    if row.get("root") != Some(table) || row.get("lost").is_some() {
+        return Ok(None);
+    }
+    let quoted = escape_identifier(column);
+    let sql = format!("SELECT {quoted}::text FROM {table} WHERE {quoted} IS NOT NULL LIMIT {ROWS}");
+    match session.query_system_catalog(&sql).await {
+        Ok(rows) => {
+            let values = rows.iter().filter_map(|row| row.get(0).map(str::to_owned)).collect();
+            Ok(Some(Recorded { table: table.into(), column: column.into(), values }))
+        }
+        Err(ReadError::Postgres(error)) if error.as_db_error().is_some() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reports the tables none of whose values is the id of a row of the view.
+pub fn compare(recorded: &[Recorded], is_id: impl Fn(&str) -> bool, report: &mut Report) {
+    for Recorded { table, column, values } in recorded {
+        if values.is_empty() || values.iter().any(|value| is_id(value)) {
+            continue;
+        }
+        let text = format!(
+            "{table} is watched by {column}, but of {} rows there none has the id of a model in it: its changes are \
+             recorded under ids that the view does not have. Watched without a column, each change makes servers read \
+             all models",
+            values.len()
+        );
+        report.problem("source", text, format!("SELECT model_catalog.watch({});", literal(table)));
+    }
+}
