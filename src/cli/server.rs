@@ -62,7 +62,7 @@ pub struct ServerArgs {
     #[arg(long, env = "CATALOG_MAX_BODY_BYTES", default_value = "1048576", value_name = "BYTES")]
     #[arg(value_parser = parse::number)]
     pub max_body_bytes: NonZeroUsize,
-    /// Maximum number of open connections; further ones wait in the kernel's queue.
+    /// Maximum number of connections served at a time, by all threads together; further ones wait.
     #[arg(long, env = "CATALOG_MAX_CONNECTIONS", default_value = "16384", value_name = "NUMBER")]
     #[arg(value_parser = parse::number)]
     pub max_connections: NonZeroUsize,

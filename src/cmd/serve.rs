@@ -26,6 +26,7 @@ use crate::catalog::store::Store;
 use crate::cli::{DatabaseArgs, ServerArgs, UpstreamArgs};
 use crate::http::client_limits::{self, ClientLimits, RateLimit};
 use crate::http::connection::Timeouts;
+use crate::http::connection_limit::ConnectionLimit;
 use crate::http::fd_limit::{self, ConnectionLimits};
 use crate::http::handlers::snapshot::SnapshotFeed;
 use crate::http::memory_budget::MemoryBudget;
@@ -181,16 +182,16 @@ impl Listeners {
         shutdown: &CancellationToken,
     ) -> io::Result<()> {
         let routes = if self.admin.is_some() { Routes::Api } else { Routes::All };
-        let connections = self.limits.api.div_ceil(self.api.len());
+        let limit = ConnectionLimit::new(self.limits.api, if self.admin.is_some() { 0 } else { self.limits.ops });
         let timeouts = Timeouts { request: args.request_timeout, idle: args.idle_timeout };
         for (number, socket) in self.api.into_iter().enumerate() {
-            let task = server::serve(socket, Arc::clone(api), routes, connections, timeouts, shutdown.clone());
+            let task = server::serve(socket, Arc::clone(api), routes, limit.clone(), timeouts, shutdown.clone());
             spawn(format!("http-{number}"), workers.track_future(task))?;
         }
         if let Some(socket) = self.admin {
             info!(address = %socket.local_addr()?, "serving the admin routes");
-            let connections = self.limits.admin;
-            let task = server::serve(socket, Arc::clone(api), Routes::Ops, connections, timeouts, shutdown.clone());
+            let limit = ConnectionLimit::new(self.limits.ops, 0);
+            let task = server::serve(socket, Arc::clone(api), Routes::Ops, limit, timeouts, shutdown.clone());
             spawn("admin".into(), workers.track_future(task))?;
         }
         Ok(())

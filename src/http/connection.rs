@@ -1,4 +1,4 @@
-//! One connection: its I/O, its deadline, and how it ends.
+//! One connection: its deadline, and how it ends.
 //!
 //! hyper runs the protocol. This file decides how long a client may take. A timer per request, or hyper's own
 //! `header_read_timeout`, costs 1,400 instructions a request; instead the connection notes its deadline, and its one
@@ -6,23 +6,21 @@
 
 use std::convert::Infallible;
 use std::future::ready;
-use std::io::{self, IoSlice, Read, Write};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::task::{self, Context, Poll};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::Either;
 use hyper::Request;
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
 use pin_project_lite::pin_project;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -30,6 +28,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::client_limits::{ConnectionPermit, Peer};
 use super::handlers::snapshot::allowed_wait;
 use super::response::Response;
+use super::socket::Io;
 use super::{Handled, Handler};
 
 /// How long a client may take.
@@ -42,15 +41,8 @@ pub struct Timeouts {
     pub idle: Duration,
 }
 
-/// Limits of a lingering close: time, and bytes read and discarded.
+/// Maximum time for which a lingering close reads and discards.
 const LINGER_TIME: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 8 * 1024 * 1024;
-/// Bytes discarded at a time.
-const LINGER_BUFFER: usize = 16 * 1024;
-
-/// Bytes read at a time before the socket is registered. Such a read needs a cleared buffer: clearing hyper's own would
-/// make each connection occupy all 8 KiB of it, of which most never use more than the first page.
-const UNREGISTERED_READ: usize = 4096;
 
 /// Nothing received since the last response was sent.
 const IDLE: u8 = 0;
@@ -58,6 +50,10 @@ const IDLE: u8 = 0;
 const REQUEST: u8 = 1;
 /// A response is being sent.
 const RESPONSE: u8 = 2;
+/// A request may be held back until something changes; the socket is watched.
+const WAITING: u8 = 3;
+/// The client of such a request has closed its side of the connection, or all of it.
+const CLIENT_CLOSED: u8 = 4;
 
 /// The state that a connection's I/O, service and task share. One thread runs all three; the atomics are for `Send`.
 pub(super) struct Connection {
@@ -75,18 +71,21 @@ pub(super) struct Connection {
     phase: AtomicU8,
     /// The response says `connection: close` because the request's body was not read.
     body_unread: AtomicBool,
+    /// The first response is the last.
+    only_one: bool,
     _client: Option<ConnectionPermit>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
-    /// Counts a connection as open until this is dropped.
+    /// Counts a connection as open until this is dropped. With `only_one` it ends after the first response.
     pub(super) fn new(
         handler: Arc<Handler>,
         peer: Peer,
         client: Option<ConnectionPermit>,
         permit: OwnedSemaphorePermit,
         timeouts: Timeouts,
+        only_one: bool,
     ) -> Arc<Self> {
         handler.metrics().connection_opened();
         let connection = Self {
@@ -100,6 +99,7 @@ impl Connection {
             idle_deadline: AtomicU64::new(0),
             phase: AtomicU8::new(IDLE),
             body_unread: AtomicBool::new(false),
+            only_one,
             _client: client,
             _permit: permit,
         };
@@ -111,7 +111,7 @@ impl Connection {
     }
 
     /// Bytes came in.
-    fn received(&self) {
+    pub(super) fn received(&self) {
         let now = nanos(self.accepted.elapsed());
         self.received.store(now, Relaxed);
         if self.phase.load(Relaxed) == IDLE {
@@ -130,13 +130,26 @@ impl Connection {
     }
 
     /// The request may wait for `wait` before its response begins.
-    fn extend_deadline(&self, wait: Duration) {
-        if !wait.is_zero() {
-            self.deadline.fetch_add(nanos(wait), Relaxed);
-        }
+    fn may_wait(&self, wait: Duration) {
+        self.deadline.fetch_add(nanos(wait), Relaxed);
+        self.phase.store(WAITING, Relaxed);
     }
 
-    fn handled(&self, handled: Handled) -> Response {
+    /// Whether the client of a request that waits has closed its side of the connection. A client that is gone must not
+    /// keep the place of others, and one that has only finished sending gets its response at once.
+    pub(super) fn client_closed(&self) -> bool {
+        self.phase.load(Relaxed) == CLIENT_CLOSED
+    }
+
+    /// The client of a request that may wait has closed its side of the connection, or all of it.
+    pub(super) fn client_has_closed(&self) {
+        self.phase.store(CLIENT_CLOSED, Relaxed);
+    }
+
+    fn handled(&self, mut handled: Handled) -> Response {
+        if self.only_one {
+            handled.response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         let finished = self.received.load(Relaxed).saturating_add(nanos(handled.took));
         self.idle_deadline.store(finished.saturating_add(self.idle_timeout), Relaxed);
         self.body_unread.store(handled.body_unread, Relaxed);
@@ -145,21 +158,23 @@ impl Connection {
     }
 
     /// Bytes are written. While there is no request, they are hyper's refusal of what followed the last one.
-    fn sending(&self) {
+    pub(super) fn sending(&self) {
         if self.phase.load(Relaxed) == IDLE {
             self.phase.store(REQUEST, Relaxed);
         }
     }
 
-    /// All that was written has been sent. Before the response that may be a `100 Continue`.
-    fn flushed(&self) {
-        if self.phase.load(Relaxed) == RESPONSE {
+    /// All that was written has been sent; a request may be handled meanwhile. Returns whether it may wait.
+    pub(super) fn flushed(&self) -> bool {
+        let phase = self.phase.load(Relaxed);
+        if phase == RESPONSE {
             self.phase.store(IDLE, Relaxed);
             self.deadline.store(self.idle_deadline.load(Relaxed), Relaxed);
         }
+        phase == WAITING
     }
 
-    fn lingering(&self) {
+    pub(super) fn lingering(&self) {
         let deadline = nanos(self.accepted.elapsed()).saturating_add(nanos(LINGER_TIME));
         self.deadline.store(deadline, Relaxed);
     }
@@ -167,7 +182,7 @@ impl Connection {
     /// Whether the client may still be sending. Closing would reset the connection, and a client that sends all of its
     /// request before it reads would not see the response. In the middle of a request the response is hyper's own, to
     /// one that it could not parse.
-    fn must_linger(&self) -> bool {
+    pub(super) fn must_linger(&self) -> bool {
         self.body_unread.load(Relaxed) || self.phase.load(Relaxed) == REQUEST
     }
 }
@@ -192,9 +207,13 @@ pub(super) fn serve_connection(
 ) -> impl Future<Output = ()> + use<> {
     let io = Io::new(stream, Arc::clone(&connection));
     let state = Arc::clone(&connection);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let received = state.request_begins();
-        state.extend_deadline(allowed_wait(request.uri()));
+        let wait = allowed_wait(request.uri());
+        if !wait.is_zero() {
+            state.may_wait(wait);
+            request.extensions_mut().insert(Arc::clone(&state));
+        }
         match state.handler.handle(request, state.peer, received) {
             Either::Left(handled) => Either::Left(ready(Ok::<_, Infallible>(state.handled(handled.into_inner())))),
             Either::Right(handling) => {
@@ -265,122 +284,6 @@ where
             if this.alarm.as_mut().as_pin_mut().is_none_or(|alarm| alarm.poll(context).is_pending()) {
                 return Poll::Pending;
             }
-        }
-    }
-}
-
-/// What hyper reads from and writes to.
-///
-/// The socket is registered with the runtime only when it first has to wait. In a boot storm the request is there when
-/// its connection is accepted, and the connection ends with the response: most are never registered, which saves two
-/// system calls of seven.
-struct Io {
-    unregistered: Option<std::net::TcpStream>,
-    registered: Option<TcpStream>,
-    connection: Arc<Connection>,
-    /// Bytes discarded so far by a lingering close.
-    discarded: Option<usize>,
-}
-
-impl Io {
-    fn new(stream: std::net::TcpStream, connection: Arc<Connection>) -> Self {
-        Self { unregistered: Some(stream), registered: None, connection, discarded: None }
-    }
-
-    /// Tries `operation` as long as the socket is unregistered; `None` if it has to wait.
-    fn attempt<T>(&self, operation: impl FnOnce(&std::net::TcpStream) -> io::Result<T>) -> Option<io::Result<T>> {
-        match operation(self.unregistered.as_ref()?) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => None,
-            done => Some(done),
-        }
-    }
-
-    fn registered(&mut self) -> io::Result<Pin<&mut TcpStream>> {
-        if let Some(stream) = self.unregistered.take() {
-            self.registered = Some(TcpStream::from_std(stream)?);
-        }
-        self.registered.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-
-    /// Tells the client that nothing more will be sent, then reads and discards what it still sends.
-    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.discarded.is_none() {
-            task::ready!(self.registered()?.poll_shutdown(context))?;
-            self.discarded = Some(0);
-            self.connection.lingering();
-        }
-        let mut buffer = vec![0; LINGER_BUFFER];
-        loop {
-            let mut read = ReadBuf::new(&mut buffer);
-            task::ready!(self.registered()?.poll_read(context, &mut read))?;
-            let discarded = self.discarded.unwrap_or(0) + read.filled().len();
-            if read.filled().is_empty() || discarded > LINGER_BYTES {
-                return Poll::Ready(Ok(()));
-            }
-            self.discarded = Some(discarded);
-        }
-    }
-}
-
-impl AsyncRead for Io {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = into.filled().len();
-        let attempted = self.attempt(|mut stream| {
-            let mut buffer = [0; UNREGISTERED_READ];
-            let length = into.remaining().min(UNREGISTERED_READ);
-            let read = stream.read(&mut buffer[..length])?;
-            into.put_slice(&buffer[..read]);
-            Ok(())
-        });
-        match attempted {
-            Some(read) => read?,
-            None => task::ready!(self.registered()?.poll_read(context, into))?,
-        }
-        if into.filled().len() > before {
-            self.connection.received();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Io {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.connection.sending();
-        match self.attempt(|mut stream| stream.write(bytes)) {
-            Some(written) => Poll::Ready(written),
-            None => self.registered()?.poll_write(context, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.connection.sending();
-        match self.attempt(|mut stream| stream.write_vectored(slices)) {
-            Some(written) => Poll::Ready(written),
-            None => self.registered()?.poll_write_vectored(context, slices),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    /// hyper calls this when its buffer has been written; the socket itself has nothing to flush.
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.connection.flushed();
-        Poll::Ready(Ok(()))
-    }
-
-    /// hyper calls this at the end of a connection. Without a reason to linger, the close that follows is enough: a
-    /// shutdown would be one more system call.
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.discarded.is_some() || self.connection.must_linger() {
-            self.poll_linger(context)
-        } else {
-            Poll::Ready(Ok(()))
         }
     }
 }

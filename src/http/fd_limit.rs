@@ -12,16 +12,17 @@ const FDS_PER_THREAD: u64 = 8;
 const OTHER_THREADS: u64 = 4;
 /// With fewer connections there is no point in serving.
 const MIN_CONNECTIONS: u64 = 16;
-/// Scrapers and probes are few; more of them wait.
-const ADMIN_CONNECTIONS: u64 = 256;
+/// Scrapers and probes are few. Without an admin port, as many clients are accepted that wait for their turn: a probe
+/// behind more of them waits, too.
+const OPS_CONNECTIONS: u64 = 1024;
 
 /// Maximum open connections.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
     /// On the API port, all threads together.
     pub api: usize,
-    /// On the admin port.
-    pub admin: usize,
+    /// On the admin port; without one, those on the API port that are accepted over its limit.
+    pub ops: usize,
 }
 
 /// The limit is too low to serve at all.
@@ -58,14 +59,14 @@ pub fn allocate(connections: usize, threads: usize) -> Result<ConnectionLimits, 
 
 fn limits(allowed: u64, connections: usize, threads: usize) -> Result<ConnectionLimits, TooFewDescriptors> {
     let reserved = RESERVED_FDS + FDS_PER_THREAD * (threads as u64 + OTHER_THREADS);
-    let admin = ADMIN_CONNECTIONS.min(allowed / MIN_CONNECTIONS);
-    let left = allowed.saturating_sub(reserved).saturating_sub(admin);
+    let ops = OPS_CONNECTIONS.min(allowed / MIN_CONNECTIONS);
+    let left = allowed.saturating_sub(reserved).saturating_sub(ops);
     if left < MIN_CONNECTIONS {
-        // One in sixteen is for the admin port.
+        // One in sixteen is for operators.
         let required = (reserved + MIN_CONNECTIONS) * MIN_CONNECTIONS / (MIN_CONNECTIONS - 1) + 1;
         return Err(TooFewDescriptors { allowed, required });
     }
-    Ok(ConnectionLimits { api: connections.min(left as usize), admin: admin as usize })
+    Ok(ConnectionLimits { api: connections.min(left as usize), ops: ops as usize })
 }
 
 #[cfg(test)]
@@ -74,9 +75,9 @@ mod tests {
 
     #[test]
     fn connections_get_what_the_reserve_leaves() {
-        assert_eq!(limits(20_000, 16_384, 2), Ok(ConnectionLimits { api: 16_384, admin: 256 }));
-        assert_eq!(limits(u64::MAX, 16_384, 64), Ok(ConnectionLimits { api: 16_384, admin: 256 }));
-        assert_eq!(limits(1024, 16_384, 2), Ok(ConnectionLimits { api: 1024 - 72 - 64, admin: 64 }));
+        assert_eq!(limits(20_000, 16_384, 2), Ok(ConnectionLimits { api: 16_384, ops: 1024 }));
+        assert_eq!(limits(u64::MAX, 16_384, 64), Ok(ConnectionLimits { api: 16_384, ops: 1024 }));
+        assert_eq!(limits(1024, 16_384, 2), Ok(ConnectionLimits { api: 1024 - 72 - 64, ops: 64 }));
         let Err(TooFewDescriptors { required, .. }) = limits(64, 16_384, 2) else { panic!("64 are too few") };
         assert!(limits(required, 16_384, 2).is_ok() && limits(required - 2, 16_384, 2).is_err(), "{required}");
     }

@@ -6,6 +6,7 @@ pub mod batch_response;
 mod body;
 pub mod client_limits;
 pub mod connection;
+pub mod connection_limit;
 pub mod cors;
 pub mod etag;
 pub mod fd_limit;
@@ -15,6 +16,7 @@ pub mod offload;
 mod percent;
 pub mod response;
 pub mod server;
+mod socket;
 
 use std::future::{Ready, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -247,12 +249,7 @@ impl Handler {
             None if api && path == "/openapi.json" => Route::OpenApi,
             None if api && path == "/" => Route::Page,
             _ if self.routes == Routes::Api => Route::Other,
-            _ => match path {
-                "/livez" => Route::Livez,
-                "/readyz" => Route::Readyz,
-                "/metrics" => Route::Metrics,
-                _ => Route::Other,
-            },
+            _ => handlers::ops::route(path).unwrap_or(Route::Other),
         }
     }
 

@@ -13,12 +13,15 @@ use hyper::server::conn::http1;
 use rustix::net::SocketFlags;
 use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::client_limits::{Admission, reject_connection};
+use super::client_limits::{Admission, ConnectionPermit, Peer, reject_connection};
 use super::connection::{Connection, Timeouts, serve_connection};
-use super::{Api, Handler, Routes};
+use super::connection_limit::{ConnectionLimit, Place};
+use super::{Api, Handler, Routes, handlers};
 
 /// Connections that the kernel queues until they are accepted, for boot storms; `net.core.somaxconn` caps it.
 const BACKLOG: u32 = 65_535;
@@ -83,8 +86,8 @@ fn defer_accept(socket: &TcpSocket) -> io::Result<()> {
     if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Serves one listener until `shutdown` is cancelled and the last connection has ended. At most `max_connections` are
-/// open; more wait in the kernel's queue.
+/// Serves one listener until `shutdown` is cancelled and the last of its connections has ended. The threads of one
+/// address share a `limit`.
 ///
 /// # Errors
 /// The listener could not be registered with the runtime.
@@ -92,12 +95,11 @@ pub async fn serve(
     listener: std::net::TcpListener,
     api: Arc<Api>,
     routes: Routes,
-    max_connections: usize,
+    limit: ConnectionLimit,
     timeouts: Timeouts,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let listener = Listener::new(listener)?;
-    let max_connections = u32::try_from(max_connections).unwrap_or(u32::MAX);
     let mut http = http1::Builder::new();
     // Connections have a deadline of their own.
     http.header_read_timeout(None);
@@ -106,14 +108,15 @@ pub async fn serve(
     http.half_close(true);
     http.max_buf_size(MAX_HEAD_BYTES);
     http.max_header_size(MAX_HEAD_BYTES);
-    let acceptor = Acceptor {
+    let acceptor = Arc::new(Acceptor {
         handler: Arc::new(Handler::new(api, routes)),
         http,
-        permits: Arc::new(Semaphore::new(max_connections as usize)),
+        limit,
+        connections: TaskTracker::new(),
         timeouts,
         // A token of the thread's own: connections check it without contention.
         shutdown: shutdown.child_token(),
-    };
+    });
     loop {
         tokio::select! {
             accepted = acceptor.accept(&listener) => {
@@ -127,8 +130,8 @@ pub async fn serve(
     }
     acceptor.accept_remaining(&listener);
     drop(listener);
-    // All permits are back once every connection has ended. The semaphore is never closed.
-    drop(acceptor.permits.acquire_many(max_connections).await);
+    acceptor.connections.close();
+    acceptor.connections.wait().await;
     Ok(())
 }
 
@@ -141,9 +144,9 @@ impl Listener {
         TcpStream::from_std(OwnedFd::from(listener).into()).map(Self)
     }
 
-    /// Waits for a connection.
-    async fn accept(&self) -> io::Result<std::net::TcpStream> {
-        self.0.async_io(Interest::READABLE, || self.accept_now()).await
+    /// Waits until a connection may be queued.
+    async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await
     }
 
     /// A connection that is queued already, or `WouldBlock`.
@@ -160,39 +163,43 @@ impl Listener {
 struct Acceptor {
     handler: Arc<Handler>,
     http: http1::Builder,
-    /// One for each connection that may be open.
-    permits: Arc<Semaphore>,
+    limit: ConnectionLimit,
+    /// The tasks of this thread's connections.
+    connections: TaskTracker,
     timeouts: Timeouts,
     shutdown: CancellationToken,
 }
 
 impl Acceptor {
-    /// Waits for a connection, then takes some of those queued behind it.
-    async fn accept(&self, listener: &Listener) -> io::Result<()> {
-        // The semaphore is never closed.
-        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { return Ok(()) };
-        self.spawn(listener.accept().await?, permit);
-        for _ in 1..ACCEPT_BATCH {
-            let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { break };
+    /// Waits for a connection, then for a place for it, and takes some of those queued behind it. In this order, so
+    /// that a thread without connections keeps no place from the others.
+    async fn accept(self: &Arc<Self>, listener: &Listener) -> io::Result<()> {
+        listener.readable().await?;
+        for number in 0..ACCEPT_BATCH {
+            let place = match self.limit.try_place() {
+                None if number == 0 => self.limit.place().await,
+                place => place,
+            };
+            let Some(place) = place else { break };
             match listener.try_accept() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                stream => self.spawn(stream?, permit),
+                stream => self.admit(stream?, place),
             }
         }
         Ok(())
     }
 
     /// Takes all that are queued: closing the listener would reset them.
-    fn accept_remaining(&self, listener: &Listener) {
+    fn accept_remaining(self: &Arc<Self>, listener: &Listener) {
         // Bounded, for new ones may come as fast as they are taken.
         for _ in 0..BACKLOG {
-            let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { break };
+            let Some(place) = self.limit.try_place() else { break };
             let Ok(stream) = listener.accept_now() else { break };
-            self.spawn(stream, permit);
+            self.admit(stream, place);
         }
     }
 
-    fn spawn(&self, stream: std::net::TcpStream, permit: OwnedSemaphorePermit) {
+    fn admit(self: &Arc<Self>, stream: std::net::TcpStream, place: Place) {
         let (mut peer, mut client) = (None, None);
         // Operators are never turned away.
         if self.handler.has_api() {
@@ -206,9 +213,64 @@ impl Acceptor {
                 Admission::Rejected => return reject_connection(stream),
             };
         }
-        let connection = Connection::new(Arc::clone(&self.handler), peer, client, permit, self.timeouts);
-        let task = serve_connection(&self.http, stream, connection, self.shutdown.clone());
-        drop(tokio::spawn(task));
+        match place {
+            Place::Served(permit) => self.serve(stream, peer, client, permit, false),
+            Place::Waiting(permit) => {
+                let acceptor = Arc::clone(self);
+                // An error is that of a client that has disconnected.
+                drop(self.connections.spawn(async move { acceptor.wait(stream, peer, client, permit).await }));
+            }
+        }
+    }
+
+    /// Serves a connection over the limit in its turn, or one request of it before.
+    async fn wait(
+        &self,
+        stream: std::net::TcpStream,
+        peer: Peer,
+        client: Option<ConnectionPermit>,
+        waiting: OwnedSemaphorePermit,
+    ) -> io::Result<()> {
+        let stream = TcpStream::from_std(stream)?;
+        let (permit, only_one) = tokio::select! {
+            biased;
+            Some(permit) = self.limit.turn() => (permit, false),
+            overtakes = self.overtakes(&stream) => overtakes.map(|()| (waiting, true))?,
+        };
+        // What is known of its readiness may have been cleared: it is registered anew when it has to wait.
+        self.serve(stream.into_std()?, peer, client, permit, only_one);
+        Ok(())
+    }
+
+    /// Waits until the connection's first request can be answered before its turn, as its last one: a request of an
+    /// operator; or any, if the client has closed its sending side. Most of these clients are gone, and must not keep
+    /// the place of others.
+    async fn overtakes(&self, stream: &TcpStream) -> io::Result<()> {
+        let mut start = [0; handlers::ops::LONGEST_START];
+        let length = timeout(self.timeouts.request, stream.peek(&mut start)).await??;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if handlers::ops::is_start(&start[..length]) {
+            return Ok(());
+        }
+        while !stream.ready(Interest::READABLE).await?.is_read_closed() {
+            // The next event is more bytes, or the end.
+            let _ = stream.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        }
+        Ok(())
+    }
+
+    fn serve(
+        &self,
+        stream: std::net::TcpStream,
+        peer: Peer,
+        client: Option<ConnectionPermit>,
+        permit: OwnedSemaphorePermit,
+        only_one: bool,
+    ) {
+        let connection = Connection::new(Arc::clone(&self.handler), peer, client, permit, self.timeouts, only_one);
+        drop(self.connections.spawn(serve_connection(&self.http, stream, connection, self.shutdown.clone())));
     }
 }
 

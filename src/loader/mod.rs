@@ -376,8 +376,11 @@ impl Loader {
         self.resume.advance(self.position.as_ref());
         if changed > 0 || history_changed || snapshot.rejected() != self.current.rejected() {
             self.current = Arc::new(snapshot);
-            self.persist();
+            self.state().into_iter().for_each(|state| self.output.persist(state));
             self.output.publish(Arc::clone(&self.current));
+        } else if let Some(state) = self.state() {
+            // The content may have been another one in between, which other servers have seen.
+            self.output.move_position(state);
         }
         let replay_lag_seconds = self.standby.replay_lag_seconds();
         self.metrics.replay.lag.set(replay_lag_seconds.unwrap_or_default());
@@ -387,13 +390,11 @@ impl Loader {
         report::log_rejections(&newly_rejected);
     }
 
-    /// Hands on the state. Without a position it could not be resumed from.
-    fn persist(&self) {
-        if let (Some(position), Some(as_of)) = (self.resume.position().cloned(), self.position.clone()) {
-            let (snapshot, rules) = (Arc::clone(&self.current), self.settings.rules.text());
-            let structure = self.structure.loaded().cloned();
-            self.output.persist(PersistedSnapshot { snapshot, position, as_of, rules, structure });
-        }
+    /// What is handed on. Without a position it could not be resumed from.
+    fn state(&self) -> Option<PersistedSnapshot<Arc<Snapshot>>> {
+        let (position, as_of) = (self.resume.position().cloned()?, self.position.clone()?);
+        let (snapshot, rules) = (Arc::clone(&self.current), self.settings.rules.text());
+        Some(PersistedSnapshot { snapshot, position, as_of, rules, structure: self.structure.loaded().cloned() })
     }
 
     /// Returns how long to wait before the next connect.

@@ -45,14 +45,20 @@ impl Output {
         self.pending.send_replace(Some(state));
     }
 
+    /// Replaces the state that was handed on last with one that differs only in its position: the snapshot file is not
+    /// written again, and waiting requests are not woken.
+    pub fn move_position(&self, state: PersistedSnapshot<Arc<Snapshot>>) {
+        self.pending.send_if_modified(|pending| {
+            *pending = Some(state);
+            false
+        });
+    }
+
     /// Publishes a snapshot that was read from the snapshot file, which is not written again.
     pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) -> PersistedSnapshot<Arc<Snapshot>> {
         let PersistedSnapshot { snapshot, position, as_of, rules, structure } = persisted;
         let state = PersistedSnapshot { snapshot: Arc::new(snapshot), position, as_of, rules, structure };
-        self.pending.send_if_modified(|pending| {
-            *pending = Some(state.clone());
-            false
-        });
+        self.move_position(state.clone());
         self.publish(Arc::clone(&state.snapshot));
         state
     }

@@ -47,6 +47,17 @@ pub struct PersistedSnapshot<S> {
     pub structure: Option<String>,
 }
 
+impl<S> PersistedSnapshot<S> {
+    /// Moves the catalog to a later position at which it has the same content.
+    pub fn move_to(&mut self, as_of: Position) {
+        // Both are of one history. A loader that finds another one resumes from where it has read everything.
+        if self.position.history != as_of.history {
+            self.position = as_of.clone();
+        }
+        self.as_of = as_of;
+    }
+}
+
 /// Why a file could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotFileError {

@@ -1,6 +1,7 @@
 //! A position in the history of a database: the point in it that a read returned the content of.
 
 use std::cmp::Reverse;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
@@ -83,6 +84,20 @@ impl Position {
         self.xmax() < other.xmax()
     }
 
+    /// Parses what [`Position`] is displayed as; `None` if that is something else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (history, snapshot) = text.split_once(' ')?;
+        let position = Self { history: history.into(), snapshot: snapshot.into() };
+        let of_snapshot = |byte: u8| byte.is_ascii_digit() || matches!(byte, b':' | b',');
+        let valid = history.split('/').count() == 4
+            && position.parts().iter().all(|part| !part.is_empty())
+            && snapshot.split(':').count() == 3
+            && snapshot.bytes().all(of_snapshot)
+            && position.xmax() > 0;
+        valid.then_some(position)
+    }
+
     /// System identifier, timeline, database and epoch.
     fn parts(&self) -> [&str; 4] {
         let mut parts = self.history.split('/');
@@ -90,9 +105,28 @@ impl Position {
     }
 }
 
+/// The history and the `pg_snapshot`, separated by a space.
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.history, self.snapshot)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn positions_are_parsed_strictly() {
+        for text in ["1/00000001/5/2 100:105:101,103", "1/standby/5/2 100:100:"] {
+            assert_eq!(Position::parse(text).map(|position| position.to_string()).as_deref(), Some(text));
+        }
+        for text in
+            ["", "1/00000001/5/2", "1/00000001/5 1:1:", "1//5/2 1:1:", "1/1/5/2 1:1", "1/1/5/2 1:x:", "1/1/5/2 1::"]
+        {
+            assert_eq!(Position::parse(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn positions_are_ordered_within_one_history() {

@@ -11,8 +11,29 @@ use crate::catalog::store::{LastSync, SyncMode};
 use crate::http::Api;
 use crate::http::etag::hex;
 use crate::http::response::{self, Response};
+use crate::metrics::Route;
 
 const READY: &str = "ready";
+
+/// Bytes of the longest start that [`is_start`] recognizes: `HEAD /metrics` and what follows it.
+pub(in crate::http) const LONGEST_START: usize = 14;
+
+/// The route of a path, if it is one of these.
+pub(in crate::http) fn route(path: &str) -> Option<Route> {
+    match path {
+        "/livez" => Some(Route::Livez),
+        "/readyz" => Some(Route::Readyz),
+        "/metrics" => Some(Route::Metrics),
+        _ => None,
+    }
+}
+
+/// Whether bytes are the start of a request for one of these routes, as probes and scrapers send it.
+pub(in crate::http) fn is_start(bytes: &[u8]) -> bool {
+    let target = bytes.strip_prefix(b"GET ").or_else(|| bytes.strip_prefix(b"HEAD ")).unwrap_or_default();
+    let end = target.iter().position(|byte| matches!(byte, b' ' | b'?'));
+    end.and_then(|end| std::str::from_utf8(&target[..end]).ok()).and_then(route).is_some()
+}
 
 /// The process responds.
 pub fn livez() -> Response {
@@ -100,5 +121,27 @@ pub fn metrics(api: &Api) -> Response {
     match api.metrics.render() {
         Ok(text) => response::with_type(StatusCode::OK, HeaderValue::from_static(prometheus::TEXT_FORMAT), text),
         Err(error) => response::serialization_failed("/metrics", &error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starts_of_requests_are_recognized() {
+        for (start, expected) in [
+            ("GET /livez HTTP/1.1\r\n", true),
+            ("GET /readyz?verbose HTTP/1.1\r\n", true),
+            ("HEAD /metrics HTTP/1.1\r\n", true),
+            ("GET /metrics", false),
+            ("GET /metricsx HTTP/1.1\r\n", false),
+            ("POST /metrics HTTP/1.1\r\n", false),
+            ("GET /api/models/a HTTP/1.1\r\n", false),
+            ("", false),
+        ] {
+            let start = &start.as_bytes()[..start.len().min(LONGEST_START)];
+            assert_eq!(is_start(start), expected, "{}", String::from_utf8_lossy(start));
+        }
     }
 }

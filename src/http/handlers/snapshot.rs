@@ -1,12 +1,16 @@
 //! `GET /api/snapshot`: the whole catalog in the format of the snapshot file, for servers without a database.
 //!
 //! With `?wait=30s` a request whose `If-None-Match` names the current revision is held back until the revision changes.
-//! It holds no snapshot meanwhile, and the headers of the request are freed. All compressed responses of one revision
-//! share their bytes, which are rendered once, on a thread beside the workers.
+//! It holds no snapshot meanwhile, and the headers of the request are freed. If the client closes the connection or its
+//! side of it, the wait ends. All compressed responses of one state share their bytes, which are rendered once, on a
+//! thread beside the workers. The position of a state moves on while its content stays; it is in a header of its own.
 
+use std::future::poll_fn;
 use std::io::{self, BufWriter};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,12 +22,14 @@ use hyper::{HeaderMap, Request, StatusCode, Uri};
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 
 use crate::catalog::snapshot::Snapshot;
+use crate::http::connection::Connection;
 use crate::http::etag::{entity_tag, matches_etag, with_etag};
 use crate::http::response::{self, Response};
 use crate::http::{Api, SNAPSHOT, with_revision};
 use crate::loader::persist::Pending;
 use crate::loader::snapshot_file::{self, PersistedSnapshot};
-use crate::loader::upstream::NEVER_SYNCED;
+use crate::loader::upstream::{AS_OF, NEVER_SYNCED};
+use crate::postgres::position::Position;
 
 /// Longest time that a request may wait; a longer one is shortened.
 const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -32,6 +38,10 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 const LEVEL: Compression = Compression::new(2);
 /// Without it the encoder would be given a line at a time.
 const BUFFER: usize = 64 * 1024;
+
+/// A position that lists more than about 200 transactions in progress is left out: proxies allow all headers of a
+/// response 4 or 8 KiB.
+const MAX_AS_OF_BYTES: usize = 2048;
 
 type State = PersistedSnapshot<Arc<Snapshot>>;
 
@@ -42,8 +52,16 @@ pub struct SnapshotFeed {
     max_waiters: usize,
     /// A permit is held by each waiting request.
     waiters: Semaphore,
-    /// The compressed snapshot of a revision. The lock is held while one is rendered.
-    compressed: Arc<Mutex<Option<(u64, Bytes)>>>,
+    /// The lock is held while a snapshot is compressed.
+    compressed: Arc<Mutex<Compressed>>,
+}
+
+/// The compressed snapshot of a state, for as long as only its position changes.
+#[derive(Debug)]
+struct Compressed {
+    /// Has seen the state that `body` is of.
+    latest: watch::Receiver<Pending>,
+    body: Option<Bytes>,
 }
 
 impl SnapshotFeed {
@@ -52,7 +70,8 @@ impl SnapshotFeed {
     #[must_use]
     pub fn new(latest: watch::Receiver<Pending>, max_waiters: usize) -> Self {
         let max_waiters = max_waiters.min(Semaphore::MAX_PERMITS);
-        Self { latest, max_waiters, waiters: Semaphore::new(max_waiters), compressed: Arc::default() }
+        let compressed = Arc::new(Mutex::new(Compressed { latest: latest.clone(), body: None }));
+        Self { latest, max_waiters, waiters: Semaphore::new(max_waiters), compressed }
     }
 
     /// The number of requests that wait.
@@ -78,18 +97,18 @@ fn parse_wait(uri: &Uri) -> Result<Duration, String> {
 }
 
 /// What a request asks for.
-#[derive(Debug)]
 pub struct SnapshotRequest {
     known: Option<Known>,
     compress: bool,
 }
 
 /// Set if the client has the current snapshot.
-#[derive(Debug)]
 struct Known {
     revision: u64,
     /// How long the request may wait for another revision.
     wait: Duration,
+    /// The connection of a request that may wait.
+    connection: Option<Arc<Connection>>,
 }
 
 /// Reads the head of a request.
@@ -102,7 +121,9 @@ pub fn parse<B>(api: &Api, request: &Request<B>) -> Result<SnapshotRequest, Resp
     let wait = parse_wait(request.uri())
         .map_err(|message| with_revision(response::error(StatusCode::BAD_REQUEST, &message), &latest.snapshot))?;
     let revision = latest.snapshot.revision();
-    let known = matches_etag(request.headers(), &entity_tag(revision)).then_some(Known { revision, wait });
+    let connection = || request.extensions().get().cloned();
+    let known = matches_etag(request.headers(), &entity_tag(revision));
+    let known = known.then(|| Known { revision, wait, connection: connection() });
     Ok(SnapshotRequest { known, compress: accepts_gzip(request.headers()) })
 }
 
@@ -118,7 +139,13 @@ pub fn respond(api: Arc<Api>, request: SnapshotRequest) -> impl Future<Output = 
                     let changed = |state: &State| state.snapshot.revision() != known.revision;
                     state.as_ref().is_some_and(changed) || api.draining.load(Relaxed)
                 });
-                let _ = tokio::time::timeout(known.wait, changed).await;
+                let mut waited = pin!(tokio::time::timeout(known.wait, changed));
+                let client_closed = || known.connection.as_ref().is_some_and(|connection| connection.client_closed());
+                poll_fn(|context| match waited.as_mut().poll(context) {
+                    Poll::Pending if !client_closed() => Poll::Pending,
+                    _ => Poll::Ready(()),
+                })
+                .await;
             }
             if let Some(response) = not_modified(&api, known) {
                 return response;
@@ -136,26 +163,30 @@ fn permit_to_wait<'a>(api: &'a Api, known: &Known) -> Option<SemaphorePermit<'a>
 /// The response to a client that has the latest revision.
 fn not_modified(api: &Api, known: &Known) -> Option<Response> {
     let latest = api.snapshots.latest().filter(|latest| latest.snapshot.revision() == known.revision)?;
-    Some(finish(api, response::not_modified(), &latest.snapshot))
+    Some(finish(api, response::not_modified(), &latest.snapshot, &latest.as_of))
 }
 
 /// The compressed snapshot of the latest state, rendered unless another request did.
 async fn compressed(api: &Api) -> Response {
     let mut compressed = Arc::clone(&api.snapshots.compressed).lock_owned().await;
     // The state of now, not the one from before the wait for the lock.
-    let Some(latest) = api.snapshots.latest() else { return response::not_loaded() };
-    let snapshot = Arc::clone(&latest.snapshot);
-    let revision = snapshot.revision();
-    let rendered = compressed.as_ref().filter(|(rendered, _)| *rendered == revision).map(|(_, body)| body.clone());
-    let body = match rendered {
+    let (latest, changed) = {
+        let latest = compressed.latest.borrow_and_update();
+        (latest.clone(), latest.has_changed())
+    };
+    let Some(latest) = latest else { return response::not_loaded() };
+    let (snapshot, as_of) = (Arc::clone(&latest.snapshot), latest.as_of.clone());
+    if changed {
+        compressed.body = None;
+    }
+    let body = match compressed.body.clone() {
         Some(body) => Ok(body),
         None => {
-            *compressed = None;
             let memory = api.memory.clone();
             // The guard moves into the task, which continues if the client disconnects.
             let keep = move |body| {
-                *compressed = Some((revision, memory.try_bytes(body)?));
-                compressed.as_ref().map(|(_, body)| body.clone())
+                compressed.body = Some(memory.try_bytes(body)?);
+                compressed.body.clone()
             };
             render(api, latest, write_compressed, keep).await
         }
@@ -164,7 +195,7 @@ async fn compressed(api: &Api) -> Response {
         Ok(body) => {
             let mut response = with_body(body);
             response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            finish(api, response, &snapshot)
+            finish(api, response, &snapshot, &as_of)
         }
         Err(response) => with_revision(response, &snapshot),
     }
@@ -172,7 +203,7 @@ async fn compressed(api: &Api) -> Response {
 
 async fn plain(api: &Api) -> Response {
     let Some(latest) = api.snapshots.latest() else { return response::not_loaded() };
-    let snapshot = Arc::clone(&latest.snapshot);
+    let (snapshot, as_of) = (Arc::clone(&latest.snapshot), latest.as_of.clone());
     // Reserved before it is rendered: any number of clients may ask for it at a time.
     let mut reservation = api.memory.reserve();
     if !reservation.try_resize(plain_size(&snapshot)) {
@@ -180,7 +211,7 @@ async fn plain(api: &Api) -> Response {
     }
     let keep = move |body: Vec<u8>| reservation.try_resize(body.capacity()).then(|| reservation.into_bytes(body));
     match render(api, latest, write_plain, keep).await {
-        Ok(body) => finish(api, with_body(body), &snapshot),
+        Ok(body) => finish(api, with_body(body), &snapshot, &as_of),
         Err(response) => with_revision(response, &snapshot),
     }
 }
@@ -223,11 +254,15 @@ fn with_body(body: Bytes) -> Response {
 
 /// Adds the headers of a response that clients may compare and caches may store. Its age (RFC 9111 §5.1) is the time
 /// since the catalog was in sync with the database, however many servers are between.
-fn finish(api: &Api, response: Response, snapshot: &Snapshot) -> Response {
+fn finish(api: &Api, response: Response, snapshot: &Snapshot, as_of: &Position) -> Response {
     let mut response = with_etag(response, &entity_tag(snapshot.revision()));
     let age = api.store.last_sync().map_or(NEVER_SYNCED, |sync| sync.at.elapsed().as_secs().min(NEVER_SYNCED));
     response.headers_mut().insert(AGE, age.into());
     response.headers_mut().insert(VARY, HeaderValue::from_static("accept-encoding"));
+    let as_of = as_of.to_string();
+    if let Some(as_of) = HeaderValue::from_str(&as_of).ok().filter(|_| as_of.len() <= MAX_AS_OF_BYTES) {
+        response.headers_mut().insert(AS_OF, as_of);
+    }
     with_revision(response, snapshot)
 }
 

@@ -13,9 +13,10 @@ use reqwest::{Response, StatusCode};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::super::snapshot_file::{self, PersistedSnapshot, SnapshotFileError};
-use super::NEVER_SYNCED;
 use super::config::Location;
+use super::{AS_OF, NEVER_SYNCED};
 use crate::catalog::snapshot::Snapshot;
+use crate::postgres::position::Position;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum time until a response begins, in addition to the time that the upstream may wait.
@@ -100,6 +101,8 @@ pub enum Fetched {
     /// The upstream still has the version that the request named.
     Unchanged {
         /// See [`Fetched::Snapshot`].
+        as_of: Option<Position>,
+        /// See [`Fetched::Snapshot`].
         synced_at: Option<Instant>,
     },
     /// Another version.
@@ -108,6 +111,8 @@ pub enum Fetched {
         body: Vec<u8>,
         /// Without one, every request transfers the snapshot.
         tag: Option<Tag>,
+        /// The latest position at which the upstream had this content, if it says so outside of the body.
+        as_of: Option<Position>,
         /// When the headers of the response were there.
         received_at: Instant,
         /// When the snapshot was last in sync with the database, as far as the upstream knows; `None` if the upstream
@@ -175,14 +180,15 @@ impl Client {
         let received_at = Instant::now();
         let age = age(response.headers());
         let synced_at = received_at.checked_sub(Duration::from_secs(age)).filter(|_| age < NEVER_SYNCED);
+        let as_of = response.headers().get(AS_OF).and_then(|as_of| Position::parse(as_of.to_str().ok()?));
         match response.status() {
-            StatusCode::NOT_MODIFIED if conditional => return Ok(Fetched::Unchanged { synced_at }),
+            StatusCode::NOT_MODIFIED if conditional => return Ok(Fetched::Unchanged { as_of, synced_at }),
             StatusCode::OK => {}
             status => return Err(FetchError::Status(status)),
         }
         let tag = response.headers().get(ETAG).cloned().map(Tag::Entity);
         let body = read_body(response, received_at).await?;
-        Ok(Fetched::Snapshot { body, tag, received_at, synced_at })
+        Ok(Fetched::Snapshot { body, tag, as_of, received_at, synced_at })
     }
 }
 
@@ -222,14 +228,14 @@ fn read_file(path: &Path, known: Option<&Tag>) -> Result<Fetched, FetchError> {
     let changed_at = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
     let tag = Tag::File([metadata.dev().into(), metadata.ino().into(), metadata.len().into(), changed_at]);
     if known == Some(&tag) {
-        return Ok(Fetched::Unchanged { synced_at: Some(received_at) });
+        return Ok(Fetched::Unchanged { as_of: None, synced_at: Some(received_at) });
     }
     if metadata.len() > MAX_BYTES as u64 {
         return Err(FetchError::TooLarge);
     }
     let mut body = Vec::new();
     file.read_to_end(&mut body)?;
-    Ok(Fetched::Snapshot { body, tag: Some(tag), received_at, synced_at: Some(received_at) })
+    Ok(Fetched::Snapshot { body, tag: Some(tag), as_of: None, received_at, synced_at: Some(received_at) })
 }
 
 /// Reads a snapshot, compressed or not. What the content is called differs from server to server, so its first bytes

@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use reqwest::header::HeaderName;
 use tokio::sync::watch;
 use tracing::info;
 
@@ -27,6 +28,7 @@ use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::{LastSync, Store};
 use crate::metrics::Metrics;
+use crate::postgres::position::Position;
 
 /// How long a request to a server waits there for a change. Its response is what shows that the server is alive.
 const WAIT: Duration = Duration::from_secs(30);
@@ -40,6 +42,10 @@ const MAX_BEHIND: Duration = Duration::from_secs(60);
 
 /// The `Age` of a catalog from a snapshot file whose server has not reached its source yet: the largest that there is.
 pub const NEVER_SYNCED: u64 = 1 << 31;
+
+/// The header in which a server says the latest position at which it had the content of a response. The position in the
+/// body may be older: content can come back, and stays in memory as it was rendered and compressed.
+pub const AS_OF: HeaderName = HeaderName::from_static("catalog-as-of");
 
 /// Settings of an [`Upstream`].
 #[derive(Clone)]
@@ -93,7 +99,15 @@ struct Source {
     /// The entity tag of the last snapshot received, refused or not.
     tag: Option<client::Tag>,
     /// Why that snapshot was refused.
-    refused: Option<Arc<str>>,
+    refused: Option<Refused>,
+}
+
+/// A snapshot that was refused.
+#[derive(Clone)]
+struct Refused {
+    reason: Arc<str>,
+    /// Its position was earlier than that of the state served.
+    behind: bool,
 }
 
 impl Source {
@@ -196,9 +210,18 @@ impl Upstream {
         let can_wait = source.location.can_wait();
         let fetched = self.client.fetch(&source.location, condition.clone(), wait).await?;
         match (fetched, source.refused.clone().filter(|_| source.tag == condition)) {
-            (Fetched::Unchanged { .. }, Some(reason)) => return Err(UpstreamError::Refused(reason)),
-            (Fetched::Unchanged { synced_at }, None) => {
+            (Fetched::Unchanged { as_of, .. }, Some(refused)) => {
+                if !(refused.behind && as_of.is_some_and(|as_of| !self.is_behind(&as_of))) {
+                    return Err(UpstreamError::Refused(refused.reason));
+                }
+                // The content has come back: it is transferred again.
+                let source = &mut self.sources[self.active];
+                (source.tag, source.refused) = (None, None);
+                return Ok(Duration::ZERO);
+            }
+            (Fetched::Unchanged { as_of, synced_at }, None) => {
                 self.remember(condition, None);
+                as_of.into_iter().for_each(|as_of| self.move_to(as_of));
                 self.metrics.upstream.requests.with_label_values(&["unchanged"]).inc();
                 self.record_sync(synced_at);
                 if let Some(current) = &self.current {
@@ -208,9 +231,9 @@ impl Upstream {
                     return Ok(Duration::ZERO);
                 }
             }
-            (Fetched::Snapshot { body, tag, received_at, synced_at }, _) => {
+            (Fetched::Snapshot { body, tag, as_of, received_at, synced_at }, _) => {
                 self.metrics.upstream.received_bytes.inc_by(body.len() as u64);
-                let accepted = self.accept(&body, received_at);
+                let accepted = self.accept(&body, as_of, received_at);
                 report::record_refresh(&self.metrics, RefreshKind::Upstream, received_at, accepted.is_ok());
                 self.remember(tag, accepted.as_ref().err());
                 let changed = accepted.map_err(|refusal| UpstreamError::Refused(refusal.to_string().into()))?;
@@ -234,10 +257,12 @@ impl Upstream {
         (condition, if waits { WAIT } else { Duration::ZERO })
     }
 
-    /// Publishes a snapshot, or says why not; returns whether it differs from the one before.
-    fn accept(&mut self, body: &[u8], received_at: Instant) -> Result<bool, Refusal> {
+    /// Publishes a snapshot, or says why not; returns whether it differs from the one before. Its position is `as_of`,
+    /// or else the one in its header.
+    fn accept(&mut self, body: &[u8], as_of: Option<Position>, received_at: Instant) -> Result<bool, Refusal> {
         let previous = self.current.as_ref().map(|current| Arc::clone(&current.snapshot)).unwrap_or_default();
-        let received = client::read(body, &previous)?;
+        let mut received = client::read(body, &previous)?;
+        as_of.into_iter().for_each(|as_of| received.move_to(as_of));
         // What its header says about rules is not trusted: anything could have written it.
         let violations = received.snapshot.violations(&self.settings.rules, &previous);
         if let Some((id, reason)) = violations.first().cloned() {
@@ -247,9 +272,8 @@ impl Upstream {
         if let Some(current) = &self.current {
             let before = received.as_of.is_before(&current.as_of);
             let same_models = current.snapshot.revision() == revision;
-            let same_rejected = current.snapshot.rejected() == received.snapshot.rejected();
-            // The later position stays, by which other states are compared.
-            if same_models && (before || same_rejected && received.as_of == current.as_of) {
+            if same_models && (before || current.snapshot.rejected() == received.snapshot.rejected()) {
+                self.move_to(received.as_of);
                 return Ok(false);
             }
             if before && !self.accepts_earlier() {
@@ -265,6 +289,22 @@ impl Upstream {
         report::log_sync((RefreshKind::Upstream, None), received_at, rows, changed, &state.snapshot);
         self.current = Some(state);
         Ok(changed > 0)
+    }
+
+    /// Moves the state served, whose content an upstream has at `as_of`. The later position stays, by which other
+    /// states are compared.
+    fn move_to(&mut self, as_of: Position) {
+        if !self.is_behind(&as_of)
+            && let Some(current) = self.current.as_mut().filter(|current| current.as_of != as_of)
+        {
+            current.move_to(as_of);
+            self.output.move_position(current.clone());
+        }
+    }
+
+    /// Whether a state at `as_of` is known to be earlier than the one served.
+    fn is_behind(&self, as_of: &Position) -> bool {
+        self.current.as_ref().is_some_and(|current| as_of.is_before(&current.as_of))
     }
 
     /// Records when the active upstream was in sync. One that has not been for [`MAX_BEHIND`] is followed by the next:
@@ -297,7 +337,8 @@ impl Upstream {
         }
         let source = &mut self.sources[self.active];
         source.tag = tag;
-        source.refused = refusal.map(|refusal| refusal.to_string().into());
+        source.refused = refusal
+            .map(|refusal| Refused { reason: refusal.to_string().into(), behind: matches!(refusal, Refusal::Behind) });
     }
 }
 

@@ -1,11 +1,14 @@
 //! `GET /api/snapshot`: its formats, conditional requests and waits.
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use flate2::read::GzDecoder;
 use hyper::header::{ACCEPT_ENCODING, IF_NONE_MATCH};
+use socket2::SockRef;
 
+use crate::support::raw::{connect, read_to_close, statuses};
 use crate::support::{Response, Server, model_json, start_with_model_a};
 
 async fn get(server: &Server, path: &str, tag: &str, encoding: &str) -> Response {
@@ -102,6 +105,51 @@ async fn waiting_requests_are_limited_and_end_when_the_drain_begins() {
     assert!(server.exited().is_none());
     server.signal("TERM");
     server.until("it has ended", |s| std::future::ready(s.exited().is_some())).await;
+}
+
+/// Half of the connections may wait, and none of these places is kept by a client that is gone.
+#[tokio::test]
+async fn closed_connections_free_their_places_at_once() {
+    const WAITERS: usize = 100;
+    let (db, server) = start_with_model_a(&[("CATALOG_MAX_CONNECTIONS", "200")]).await;
+    let tag = server.get("/api/snapshot").await.header("etag").to_owned();
+    let request = format!("GET /api/snapshot?wait=60s HTTP/1.1\r\nhost: x\r\nif-none-match: {tag}\r\n\r\n");
+    let wait = |before: bool| {
+        let mut stream = connect(&server.address);
+        if before {
+            // The socket is registered with the runtime.
+            stream.write_all(b"GET /api/models/a HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+            assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+        }
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    };
+    let until_waiting = async |count: usize| {
+        let what = format!("{count} requests wait");
+        server.until(&what, |s| async move { s.metric("catalog_snapshot_waiters").await == count as f64 }).await;
+    };
+    for reset in [false, true] {
+        let clients: Vec<_> = (0..WAITERS).map(|number| wait(number % 2 == 0)).collect();
+        until_waiting(WAITERS).await;
+        if reset {
+            clients.iter().for_each(|client| SockRef::from(client).set_linger(Some(Duration::ZERO)).unwrap());
+        }
+        drop(clients);
+        until_waiting(0).await;
+    }
+    // A client that has finished sending may still wait for its response, and gets it.
+    let mut half_closed = wait(true);
+    until_waiting(1).await;
+    half_closed.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(statuses(&read_to_close(&mut half_closed)), [304]);
+    // One that sends its next request meanwhile still waits.
+    let mut pipelined = wait(true);
+    until_waiting(1).await;
+    pipelined.write_all(b"GET /api/models/a HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    db.add("b").await;
+    server.until("b is served", |s| async move { s.get("/api/models/b").await.status == 200 }).await;
+    assert_eq!(statuses(&read_to_close(&mut pipelined)), [200, 200]);
+    until_waiting(0).await;
 }
 
 /// The deadline of a request is extended by its wait.

@@ -1,5 +1,6 @@
 //! Limits on clients, memory and file descriptors, and requests intended to break the server.
 
+mod connection_limit;
 mod connections_per_address;
 mod exhaustion;
 mod rate_limit;

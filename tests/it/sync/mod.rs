@@ -4,6 +4,7 @@ mod audit;
 mod delta_correctness;
 pub mod delta_plan;
 mod edge_files;
+mod edge_positions;
 mod edge_upstreams;
 mod edge_waiters;
 mod edges;
