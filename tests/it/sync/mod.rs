@@ -18,3 +18,4 @@ mod statements;
 mod strict;
 mod structure;
 mod transactions;
+mod writers;
