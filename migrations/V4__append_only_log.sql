@@ -210,6 +210,7 @@ DECLARE
     old_id    text := CASE WHEN TG_NARGS = 0 THEN '''''' ELSE format('o.%I::text', TG_ARGV[0]) END;
     new_id    text := CASE WHEN TG_NARGS = 0 THEN '''''' ELSE format('n.%I::text', TG_ARGV[0]) END;
     touched   text;
+    single    record;
     ids       text[];
     too_long  boolean;
     failure   text;
@@ -225,9 +226,13 @@ BEGIN
             IF (SELECT count(*) FROM (SELECT FROM old_rows LIMIT 2) o) = 1
                AND (SELECT count(*) FROM (SELECT FROM new_rows LIMIT 2) n) = 1 THEN
                 -- The same for a single row, in a form whose planning takes half the time.
-                touched := format(
-                    'SELECT unnest(ARRAY[%s, %s]) AS id FROM old_rows o, new_rows n WHERE record_image_ne(ROW(o.*), ROW(n.*))',
-                    old_id, new_id);
+                EXECUTE format(
+                    'SELECT %s AS old, %s AS new FROM old_rows o, new_rows n WHERE record_image_ne(ROW(o.*), ROW(n.*))',
+                    old_id, new_id)
+                INTO single;
+                ids := CASE WHEN single.old = single.new THEN ARRAY[single.old]
+                            ELSE nullif(array_remove(ARRAY[single.old, single.new], NULL), '{}') END;
+                too_long := greatest(octet_length(single.old), octet_length(single.new)) > longest;
             ELSE
                 touched := format(
                     'SELECT unnest(ARRAY[p.id, q.id]) AS id
@@ -243,14 +248,17 @@ BEGIN
                 'SELECT array_agg(DISTINCT t.id), max(octet_length(t.id)) > %s FROM (%s) t WHERE t.id IS NOT NULL',
                 longest, touched)
             INTO ids, too_long;
-            IF ids IS NULL THEN
-                RETURN NULL;
-            END IF;
-            everything := everything OR too_long;
         END IF;
-        IF NOT (has_table_privilege('model_catalog.changes', 'INSERT')
-                AND has_table_privilege('model_catalog.state', 'SELECT')) THEN
-            RAISE insufficient_privilege;
+        IF ids IS NULL AND TG_OP <> 'TRUNCATE' THEN
+            RETURN NULL;
+        END IF;
+        everything := everything OR too_long;
+        IF NOT everything THEN
+            IF NOT has_table_privilege('model_catalog.changes'::regclass, 'INSERT') THEN
+                RAISE insufficient_privilege;
+            END IF;
+            SELECT s.strict AS refuse, s.url_schemes, pg_notify(s.channel::text, '') INTO settings
+            FROM model_catalog.state s;
         END IF;
     EXCEPTION WHEN OTHERS THEN
         failure := SQLERRM;
@@ -295,7 +303,6 @@ BEGIN
                 END;
             END IF;
         END IF;
-        SELECT s.strict AS refuse, s.url_schemes, pg_notify(s.channel::text, '') INTO settings FROM model_catalog.state s;
     END IF;
     -- A crash must not lose a change that servers have already read, so the commit must not be asynchronous.
     IF current_setting('synchronous_commit') = 'off' THEN
@@ -330,57 +337,55 @@ CREATE OR REPLACE FUNCTION model_catalog.report_rejected(ids text[], strict bool
 LANGUAGE plpgsql SET lock_timeout = '10ms'
 AS $$
 DECLARE
-    listed CONSTANT bigint := 100;
-    found  record;
-    many   text;
-    line   text;
+    listed  CONSTANT integer := 100;
+    another CONSTANT text := 'another row has the same id: ids must be unique in the view';
+    found   record;
+    lines   text[];
+    many    text;
+    line    text;
 BEGIN
     BEGIN
-        -- Of several valid rows with the same id, one is served.
-        SELECT count(*) AS number, array_agg(r.line ORDER BY r.place) FILTER (WHERE r.place <= listed) AS lines
+        -- The arrays have only the rows with a problem. Of several valid rows with the same id, one is served.
+        SELECT count(*) FILTER (WHERE c.problem IS NOT NULL OR c.number > 1) AS number,
+               array_agg(c.id) FILTER (WHERE c.problem IS NOT NULL OR c.number > 1) AS ids,
+               array_agg(coalesce(c.problem, another)) FILTER (WHERE c.problem IS NOT NULL OR c.number > 1) AS problems
         INTO found
         FROM (
-            SELECT c.place,
-                   CASE WHEN c.place <= listed THEN format(
-                       '%smodel "%s" %s not be served: %s',
-                       CASE WHEN c.problem IS NULL THEN 'a second row of ' END,
-                       regexp_replace(left(c.id, 200), E'[\\x01-\\x1f\\x7f-\\x9f]', '?', 'g'),
-                       CASE WHEN report_rejected.strict THEN 'would' ELSE 'will' END,
-                       coalesce(c.problem, 'another row has the same id: ids must be unique in the view')) END AS line
+            SELECT u.id, u.problem, row_number() OVER (PARTITION BY u.id, u.problem IS NULL) AS number
             FROM (
-                SELECT v.id, v.problem, row_number() OVER (ORDER BY v.id) AS place
-                FROM (
-                    SELECT u.id, u.problem,
-                           row_number() OVER (PARTITION BY u.id, u.problem IS NULL) AS number
-                    FROM (
-                        SELECT e.id COLLATE "C" AS id,
-                               model_catalog.row_problem(e.id COLLATE "C", e.name, e.download_url, e.file_size_gb::text,
-                                   e.hash, e.auth_required, e.auth_provider, e.save_path, e.dependencies::jsonb,
-                                   e.description, e.mirrors, report_rejected.schemes) AS problem
-                        FROM (SELECT NULL::jsonb AS mirrors) none
-                        CROSS JOIN LATERAL (
-                            SELECT entries.id, entries.name, entries.download_url, entries.file_size_gb, entries.hash,
-                                   entries.auth_required, entries.auth_provider, entries.save_path,
-                                   entries.dependencies, entries.description, to_jsonb(mirrors) AS mirrors
-                            FROM model_catalog.entries
-                            WHERE entries.id = ANY (report_rejected.ids)
-                        ) e
-                        OFFSET 0
-                    ) u
-                ) v
-                WHERE v.problem IS NOT NULL OR v.number > 1
-            ) c
-        ) r;
+                SELECT e.id COLLATE "C" AS id,
+                       model_catalog.row_problem(e.id COLLATE "C", e.name, e.download_url, e.file_size_gb::text, e.hash,
+                           e.auth_required, e.auth_provider, e.save_path, e.dependencies::jsonb, e.description,
+                           e.mirrors, report_rejected.schemes) AS problem
+                FROM (SELECT NULL::jsonb AS mirrors) none
+                CROSS JOIN LATERAL (
+                    SELECT entries.id, entries.name, entries.download_url, entries.file_size_gb, entries.hash,
+                           entries.auth_required, entries.auth_provider, entries.save_path, entries.dependencies,
+                           entries.description, to_jsonb(mirrors) AS mirrors
+                    FROM model_catalog.entries
+                    WHERE entries.id = ANY (report_rejected.ids)
+                ) e
+                OFFSET 0
+            ) u
+            ORDER BY 1
+        ) c;
         IF found.number = 0 THEN
             RETURN false;
         END IF;
+        lines := ARRAY(
+            SELECT format('%smodel "%s" %s not be served: %s',
+                          CASE WHEN l.problem = another THEN 'a second row of ' END,
+                          regexp_replace(left(l.id, 200), E'[\\x01-\\x1f\\x7f-\\x9f]', '?', 'g'),
+                          CASE WHEN report_rejected.strict THEN 'would' ELSE 'will' END,
+                          l.problem)
+            FROM unnest(found.ids[:listed], found.problems[:listed]) AS l (id, problem));
         IF cardinality(ids) > listed THEN
             many := format('%s of %s changed models', found.number, cardinality(ids));
         END IF;
         IF NOT strict AND many IS NOT NULL THEN
             RAISE WARNING '% will not be served: SELECT * FROM model_catalog.problems;', many;
         ELSIF NOT strict THEN
-            FOREACH line IN ARRAY found.lines LOOP
+            FOREACH line IN ARRAY lines LOOP
                 RAISE WARNING '%', line;
             END LOOP;
         END IF;
@@ -389,10 +394,10 @@ BEGIN
         RETURN false;
     END;
     IF strict THEN
-        RAISE EXCEPTION '%', coalesce(many || ' would not be served', found.lines[1])
+        RAISE EXCEPTION '%', coalesce(many || ' would not be served', lines[1])
             USING ERRCODE = 'check_violation',
                   DETAIL = array_to_string('Rows that servers reject are refused in strict mode.'::text
-                           || CASE WHEN many IS NULL THEN found.lines[2:] ELSE found.lines END, E'\n'),
+                           || CASE WHEN many IS NULL THEN lines[2:] ELSE lines END, E'\n'),
                   HINT = 'SELECT model_catalog.strict(false) makes this a warning.';
     END IF;
     RETURN true;

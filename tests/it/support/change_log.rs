@@ -1,6 +1,8 @@
-//! Notifications received by a server and rows of `model_catalog.changes`.
+//! Notifications received by a server, rows of `model_catalog.changes`, and warnings to writers.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use tokio_postgres::{AsyncMessage, NoTls};
 
 use crate::support::{Db, Server};
 
@@ -37,4 +39,22 @@ pub async fn assert_unnoticed(db: &Db, server: &Server, statements: &[&str]) {
         assert_eq!(server.get("/api/models/marker").await.revision(), revision, "a new revision by {statement}");
     }
     assert_eq!(notifications(db, server).await, before + 1.0, "one of these sent a notification: {statements:#?}");
+}
+
+/// The warnings that Postgres sends while it runs these statements.
+pub async fn warnings(db: &Db, statements: &str) -> Vec<String> {
+    let (client, mut connection) = tokio_postgres::connect(&db.url, NoTls).await.unwrap();
+    let received = tokio::spawn(async move {
+        let mut notices = Vec::new();
+        while let Some(message) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+            if let AsyncMessage::Notice(notice) = message.unwrap() {
+                assert_eq!(notice.severity(), "WARNING");
+                notices.push(notice.message().to_owned());
+            }
+        }
+        notices
+    });
+    client.batch_execute(statements).await.unwrap();
+    drop(client);
+    received.await.unwrap()
 }

@@ -20,3 +20,4 @@ mod strict;
 mod structure;
 mod transactions;
 mod unknown_ids;
+mod writers;

@@ -1,30 +1,11 @@
 //! Rows that servers reject are reported in the session that writes them, and refused in strict mode.
 
-use tokio_postgres::{AsyncMessage, NoTls};
-
+use crate::support::change_log::warnings;
 use crate::support::{Db, NOTIFY_ONLY, Server};
 
 const BAD_PATH: &str = "UPDATE models SET save_path = '../x' WHERE id = 'a'";
 const WARNING: &str = "model \"a\" will not be served: save_path escapes the models folder: it must be relative to the models \
                        folder, without `..` and without backslashes";
-
-/// The warnings that Postgres sends while it runs these statements.
-async fn warnings(db: &Db, statements: &str) -> Vec<String> {
-    let (client, mut connection) = tokio_postgres::connect(&db.url, NoTls).await.unwrap();
-    let received = tokio::spawn(async move {
-        let mut notices = Vec::new();
-        while let Some(message) = std::future::poll_fn(|context| connection.poll_message(context)).await {
-            if let AsyncMessage::Notice(notice) = message.unwrap() {
-                assert_eq!(notice.severity(), "WARNING");
-                notices.push(notice.message().to_owned());
-            }
-        }
-        notices
-    });
-    client.batch_execute(statements).await.unwrap();
-    drop(client);
-    received.await.unwrap()
-}
 
 async fn refusal(db: &Db, statement: &str) -> String {
     let error = db.client.batch_execute(statement).await.expect_err(statement);

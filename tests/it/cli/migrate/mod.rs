@@ -6,8 +6,10 @@ mod rights;
 mod watch;
 
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
-use crate::support::{Db, NOTIFY_ONLY, Server};
+use crate::support::{Db, NOTIFY_ONLY, Server, sql, until};
 
 /// The hint in the error about an unusable table.
 const HINT: &str = "Run `model-catalog migrate --bare`, define the view model_catalog.entries yourself";
@@ -43,7 +45,7 @@ async fn fingerprint(db: &Db) -> String {
         "SELECT string_agg(concat_ws(' ', xmin, s), E'\\n') FROM model_catalog.state s",
         "SELECT string_agg(concat_ws(' ', xmin, m), E'\\n') FROM model_catalog.migrations m",
         "SELECT string_agg(concat_ws(' ', xmin, c), E'\\n') FROM model_catalog.changes c",
-        "SELECT string_agg(concat_ws(' ', xmin, r), E'\\n') FROM model_catalog.reloads r",
+        "SELECT string_agg(concat_ws(' ', l.xmin, l), E'\\n') FROM model_catalog.reloads l",
         "SELECT string_agg(concat_ws(' ', xmin, ctid, m), E'\\n') FROM public.models m",
     ];
     let mut all = String::new();
@@ -104,6 +106,78 @@ async fn concurrent_migrations_run_once() {
     let all = "SELECT string_agg(concat_ws(' ', version, name, checksum), ',') FROM model_catalog.migrations";
     assert_eq!(db.sql(all).await, alone.sql(all).await);
     assert_eq!(epoch(&db).await, epoch(&alone).await, "more than one migration created triggers");
+}
+
+/// A database as the versions with three migrations left it, with a watched table.
+async fn migrated_to_3() -> Db {
+    let (db, newest) = (Db::empty().await, Db::new().await);
+    db.sql(
+        "CREATE SCHEMA model_catalog; CREATE TABLE model_catalog.migrations (version int4 PRIMARY KEY, \
+            name varchar(255), applied_on varchar(255), checksum varchar(255))",
+    )
+    .await;
+    db.sql(include_str!("../../../../migrations/V1__model_catalog.sql")).await;
+    db.sql(include_str!("../../../../migrations/V2__fleet.sql")).await;
+    db.sql(include_str!("../../../../migrations/V3__problems.sql")).await;
+    db.sql(include_str!("../../../../sql/default_models.sql")).await;
+    let applied = "SELECT string_agg(format('INSERT INTO model_catalog.migrations VALUES (%L, %L, %L, %L);', \
+                   version, name, applied_on, checksum), '') FROM model_catalog.migrations WHERE version <= 3";
+    db.sql(&newest.sql(applied).await.unwrap()).await;
+    db
+}
+
+/// No write fails while the log gets another key, although statements in the old triggers expect the old one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn migration_from_version_3_fails_no_write() {
+    let db = migrated_to_3().await;
+    for id in ["0", "1", "2", "3"] {
+        db.add(id).await;
+    }
+    let (stop, written) = (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default());
+    let mut writers = Vec::new();
+    for id in 0..4 {
+        let (client, stop, written) = (db.connect().await, Arc::clone(&stop), Arc::clone(&written));
+        writers.push(tokio::spawn(async move {
+            while !stop.load(Relaxed) {
+                // The last statement of the transaction comes some time after the first one.
+                let update = format!("UPDATE models SET name = random() WHERE id = '{id}'");
+                sql(&client, &format!("BEGIN; {update}; SELECT pg_sleep(0.01); {update}; COMMIT")).await;
+                written.fetch_add(1, Relaxed);
+            }
+        }));
+    }
+    until("the writers write", || async { written.load(Relaxed) > 50 }).await;
+    let migrate = start(&db.url, &[]);
+    let output = tokio::task::spawn_blocking(|| migrate.wait_with_output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let before = written.load(Relaxed);
+    until("the writers go on", || async { written.load(Relaxed) > before + 50 }).await;
+    stop.store(true, Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
+    db.sql("UPDATE models SET name = 'new'").await;
+    server.until_named("3", "new").await;
+    let rows = "SELECT count(*) || ' ' || count(DISTINCT model_id) FROM model_catalog.changes";
+    assert_eq!(db.sql(rows).await.as_deref(), Some("4 4"));
+}
+
+/// The migration gives up if a transaction keeps it from the tables, and leaves everything as it was.
+#[tokio::test]
+async fn migration_gives_up_beside_a_long_transaction() {
+    let db = migrated_to_3().await;
+    db.add("a").await;
+    let version =
+        "SELECT max(version) || ' ' || (to_regclass('model_catalog.reloads') IS NULL) FROM model_catalog.migrations";
+    let long = db.connect().await;
+    sql(&long, "BEGIN; UPDATE models SET name = 'long'").await;
+    let output = start(&db.url, &[]).wait_with_output().unwrap();
+    let message = stderr(&output);
+    assert!(!output.status.success() && message.contains("or by a long transaction"), "{message}");
+    assert_eq!(db.sql(version).await.as_deref(), Some("3 true"));
+    sql(&long, "COMMIT").await;
+    run(&db.url, &[]);
 }
 
 #[tokio::test]
