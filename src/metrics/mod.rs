@@ -124,17 +124,22 @@ impl Metrics {
             requests: RequestCollector::new()?,
             registry: Registry::new(),
         };
+        metrics.initialize_labels();
+        metrics.register_all()?;
+        Ok(metrics)
+    }
+
+    /// Creates the series of label values that are known, so that they are 0 before the first event.
+    fn initialize_labels(&self) {
         for kind in REFRESH_KINDS {
-            metrics.refresh_seconds.with_label_values(&[kind]);
+            self.refresh_seconds.with_label_values(&[kind]);
             for outcome in ["ok", "error"] {
-                metrics.refreshes.with_label_values(&[kind, outcome]);
+                self.refreshes.with_label_values(&[kind, outcome]);
             }
         }
         for outcome in ["ok", "error"] {
-            metrics.snapshot_file.with_label_values(&["write", outcome]);
+            self.snapshot_file.with_label_values(&["write", outcome]);
         }
-        metrics.register_all()?;
-        Ok(metrics)
     }
 
     fn register_all(&self) -> prometheus::Result<()> {

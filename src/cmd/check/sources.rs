@@ -209,7 +209,15 @@ fn check_source(row: &tokio_postgres::SimpleQueryRow, expression: Option<&str>, 
     if !disabled.is_empty() {
         report.problem("source", format!("{name}: the triggers for {disabled} are disabled"), text("enable"));
     }
+    check_successor(row, report);
+    plausible
+}
+
+/// Checks whether a table has taken the place of one that the view reads.
+fn check_successor(row: &tokio_postgres::SimpleQueryRow, report: &mut Report) {
+    let text = |column: &str| row.get(column).unwrap_or_default();
     if let Some(successor) = row.get("successor") {
+        let name = text("name");
         let finding = format!(
             "the view reads {name}, but not {successor}, which has the same columns: if they were swapped by renaming, \
              the view followed the old table"
@@ -218,7 +226,6 @@ fn check_source(row: &tokio_postgres::SimpleQueryRow, expression: Option<&str>, 
         let watch = format!("SELECT model_catalog.watch({}{column});", literal(successor));
         report.problem("source", finding, format!("{}\n{watch}\nSELECT model_catalog.reload();", text("follow")));
     }
-    plausible
 }
 
 /// Checks that the look-up of a model uses an index on each table.
