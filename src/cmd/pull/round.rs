@@ -108,8 +108,8 @@ impl Download<'_> {
         }
     }
 
-    /// Writes the journal, unless the size is unknown. Without a hash, bytes lost in a power failure would go unnoticed,
-    /// so they are synced to the disk before the journal records them.
+    /// Writes the journal, unless the size is unknown. Without a hash, bytes lost in a power failure would go
+    /// unnoticed, so they are synced to the disk before the journal records them.
     fn save(&self) -> JoinHandle<()> {
         let shared = Arc::clone(&self.state.shared);
         let (validator, path, key) = (self.state.validator.clone(), self.model.path.text(), self.key.clone());
