@@ -1,5 +1,5 @@
-//! Recognizes what servers send instead of a file, by its first bytes. Only used where no hash says what the file is, or
-//! to explain why the hash differs.
+//! Recognizes what servers send instead of a file, by its first bytes. Only used where no hash says what the file is,
+//! or to explain why the hash differs.
 
 use std::fs::File;
 use std::io;
