@@ -192,6 +192,7 @@ $$;
 -- a full disk. The first block reads, and writes nothing: a subtransaction that writes takes a transaction id, and more
 -- than 64 in one transaction slow down the whole server. If it fails (the column was renamed, a value has no text form,
 -- the ids are too long for the index or too many for one array, `changes` was dropped), everything may have changed.
+-- COLLATE "C", because the collation of the column may call two ids equal.
 --
 -- Only the queries on transition tables are dynamic, because they are planned on every call; the other statements are
 -- planned once per session. The setting plan_cache_mode prevents custom plans, which look cheaper for an array of known
@@ -230,7 +231,7 @@ BEGIN
                     'SELECT %s AS old, %s AS new FROM old_rows o, new_rows n WHERE record_image_ne(ROW(o.*), ROW(n.*))',
                     old_id, new_id)
                 INTO single;
-                ids := CASE WHEN single.old = single.new THEN ARRAY[single.old]
+                ids := CASE WHEN single.old COLLATE "C" = single.new COLLATE "C" THEN ARRAY[single.old]
                             ELSE nullif(array_remove(ARRAY[single.old, single.new], NULL), '{}') END;
                 too_long := greatest(octet_length(single.old), octet_length(single.new)) > longest;
             ELSE
@@ -245,7 +246,7 @@ BEGIN
         END IF;
         IF touched IS NOT NULL THEN
             EXECUTE format(
-                'SELECT array_agg(DISTINCT t.id), max(octet_length(t.id)) > %s FROM (%s) t WHERE t.id IS NOT NULL',
+                'SELECT array_agg(DISTINCT t.id COLLATE "C"), max(octet_length(t.id)) > %s FROM (%s) t WHERE t.id IS NOT NULL',
                 longest, touched)
             INTO ids, too_long;
         END IF;

@@ -282,7 +282,7 @@ fn documents_named_in_src_and_deploy_exist() {
 #[test]
 fn every_example_schema_is_listed() {
     let examples = names("sql/examples");
-    assert_eq!(examples.len(), 3, "{examples:?}");
+    assert_eq!(examples.len(), 4, "{examples:?}");
     for name in examples {
         assert!(POSTGRES.contains(&format!("`sql/examples/{name}`")), "docs/postgres.md does not list {name}");
     }

@@ -24,7 +24,7 @@ async fn changes_recorded_under_surrogate_ids_are_found_by_an_audit_at_once() {
     db.sql(&format!(
         "CREATE TABLE parent (id int PRIMARY KEY, slug text UNIQUE, deleted boolean NOT NULL DEFAULT false);
          CREATE TABLE child (parent int REFERENCES parent, name text);
-         INSERT INTO parent VALUES (1, 'one'), (2, 'draft', true); INSERT INTO child VALUES (1, 'first'), (2, 'first'); {}
+         INSERT INTO parent VALUES (1, 'one', false), (2, 'draft', true); INSERT INTO child VALUES (1, 'first'), (2, 'first'); {}
          SELECT model_catalog.watch('parent', 'slug'); SELECT model_catalog.watch('child', 'parent')",
         view("p.slug", "c.name", "parent p JOIN child c ON c.parent = p.id WHERE NOT p.deleted")
     ))
