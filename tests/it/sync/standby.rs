@@ -303,6 +303,18 @@ async fn replicas_of_a_standby_report_replay_and_are_listed_in_its_fleet() {
     assert_eq!(server.refreshes("full").await, 1.0);
 }
 
+#[tokio::test]
+async fn changes_of_the_structure_reach_replicas_of_a_standby() {
+    let pair = Pair::start(&[]).await;
+    let server = pair.serve(&[("CATALOG_POLL_INTERVAL", "100ms")]).await;
+    // No trigger records this update.
+    let unrecorded = "ALTER TABLE models DISABLE TRIGGER ALL; UPDATE models SET name = 'unrecorded'; \
+                      ALTER TABLE models ENABLE TRIGGER ALL";
+    sql(&pair.writer, unrecorded).await;
+    pair.replayed().await;
+    in_sync(&server, &pair.reader).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_replay_is_logged_until_it_continues() {
     let pair = Pair::start(&[]).await;

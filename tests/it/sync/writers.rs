@@ -99,6 +99,7 @@ async fn transactions_that_may_change_everything_do_not_wait_for_each_other() {
 #[tokio::test]
 async fn reloads_are_folded_and_the_epoch_never_goes_back() {
     let db = two_tables().await;
+    let start: i64 = db.sql("SELECT epoch FROM model_catalog.history").await.unwrap().parse().unwrap();
     let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default());
     let mut writers = Vec::new();
     for number in 0..4 {
@@ -117,7 +118,6 @@ async fn reloads_are_folded_and_the_epoch_never_goes_back() {
             }
         }));
     }
-    let start: i64 = db.sql("SELECT epoch FROM model_catalog.history").await.unwrap().parse().unwrap();
     let (mut last, began) = (start, std::time::Instant::now());
     while done.load(Relaxed) < 500 {
         let epoch = db.sql("SELECT epoch FROM model_catalog.history").await.unwrap().parse().unwrap();
