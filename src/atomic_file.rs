@@ -1,9 +1,20 @@
 //! Replaces files atomically: a reader of the path finds the old content or the new one, never a part of it.
+//!
+//! The directory may belong to another user. No link is followed, no pipe is opened, and only files are removed that
+//! have the name and the lock of an unfinished write.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+/// Attempts to create a temporary file: another process may remove it before it is locked.
+const ATTEMPTS: usize = 5;
+/// Digits of the random number in the name of a temporary file.
+const DIGITS: usize = 16;
+const SUFFIX: &str = ".tmp";
 
 /// A new version of a file, written to a temporary file beside it. Dropped without [`AtomicFile::commit`], it is
 /// removed and the file stays as it was.
@@ -16,24 +27,28 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Creates and locks the temporary file `PATH.SUFFIX`; one that a killed process left behind is overwritten.
+    /// Creates and locks a temporary file `PATH.RANDOM.tmp`, and removes those of killed processes.
     ///
     /// # Errors
-    /// [`io::ErrorKind::ResourceBusy`] if another process is writing the temporary file, or what the system reports.
-    pub fn create(path: &Path, suffix: &str) -> io::Result<Self> {
-        let temporary = with_suffix(path, suffix);
-        // Truncated only under the lock: until then it may be the unfinished file of another process.
-        let file = OpenOptions::new().create(true).write(true).truncate(false).open(&temporary)?;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::ResourceBusy.into()),
-            Err(TryLockError::Error(error)) => return Err(error),
-            // Between open and lock, its writer may have renamed it to the path, which must not be truncated.
-            Ok(()) if !is_at(&file, &temporary) => return Err(io::ErrorKind::ResourceBusy.into()),
-            Ok(()) => {}
+    /// What the system reports.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        remove_leftovers(path);
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let temporary = with_suffix(path, &format!("{:0DIGITS$x}{SUFFIX}", fastrand::u64(..)));
+            // With create_new the system follows no link at this name.
+            let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+            let atomic = Self { path: path.into(), temporary, file, renamed: false };
+            match try_lock(&atomic.file) {
+                Ok(Locking::Locked) if is_at(&atomic.file, &atomic.temporary) => return Ok(atomic),
+                Ok(Locking::Unsupported) => return Ok(atomic),
+                // Another process took it for a leftover.
+                Ok(Locking::Locked | Locking::Busy) if attempts < ATTEMPTS => {}
+                Ok(Locking::Locked | Locking::Busy) => return Err(io::ErrorKind::ResourceBusy.into()),
+                Err(error) => return Err(error),
+            }
         }
-        let atomic = Self { path: path.into(), temporary, file, renamed: false };
-        atomic.file.set_len(0)?;
-        Ok(atomic)
     }
 
     /// The temporary file.
@@ -42,7 +57,8 @@ impl AtomicFile {
         &self.file
     }
 
-    /// Syncs the temporary file to disk, renames it to the path, and syncs the directory.
+    /// Syncs the temporary file to disk, renames it to the path, and syncs the directory. A link at the path is
+    /// replaced, not followed.
     ///
     /// # Errors
     /// What the system reports. The file at the path is then unchanged, unless only the directory could not be synced.
@@ -50,8 +66,7 @@ impl AtomicFile {
         self.file.sync_all()?;
         std::fs::rename(&self.temporary, &self.path)?;
         self.renamed = true;
-        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(directory)?.sync_all()
+        File::open(directory(&self.path))?.sync_all()
     }
 }
 
@@ -64,10 +79,96 @@ impl Drop for AtomicFile {
     }
 }
 
+/// A lock on a file beside another one. It lasts until it is dropped, and no longer than the process.
+#[derive(Debug)]
+pub struct FileLock {
+    /// `None` if the file system has no locks.
+    _file: Option<File>,
+}
+
+impl FileLock {
+    /// Locks `PATH.lock`, an empty file that is created if it is missing.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] if another process has the lock, or what the system reports. A link or a pipe in
+    /// the place of the file is an error.
+    pub fn acquire(path: &Path) -> io::Result<Self> {
+        let file = open_regular(&with_suffix(path, "lock"), OpenOptions::new().write(true).create(true).mode(0o600))?;
+        match try_lock(&file)? {
+            Locking::Locked => Ok(Self { _file: Some(file) }),
+            Locking::Unsupported => Ok(Self { _file: None }),
+            Locking::Busy => Err(io::ErrorKind::ResourceBusy.into()),
+        }
+    }
+
+    /// In the place of a lock that could not be acquired.
+    #[must_use]
+    pub fn unlocked() -> Self {
+        Self { _file: None }
+    }
+}
+
+enum Locking {
+    Locked,
+    Busy,
+    /// The file system has no locks, as NFS without its lock service.
+    Unsupported,
+}
+
+fn try_lock(file: &File) -> io::Result<Locking> {
+    match file.try_lock() {
+        Ok(()) => Ok(Locking::Locked),
+        Err(TryLockError::WouldBlock) => Ok(Locking::Busy),
+        Err(TryLockError::Error(error)) => match error.raw_os_error() {
+            Some(libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP | libc::EINVAL) => Ok(Locking::Unsupported),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Opens a file, but no link, and nothing that an open could wait for.
+fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = options.custom_flags(flags.bits().cast_signed()).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
+}
+
+/// Removes temporary files of `path` whose writers are gone, as far as that is possible.
+fn remove_leftovers(path: &Path) {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
+    for entry in std::fs::read_dir(directory(path)).into_iter().flatten().flatten() {
+        let leftover = entry.file_name().to_str().is_some_and(|other| is_temporary_name(name, other));
+        if !leftover {
+            continue;
+        }
+        let temporary = entry.path();
+        // A file that is being written is locked.
+        if let Ok(file) = open_regular(&temporary, OpenOptions::new().write(true))
+            && matches!(try_lock(&file), Ok(Locking::Locked))
+            && is_at(&file, &temporary)
+        {
+            let _ = std::fs::remove_file(&temporary);
+        }
+    }
+}
+
+/// Whether `other` is the name of a temporary file of `name`. Version 0.1.0 gave it no number, or that of the process.
+fn is_temporary_name(name: &str, other: &str) -> bool {
+    let number = || other.strip_prefix(name)?.strip_suffix(SUFFIX);
+    let is_number = |number: &str| {
+        number.is_empty() || number.strip_prefix('.').is_some_and(|n| n.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    };
+    number().is_some_and(is_number)
+}
+
 /// Whether `path` names this very file.
 fn is_at(file: &File, path: &Path) -> bool {
     let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    matches!((file.metadata().map(identity), std::fs::metadata(path).map(identity)), (Ok(a), Ok(b)) if a == b)
+    matches!((file.metadata().map(identity), path.symlink_metadata().map(identity)), (Ok(a), Ok(b)) if a == b)
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// `PATH.SUFFIX`
@@ -113,7 +214,7 @@ mod tests {
         let path = folder.0.join("file");
         for (content, commit) in [("first", true), ("second, which is longer", false), ("2", true)] {
             let before = std::fs::read_to_string(&path).unwrap_or_default();
-            let new = AtomicFile::create(&path, "tmp").expect("a file");
+            let new = AtomicFile::create(&path).expect("a file");
             new.file().write_all(content.as_bytes()).expect("written");
             assert_eq!(std::fs::read_to_string(&path).unwrap_or_default(), before);
             if commit {
@@ -130,28 +231,52 @@ mod tests {
     }
 
     #[test]
-    fn leftovers_of_a_killed_process_are_overwritten() {
+    fn leftovers_of_killed_processes_are_removed_and_other_files_are_not() {
         let folder = Folder::new();
+        let others = ["file.0123.tmp.x", "file.note.tmp", "file2.tmp", "other.0123456789abcdef.tmp"];
+        for name in ["file.tmp", "file.4711.tmp", "file.0123456789abcdef.tmp"].iter().chain(&others) {
+            std::fs::write(folder.0.join(name), "left over").expect("written");
+        }
         let path = folder.0.join("file");
-        std::fs::write(folder.0.join("file.tmp"), "left over, and longer than the new content").expect("written");
-        let new = AtomicFile::create(&path, "tmp").expect("a file");
-        new.file().write_all(b"new").expect("written");
-        new.commit().expect("renamed");
-        assert_eq!(
-            (std::fs::read_to_string(&path).expect("a file").as_str(), folder.names()),
-            ("new", vec!["file".into()])
-        );
+        let first = AtomicFile::create(&path).expect("a file");
+        let second = AtomicFile::create(&path).expect("another file");
+        assert_eq!(folder.names().len(), others.len() + 2);
+        for (file, content) in [(first, "first"), (second, "second")] {
+            file.file().write_all(content.as_bytes()).expect("written");
+            file.commit().expect("renamed");
+            assert_eq!(std::fs::read_to_string(&path).expect("a file"), content);
+        }
+        assert_eq!(folder.names(), [&["file"], &others[..]].concat());
     }
 
     #[test]
-    fn a_second_writer_of_the_same_temporary_file_gets_busy_and_removes_nothing() {
+    fn links_and_pipes_in_the_way_are_neither_followed_nor_opened() {
+        let folder = Folder::new();
+        let (path, precious) = (folder.0.join("file"), folder.0.join("precious"));
+        std::fs::write(&precious, "precious").expect("written");
+        let pipe = folder.0.join("file.4711.tmp");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
+        for name in ["file", "file.tmp", "file.0123456789abcdef.tmp", "file.lock"] {
+            std::os::unix::fs::symlink(&precious, folder.0.join(name)).expect("a link");
+        }
+        let new = AtomicFile::create(&path).expect("a file");
+        new.file().write_all(b"new").expect("written");
+        new.commit().expect("renamed");
+        assert!(FileLock::acquire(&path).is_err());
+        assert!(FileLock::acquire(&folder.0.join("other")).is_ok());
+        assert_eq!(std::fs::read_to_string(&precious).expect("a file"), "precious");
+        assert!(path.symlink_metadata().expect("a file").is_file());
+        assert_eq!(std::fs::read_to_string(&path).expect("a file"), "new");
+    }
+
+    #[test]
+    fn a_lock_is_held_until_it_is_dropped() {
         let folder = Folder::new();
         let path = folder.0.join("file");
-        let first = AtomicFile::create(&path, "tmp").expect("a file");
-        first.file().write_all(b"first").expect("written");
-        let second = AtomicFile::create(&path, "tmp").map(drop).map_err(|error| error.kind());
-        assert_eq!((second, folder.names()), (Err(io::ErrorKind::ResourceBusy), vec!["file.tmp".into()]));
-        first.commit().expect("renamed");
-        assert_eq!(std::fs::read_to_string(&path).expect("a file"), "first");
+        let lock = FileLock::acquire(&path).expect("a lock");
+        let second = FileLock::acquire(&path).map(drop).map_err(|error| error.kind());
+        assert_eq!(second, Err(io::ErrorKind::ResourceBusy));
+        drop(lock);
+        assert!(FileLock::acquire(&path).is_ok());
     }
 }

@@ -12,4 +12,5 @@ pub mod http;
 pub mod loader;
 pub mod metrics;
 pub mod postgres;
+pub mod supervisor;
 pub mod temp_dir;

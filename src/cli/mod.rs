@@ -202,7 +202,7 @@ pub struct DatabaseArgs {
     pub channel: String,
     /// Maximum time without data from the database while connecting or running a statement.
     #[arg(long, env = "CATALOG_DATABASE_TIMEOUT", default_value = "10s", value_name = "DURATION")]
-    #[arg(value_parser = parse::duration)]
+    #[arg(value_parser = parse::database_timeout)]
     pub database_timeout: Duration,
 }
 

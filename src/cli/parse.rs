@@ -11,6 +11,8 @@ use crate::http::cors::Cors;
 
 /// No setting is more useful for being longer, and a deadline this far ahead can still be represented.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+/// Postgres has no longer timeouts than 2^31 - 1 ms, which is 24.8 days.
+const MAX_DATABASE_TIMEOUT: Duration = Duration::from_secs(24 * 24 * 60 * 60);
 /// Postgres truncates names to NAMEDATALEN - 1 bytes, and notifications on a truncated channel would never arrive.
 const MAX_CHANNEL_BYTES: usize = 63;
 
@@ -24,6 +26,15 @@ pub fn duration_or_zero(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; write a number with a unit, such as 500ms, 10s or 1h"))?;
     if duration > MAX_DURATION {
         return Err("it must be at most 1year, such as 500ms, 10s or 1h".into());
+    }
+    Ok(duration)
+}
+
+/// A timeout of the database, to which it is sent as an `i32` in milliseconds.
+pub fn database_timeout(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    if duration > MAX_DATABASE_TIMEOUT {
+        return Err("it must be at most 24days, such as 10s or 5m".into());
     }
     Ok(duration)
 }

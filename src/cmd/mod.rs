@@ -16,6 +16,7 @@ mod terminal;
 
 use std::error::Error;
 use std::io;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
@@ -35,7 +36,36 @@ fn require_all(rejected: usize, items: &'static str) -> CommandResult {
     if rejected == 0 { Ok(()) } else { Err(PartialSuccess { rejected, items }.into()) }
 }
 
-/// A runtime on the current thread.
-fn runtime() -> io::Result<Runtime> {
-    Builder::new_current_thread().enable_all().build()
+/// A runtime on the current thread. Dropping it does not wait for the threads that resolve host names: that can't be
+/// cancelled.
+struct CommandRuntime(Option<Runtime>);
+
+/// Threads that resolve host names at a time. Each is held for as long as a name server does not answer.
+const MAX_RESOLVING: usize = 16;
+/// Those threads stay: later, the system may refuse to start another one.
+const KEEP_RESOLVING: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+fn runtime() -> io::Result<CommandRuntime> {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all().max_blocking_threads(MAX_RESOLVING).thread_keep_alive(KEEP_RESOLVING);
+    builder.build().map(|runtime| CommandRuntime(Some(runtime)))
+}
+
+impl CommandRuntime {
+    /// Runs a future to its end.
+    fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        // It is there until this is dropped.
+        match &self.0 {
+            Some(runtime) => runtime.block_on(future),
+            None => unreachable!(),
+        }
+    }
+}
+
+impl Drop for CommandRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }

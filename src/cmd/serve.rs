@@ -1,23 +1,22 @@
 //! `model-catalog serve`: starts the threads of the server and shuts them down in order.
 //!
-//! Each worker, the admin server, the loader and the snapshot writer have a thread and a runtime of their own. The main
-//! thread only waits for signals.
+//! Each worker, the admin server, the loader and the snapshot writer have a thread and a runtime of their own, which
+//! [`Supervisor`](crate::supervisor::Supervisor) restarts when it fails. The main thread only waits for signals.
 
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::{SocketAddr, TcpListener};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{CommandResult, examples, runtime};
 use crate::catalog::model::Rules;
@@ -38,9 +37,14 @@ use crate::loader::upstream::{self, Upstream};
 use crate::loader::{self, Loader, replica};
 use crate::metrics::Metrics;
 use crate::postgres::config::DatabaseConfig;
+use crate::supervisor::{Duty, ThreadResult};
 
-/// Pause before a loader that panicked is restarted.
-const LOADER_RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// After the grace period and the drain timeout, time for the loader to end and the last state to be written. Then the
+/// process exits, even if a disk or a name server does not answer: `fsync` and `getaddrinfo` cannot be cancelled.
+const EXIT_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// Less would report every restart of a database.
+const MIN_STALLED_AFTER: Duration = Duration::from_secs(30);
 
 /// Where the catalog comes from.
 pub enum Source {
@@ -91,47 +95,44 @@ pub fn serve(
     let (pending, latest) = watch::channel(None);
     // The other half of the connections is for requests that do not wait.
     let feed = SnapshotFeed::new(latest.clone(), listeners.limits.api / 2);
-    let api = Arc::new(api(args, &store, &metrics, feed));
+    let stalled_after = stalled_after(&source, args);
+    let api = Arc::new(Api { stalled_after, ..api(args, &store, &metrics, feed) });
 
     let runtime = runtime()?;
     // Installed before anything is announced, so that an early signal is handled.
-    let mut signal = runtime.block_on(async { ShutdownSignal::new() })?;
-    let (shutdown, workers) = (CancellationToken::new(), TaskTracker::new());
-    let scans = Arc::clone(&api);
-    std::thread::Builder::new().name("scans".into()).spawn(move || scans.scans.run_jobs(SCANS_NICE))?;
+    let mut signals = runtime.block_on(async { Signals::new() })?;
+    let (shutdown, workers, writers) = (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
     listeners.spawn(args, &api, &workers, &shutdown)?;
-    let writer = spawn_snapshot_writer(args.snapshot_file.clone(), latest, &metrics)?;
-    let snapshot_file = args.snapshot_file.clone();
-    let waiters = pending.clone();
+    spawn_scans(&api)?;
+    if let Some(path) = args.snapshot_file.clone() {
+        spawn_snapshot_writer(path, latest, &api, &writers)?;
+    }
+    let (snapshot_file, waiters) = (args.snapshot_file.clone(), pending.clone());
     let context = LoaderContext { snapshot_file, store, metrics, pending, shutdown: shutdown.clone() };
-    let loader = match source {
-        Source::Database(database) => {
-            let settings = loader_settings(args, *database, address);
-            spawn_loader(move || context.follow_database(settings.clone()))?
-        }
-        Source::Upstream(settings) => spawn_loader(move || context.follow_upstream(settings.clone()))?,
+    let source = match source {
+        Source::Database(database) => LoaderSource::Database(Box::new(loader_settings(args, *database, address))),
+        Source::Upstream(settings) => LoaderSource::Upstream(settings),
     };
+    // A thread of its own, so that building a snapshot and freeing an old one never delay a request. After a panic the
+    // current snapshot is still served, and a new loader reads everything again.
+    api.threads.spawn(("loader".into(), Duty::Support), &writers, move || context.follow(&source))?;
 
     info!(%address, threads, "listening");
-    let drained = runtime.block_on(async {
+    runtime.block_on(async {
         let announced = async {
             tokio::join!(log_first_snapshot(&api.store), announce(address, &api.store));
             std::future::pending::<()>().await;
         };
         tokio::select! {
             () = announced => {}
-            () = signal.recv() => {}
+            () = signals.shutdown() => {}
         }
         api.draining.store(true, Relaxed);
         // Requests that wait for a change see the drain now. The loader must be left as the only sender.
         waiters.send_modify(|_| {});
         drop(waiters);
-        drain(args, &workers, &shutdown, &mut signal).await
+        drain(args, &workers, &writers, &shutdown).await;
     });
-    if drained {
-        // The loader ends first, which closes the channel that the snapshot writer reads from.
-        std::iter::once(loader).chain(writer).for_each(|thread| drop(thread.join()));
-    }
     Ok(())
 }
 
@@ -184,18 +185,34 @@ impl Listeners {
         let routes = if self.admin.is_some() { Routes::Api } else { Routes::All };
         let limit = ConnectionLimit::new(self.limits.api, if self.admin.is_some() { 0 } else { self.limits.ops });
         let timeouts = Timeouts { request: args.request_timeout, idle: args.idle_timeout };
+        let serve = |name, socket, routes, limit: ConnectionLimit| {
+            let (served, shutdown, mut socket) = (Arc::clone(api), shutdown.clone(), Some(socket));
+            api.threads.spawn((name, Duty::Serve), workers, move || {
+                let (api, limit, shutdown) = (Arc::clone(&served), limit.clone(), shutdown.clone());
+                Ok(runtime()?.block_on(server::serve(&mut socket, api, routes, limit, timeouts, shutdown))?)
+            })
+        };
         for (number, socket) in self.api.into_iter().enumerate() {
-            let task = server::serve(socket, Arc::clone(api), routes, limit.clone(), timeouts, shutdown.clone());
-            spawn(format!("http-{number}"), workers.track_future(task))?;
+            serve(format!("http-{number}"), socket, routes, limit.clone())?;
         }
         if let Some(socket) = self.admin {
             info!(address = %socket.local_addr()?, "serving the admin routes");
-            let limit = ConnectionLimit::new(self.limits.ops, 0);
-            let task = server::serve(socket, Arc::clone(api), Routes::Ops, limit, timeouts, shutdown.clone());
-            spawn("admin".into(), workers.track_future(task))?;
+            serve("admin".into(), socket, Routes::Ops, ConnectionLimit::new(self.limits.ops, 0))?;
         }
         Ok(())
     }
+}
+
+/// Three intervals and a timeout without a sync are not explained by the settings. An edge adds how long its upstream
+/// may hold back a response, twice, and the age of the upstream's own catalog.
+fn stalled_after(source: &Source, args: &ServerArgs) -> Duration {
+    let limit = match source {
+        Source::Database(database) => {
+            args.poll_interval.max(args.standby_poll_interval).saturating_mul(3).saturating_add(database.timeout)
+        }
+        Source::Upstream(settings) => settings.interval.saturating_mul(3).saturating_add(upstream::MAX_AGE),
+    };
+    limit.max(MIN_STALLED_AFTER)
 }
 
 fn api(args: &ServerArgs, store: &Arc<Store>, metrics: &Arc<Metrics>, snapshots: SnapshotFeed) -> Api {
@@ -227,27 +244,32 @@ fn loader_settings(args: &ServerArgs, database: DatabaseConfig, address: SocketA
     }
 }
 
-/// Runs one task on a thread and a runtime of its own.
-fn spawn(name: String, task: impl Future<Output = io::Result<()>> + Send + 'static) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(name.clone()).spawn(move || {
-        if let Err(error) = runtime().and_then(|runtime| runtime.block_on(task)) {
-            error!(thread = name, %error, "thread ended");
-        }
+fn spawn_scans(api: &Arc<Api>) -> io::Result<()> {
+    let scans = Arc::clone(api);
+    // Nothing waits for its end: jobs of requests that are gone may run until the process exits.
+    api.threads.spawn(("scans".into(), Duty::Support), &TaskTracker::new(), move || {
+        scans.scans.run_jobs(SCANS_NICE);
+        Ok(())
     })
 }
 
 fn spawn_snapshot_writer(
-    path: Option<PathBuf>,
-    to_write: watch::Receiver<Pending>,
-    metrics: &Arc<Metrics>,
-) -> io::Result<Option<JoinHandle<()>>> {
-    let Some(path) = path else { return Ok(None) };
-    let metrics = Arc::clone(metrics);
-    let task = async move {
-        persist::run(path, to_write, metrics).await;
+    path: PathBuf,
+    latest: watch::Receiver<Pending>,
+    api: &Api,
+    writers: &TaskTracker,
+) -> io::Result<()> {
+    let metrics = Arc::clone(&api.metrics);
+    api.threads.spawn(("snapshot-writer".into(), Duty::Support), writers, move || {
+        runtime()?.block_on(persist::run(&path, latest.clone(), &metrics));
         Ok(())
-    };
-    spawn("snapshot-writer".into(), task).map(Some)
+    })
+}
+
+/// What a loader reads, with its settings.
+enum LoaderSource {
+    Database(Box<loader::Settings>),
+    Upstream(upstream::Settings),
 }
 
 /// What a loader needs besides its settings.
@@ -260,7 +282,15 @@ struct LoaderContext {
 }
 
 impl LoaderContext {
-    fn follow_database(&self, settings: loader::Settings) -> CommandResult {
+    /// Keeps the catalog in sync until the shutdown.
+    fn follow(&self, source: &LoaderSource) -> ThreadResult {
+        match source {
+            LoaderSource::Database(settings) => self.follow_database((**settings).clone()),
+            LoaderSource::Upstream(settings) => self.follow_upstream(settings.clone()),
+        }
+    }
+
+    fn follow_database(&self, settings: loader::Settings) -> ThreadResult {
         let persisted = self.persisted(&settings.rules);
         let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
         let mut loader = Loader::new(settings, store, metrics, self.pending.clone());
@@ -270,7 +300,7 @@ impl LoaderContext {
         self.run(loader.run())
     }
 
-    fn follow_upstream(&self, settings: upstream::Settings) -> CommandResult {
+    fn follow_upstream(&self, settings: upstream::Settings) -> ThreadResult {
         let persisted = self.persisted(&settings.rules);
         let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
         let mut upstream = Upstream::new(settings, store, metrics, self.pending.clone())?;
@@ -286,8 +316,10 @@ impl LoaderContext {
         persist::restore(path, rules, &self.metrics)
     }
 
-    fn run(&self, loader: impl Future<Output = Infallible>) -> CommandResult {
+    fn run(&self, loader: impl Future<Output = Infallible>) -> ThreadResult {
         runtime()?.block_on(async {
+            // Starts the thread that resolves host names while threads can be started.
+            drop(tokio::task::spawn_blocking(|| ()).await);
             tokio::select! {
                 never = loader => match never {},
                 () = self.shutdown.cancelled() => Ok(()),
@@ -296,69 +328,64 @@ impl LoaderContext {
     }
 }
 
-/// Runs the loader on a thread of its own, so that building a snapshot and freeing an old one never delay a request. It
-/// ends after the grace period: requests in flight are served from the current snapshot.
-fn spawn_loader(mut run: impl FnMut() -> CommandResult + Send + 'static) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name("loader".into()).spawn(move || {
-        // After a panic the current snapshot is still served, and a new loader reads everything again.
-        loop {
-            match catch_unwind(AssertUnwindSafe(&mut run)) {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => error!(%error, "cannot start the loader, trying again"),
-                Err(_) => error!("the loader panicked, restarting it"),
-            }
-            std::thread::sleep(LOADER_RESTART_PAUSE);
-        }
-    })
-}
-
-/// SIGTERM and SIGINT.
-struct ShutdownSignal {
+/// The signals that a server handles.
+struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
-impl ShutdownSignal {
-    /// Installs the handlers.
+impl Signals {
+    /// Installs the handlers. After one SIGTERM or SIGINT, the next one exits in the handler itself: at any time, and
+    /// whatever the threads wait for.
     fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let received = Arc::new(AtomicBool::new(false));
+        for number in [SIGTERM, SIGINT] {
+            // In this order, so that the first signal does not exit.
+            signal_hook::flag::register_conditional_shutdown(number, 0, Arc::clone(&received))?;
+            signal_hook::flag::register(number, Arc::clone(&received))?;
+        }
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
-    /// Waits for one of the signals.
-    async fn recv(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+    /// Waits for a signal to shut down: SIGTERM, SIGINT, or SIGHUP if it means that the terminal was closed.
+    async fn shutdown(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => {}
+            }
+            if io::stdin().is_terminal() {
+                return;
+            }
+            info!("SIGHUP is ignored: settings are read at the start, and SIGTERM shuts down");
         }
     }
 }
 
-/// Serves on for the grace period, then accepts no connections and waits for the open ones to finish. Returns false if
-/// a second signal interrupted it.
-async fn drain(
-    args: &ServerArgs,
-    workers: &TaskTracker,
-    shutdown: &CancellationToken,
-    signal: &mut ShutdownSignal,
-) -> bool {
+/// Serves on for the grace period, then accepts no connections and waits for the open ones to finish, for the loader to
+/// end, and for the last state to be written.
+async fn drain(args: &ServerArgs, workers: &TaskTracker, writers: &TaskTracker, shutdown: &CancellationToken) {
     info!(grace = ?args.drain_grace, "shutting down: no longer ready");
-    let drain = async {
-        tokio::time::sleep(args.drain_grace).await;
-        shutdown.cancel();
-        workers.close();
+    tokio::time::sleep(args.drain_grace).await;
+    shutdown.cancel();
+    workers.close();
+    writers.close();
+    let ended = async {
         // A worker ends when its last connection is closed.
         if tokio::time::timeout(args.drain_timeout, workers.wait()).await.is_err() {
             warn!(after = ?args.drain_timeout, "drain timeout: exiting with open connections");
         }
+        // The loader ends first, which closes the channel that the snapshot writer reads from.
+        writers.wait().await;
     };
-    tokio::select! {
-        () = drain => {
-            info!("stopped");
-            true
-        }
-        () = signal.recv() => {
-            warn!("second signal: exiting now");
-            false
-        }
+    match tokio::time::timeout(args.drain_timeout + EXIT_TIMEOUT, ended).await {
+        Ok(()) => info!("stopped"),
+        Err(_) => warn!("stopped without waiting for a disk or a name server that does not answer"),
     }
 }

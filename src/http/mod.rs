@@ -8,6 +8,7 @@ pub mod client_limits;
 pub mod connection;
 pub mod connection_limit;
 pub mod cors;
+mod date;
 pub mod etag;
 pub mod fd_limit;
 pub mod handlers;
@@ -28,7 +29,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::Either;
 use hyper::body::Body;
-use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER, TRANSFER_ENCODING};
+use hyper::header::{CONNECTION, DATE, HOST, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER, TRANSFER_ENCODING};
 use hyper::{Method, Request, StatusCode};
 use tokio::sync::{Semaphore, watch};
 
@@ -36,9 +37,11 @@ use crate::catalog::search;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
 use crate::metrics::{Metrics, RequestMetrics, Route};
+use crate::supervisor::Supervisor;
 use batch_request::BatchParser;
 use client_limits::{ClientLimits, Peer};
 use cors::Cors;
+use date::DateCache;
 use etag::{header, hex_digits};
 use handlers::batch;
 use handlers::models;
@@ -87,6 +90,12 @@ pub struct Api {
     pub cors: Option<Cors>,
     /// Memory of large request bodies and responses.
     pub memory: MemoryBudget,
+    /// Starts and watches the threads of the server.
+    pub threads: Supervisor,
+    /// Time without a sync after which following the source counts as stalled.
+    pub stalled_after: Duration,
+    /// When this server was started.
+    pub started: Instant,
     /// Set at the beginning of a shutdown: `/readyz` answers 503, and responses close their connections.
     pub draining: AtomicBool,
 }
@@ -98,7 +107,22 @@ impl Api {
         let (clients, draining) = Default::default();
         let (list_requests, scans) = (Semaphore::new(models::MAX_REQUESTS), Offload::new(MAX_QUEUED_SCANS));
         let snapshots = SnapshotFeed::new(watch::channel(None).1, 0);
-        Self { store, metrics, limits, list_requests, scans, snapshots, clients, cors: None, memory, draining }
+        let threads = Supervisor::new(metrics.thread_restarts.clone());
+        Self {
+            store,
+            metrics,
+            limits,
+            list_requests,
+            scans,
+            snapshots,
+            clients,
+            cors: None,
+            memory,
+            threads,
+            stalled_after: Duration::MAX,
+            started: Instant::now(),
+            draining,
+        }
     }
 }
 
@@ -130,6 +154,7 @@ pub struct Handler {
     metrics: Arc<RequestMetrics>,
     routes: Routes,
     parser: Mutex<BatchParser>,
+    date: DateCache,
 }
 
 /// What finishing a response needs of its request.
@@ -155,7 +180,7 @@ impl Handler {
     #[must_use]
     pub fn new(api: Arc<Api>, routes: Routes) -> Self {
         let metrics = api.metrics.register_thread();
-        Self { api, metrics, routes, parser: Mutex::default() }
+        Self { api, metrics, routes, parser: Mutex::default(), date: DateCache::default() }
     }
 
     fn has_api(&self) -> bool {
@@ -232,6 +257,9 @@ impl Handler {
         if exchange.closes || body_unread || self.is_draining() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        if let Some(date) = self.date.header() {
+            response.headers_mut().insert(DATE, date);
+        }
         let took = exchange.received.elapsed();
         self.metrics.request(exchange.route, response.status().as_u16(), took);
         Handled { response, body_unread, took }
@@ -287,7 +315,7 @@ impl Handler {
             Route::Catalog => handlers::catalog::respond(&self.api),
             Route::Page => handlers::page::respond(request.headers()),
             Route::OpenApi => self.with_revision(response::json(StatusCode::OK, handlers::OPENAPI)),
-            Route::Livez => handlers::ops::livez(),
+            Route::Livez => handlers::ops::livez(&self.api),
             Route::Readyz => handlers::ops::readyz(&self.api),
             Route::Metrics => handlers::ops::metrics(&self.api),
         })

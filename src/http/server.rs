@@ -87,19 +87,21 @@ fn defer_accept(socket: &TcpSocket) -> io::Result<()> {
 }
 
 /// Serves one listener until `shutdown` is cancelled and the last of its connections has ended. The threads of one
-/// address share a `limit`.
+/// address share a `limit`. Takes the listener when it stops accepting: after a panic the caller can serve again with
+/// the connections that are queued. Without a listener, returns at once.
 ///
 /// # Errors
 /// The listener could not be registered with the runtime.
 pub async fn serve(
-    listener: std::net::TcpListener,
+    socket: &mut Option<std::net::TcpListener>,
     api: Arc<Api>,
     routes: Routes,
     limit: ConnectionLimit,
     timeouts: Timeouts,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let listener = Listener::new(listener)?;
+    let Some(listener) = socket.as_ref() else { return Ok(()) };
+    let listener = Listener::new(listener.try_clone()?)?;
     let mut http = http1::Builder::new();
     // Connections have a deadline of their own.
     http.header_read_timeout(None);
@@ -129,7 +131,7 @@ pub async fn serve(
         }
     }
     acceptor.accept_remaining(&listener);
-    drop(listener);
+    drop((listener, socket.take()));
     acceptor.connections.close();
     acceptor.connections.wait().await;
     Ok(())

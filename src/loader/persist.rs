@@ -1,7 +1,7 @@
 //! When the snapshot file is written and read. The writer has a thread of its own, so writing a large catalog delays
 //! neither a request nor a change.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::report;
 use super::snapshot_file::{self, PersistedSnapshot, SnapshotFileError};
+use crate::atomic_file::FileLock;
 use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
 use crate::metrics::Metrics;
@@ -28,8 +29,8 @@ const RETRY: Duration = Duration::from_secs(30);
 
 /// Writes `pending` to `path` after each change, until its sender is dropped; the last state is written before this
 /// returns.
-pub async fn run(path: PathBuf, mut pending: watch::Receiver<Pending>, metrics: Arc<Metrics>) {
-    let mut failed = false;
+pub async fn run(path: &Path, mut pending: watch::Receiver<Pending>, metrics: &Metrics) {
+    let (mut failed, mut lock) = (false, None);
     loop {
         let open = tokio::select! {
             changed = pending.changed() => changed.is_ok(),
@@ -38,7 +39,7 @@ pub async fn run(path: PathBuf, mut pending: watch::Receiver<Pending>, metrics: 
         let started = Instant::now();
         let persisted = pending.borrow_and_update().clone();
         if let Some(persisted) = persisted.filter(|_| open || failed) {
-            failed = !save(&path, &persisted, &metrics, failed);
+            failed = !save(path, &persisted, metrics, (&mut lock, failed));
         }
         if !open {
             return;
@@ -56,9 +57,20 @@ async fn closed(mut pending: watch::Receiver<Pending>) {
     while pending.changed().await.is_ok() {}
 }
 
-fn save(path: &Path, persisted: &PersistedSnapshot<Arc<Snapshot>>, metrics: &Metrics, failed_before: bool) -> bool {
+/// Writes the file. The lock is kept from the first write on: two processes that write the same file in turns would
+/// restart from each other's state.
+fn save(
+    path: &Path,
+    persisted: &PersistedSnapshot<Arc<Snapshot>>,
+    metrics: &Metrics,
+    (lock, failed_before): (&mut Option<FileLock>, bool),
+) -> bool {
     let started = Instant::now();
-    let result = snapshot_file::write(path, persisted);
+    let locked = match lock {
+        Some(_) => Ok(()),
+        None => snapshot_file::lock(path).map(|acquired| *lock = Some(acquired)),
+    };
+    let result = locked.and_then(|()| snapshot_file::write(path, persisted));
     let outcome = if result.is_ok() { "ok" } else { "error" };
     metrics.snapshot_file.with_label_values(&["write", outcome]).inc();
     let (path, models) = (path.display(), persisted.snapshot.len());

@@ -8,12 +8,15 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::atomic_file::{AtomicFile, with_suffix};
+use crate::atomic_file::{AtomicFile, FileLock, with_suffix};
 use crate::catalog::entry::{Entry, EntryBuilder, read_id};
 use crate::catalog::snapshot::{Rejected, Snapshot};
 use crate::postgres::position::Position;
@@ -112,15 +115,35 @@ struct Trailer {
 /// # Errors
 /// See [`SnapshotFileError`]. The file at `path` is then unchanged.
 pub fn write(path: &Path, persisted: &PersistedSnapshot<impl AsRef<Snapshot>>) -> Result<(), SnapshotFileError> {
-    if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        return Err(SnapshotFileError::NotAFile);
-    }
-    let file = AtomicFile::create(path, "tmp").map_err(|error| match error.kind() {
-        io::ErrorKind::ResourceBusy => SnapshotFileError::Busy,
-        _ => error.into(),
-    })?;
+    require_regular(path)?;
+    let file = AtomicFile::create(path)?;
     write_to(BufWriter::with_capacity(BUFFER, file.file()), persisted)?;
     Ok(file.commit()?)
+}
+
+/// Locks the file at `path` against other processes, which is only possible if all of them do.
+///
+/// # Errors
+/// [`SnapshotFileError::Busy`] if another process has the lock. If it cannot be locked for another reason, that is
+/// logged.
+pub(crate) fn lock(path: &Path) -> Result<FileLock, SnapshotFileError> {
+    require_regular(path)?;
+    FileLock::acquire(path).or_else(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => Err(SnapshotFileError::Busy),
+        _ => {
+            let path = path.display();
+            warn!(%path, %error, "the snapshot file can't be locked: other processes that write it go unnoticed");
+            Ok(FileLock::unlocked())
+        }
+    })
+}
+
+/// A rename would replace a device or a pipe.
+fn require_regular(path: &Path) -> Result<(), SnapshotFileError> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => Err(SnapshotFileError::NotAFile),
+        _ => Ok(()),
+    }
 }
 
 /// Writes the lines to `out`, which should be buffered, and flushes it.
@@ -255,11 +278,13 @@ pub fn open(path: &Path) -> Result<BufReader<File>, SnapshotFileError> {
         io::ErrorKind::NotFound => SnapshotFileError::Missing,
         _ => error.into(),
     };
-    // Checked before the open, which would wait for a writer if the path named a pipe.
-    if !std::fs::metadata(path).map_err(missing)?.is_file() {
+    // Otherwise the open would wait for a writer if the path named a pipe.
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path).map_err(missing)?;
+    if !file.metadata()?.is_file() {
         return Err(SnapshotFileError::NotAFile);
     }
-    Ok(BufReader::with_capacity(BUFFER, File::open(path).map_err(missing)?))
+    Ok(BufReader::with_capacity(BUFFER, file))
 }
 
 /// Reads lines and computes their checksum.

@@ -47,8 +47,12 @@ pub struct Metrics {
     pub propagation_seconds: Histogram,
     /// `catalog_last_sync_timestamp_seconds`
     pub last_sync: Gauge,
+    /// `catalog_follow_stalled`
+    pub follow_stalled: IntGauge,
     /// The replay of a hot standby.
     pub replay: ReplayMetrics,
+    /// `catalog_thread_restarts_total{thread}`
+    pub thread_restarts: IntCounterVec,
     /// `catalog_listener_connected`
     pub listener_connected: IntGauge,
     /// `catalog_notifications_total`
@@ -71,11 +75,6 @@ impl Metrics {
     /// # Errors
     /// A name that is invalid or taken: a fault of this file.
     pub fn new() -> prometheus::Result<Self> {
-        let refresh = HistogramOpts::new("catalog_refresh_duration_seconds", "Time a refresh took, by kind.")
-            .buckets(REFRESH_SECONDS.into());
-        let propagation =
-            HistogramOpts::new("catalog_propagation_seconds", "Time from a row being changed to its being served.")
-                .buckets(REFRESH_SECONDS.into());
         let metrics = Self {
             ready: IntGauge::new("catalog_ready", "1 while /readyz returns 200.")?,
             connections_limit: IntGauge::new("catalog_http_connections_limit", "Maximum open connections; more wait.")?,
@@ -89,13 +88,21 @@ impl Metrics {
                 Opts::new("catalog_refreshes_total", "Reads of the database or of an upstream, by kind and outcome."),
                 &["kind", "outcome"],
             )?,
-            refresh_seconds: HistogramVec::new(refresh, &["kind"])?,
-            propagation_seconds: Histogram::with_opts(propagation)?,
+            refresh_seconds: refresh_seconds()?,
+            propagation_seconds: propagation_seconds()?,
             last_sync: Gauge::new(
                 "catalog_last_sync_timestamp_seconds",
                 "Unix time at which the catalog was last known to equal its source; 0 = never.",
             )?,
+            follow_stalled: IntGauge::new(
+                "catalog_follow_stalled",
+                "1 while the catalog has not been in sync with its source for longer than the settings explain.",
+            )?,
             replay: ReplayMetrics::new()?,
+            thread_restarts: IntCounterVec::new(
+                Opts::new("catalog_thread_restarts_total", "Restarts of threads that panicked or failed, by thread."),
+                &["thread"],
+            )?,
             listener_connected: IntGauge::new(
                 "catalog_listener_connected",
                 "1 while this process receives notifications from the database.",
@@ -113,13 +120,7 @@ impl Metrics {
                 "catalog_unwatched_tables",
                 "Tables of the view whose changes no trigger records; only audits find them.",
             )?,
-            snapshot_file: IntCounterVec::new(
-                Opts::new(
-                    "catalog_snapshot_file_operations_total",
-                    "Reads and writes of the snapshot file, by operation and outcome.",
-                ),
-                &["operation", "outcome"],
-            )?,
+            snapshot_file: snapshot_file_operations()?,
             upstream: UpstreamMetrics::new()?,
             requests: RequestCollector::new()?,
             registry: Registry::new(),
@@ -161,7 +162,9 @@ impl Metrics {
         registry.register(Box::new(self.refresh_seconds.clone()))?;
         registry.register(Box::new(self.propagation_seconds.clone()))?;
         registry.register(Box::new(self.last_sync.clone()))?;
+        registry.register(Box::new(self.follow_stalled.clone()))?;
         self.replay.register(registry)?;
+        registry.register(Box::new(self.thread_restarts.clone()))?;
         registry.register(Box::new(self.listener_connected.clone()))?;
         registry.register(Box::new(self.notifications.clone()))?;
         registry.register(Box::new(self.audit_mismatches.clone()))?;
@@ -193,4 +196,19 @@ impl Metrics {
     pub fn render(&self) -> prometheus::Result<String> {
         prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())
     }
+}
+
+fn refresh_seconds() -> prometheus::Result<HistogramVec> {
+    let options = HistogramOpts::new("catalog_refresh_duration_seconds", "Time a refresh took, by kind.");
+    HistogramVec::new(options.buckets(REFRESH_SECONDS.into()), &["kind"])
+}
+
+fn propagation_seconds() -> prometheus::Result<Histogram> {
+    let help = "Time from a row being changed to its being served.";
+    Histogram::with_opts(HistogramOpts::new("catalog_propagation_seconds", help).buckets(REFRESH_SECONDS.into()))
+}
+
+fn snapshot_file_operations() -> prometheus::Result<IntCounterVec> {
+    let help = "Reads and writes of the snapshot file, by operation and outcome.";
+    IntCounterVec::new(Opts::new("catalog_snapshot_file_operations_total", help), &["operation", "outcome"])
 }

@@ -74,8 +74,8 @@ async fn export(path: &Path, rules: &Rules, database: &DatabaseConfig) -> Result
         return Export::new(BufWriter::new(out), path, rules).run(database).await;
     }
     let failed = |source| ExportError::Write { path: path.into(), source };
-    // The process id allows concurrent exports to the same path; the last one to finish wins.
-    let file = AtomicFile::create(path, &format!("{}.tmp", std::process::id())).map_err(failed)?;
+    // Of concurrent exports to the same path, the last one to finish wins.
+    let file = AtomicFile::create(path).map_err(failed)?;
     let rejected = Export::new(BufWriter::new(file.file()), path, rules).run(database).await?;
     file.commit().map_err(failed)?;
     Ok(rejected)

@@ -26,7 +26,7 @@ pub fn write(
 ) -> Result<(), MetricsError> {
     let text = render(rows, results, outcomes, elapsed)?;
     // The collector reads every `*.prom`, so the name of the temporary file must end in something else.
-    let file = AtomicFile::create(path, "tmp")?;
+    let file = AtomicFile::create(path)?;
     file.file().write_all(&text)?;
     Ok(file.commit()?)
 }

@@ -83,7 +83,7 @@ fn catalog<'a>(
     let mut ids: Vec<_> = ids.into_iter().filter(|(id, _)| id.truncated || snapshot.get(&id.text).is_none()).collect();
     ids.sort_by(|(a, count_a), (b, count_b)| count_b.cmp(count_a).then_with(|| a.cmp(b)));
     Catalog {
-        status: CatalogStatus::new(Some(snapshot), api.store.last_sync()),
+        status: CatalogStatus::new(Some(snapshot), api),
         rejected_rows: rejected
             .map(|(id, reason)| RejectedRow { id: shortened(id, ID_BYTES), reason: shortened(reason, REASON_BYTES) })
             .collect(),

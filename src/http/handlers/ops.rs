@@ -35,9 +35,15 @@ pub(in crate::http) fn is_start(bytes: &[u8]) -> bool {
     end.and_then(|end| std::str::from_utf8(&target[..end]).ok()).and_then(route).is_some()
 }
 
-/// The process responds.
-pub fn livez() -> Response {
-    response::json(StatusCode::OK, r#"{"status":"alive"}"#)
+/// The process responds, and every thread runs or can be restarted.
+pub fn livez(api: &Api) -> Response {
+    match api.threads.lost_thread() {
+        None => response::json(StatusCode::OK, r#"{"status":"alive"}"#),
+        Some(thread) => {
+            let message = format!("the thread {thread} cannot be restarted: restart this process");
+            response::error(StatusCode::SERVICE_UNAVAILABLE, &message)
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -64,7 +70,14 @@ pub struct CatalogStatus {
 impl CatalogStatus {
     /// The status of a snapshot, if there is one yet.
     #[must_use]
-    pub fn new(snapshot: Option<&Snapshot>, sync: Option<LastSync>) -> Self {
+    pub fn new(snapshot: Option<&Snapshot>, api: &Api) -> Self {
+        let sync = api.store.last_sync();
+        let mode = sync.map(|sync| match sync.mode {
+            None => "upstream",
+            Some(SyncMode::Live) => "live",
+            Some(SyncMode::Polling) => "polling",
+            Some(SyncMode::Standby) => "standby",
+        });
         Self {
             revision: snapshot.map(|snapshot| hex(snapshot.revision())),
             models: snapshot.map_or(0, |snapshot| snapshot.len()),
@@ -75,17 +88,18 @@ impl CatalogStatus {
                 Some(_) => "postgres",
             }),
             synced_seconds_ago: sync.map(|sync| milliseconds(sync.at.elapsed().as_secs_f64())),
-            follow: sync.map(|sync| match sync.mode {
-                None => "upstream",
-                Some(SyncMode::Live) => "live",
-                Some(SyncMode::Polling) => "polling",
-                Some(SyncMode::Standby) => "standby",
-            }),
+            follow: if is_stalled(api) { Some("stalled") } else { mode },
             // The lag grows while nothing is read.
             replay_lag_seconds: sync
                 .and_then(|sync| Some(milliseconds(sync.replay_lag_seconds? + sync.at.elapsed().as_secs_f64()))),
         }
     }
+}
+
+/// Whether the catalog has not been in sync with its source for too long, counted from the start if it never was.
+fn is_stalled(api: &Api) -> bool {
+    let since = api.store.last_sync().map_or(api.started, |sync| sync.at);
+    since.elapsed() > api.stalled_after
 }
 
 /// Rounds seconds to milliseconds.
@@ -106,7 +120,7 @@ pub fn readyz(api: &Api) -> Response {
     let current = api.store.load();
     let snapshot = current.as_deref();
     let status = status(api, snapshot.is_some());
-    let readiness = Readiness { status, catalog: CatalogStatus::new(snapshot, api.store.last_sync()) };
+    let readiness = Readiness { status, catalog: CatalogStatus::new(snapshot, api) };
     let code = if status == READY { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     match serde_json::to_vec(&readiness) {
         Ok(body) => response::json(code, body),
@@ -117,6 +131,7 @@ pub fn readyz(api: &Api) -> Response {
 /// All metrics in the Prometheus text format.
 pub fn metrics(api: &Api) -> Response {
     api.metrics.ready.set(i64::from(status(api, api.store.load().is_some()) == READY));
+    api.metrics.follow_stalled.set(i64::from(is_stalled(api)));
     api.metrics.upstream.waiters.set(api.snapshots.waiting().try_into().unwrap_or(i64::MAX));
     match api.metrics.render() {
         Ok(text) => response::with_type(StatusCode::OK, HeaderValue::from_static(prometheus::TEXT_FORMAT), text),

@@ -94,7 +94,7 @@ function fill(body, items, row) {
 }
 function row(...cells) { const node = element("tr"); node.append(...cells.map((cell) => { const td = element("td"); td.append(cell); return td; })); return node; }
 function showCatalog(catalog, ready, listener) {
-  const modes = { live: "live", polling: "polling", standby: "polling a hot standby", upstream: "following an upstream" };
+  const modes = { live: "live", polling: "polling", standby: "polling a hot standby", upstream: "following an upstream", stalled: "out of sync" };
   put("models", integer.format(catalog.models));
   put("rejected", integer.format(catalog.rejected));
   $("rejected").className = catalog.rejected ? "alert" : "";

@@ -32,6 +32,9 @@ use crate::postgres::position::Position;
 
 /// How long a request to a server waits there for a change. Its response is what shows that the server is alive.
 const WAIT: Duration = Duration::from_secs(30);
+/// How old the catalog of an edge may be although nothing is wrong: its upstream may hold back a response twice for
+/// [`WAIT`], and was in sync at most 30 s before.
+pub const MAX_AGE: Duration = Duration::from_secs(90);
 /// Minimum ratio of the pause after a change to the time that its transfer took: a large catalog that changes all the
 /// time takes a tenth of the time of the network and of a core, not all of it.
 const PAUSE_PER_TRANSFER: u32 = 9;
@@ -148,16 +151,18 @@ impl Upstream {
         pending: watch::Sender<Pending>,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let sources: Vec<_> = settings.locations.iter().cloned().map(Source::new).collect();
+        // After a restart, the state that is served continues to be the one that others are compared with.
+        let (synced_at, current) = (store.last_sync().map(|sync| sync.at), pending.borrow().clone());
         Ok(Self {
             client: Client::new(settings.token.clone())?,
             output: Output::new(store, Arc::clone(&metrics), pending),
             active: fastrand::usize(..sources.len()),
-            synced_at: None,
+            synced_at,
             connected: false,
             behind_since: None,
             settings,
             metrics,
-            current: None,
+            current,
             sources,
             backoff: ReconnectBackoff::new("upstream"),
         })

@@ -57,6 +57,7 @@ fn invalid_value_error_names_the_variable_and_a_valid_value() {
         ("CATALOG_STANDBY_POLL_INTERVAL", "250", "such as 500ms, 10s or 1h"),
         ("CATALOG_AUDIT_INTERVAL", "300years", "at most 1year"),
         ("CATALOG_DATABASE_TIMEOUT", "soon", "such as 500ms, 10s or 1h"),
+        ("CATALOG_DATABASE_TIMEOUT", "25days", "at most 24days"),
         ("CATALOG_DRAIN_GRACE", "5 apples", "such as 500ms, 10s or 1h"),
         ("CATALOG_DRAIN_TIMEOUT", "-1s", "such as 500ms, 10s or 1h"),
         ("CATALOG_CHANNEL", &long, "1 to 63 bytes"),

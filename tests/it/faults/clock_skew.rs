@@ -1,9 +1,10 @@
 //! `catalog_propagation_seconds` does not compare clocks: an hour of skew between server and database has no effect.
 
 use std::path::PathBuf;
+use std::time::UNIX_EPOCH;
 
 use crate::support::consistency::{self, bump, in_sync};
-use crate::support::{Db, Server};
+use crate::support::{Db, Server, TempFolder};
 
 /// Path of libfaketime, which `make test-tools` installs.
 fn libfaketime() -> PathBuf {
@@ -57,5 +58,24 @@ async fn clock_skew_does_not_enter_propagation_time() {
         let shared = shared_memory(server.pid());
         drop(server);
         assert!(shared.iter().all(|path| !path.exists()), "{shared:?} is left behind");
+    }
+}
+
+#[tokio::test]
+async fn date_follows_a_clock_that_is_set_back() {
+    let (db, folder) = (Db::new().await, TempFolder::new("clock"));
+    let clock = folder.path("clock");
+    std::fs::write(&clock, "+1h\n").unwrap();
+    let server = start(&db.url, &[("FAKETIME_TIMESTAMP_FILE", &*clock), ("FAKETIME_NO_CACHE", "1")]).await;
+    for (offset, hours) in [("+1h", 1.0), ("+0", 0.0), ("-1h", -1.0), ("+1h", 1.0)] {
+        std::fs::write(&clock, format!("{offset}\n")).unwrap();
+        for path in ["/livez", "/api/models/none", "/api/models"] {
+            let response = server.get(path).await;
+            let date = httpdate::parse_http_date(response.header("date")).unwrap();
+            let now = UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+            let ahead = date.duration_since(UNIX_EPOCH).unwrap().as_secs_f64() - now;
+            // A minute is more than a busy machine needs.
+            assert!((ahead - hours * 3_600.0).abs() < 60.0, "{offset}, {path}: the date is {ahead} s ahead");
+        }
     }
 }

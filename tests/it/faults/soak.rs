@@ -1,8 +1,10 @@
 //! Soak test: random writes, random faults and hostile clients for `SOAK_SECONDS` (10 by default, 240 in `make soak`).
 //!
-//! No batch may be torn, no reader may see an older state, no request may fail. At the end the catalog must equal the
-//! table, the audits must have found no mismatch, and hostile clients must have left no connection, file descriptor or
-//! memory.
+//! Postgres, the network, the disk, the name server, the clock and the limit of threads misbehave, and threads panic.
+//!
+//! No batch may be torn, no reader may see an older state, no request may fail. After faults a change must be served
+//! within [`CATCH_UP`]. At the end the catalog must equal the table, the audits must have found no mismatch, no thread
+//! may be missing, and hostile clients must have left no connection, file descriptor or memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -15,10 +17,15 @@ use tokio_postgres::Client;
 use crate::support::consistency::{self, ConsistencyReaders, bump, in_sync};
 use crate::support::hostile_clients::HostileClients;
 use crate::support::proxy::{Mode, Proxy};
+use crate::support::system_faults::SystemFaults;
 use crate::support::{self, Server, database, migrated, sql, until};
 use crate::sync::snapshot_file::SmallDisk;
 
 const PAIRS: usize = 50;
+/// Time within which a change is served when a fault is over: a reconnect and a full read, on a busy machine.
+const CATCH_UP: Duration = Duration::from_secs(20);
+/// Threads of the server that must run at the end, by the beginning of their names.
+const THREADS: [&str; 5] = ["http-0", "http-1", "scans", "snapshot-writer", "loader"];
 
 fn length() -> Duration {
     let seconds = std::env::var("SOAK_SECONDS").map_or(10, |text| text.parse().expect("SOAK_SECONDS must be a number"));
@@ -80,6 +87,7 @@ struct Environment {
     writers: Proxy,
     /// Disk of the snapshot file; `None` if this process may not mount one.
     disk: Option<SmallDisk>,
+    system: SystemFaults,
 }
 
 /// Minimum duration for failovers, which take seconds each, and for the check of memory growth.
@@ -93,8 +101,8 @@ impl Environment {
     /// Injects a random fault for a moment and returns its name.
     async fn inject_fault(&mut self) -> &'static str {
         let moment = Duration::from_millis(fastrand::u64(50..1_500));
-        let Self { postgres, proxy, .. } = self;
-        match fastrand::u32(..if length() < LONG_RUN { 11 } else { 12 }) {
+        let Self { postgres, proxy, system, .. } = self;
+        match fastrand::u32(..if length() < LONG_RUN { 16 } else { 17 }) {
             signal @ 0..3 => {
                 let names = ["INT", "QUIT", "KILL"];
                 postgres.stop(names[signal as usize]).unwrap();
@@ -155,6 +163,27 @@ impl Environment {
                 tokio::time::sleep(Duration::from_secs(2) + moment).await;
                 std::fs::remove_file(ballast).unwrap();
                 "disk full"
+            }
+            11 => {
+                system.begin("clock-ahead");
+                tokio::time::sleep(2 * moment).await;
+                system.end("clock-ahead");
+                "clock stepped"
+            }
+            fault @ 12..15 => {
+                let fault = ["silent-resolver", "no-threads", "hanging-fsync"][fault as usize - 12];
+                system.begin(fault);
+                // A reconnect resolves the name of the database, on a thread that tokio starts.
+                proxy.cut();
+                tokio::time::sleep(2 * moment).await;
+                system.end(fault);
+                fault
+            }
+            15 => {
+                let fault = ["panic-loader", "panic-snapshot-writer"][fastrand::usize(..2)];
+                system.begin(fault);
+                tokio::time::sleep(2 * moment).await;
+                fault
             }
             _ => {
                 self.fail_over().await;
@@ -225,23 +254,57 @@ async fn assert_no_leak(server: &Server, at_start: &Usage) {
     assert!(now <= before + 4.0, "{before} descriptors at the start, {now} now");
 }
 
+/// A change that is made now is served in time.
+async fn assert_catches_up(server: &Server, environment: &Environment, fault: &str) {
+    let (client, name) = (environment.admin().await, format!("after {:x}", fastrand::u64(..)));
+    sql(&client, &format!("UPDATE models SET name = '{name}' WHERE id = 'probe'")).await;
+    let committed = Instant::now();
+    server.until_named("probe", &name).await;
+    assert!(committed.elapsed() < CATCH_UP, "{:?} after {fault}", committed.elapsed());
+}
+
+/// Every thread of the server runs, and the server knows of none that is lost.
+async fn assert_all_threads_run(server: &Server) {
+    let comm = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+    let threads: Vec<_> =
+        std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().flatten().map(comm).collect();
+    for name in THREADS {
+        assert!(threads.iter().any(|thread| thread.trim() == name), "no thread {name}: {threads:?}");
+    }
+    assert_eq!(server.get("/livez").await.status, 200);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn random_changes_under_random_faults_stay_consistent() {
     let postgres = support::start_postgres(&[("wal_level", "replica"), ("wal_keep_size", "64MB")]);
     let client: Client = migrated(&postgres.url("postgres")).await;
     consistency::add_pairs(&client, PAIRS).await;
+    sql(
+        &client,
+        "INSERT INTO models (id, name, download_url, save_path) VALUES ('probe', 'x', 'https://example.org/x', 'x')",
+    )
+    .await;
     drop(client);
     let (proxy, writers) = (Proxy::before(&postgres).await, Proxy::before(&postgres).await);
-    let mut environment = Environment { postgres, proxy, writers, disk: SmallDisk::mount("4m") };
+    let mut environment =
+        Environment { postgres, proxy, writers, disk: SmallDisk::mount("4m"), system: SystemFaults::new() };
     let fallback = std::env::temp_dir().join(format!("soak-{:x}", fastrand::u64(..))).display().to_string();
     let file = environment.disk.as_ref().map_or(fallback, SmallDisk::file);
+    let [preload, directory] = environment.system.settings();
+    let (preload, directory) = ((preload.0, preload.1.to_owned()), (directory.0, directory.1.to_owned()));
     let settings = [
+        (preload.0, &*preload.1),
+        (directory.0, &*directory.1),
+        ("CATALOG_THREADS", "2"),
         ("CATALOG_POLL_INTERVAL", "500ms"),
         ("CATALOG_DATABASE_TIMEOUT", "1s"),
         ("CATALOG_AUDIT_INTERVAL", "2s"),
         ("CATALOG_SNAPSHOT_FILE", &file),
     ];
-    let server = Server::start_with(&environment.proxy.url("postgres"), &settings).await;
+    // By name, so that the name server is needed.
+    let url = environment.proxy.url("postgres").replace("127.0.0.1", "localhost");
+    assert!(url.contains("localhost"), "{url}");
+    let server = Server::start_with(&url, &settings).await;
     let readers = ConsistencyReaders::start(&server, PAIRS, false);
     let at_start = Usage::median(&server).await;
     let (stop, changes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -255,7 +318,11 @@ async fn random_changes_under_random_faults_stay_consistent() {
     for third in 1..=3 {
         let hostile = HostileClients::start(&server.address, 4);
         loop {
-            *faults.entry(environment.inject_fault().await).or_default() += 1;
+            let fault = environment.inject_fault().await;
+            *faults.entry(fault).or_default() += 1;
+            if fastrand::u32(..4) == 0 {
+                assert_catches_up(&server, &environment, fault).await;
+            }
             // Sometimes longer than the poll interval, so that the server gets in sync between faults.
             tokio::time::sleep(Duration::from_millis(fastrand::u64(..1_500))).await;
             if started.elapsed() >= length * third / 3 {
@@ -300,10 +367,16 @@ async fn random_changes_under_random_faults_stay_consistent() {
         readers.responses(),
         audits + 1.0
     );
+    assert_all_threads_run(&server).await;
     readers.finish().await;
+    let provoked = |line: &String| line.contains("runtime/io/driver.rs") || line.contains("a thread panicked");
+    let unexpected: Vec<_> =
+        server.log().into_iter().filter(|line| line.contains("panicked") && !provoked(line)).collect();
+    assert!(unexpected.is_empty(), "{unexpected:#?}");
+    server.forget_panics();
     eprintln!("hostile clients: {actions:?}");
     drop(server);
-    for suffix in ["", ".tmp"] {
+    for suffix in ["", ".lock"] {
         let _ = std::fs::remove_file(format!("{file}{suffix}"));
     }
 }

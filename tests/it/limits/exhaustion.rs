@@ -27,8 +27,7 @@ async fn with_a(prefix: &[&str], settings: &[(&str, &str)]) -> (Db, Server) {
 
 /// The status of a route on the admin port.
 async fn admin_status(server: &Server, path: &str) -> u16 {
-    let line = server.log().into_iter().find(|line| line.contains("serving the admin routes")).unwrap();
-    let admin = serde_json::from_str::<serde_json::Value>(&line).unwrap()["address"].as_str().unwrap().to_owned();
+    let admin = server.admin_address();
     server.send(Request::get(format!("http://{admin}{path}")).body(Default::default()).unwrap()).await.status
 }
 

@@ -112,6 +112,12 @@ impl Server {
         self.log.lock().unwrap().retain(|line| !line.contains("panicked"));
     }
 
+    /// The address of the admin routes, if they have one of their own.
+    pub fn admin_address(&self) -> String {
+        let line = self.log().into_iter().find(|line| line.contains("serving the admin routes")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&line).unwrap()["address"].as_str().unwrap().to_owned()
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.lock().unwrap().id()

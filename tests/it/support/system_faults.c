@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
+#include <time.h>
 #include <unistd.h>
 
 static void fault_path(char *path, size_t size, const char *name) {
@@ -49,6 +50,17 @@ int fsync(int descriptor) {
     int (*next)(int) = dlsym(RTLD_NEXT, "fsync");
     wait_while("hanging-fsync");
     return next(descriptor);
+}
+
+/* "clock-ahead": the system clock is an hour ahead. The monotonic clock goes on. */
+int clock_gettime(clockid_t clock, struct timespec *time) {
+    static int (*next)(clockid_t, struct timespec *);
+    if (!next)
+        next = dlsym(RTLD_NEXT, "clock_gettime");
+    int result = next(clock, time);
+    if (result == 0 && clock == CLOCK_REALTIME && has_fault("clock-ahead"))
+        time->tv_sec += 3600;
+    return result;
 }
 
 /* "panic-THREAD": makes tokio panic once on the thread with this name, when it next waits for I/O. */

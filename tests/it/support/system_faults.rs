@@ -39,4 +39,14 @@ impl SystemFaults {
     pub fn begin(&self, fault: &str) {
         std::fs::write(self.file(fault), "").unwrap();
     }
+
+    /// Ends a fault.
+    pub fn end(&self, fault: &str) {
+        std::fs::remove_file(self.file(fault)).unwrap();
+    }
+
+    /// Whether a fault goes on: one that occurs once ends when it has occurred.
+    pub fn is_active(&self, fault: &str) -> bool {
+        self.file(fault).exists()
+    }
 }

@@ -349,6 +349,44 @@ async fn processes_sharing_a_file_keep_it_valid() {
 }
 
 #[tokio::test]
+async fn second_process_does_not_write_the_file_of_the_first() {
+    let (db, folder) = database_and_file().await;
+    let one = start(&db.url, &folder.file()).await;
+    db.sql(&bump(0)).await;
+    wait_for_write(&one).await;
+    let two = start(&db.url, &folder.file()).await;
+    db.sql(&bump(1)).await;
+    in_sync(&two, &db.client).await;
+    two.until("it does not write", |s| async move { operations(s, "write", "error").await > 0.0 }).await;
+    two.until_logged("another process is writing it", 1).await;
+    assert_eq!((operations(&two, "write", "ok").await, operations(&one, "write", "error").await), (0.0, 0.0));
+    terminate(&one).await;
+    db.sql(&bump(2)).await;
+    two.until_logged("the snapshot file can be written again", 1).await;
+}
+
+#[tokio::test]
+async fn links_and_pipes_beside_the_file_are_left_alone() {
+    let (db, folder) = (Db::new().await, Folder::new());
+    let (precious, lock) = (folder.0.join("precious"), format!("{}.lock", folder.file()));
+    std::fs::write(&precious, "precious").unwrap();
+    std::os::unix::fs::symlink(&precious, format!("{}.tmp", folder.file())).unwrap();
+    for (kind, beside) in [("a link", &lock), ("a pipe", &lock)] {
+        let _ = std::fs::remove_file(beside);
+        match kind {
+            "a link" => std::os::unix::fs::symlink(&precious, beside).unwrap(),
+            _ => assert!(Command::new("mkfifo").arg(beside).status().unwrap().success()),
+        }
+        let server = start(&db.url, &folder.file()).await;
+        db.add(kind).await;
+        wait_for_write(&server).await;
+        server.until_logged("the snapshot file can't be locked", 1).await;
+        terminate(&server).await;
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
+    }
+}
+
+#[tokio::test]
 async fn pipe_or_device_is_never_replaced_by_a_file() {
     let (db, folder) = (Db::new().await, Folder::new());
     let pipe = folder.file();
