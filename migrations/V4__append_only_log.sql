@@ -334,12 +334,16 @@ $$;
 -- As before, with one pass over the rows, and without waiting: the view may read tables that the writing transaction
 -- does not, and a lock on one of those must not make it wait, or deadlock. A table that cannot be locked within the
 -- lock_timeout counts as a view that cannot be read.
+--
+-- Two rows with the same id are reported in READ COMMITTED only. A snapshot that is as old as the transaction may still
+-- contain a row that another transaction has deleted since, beside the new row that took its id.
 CREATE OR REPLACE FUNCTION model_catalog.report_rejected(ids text[], strict boolean, schemes text[]) RETURNS boolean
 LANGUAGE plpgsql SET lock_timeout = '10ms'
 AS $$
 DECLARE
     listed  CONSTANT integer := 100;
     another CONSTANT text := 'another row has the same id: ids must be unique in the view';
+    is_new  CONSTANT boolean := current_setting('transaction_isolation') IN ('read committed', 'read uncommitted');
     found   record;
     lines   text[];
     many    text;
@@ -347,12 +351,13 @@ DECLARE
 BEGIN
     BEGIN
         -- The arrays have only the rows with a problem. Of several valid rows with the same id, one is served.
-        SELECT count(*) FILTER (WHERE c.problem IS NOT NULL OR c.number > 1) AS number,
-               array_agg(c.id) FILTER (WHERE c.problem IS NOT NULL OR c.number > 1) AS ids,
-               array_agg(coalesce(c.problem, another)) FILTER (WHERE c.problem IS NOT NULL OR c.number > 1) AS problems
+        SELECT count(*) FILTER (WHERE c.problem IS NOT NULL OR c.is_second) AS number,
+               array_agg(c.id) FILTER (WHERE c.problem IS NOT NULL OR c.is_second) AS ids,
+               array_agg(coalesce(c.problem, another)) FILTER (WHERE c.problem IS NOT NULL OR c.is_second) AS problems
         INTO found
         FROM (
-            SELECT u.id, u.problem, row_number() OVER (PARTITION BY u.id, u.problem IS NULL) AS number
+            SELECT u.id, u.problem,
+                   is_new AND row_number() OVER (PARTITION BY u.id, u.problem IS NULL) > 1 AS is_second
             FROM (
                 SELECT e.id COLLATE "C" AS id,
                        model_catalog.row_problem(e.id COLLATE "C", e.name, e.download_url, e.file_size_gb::text, e.hash,

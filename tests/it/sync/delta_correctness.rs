@@ -41,12 +41,29 @@ impl Drop for Seed {
     }
 }
 
+/// A second table of the view, whose rows belong to the same models: transactions on the two tables change a model at the
+/// same time, without waiting for each other.
+const NOTES: &str = "CREATE TABLE notes (slug text, number int, note text, PRIMARY KEY (slug, number));
+    CREATE OR REPLACE VIEW model_catalog.entries AS
+    SELECT m.id, m.name, m.download_url, m.file_size_gb::numeric AS file_size_gb,
+           coalesce((SELECT string_agg(n.note, ',' ORDER BY n.number) FROM notes n WHERE n.slug = m.id), m.hash) AS hash,
+           m.auth_required, m.auth_provider, m.save_path, to_jsonb(m.dependencies) AS dependencies, m.description,
+           to_jsonb(m.mirrors) AS mirrors
+    FROM models m;
+    SELECT model_catalog.watch('notes', 'slug')";
+
 /// A random statement.
 fn statement(random: &mut Rng) -> String {
     let id = |random: &mut Rng| format!("m{}", random.u32(..IDS));
     let (a, b, name) = (id(random), id(random), random.u32(..));
     let new = |id: &str| format!("SELECT {id}, '{name}', 'https://example.org/x', 1.50, NULL, false, NULL, 'x/y'");
-    match random.u8(0..14) {
+    match random.u8(0..18) {
+        14 | 15 => format!(
+            "INSERT INTO notes VALUES ('{a}', {}, '{name}') ON CONFLICT (slug, number) DO UPDATE SET note = excluded.note",
+            random.u32(..3)
+        ),
+        16 => format!("DELETE FROM notes WHERE slug = '{a}'"),
+        17 => format!("UPDATE notes SET note = '{name}' WHERE slug <= '{b}' AND number = {}", random.u32(..3)),
         0..2 => format!("UPDATE models SET name = '{name}' WHERE id = '{a}'"),
         2 => format!(
             "UPDATE models SET mirrors = '[\"https://example.org/{name}\"]' WHERE id = '{a}'; \
@@ -80,7 +97,8 @@ fn statement(random: &mut Rng) -> String {
 
 /// A random transaction: statements, savepoints, pauses, and a commit or rollback.
 async fn transaction(client: &Client, random: &mut Rng) -> Result<(), tokio_postgres::Error> {
-    client.batch_execute("BEGIN").await?;
+    let isolation = ["READ COMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"][random.usize(..4)];
+    client.batch_execute(&format!("BEGIN ISOLATION LEVEL {isolation}")).await?;
     let mut depth = 0;
     for _ in 0..random.u8(1..6) {
         match random.u8(0..6) {
@@ -100,7 +118,7 @@ async fn transaction(client: &Client, random: &mut Rng) -> Result<(), tokio_post
     client.batch_execute(if random.u8(..) < 40 { "ROLLBACK" } else { "COMMIT" }).await
 }
 
-/// Writes until `stop` is set. Unique violations and deadlocks are expected between writers.
+/// Writes until `stop` is set. Unique violations, deadlocks and serialization failures are expected between writers.
 async fn write(client: Client, mut random: Rng, stop: Arc<AtomicBool>, committed: Arc<AtomicU32>) {
     while !stop.load(Relaxed) {
         let done = if random.bool() {
@@ -111,7 +129,8 @@ async fn write(client: Client, mut random: Rng, stop: Arc<AtomicBool>, committed
         match done {
             Ok(()) => _ = committed.fetch_add(1, Relaxed),
             Err(error) => {
-                let expected = [SqlState::UNIQUE_VIOLATION, SqlState::T_R_DEADLOCK_DETECTED];
+                let expected =
+                    [SqlState::UNIQUE_VIOLATION, SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE];
                 let known = error.code().is_some_and(|code| expected.contains(code));
                 assert!(known, "{}", describe(&error));
                 client.batch_execute("ROLLBACK").await.unwrap();
@@ -194,6 +213,7 @@ async fn deltas_match_the_table_beside_concurrent_writers() {
     let cluster = start_postgres(&[("deadlock_timeout", "20ms")]);
     let url = cluster.url("postgres");
     let client = migrated(&url).await;
+    sql(&client, NOTES).await;
     let server = Server::start_with(&url, NOTIFY_ONLY).await;
     let session = Session::open(&database(&url), || {}).await.unwrap();
     let mut position = session.begin().await.unwrap();
@@ -251,7 +271,7 @@ async fn assert_served(server: &Server, client: &Client, revision: u64) {
         )
         .await;
     let table = "SELECT coalesce(jsonb_agg(to_jsonb(m) - CASE WHEN mirrors IS NULL THEN 'mirrors' ELSE '' END \
-                                           ORDER BY id COLLATE \"C\"), '[]') FROM models m";
+                                           ORDER BY id COLLATE \"C\"), '[]') FROM model_catalog.entries m";
     let table: serde_json::Value = serde_json::from_str(&sql(client, table).await.unwrap()).unwrap();
     let ids: Vec<String> = (0..IDS * 2).map(|number| format!("m{number}")).collect();
     let response = server.batch(&serde_json::json!({"model_ids": ids}).to_string()).await.json();

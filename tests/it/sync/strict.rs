@@ -1,7 +1,7 @@
 //! Rows that servers reject are reported in the session that writes them, and refused in strict mode.
 
 use crate::support::change_log::warnings;
-use crate::support::{Db, NOTIFY_ONLY, Server};
+use crate::support::{Db, NOTIFY_ONLY, Server, sql};
 
 const BAD_PATH: &str = "UPDATE models SET save_path = '../x' WHERE id = 'a'";
 const WARNING: &str = "model \"a\" will not be served: save_path escapes the models folder: it must be relative to the models \
@@ -50,6 +50,23 @@ async fn strict_mode_refuses_bad_rows_only() {
     db.sql("SELECT model_catalog.strict(false)").await;
     db.sql(BAD_PATH).await;
     db.sql("SELECT model_catalog.strict(true); DELETE FROM models").await;
+}
+
+/// A transaction with an old snapshot sees a row that another one has renamed since, beside its own new row of that id.
+#[tokio::test]
+async fn old_snapshot_does_not_make_a_row_look_like_a_second_one() {
+    let db = Db::new().await;
+    for isolation in ["REPEATABLE READ", "SERIALIZABLE"] {
+        db.add("a").await;
+        let old = db.connect().await;
+        sql(&old, &format!("BEGIN ISOLATION LEVEL {isolation}; SELECT count(*) FROM pg_class")).await;
+        db.sql("UPDATE models SET id = 'renamed'").await;
+        let insert = "INSERT INTO models SELECT 'a', 'new', download_url, 1, NULL, false, NULL, save_path FROM models";
+        sql(&old, insert).await;
+        sql(&old, "COMMIT").await;
+        assert_eq!(db.sql("SELECT count(*) FROM model_catalog.problems").await.as_deref(), Some("0"));
+        db.sql("DELETE FROM models").await;
+    }
 }
 
 #[tokio::test]
