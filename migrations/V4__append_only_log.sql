@@ -85,6 +85,7 @@ DO $$
 DECLARE
     source regclass;
     began  timestamptz;
+    limits CONSTANT text := current_setting('lock_timeout');
 BEGIN
     FOR attempt IN 1 .. 20 LOOP
         BEGIN
@@ -101,6 +102,7 @@ BEGIN
                 END IF;
             END LOOP;
             LOCK TABLE model_catalog.changes IN ACCESS EXCLUSIVE MODE;
+            PERFORM set_config('lock_timeout', limits, true);
             RETURN;
         EXCEPTION WHEN lock_not_available THEN
             IF attempt = 20 THEN
@@ -409,6 +411,9 @@ BEGIN
     RETURN true;
 END
 $$;
+
+-- It has a backslash in a constant.
+ALTER FUNCTION model_catalog.problems(text[]) SET standard_conforming_strings = on;
 
 -- As before; without a column, every change of the table means that everything may have changed. That suits small tables
 -- whose rows belong to no single model, such as providers or licences: each change makes every server read all models.

@@ -436,6 +436,10 @@ async fn settings_of_the_writer_do_not_matter() {
         .await;
         server.until_named("a", &name).await;
         server.until_gone(&id).await;
+        let field = "SELECT field FROM model_catalog.problems";
+        db.sql("SELECT model_catalog.strict(false); UPDATE models SET save_path = '../x'").await;
+        assert_eq!(sql(&writer, field).await.as_deref(), Some("save_path"), "{setting}");
+        db.sql("UPDATE models SET save_path = 'x'; SELECT model_catalog.strict(true)").await;
     }
     assert_eq!(server.refreshes("full").await, 1.0);
 }
