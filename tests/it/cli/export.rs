@@ -22,7 +22,7 @@ async fn fill(db: &Db) {
     )
     .await;
     db.sql(r#"UPDATE models SET dependencies = '["1", "\\\" ä"]' WHERE name LIKE '%7'"#).await;
-    db.sql(r#"UPDATE models SET mirrors = '["https://a.example/\\\" ä", "http://b.example"]' WHERE name LIKE '%8'"#)
+    db.sql(r#"UPDATE models SET mirrors = '["https://a.example/\" ä", "http://b.example"]' WHERE name LIKE '%8'"#)
         .await;
 }
 

@@ -223,7 +223,7 @@ async fn bad_entries_are_listed_and_abort_only_strict_imports() {
         with("good", "hash", json!("x")),
         json!({"id": "few", "name": "n", "download_url": "https://example.org/n", "save_path": "n"}),
         {"name": "no id"},
-        with(&long, "name", json!("x")),
+        with(&long, "save_path", json!("x")),
     ])
     .to_string();
     let before = table(&db.client).await;
@@ -275,7 +275,7 @@ async fn mirrors_are_imported_compared_and_need_a_column() {
         model["mirrors"] = mirrors;
         model.to_string()
     };
-    let mirrors = json!(["https://a.example/a", "https://b.example/\\"]);
+    let mirrors = json!(["https://a.example/a", "https://b.example/\""]);
     let stored = async || db.sql("SELECT mirrors FROM models WHERE id = 'a'").await;
     assert_eq!(import(&db.url, &[], &with(mirrors.clone())).1, "1 added, 0 changed, 0 unchanged, 0 rejected\n");
     assert_eq!(stored().await.map(|text| serde_json::from_str::<Value>(&text).unwrap()), Some(mirrors.clone()));
