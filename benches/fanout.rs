@@ -3,6 +3,7 @@
 //!
 //! `make bench-fanout` prints the table and writes it to `benches/results/fanout.md`. FANOUT_REPLICAS (200),
 //! FANOUT_CHANGES (100) and FANOUT_IDLE_SECONDS (30) set its duration. All replicas share one thread of this process.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints its results")]
 
 #[path = "scale/heading.rs"]
 mod heading;

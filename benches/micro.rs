@@ -1,6 +1,7 @@
 //! Microbenchmarks of requests and refreshes: lookup, batch, parsing a body, delta, full build.
 //!
 //! `make bench-micro` prints what criterion says and writes the medians to `benches/results/micro.md`.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints its results")]
 
 use std::borrow::Cow;
 use std::error::Error;

@@ -12,5 +12,6 @@ pub mod http;
 pub mod loader;
 pub mod metrics;
 pub mod postgres;
+pub mod stderr;
 pub mod supervisor;
 pub mod temp_dir;

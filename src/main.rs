@@ -10,6 +10,8 @@ use model_catalog::{app, cli};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let command = cli::parse();
-    app::run(command)
+    match cli::parse() {
+        Ok(cli) => app::run(cli),
+        Err(message) => app::print_usage(&message),
+    }
 }

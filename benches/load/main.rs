@@ -3,6 +3,7 @@
 //!
 //! The relevant figure is the CPU time of the server per request: the load generator shares the machine, so request
 //! rates say little. All traffic stays on 127.0.0.1, and every process started here exits with this program.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints its results")]
 
 mod burst;
 mod chart;

@@ -2,6 +2,7 @@
 //!
 //! `make bench-scale` prints the table and writes it to `benches/results/scale.md`. SCALE_SIZES, SCALE_CHANGES and
 //! SCALE_SINGLE_CHANGES set its duration.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints its results")]
 
 mod cores;
 mod heading;

@@ -99,7 +99,8 @@ pub enum Command {
     /// Write the catalog that servers serve, ordered by id, in a format that `import` reads, or as a snapshot. Rows
     /// that break a rule are omitted.
     ///
-    /// Exit status 0: all rows were written; 3: some were omitted; 1: the export failed.
+    /// Exit status 0: all rows were written; 3: some were omitted; 1: the export failed; 141: the reader of standard
+    /// output closed it.
     Export {
         /// Output file; `-` writes to standard output.
         #[arg(default_value = "-")]
@@ -303,14 +304,16 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
     command.mut_args(unset).mut_subcommands(without_empty_variables)
 }
 
-/// Parses the command line of this process; exits with a message if it is invalid.
-#[must_use]
-pub fn parse() -> Cli {
+/// Parses the command line of this process.
+///
+/// # Errors
+/// What is wrong with it, or the help or version that it asks for.
+pub fn parse() -> Result<Cli, clap::Error> {
     let parsed = without_empty_variables(command()).try_get_matches();
     let parsed = parsed.and_then(|matches| Cli::from_arg_matches(&matches)).map_err(|error| match error.kind() {
         // The help names every variable.
         ErrorKind::DisplayHelp => command().try_get_matches().err().unwrap_or(error),
         _ => error,
     });
-    parsed.unwrap_or_else(|error| variables::with_variable(error).exit())
+    parsed.map_err(variables::with_variable)
 }

@@ -11,6 +11,7 @@ use crate::postgres::config::{DatabaseConfig, Environment};
 use crate::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use crate::postgres::migrate::{ModelsTable, migrate};
 use crate::postgres::session;
+use crate::stderr::Stderr;
 
 const SAMPLE: &str = include_str!("../../sql/sample_models.sql");
 const CHANNEL: &str = "model_catalog";
@@ -20,7 +21,7 @@ const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// An address is in use, Postgres could not be started, or what [`serve::serve`] reports.
-pub fn run(args: &ServerArgs) -> CommandResult {
+pub fn run(args: &ServerArgs, stderr: &Stderr) -> CommandResult {
     // Before anything is created: the port may be taken.
     let listeners = Listeners::bind(args)?;
     info!("starting an ephemeral Postgres");
@@ -34,9 +35,10 @@ pub fn run(args: &ServerArgs) -> CommandResult {
         CommandResult::Ok(())
     })?;
     let connection = postgres.loopback_url("postgres");
-    serve::serve(Source::Database(Box::new(database)), args, listeners, async |address, store| {
+    serve::serve(Source::Database(Box::new(database)), args, listeners, stderr, async |address, store| {
         examples::first_snapshot(store).await;
-        println!("\nAn ephemeral Postgres with a sample catalog is running; Ctrl-C stops it and removes it.");
-        examples::print_commands(address, &["flux-dev", "sdxl-base"], Some(&connection));
+        let running = "\nAn ephemeral Postgres with a sample catalog is running; Ctrl-C stops it and removes it.\n";
+        let commands = examples::commands(address, &["flux-dev", "sdxl-base"], Some(&connection));
+        examples::print(running.to_owned() + &commands).await;
     })
 }

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::sync::oneshot;
 use tokio_postgres::Client;
+use tracing::warn;
 
+use super::stdout;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
 use crate::postgres::config::DatabaseConfig;
@@ -39,46 +42,62 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 /// reports a database that can't be reached.
 pub async fn announce(address: SocketAddr, store: &Store, database: &DatabaseConfig) {
     if query(database, IS_MIGRATED).await == Some(false) {
-        println!(
+        let text = format!(
             "\nThe database of DATABASE_URL is not migrated. In another terminal, with the same DATABASE_URL, this \
              creates the\nschema model_catalog and, if you have no view of your own, the table public.models:\n\n  \
-             {} migrate\n\nThe server continues by itself.\n",
+             {} migrate\n\nThe server continues by itself.\n\n",
             program()
         );
+        print(text).await;
     }
     let snapshot = first_snapshot(store).await;
     let ids = ids(&snapshot);
     if ids.is_empty() {
-        println!(
+        let text = format!(
             "\nmodel-catalog serves http://{address}. The catalog has no model yet: insert rows, or import \
-             a file:\n\n  {} import FILE\n",
+             a file:\n\n  {} import FILE\n\n",
             program()
         );
-        return;
+        return print(text).await;
     }
     let changes = query(database, READS_DEFAULT_TABLE).await == Some(true);
-    print_commands(address, &ids, changes.then_some("$DATABASE_URL"));
+    print(commands(address, &ids, changes.then_some("$DATABASE_URL"))).await;
 }
 
-/// Prints the commands. `connection` is where psql can change the table of models, if the catalog is a table.
-pub fn print_commands<Id: AsRef<str>>(address: SocketAddr, ids: &[Id], connection: Option<&str>) {
+/// Prints a text on a thread of its own. That of the caller handles signals, so a reader of standard output that does
+/// not read must not block it.
+pub async fn print(text: String) {
+    let (done, printed) = oneshot::channel();
+    let print = move || drop(done.send(stdout::print(&text)));
+    let printed = match std::thread::Builder::new().name("examples".into()).spawn(print) {
+        Ok(_) => printed.await.unwrap_or(Ok(())).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(error) = printed {
+        warn!(error, "cannot print the commands to try");
+    }
+}
+
+/// The commands. `connection` is where psql can change the table of models, if the catalog is a table.
+pub fn commands<Id: AsRef<str>>(address: SocketAddr, ids: &[Id], connection: Option<&str>) -> String {
     let ids = ids.iter().map(AsRef::as_ref);
-    let Some(first) = ids.clone().next() else { return };
+    let Some(first) = ids.clone().next() else { return String::new() };
     let list: Vec<_> = ids.chain(["no-such-model"]).map(|id| format!("\"{id}\"")).collect();
-    println!(
+    let requests = format!(
         "\nmodel-catalog serves http://{address}. Try:\n\n  \
          curl http://{address}/api/models/{}\n  \
-         curl -d '{{\"model_ids\":[{}]}}' http://{address}/api/models/batch",
+         curl -d '{{\"model_ids\":[{}]}}' http://{address}/api/models/batch\n",
         utf8_percent_encode(first, SEGMENT),
         list.join(",")
     );
-    match connection {
-        Some(connection) => println!(
+    let change = match connection {
+        Some(connection) => format!(
             "  psql \"{connection}\" -c \"UPDATE models SET description = 'changed just now' WHERE id = '{first}'\"\n\n\
-             and the first command again: it shows the change.\n"
+             and the first command again: it shows the change.\n\n"
         ),
-        None => println!("\nChange a row of your tables, and the next request shows it.\n"),
-    }
+        None => "\nChange a row of your tables, and the next request shows it.\n\n".to_owned(),
+    };
+    requests + &change
 }
 
 /// Up to two ids that a shell, SQL and JSON read without escapes.

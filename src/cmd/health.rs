@@ -15,7 +15,9 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::net::TcpStream;
+use tracing::warn;
 
+use super::stdout::{self, StdoutError};
 use super::{CommandResult, runtime};
 use crate::cli::ListenArgs;
 
@@ -60,7 +62,11 @@ pub enum HealthError {
 /// See [`HealthError`].
 pub fn run(listen: &ListenArgs, live: bool) -> CommandResult {
     let path = if live { "/livez" } else { "/readyz" };
-    println!("{}", check(listen.admin_addr.unwrap_or(listen.addr), path)?);
+    let body = check(listen.admin_addr.unwrap_or(listen.addr), path)?;
+    // The exit status is the result: a full disk must not make the server unhealthy.
+    if let Err(error @ StdoutError::Write(_)) = stdout::print(&(body + "\n")) {
+        warn!("{error}");
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod demo;
+mod draw_target;
 mod examples;
 pub mod export;
 pub mod health;
@@ -12,16 +13,21 @@ pub mod probe;
 mod progress;
 pub mod pull;
 pub mod serve;
-mod terminal;
+pub mod stdout;
+pub(crate) mod terminal;
 
 use std::error::Error;
 use std::io;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The outcome of a command; `app` turns it into an exit status.
 pub type CommandResult = Result<(), Box<dyn Error + Send + Sync>>;
+
+/// The exit status of a command that prints a report.
+pub type ReportResult = Result<u8, Box<dyn Error + Send + Sync>>;
 
 /// The command succeeded except for some entries or rows.
 #[derive(Debug, thiserror::Error)]
@@ -68,4 +74,12 @@ impl Drop for CommandRuntime {
             runtime.shutdown_background();
         }
     }
+}
+
+/// Makes the call that causes a signal fail instead of ending the process. This is a handler, because a program that is
+/// executed would inherit an ignored signal.
+pub(crate) fn handle_signal(kind: SignalKind) -> io::Result<()> {
+    let runtime = runtime()?;
+    let _context = runtime.enter();
+    signal(kind).map(drop)
 }

@@ -5,25 +5,28 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::draw_target::draw_target;
+use crate::stderr::Stderr;
+
 /// Faster imports show no bar.
 const SHOW_AFTER: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 
 /// The bar; removed from the terminal when it is dropped.
 pub struct Progress {
+    stderr: Stderr,
     bar: ProgressBar,
     started: Instant,
     shown: Cell<bool>,
 }
 
-impl Default for Progress {
-    fn default() -> Self {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        Self { bar, started: Instant::now(), shown: Cell::new(false) }
-    }
-}
-
 impl Progress {
+    /// A bar that is not shown yet.
+    pub fn new(stderr: &Stderr) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        Self { stderr: stderr.clone(), bar, started: Instant::now(), shown: Cell::new(false) }
+    }
+
     /// Begins a task of `steps` steps; 0 if the number is unknown.
     pub fn begin(&self, task: &'static str, steps: usize) {
         let template = if steps > 0 { "{msg} {bar:40} {pos}/{len}" } else { "{msg} {spinner} {elapsed}" };
@@ -58,8 +61,7 @@ impl Progress {
     fn show(&self) {
         if !self.shown.get() && self.started.elapsed() >= SHOW_AFTER {
             self.shown.set(true);
-            // Draws nothing unless stderr is a terminal.
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+            self.bar.set_draw_target(draw_target(&self.stderr));
         }
     }
 }

@@ -37,6 +37,7 @@ use crate::loader::upstream::{self, Upstream};
 use crate::loader::{self, Loader, replica};
 use crate::metrics::Metrics;
 use crate::postgres::config::DatabaseConfig;
+use crate::stderr::Stderr;
 use crate::supervisor::{Duty, ThreadResult};
 
 /// After the grace period and the drain timeout, time for the loader to end and the last state to be written. Then the
@@ -59,18 +60,24 @@ pub enum Source {
 ///
 /// # Errors
 /// An invalid connection string or upstream, or what [`Listeners::bind`] and [`serve`] report.
-pub fn run(database: &DatabaseArgs, upstream: &UpstreamArgs, args: &ServerArgs, print_examples: bool) -> CommandResult {
+pub fn run(
+    database: &DatabaseArgs,
+    upstream: &UpstreamArgs,
+    args: &ServerArgs,
+    stderr: &Stderr,
+    print_examples: bool,
+) -> CommandResult {
     if let Some(settings) = upstream.settings(&args.rules.rules())? {
-        return serve(Source::Upstream(settings), args, Listeners::bind(args)?, async |_, _| {});
+        return serve(Source::Upstream(settings), args, Listeners::bind(args)?, stderr, async |_, _| {});
     }
     let database = Box::new(database.config()?);
     let listeners = Listeners::bind(args)?;
     if !print_examples {
-        return serve(Source::Database(database), args, listeners, async |_, _| {});
+        return serve(Source::Database(database), args, listeners, stderr, async |_, _| {});
     }
     let inspected = database.clone();
     let announce = async |address, store: &Store| examples::announce(address, store, &inspected).await;
-    serve(Source::Database(database), args, listeners, announce)
+    serve(Source::Database(database), args, listeners, stderr, announce)
 }
 
 /// Serves until a signal stops it. Runs `announce` meanwhile, with the address of the API.
@@ -81,6 +88,7 @@ pub fn serve(
     source: Source,
     args: &ServerArgs,
     listeners: Listeners,
+    stderr: &Stderr,
     announce: impl AsyncFnOnce(SocketAddr, &Store),
 ) -> CommandResult {
     // With huge pages a connection occupies all of hyper's buffers: 19 KiB instead of 11. Without them, with a million
@@ -91,6 +99,7 @@ pub fn serve(
     let threads = listeners.api.len();
     let store = Arc::new(Store::default());
     let metrics = Arc::new(Metrics::new()?);
+    stderr.count_dropped(&metrics.log_lines_dropped);
     metrics.connections_limit.set(listeners.limits.api.try_into().unwrap_or(i64::MAX));
     let (pending, latest) = watch::channel(None);
     // The other half of the connections is for requests that do not wait.

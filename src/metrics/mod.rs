@@ -65,6 +65,8 @@ pub struct Metrics {
     pub unwatched_tables: IntGauge,
     /// `catalog_snapshot_file_operations_total{operation,outcome}`
     pub snapshot_file: IntCounterVec,
+    /// `catalog_log_lines_dropped_total`
+    pub log_lines_dropped: IntCounter,
     /// Metrics of following an upstream and of being one.
     pub upstream: UpstreamMetrics,
 }
@@ -121,6 +123,7 @@ impl Metrics {
                 "Tables of the view whose changes no trigger records; only audits find them.",
             )?,
             snapshot_file: snapshot_file_operations()?,
+            log_lines_dropped: log_lines_dropped()?,
             upstream: UpstreamMetrics::new()?,
             requests: RequestCollector::new()?,
             registry: Registry::new(),
@@ -171,6 +174,7 @@ impl Metrics {
         registry.register(Box::new(self.unknown_ids.clone()))?;
         registry.register(Box::new(self.unwatched_tables.clone()))?;
         registry.register(Box::new(self.snapshot_file.clone()))?;
+        registry.register(Box::new(self.log_lines_dropped.clone()))?;
         self.upstream.register(registry)?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(())
@@ -206,6 +210,10 @@ fn refresh_seconds() -> prometheus::Result<HistogramVec> {
 fn propagation_seconds() -> prometheus::Result<Histogram> {
     let help = "Time from a row being changed to its being served.";
     Histogram::with_opts(HistogramOpts::new("catalog_propagation_seconds", help).buckets(REFRESH_SECONDS.into()))
+}
+
+fn log_lines_dropped() -> prometheus::Result<IntCounter> {
+    IntCounter::new("catalog_log_lines_dropped_total", "Log lines dropped because standard error could not be written.")
 }
 
 fn snapshot_file_operations() -> prometheus::Result<IntCounterVec> {

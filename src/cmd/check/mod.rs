@@ -12,41 +12,28 @@ mod recorded;
 pub(super) mod report;
 mod sources;
 
-use std::io::Write;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 
 use self::error::CheckError;
 use self::report::Report;
-use super::runtime;
+use super::{ReportResult, runtime, stdout};
 use crate::catalog::model::Rules;
 use crate::cli::{CheckArgs, DatabaseArgs};
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::session::Session;
 
-/// Exit status of a check that could not be made.
-const NOT_CHECKED: u8 = 2;
-
 /// Runs the command and prints the report; returns the exit status.
-#[must_use]
-pub fn run(database: &DatabaseArgs, args: &CheckArgs) -> u8 {
-    let config = database.config().map_err(|error| error.to_string());
-    let checked = config.and_then(|database| {
-        let runtime = runtime().map_err(|error| format!("cannot start a runtime: {error}"))?;
-        Ok(runtime.block_on(check(&database, &args.rules.rules(), args.limit.get())))
-    });
-    match checked {
-        Ok(report) => {
-            // Ignore the error: the reader has closed the pipe.
-            let _ = std::io::stdout().write_all(report.render(args.output).as_bytes());
-            report.status(args.strict)
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            NOT_CHECKED
-        }
-    }
+///
+/// # Errors
+/// An invalid connection string, no runtime, or a [`StdoutError`](super::stdout::StdoutError).
+pub fn run(database: &DatabaseArgs, args: &CheckArgs) -> ReportResult {
+    let database = database.config()?;
+    let runtime = runtime().map_err(|error| format!("cannot start a runtime: {error}"))?;
+    let report = runtime.block_on(check(&database, &args.rules.rules(), args.limit.get()));
+    stdout::print(&report.render(args.output))?;
+    Ok(report.status(args.strict))
 }
 
 async fn check(database: &DatabaseConfig, rules: &Rules, limit: usize) -> Report {

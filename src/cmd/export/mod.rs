@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
+use super::stdout::{self, StdoutError};
 use super::{CommandResult, require_all, runtime};
 use crate::atomic_file::AtomicFile;
 use crate::catalog::entry::ArrayWriter;
@@ -33,6 +34,9 @@ pub enum ExportError {
     /// The view could not be read.
     #[error("cannot read model_catalog.entries: {0}")]
     Read(#[from] ReadError),
+    /// Standard output could not be written.
+    #[error("{0}")]
+    Stdout(#[from] StdoutError),
     /// The output could not be written.
     #[error("cannot write {}: {source}", .path.display())]
     Write {
@@ -64,7 +68,7 @@ pub fn run(path: &Path, rules: &Rules, database: &DatabaseArgs) -> CommandResult
 /// Returns the number of rejected rows.
 async fn export(path: &Path, rules: &Rules, database: &DatabaseConfig) -> Result<usize, ExportError> {
     if path == Path::new("-") {
-        let mut export = Export::new(BufWriter::new(io::stdout().lock()), path, rules);
+        let mut export = Export::new(stdout::buffered(), path, rules);
         return export.run(database).await;
     }
     // Renaming onto a device or a pipe, /dev/null for example, would replace it by a file.
@@ -151,6 +155,9 @@ impl<'a, W: Write> Export<'a, W> {
     }
 
     fn failed(&self, source: io::Error) -> ExportError {
+        if self.path == Path::new("-") {
+            return StdoutError::from(source).into();
+        }
         ExportError::Write { path: self.path.into(), source }
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! The catalog is read into memory as servers read it, because its revision precedes its models in the file.
 
-use std::io::{self, BufWriter};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +12,7 @@ use crate::catalog::model::Rules;
 use crate::catalog::refresh::Refresh;
 use crate::catalog::snapshot::Snapshot;
 use crate::cli::DatabaseArgs;
+use crate::cmd::stdout::{self, StdoutError};
 use crate::cmd::{CommandResult, require_all, runtime};
 use crate::loader::report::log_rejections;
 use crate::loader::snapshot_file::{self, PersistedSnapshot};
@@ -27,12 +27,11 @@ use crate::postgres::session::Session;
 /// An invalid connection string, an [`ExportError`], or [`PartialSuccess`](crate::cmd::PartialSuccess).
 pub fn run(path: &Path, rules: &Rules, database: &DatabaseArgs) -> CommandResult {
     let state = runtime()?.block_on(read(rules, &database.config()?))?;
-    let written = if path == Path::new("-") {
-        snapshot_file::write_to(BufWriter::new(io::stdout().lock()), &state).map_err(Into::into)
+    if path == Path::new("-") {
+        snapshot_file::write_to(stdout::buffered(), &state).map_err(StdoutError::from)?;
     } else {
-        snapshot_file::write(path, &state)
-    };
-    written.map_err(|source| ExportError::Snapshot { path: path.into(), source })?;
+        snapshot_file::write(path, &state).map_err(|source| ExportError::Snapshot { path: path.into(), source })?;
+    }
     let (models, rejected) = (state.snapshot.len(), state.snapshot.rejected().len());
     info!(models, rejected, revision = format!("{:016x}", state.snapshot.revision()), "exported");
     require_all(rejected, "rows")

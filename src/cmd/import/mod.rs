@@ -12,13 +12,16 @@ mod workflow;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
+
+use tracing::warn;
 
 use self::input::{Entries, InputError, InputFormat};
 use self::row::ImportRow;
 use self::table::{Difference, MergeOptions, TableError};
 use super::progress::Progress;
+use super::stdout::{self, StdoutError};
 use super::terminal::escape_truncated;
 use super::{CommandResult, require_all, runtime};
 use crate::catalog::model::Rules;
@@ -26,6 +29,7 @@ use crate::cli::DatabaseArgs;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::ConnectError;
 use crate::postgres::session;
+use crate::stderr::Stderr;
 
 /// Ids, names and reasons are truncated to this many characters in the output.
 const MAX_SHOWN: usize = 300;
@@ -71,6 +75,9 @@ pub enum ImportError {
     /// An entry was rejected, and `strict` was set.
     #[error("rejected entries: {0}; nothing was written (--strict)")]
     Strict(usize),
+    /// The result of a dry run could not be printed.
+    #[error("{0}")]
+    Stdout(#[from] StdoutError),
 }
 
 /// A rejected entry.
@@ -94,22 +101,22 @@ struct Validated {
 ///
 /// # Errors
 /// An invalid connection string, an [`ImportError`], or [`PartialSuccess`](super::PartialSuccess).
-pub fn run(import: Import, database: &DatabaseArgs) -> CommandResult {
+pub fn run(import: Import, database: &DatabaseArgs, stderr: &Stderr) -> CommandResult {
     let database = database.config()?;
-    require_all(runtime()?.block_on(import_file(&import, &database))?, "entries")
+    let progress = Progress::new(stderr);
+    require_all(runtime()?.block_on(import_file(&import, &database, progress))?, "entries")
 }
 
 /// Returns the number of rejected entries.
-async fn import_file(import: &Import, database: &DatabaseConfig) -> Result<usize, ImportError> {
+async fn import_file(import: &Import, database: &DatabaseConfig, progress: Progress) -> Result<usize, ImportError> {
     let path = || import.file.clone();
     let text = read(&import.file).map_err(|source| ImportError::Read { path: path(), source })?;
     let mut buffer = Vec::new();
     let entries = Entries::parse(&text, &mut buffer).map_err(|source| ImportError::Input { path: path(), source })?;
-    let progress = Progress::default();
     let Validated { rows, rejected, repeated } = validate(&entries, &import.rules, &progress);
     if import.strict && !import.dry_run && !rejected.is_empty() {
         drop(progress);
-        print(&list_rejected(&entries, &rejected));
+        print(&list_rejected(&entries, &rejected), import)?;
         return Err(ImportError::Strict(rejected.len()));
     }
     let mut client = progress.during(session::connect(database)).await?;
@@ -130,7 +137,7 @@ async fn import_file(import: &Import, database: &DatabaseConfig) -> Result<usize
         report.push_str(&format!(", {repeated} repeated"));
     }
     report.push_str(if import.dry_run { " (dry run: nothing was written)\n" } else { "\n" });
-    print(&report);
+    print(&report, import)?;
     if import.strict && !rejected.is_empty() {
         return Err(ImportError::Strict(rejected.len()));
     }
@@ -208,7 +215,12 @@ fn shown(text: &str) -> String {
     escape_truncated(text, MAX_SHOWN)
 }
 
-fn print(report: &str) {
-    // Ignore the error: the import is done even if nothing reads the report.
-    let _ = std::io::stdout().lock().write_all(report.as_bytes());
+/// Only a dry run fails if its report cannot be printed: otherwise the exit status says what was written to the table.
+fn print(report: &str, import: &Import) -> Result<(), StdoutError> {
+    match stdout::print(report) {
+        Err(StdoutError::Write(error)) if !import.dry_run => warn!(%error, "cannot print what was imported"),
+        Err(error) if import.dry_run => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    Ok(())
 }

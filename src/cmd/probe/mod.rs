@@ -9,7 +9,6 @@ mod fill;
 mod hub;
 mod metrics;
 
-use std::io::Write;
 use std::time::Instant;
 
 use reqwest::Url;
@@ -23,16 +22,14 @@ use super::check::report::{Level, Report};
 use super::models_table::{ServedError, require_served};
 use super::progress::Progress;
 use super::pull::http::Http;
-use super::runtime;
+use super::{ReportResult, runtime, stdout};
 use crate::catalog::model::{RawModel, RowError};
 use crate::cli::{DatabaseArgs, ProbeArgs, PullArgs, ReportFormat};
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::copy::{CopyStream, Order};
 use crate::postgres::error::{ConnectError, ReadError};
 use crate::postgres::session;
-
-/// Exit status of a probe that could not be made.
-const NOT_PROBED: u8 = 2;
+use crate::stderr::Stderr;
 
 /// Why a probe could not be completed. What the probe finds is not an error but a finding.
 #[derive(Debug, thiserror::Error)]
@@ -61,34 +58,26 @@ struct Probed {
 }
 
 /// Runs the command and prints the report; returns the exit status.
-#[must_use]
-pub fn run(database: &DatabaseArgs, args: &ProbeArgs) -> u8 {
-    let config = database.config().map_err(|error| error.to_string());
-    let probed = config.and_then(|database| {
-        let runtime = runtime().map_err(|error| format!("cannot start a runtime: {error}"))?;
-        let (mut report, mut probed) = (Report::default(), Probed::default());
-        if let Err(error) = runtime.block_on(probe(&database, args, &mut report, &mut probed)) {
-            report.unfinished = Some(error.to_string());
-        }
-        Ok((report, probed))
-    });
-    match probed {
-        Ok((report, probed)) => {
-            let text = if args.json { json(&report, &probed) } else { report.render(ReportFormat::Text) };
-            // Ignore the error: the reader has closed the pipe.
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            report.status(args.strict)
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            NOT_PROBED
-        }
+///
+/// # Errors
+/// An invalid connection string, no runtime, or a [`StdoutError`](super::stdout::StdoutError).
+pub fn run(database: &DatabaseArgs, args: &ProbeArgs, stderr: &Stderr) -> ReportResult {
+    let database = database.config()?;
+    let runtime = runtime().map_err(|error| format!("cannot start a runtime: {error}"))?;
+    let (mut report, mut probed) = (Report::default(), Probed::default());
+    let progress = Progress::new(stderr);
+    if let Err(error) = runtime.block_on(probe(&database, args, progress, &mut report, &mut probed)) {
+        report.unfinished = Some(error.to_string());
     }
+    let text = if args.json { json(&report, &probed) } else { report.render(ReportFormat::Text) };
+    stdout::print(&text)?;
+    Ok(report.status(args.strict))
 }
 
 async fn probe(
     database: &DatabaseConfig,
     args: &ProbeArgs,
+    progress: Progress,
     report: &mut Report,
     probed: &mut Probed,
 ) -> Result<(), ProbeError> {
@@ -104,7 +93,6 @@ async fn probe(
     let http = Http::new(PullArgs::tokens()).map_err(ProbeError::Http)?;
     let attempts = args.attempts.get().try_into().unwrap_or(u32::MAX);
     let prober = Prober { http, per_host: args.per_host.get(), attempts };
-    let progress = Progress::default();
     let Probed { rows, results, outcomes, filled } = probed;
     *results = prober.probe_all(rows, &progress).await;
     let tokens = prober.http.tokens();

@@ -29,6 +29,7 @@ mod transfer;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -52,6 +53,8 @@ use record::Record;
 use settings::Settings;
 
 use crate::cli::PullArgs;
+use crate::cmd::stdout::{self, StdoutError};
+use crate::stderr::Stderr;
 
 /// Exit status after SIGTERM, SIGINT or SIGHUP: the one that shells report for SIGTERM.
 const EXIT_SIGNALED: u8 = 143;
@@ -93,14 +96,23 @@ enum PullResult {
     Incomplete,
     /// A signal stopped it.
     Stopped,
+    /// The reader of a dry run's output closed it.
+    OutputClosed,
 }
 
 /// Pulls, then replaces this process with the command. `bars` allows progress bars if standard error is a terminal.
 #[must_use]
-pub fn run(pull: &PullArgs, bars: bool) -> ExitCode {
-    let end = if pull.ids().is_empty() { PullResult::Complete } else { pull_models(pull, bars) };
+pub fn run(pull: &PullArgs, bars: bool, stderr: &Stderr) -> ExitCode {
+    let screen = Screen::of_stderr(stderr, bars && !pull.dry_run);
+    let end = if pull.ids().is_empty() {
+        PullResult::Complete
+    } else {
+        // tokio panics if the threads of its runtime cannot be started. The panic hook has logged it.
+        catch_unwind(AssertUnwindSafe(|| pull_models(pull, screen))).unwrap_or(PullResult::Incomplete)
+    };
     let complete = match end {
         PullResult::Stopped => return ExitCode::from(EXIT_SIGNALED),
+        PullResult::OutputClosed => return ExitCode::from(stdout::CLOSED),
         PullResult::Complete => true,
         PullResult::Incomplete => false,
     };
@@ -109,21 +121,30 @@ pub fn run(pull: &PullArgs, bars: bool) -> ExitCode {
             error!(command = %command.display(), "MACHINE_MODELS_STRICT is set: the command is not started");
             ExitCode::FAILURE
         }
-        Some(_) if !pull.dry_run => exec_command(pull),
+        Some(_) if !pull.dry_run => exec_command(pull, stderr),
         _ if complete => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
 }
 
 /// Replaces this process with the command, which inherits the environment and the working directory.
-fn exec_command(pull: &PullArgs) -> ExitCode {
+fn exec_command(pull: &PullArgs, stderr: &Stderr) -> ExitCode {
+    stderr.flush();
     let error = Command::new(&pull.command[0]).args(&pull.command[1..]).exec();
+    ignore_broken_pipes();
     error!(command = %pull.command[0].display(), %error, "the command cannot be started");
     // The exit statuses of shells.
     ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 })
 }
 
-fn pull_models(pull: &PullArgs, bars: bool) -> PullResult {
+/// Ignores SIGPIPE again. A failed `exec` has restored its default, by which the next log line might end this process.
+#[allow(unsafe_code, reason = "no crate has a safe way to ignore a signal")]
+fn ignore_broken_pipes() {
+    // SAFETY: no handler is installed that could run.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+fn pull_models(pull: &PullArgs, screen: Screen) -> PullResult {
     let done = pull.check().map_err(Failure::from).and_then(|settings| {
         let runtime = runtime()?;
         let end = runtime.block_on(async {
@@ -136,7 +157,7 @@ fn pull_models(pull: &PullArgs, bars: bool) -> PullResult {
                 hangup.as_mut().map_err(|error| error.to_string())?,
             );
             let (stop, stopped) = watch::channel(false);
-            let mut end = std::pin::pin!(get_models(settings, bars, stopped));
+            let mut end = std::pin::pin!(get_models(settings, screen, stopped));
             tokio::select! {
                 end = &mut end => return end,
                 _ = terminate.recv() => {}
@@ -153,6 +174,9 @@ fn pull_models(pull: &PullArgs, bars: bool) -> PullResult {
         end
     });
     done.unwrap_or_else(|error| {
+        if matches!(error.downcast_ref(), Some(StdoutError::Closed)) {
+            return PullResult::OutputClosed;
+        }
         error!("{}", error::chain(&*error));
         PullResult::Incomplete
     })
@@ -163,7 +187,7 @@ fn runtime() -> std::io::Result<Runtime> {
     Builder::new_multi_thread().worker_threads(threads).enable_all().build()
 }
 
-async fn get_models(settings: Settings, bars: bool, stop: watch::Receiver<bool>) -> Result<PullResult, Failure> {
+async fn get_models(settings: Settings, screen: Screen, stop: watch::Receiver<bool>) -> Result<PullResult, Failure> {
     let folder = Folder::open(&settings.dir, settings.links, true)
         .and_then(|folder| folder.state_dir(true).map(|state_dir| (folder, state_dir)))
         .map_err(|error| format!("cannot open the models folder {}: {error}", settings.dir.display()));
@@ -176,14 +200,14 @@ async fn get_models(settings: Settings, bars: bool, stop: watch::Receiver<bool>)
     if !settings.dry_run {
         journal::remove_old(&state_dir, |path| folder.parent(path, false).ok().flatten());
     }
-    let mut progress = Progress::new(Screen::of_stderr(bars && !settings.dry_run));
+    let mut progress = Progress::new(screen);
     let models = add_models(&mut progress, listing);
     let context = Arc::new(Context { settings, folder, state_dir, record, http, progress, stop });
     let reporter = tokio::spawn(report::run(Arc::clone(&context)));
     let planned = plan_all(&context, &models).await;
     if context.settings.dry_run {
         reporter.abort();
-        print!("{}", report::dry_run(&context, &planned));
+        stdout::print(&report::dry_run(&context, &planned))?;
     } else {
         fetch_all(&context, planned).await;
         mark_needed(&context, &models);

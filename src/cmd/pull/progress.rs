@@ -9,6 +9,8 @@ use indicatif::MultiProgress;
 use tracing::{info, warn};
 
 use super::error::Problem;
+use crate::cmd::draw_target::draw_target;
+use crate::stderr::Stderr;
 
 /// The current activity for a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,9 +239,9 @@ pub struct Screen(Option<MultiProgress>);
 impl Screen {
     /// Draws on standard error if that is a terminal and `enabled` is true.
     #[must_use]
-    pub fn of_stderr(enabled: bool) -> Self {
-        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-        Self((enabled && terminal).then(MultiProgress::new))
+    pub fn of_stderr(stderr: &Stderr, enabled: bool) -> Self {
+        let bars = || MultiProgress::with_draw_target(draw_target(stderr));
+        Self((enabled && stderr.is_terminal()).then(bars))
     }
 
     /// The container of the bars.

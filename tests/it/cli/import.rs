@@ -11,7 +11,7 @@ use tokio_postgres::{AsyncMessage, Client};
 
 use crate::support::{Db, NOTIFY_ONLY, Server, model_json, sql, until};
 
-const LIST: &str = include_str!("model-list.json");
+pub const LIST: &str = include_str!("model-list.json");
 
 /// Runs the program with `input` on its standard input.
 pub fn run(arguments: &[&str], url: &str, input: &str) -> Output {

@@ -8,6 +8,7 @@ mod export;
 mod health;
 pub mod import;
 mod migrate;
+mod outputs;
 mod secrets;
 mod settings;
 mod smoke;

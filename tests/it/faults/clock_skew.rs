@@ -7,7 +7,7 @@ use crate::support::consistency::{self, bump, in_sync};
 use crate::support::{Db, Server, TempFolder};
 
 /// Path of libfaketime, which `make test-tools` installs.
-fn libfaketime() -> PathBuf {
+pub fn libfaketime() -> PathBuf {
     let folders = std::fs::read_dir("/usr/lib").unwrap().flatten().map(|entry| entry.path());
     let mut libraries = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1")).filter(|path| path.exists());
     libraries.next().expect("no libfaketime: `make test-tools` installs it")
@@ -22,13 +22,22 @@ fn shared_memory(pid: u32) -> [PathBuf; 2] {
 /// at once: a server that is killed would leave them behind.
 pub async fn start(url: &str, settings: &[(&str, &str)]) -> Server {
     let library = libfaketime().display().to_string();
-    let all = [&[("LD_PRELOAD", &*library), ("DONT_FAKE_MONOTONIC", "1")], settings].concat();
-    let server = Server::spawn(url, &all).await;
+    let server = Server::spawn(url, &[&faked(&library), settings].concat()).await;
+    remove_shared_memory(&server);
+    server.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
+    server
+}
+
+/// The settings that load libfaketime.
+pub fn faked(library: &str) -> [(&str, &str); 2] {
+    [("LD_PRELOAD", library), ("DONT_FAKE_MONOTONIC", "1")]
+}
+
+/// Removes the names of the shared memory of a server with a faked clock.
+pub fn remove_shared_memory(server: &Server) {
     for path in shared_memory(server.pid()) {
         std::fs::remove_file(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
     }
-    server.until("it is ready", |s| async move { s.get("/readyz").await.status == 200 }).await;
-    server
 }
 
 #[tokio::test]

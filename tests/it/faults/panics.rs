@@ -9,7 +9,7 @@ use crate::support::raw::Raw;
 use crate::support::{Db, WAIT_LIMIT};
 
 /// Sends a request and returns whatever arrives before the connection ends.
-fn send(address: &str, request: &str) -> String {
+pub fn send(address: &str, request: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(WAIT_LIMIT)).unwrap();
     stream.write_all(request.as_bytes()).unwrap();

@@ -8,6 +8,7 @@ mod hostile_servers;
 pub mod hubs;
 mod kills;
 mod misbehaviour;
+mod outputs;
 mod probe;
 mod tokens;
 
@@ -95,14 +96,21 @@ impl Machine {
     }
 
     fn spawn(&self, command: &[&str]) -> Child {
-        let mut boot = Command::new(PROGRAM);
-        boot.arg("pull").args(&self.flags);
+        self.pull(&[], command).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// The command line of `pull`, through another program if `prefix` is not empty.
+    fn pull(&self, prefix: &[String], command: &[&str]) -> Command {
+        let arguments = [prefix, &[PROGRAM.to_owned()]].concat();
+        let mut boot = Command::new(&arguments[0]);
+        boot.args(&arguments[1..]).arg("pull").args(&self.flags);
         if !command.is_empty() {
             boot.arg("--").args(command);
         }
         boot.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("MODELS_DIR", self.models());
         boot.envs(self.settings.iter().cloned()).current_dir("/");
-        boot.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        boot.stdin(Stdio::null()).stdout(Stdio::piped());
+        boot
     }
 
     /// Runs `pull`; checks that no token was exposed and no temporary folder is left.

@@ -14,6 +14,7 @@ mod server;
 pub mod system_faults;
 pub mod tcp_proxy;
 mod temp_folder;
+mod unwritable;
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ pub use postgres::{Db, connect, database, migrate_without_table, migrated, model
 pub use response::Response;
 pub use server::{NOTIFY_ONLY, Server, start_with_model_a};
 pub use temp_folder::TempFolder;
+pub use unwritable::Unwritable;
 
 /// Records that the calling test is skipped, which must then return. `make test` prints the file at its end: the output of
 /// a test that passes is not shown.

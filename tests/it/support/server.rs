@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper_util::client::legacy::{Client as HttpClient, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
+use model_catalog::postgres::ephemeral::free_port;
 
 use super::{Db, Response, WAIT_LIMIT};
 
@@ -61,16 +62,7 @@ impl Server {
 
     /// Like [`Server::spawn`], through another program: `prefix` is that program with arguments, and it must exec the rest.
     pub async fn spawn_wrapped(prefix: &[&str], url: &str, settings: &[(&str, &str)]) -> Self {
-        let arguments: Vec<_> = prefix.iter().copied().chain([env!("CARGO_BIN_EXE_model-catalog"), "serve"]).collect();
-        let mut command = Command::new(arguments[0]);
-        command.args(&arguments[1..]).env_clear().env("RUST_BACKTRACE", "1");
-        command.env("CATALOG_ADDR", "127.0.0.1:0").env("CATALOG_DRAIN_GRACE", "0s");
-        if !url.is_empty() {
-            command.env("DATABASE_URL", url);
-        }
-        command.env("CATALOG_LOG_FORMAT", "json").env("CATALOG_LOG", "debug,tokio_postgres=info");
-        command.envs(settings.iter().copied()).envs(PROFILE.as_ref().map(|file| ("LLVM_PROFILE_FILE", file)));
-        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = Self::command(prefix, url, settings).stderr(Stdio::piped()).spawn().unwrap();
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let (lines, copy) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
         std::thread::spawn(move || {
@@ -87,6 +79,38 @@ impl Server {
         let address = server.log.lock().unwrap().iter().find(listening).and_then(field);
         server.address = address.unwrap_or_else(|| panic!("the server did not start: {:#?}", server.log()));
         server
+    }
+
+    /// Starts the program with an output in the place of its log, and waits until it has a catalog.
+    pub async fn spawn_unlogged(prefix: &[String], stderr: Stdio, url: &str, settings: &[(&str, &str)]) -> Self {
+        let address = format!("127.0.0.1:{}", free_port().unwrap());
+        let prefix: Vec<_> = prefix.iter().map(String::as_str).collect();
+        let mut command = Self::command(&prefix, url, &[&[("CATALOG_ADDR", &*address)], settings].concat());
+        let child = Mutex::new(command.stderr(stderr).spawn().unwrap());
+        let http = HttpClient::builder(TokioExecutor::new()).build_http();
+        let server = Self { child, log: Arc::default(), address, http };
+        server
+            .until("it is ready", |s| async move {
+                assert!(s.exited().is_none(), "the server ended: {:?}", s.exited());
+                let listens = std::net::TcpStream::connect(&s.address).is_ok();
+                listens && s.get("/readyz").await.status == 200
+            })
+            .await;
+        server
+    }
+
+    fn command(prefix: &[&str], url: &str, settings: &[(&str, &str)]) -> Command {
+        let arguments: Vec<_> = prefix.iter().copied().chain([env!("CARGO_BIN_EXE_model-catalog"), "serve"]).collect();
+        let mut command = Command::new(arguments[0]);
+        command.args(&arguments[1..]).env_clear().env("RUST_BACKTRACE", "1");
+        command.env("CATALOG_ADDR", "127.0.0.1:0").env("CATALOG_DRAIN_GRACE", "0s");
+        if !url.is_empty() {
+            command.env("DATABASE_URL", url);
+        }
+        command.env("CATALOG_LOG_FORMAT", "json").env("CATALOG_LOG", "debug,tokio_postgres=info");
+        command.envs(settings.iter().copied()).envs(PROFILE.as_ref().map(|file| ("LLVM_PROFILE_FILE", file)));
+        command.stdin(Stdio::null());
+        command
     }
 
     /// The lines logged so far.
