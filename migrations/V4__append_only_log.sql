@@ -178,7 +178,8 @@ $$;
 -- Of an UPDATE only the rows that differ are recorded. Old and new rows are paired by their places in the transition
 -- tables. Any pairing of all rows finds every difference; this one is also the one that finds no others, because
 -- Postgres adds to both tables row by row. Rows are compared by their bytes, which works for every type (json has no
--- `=`) and calls none of their functions. ROW(o.*), because `o` would be a column of that name if there is one.
+-- `=`) and calls none of their functions. `o.*` as an argument is the row; `o` would be a column of that name if there is
+-- one, and ROW(o.*) fails in Postgres 18 if the table has a virtual generated column.
 --
 -- The log: the transaction adds a row for each model, and deletes the rows of these models that it sees and that no other
 -- transaction is deleting. So it waits for nobody, and no delta misses a change: if a snapshot does not see the
@@ -230,7 +231,7 @@ BEGIN
                AND (SELECT count(*) FROM (SELECT FROM new_rows LIMIT 2) n) = 1 THEN
                 -- The same for a single row, in a form whose planning takes half the time.
                 EXECUTE format(
-                    'SELECT %s AS old, %s AS new FROM old_rows o, new_rows n WHERE record_image_ne(ROW(o.*), ROW(n.*))',
+                    'SELECT %s AS old, %s AS new FROM old_rows o, new_rows n WHERE record_image_ne(o.*, n.*)',
                     old_id, new_id)
                 INTO single;
                 ids := CASE WHEN single.old COLLATE "C" = single.new COLLATE "C" THEN ARRAY[single.old]
@@ -239,8 +240,8 @@ BEGIN
             ELSE
                 touched := format(
                     'SELECT unnest(ARRAY[p.id, q.id]) AS id
-                     FROM (SELECT row_number() OVER () AS place, %s AS id, ROW(o.*) AS content FROM old_rows o) p
-                     FULL JOIN (SELECT row_number() OVER () AS place, %s AS id, ROW(n.*) AS content FROM new_rows n) q
+                     FROM (SELECT row_number() OVER () AS place, %s AS id, coalesce(o.*) AS content FROM old_rows o) p
+                     FULL JOIN (SELECT row_number() OVER () AS place, %s AS id, coalesce(n.*) AS content FROM new_rows n) q
                      USING (place)
                      WHERE record_image_ne(p.content, q.content) IS NOT FALSE',
                     old_id, new_id);
