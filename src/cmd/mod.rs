@@ -79,7 +79,5 @@ impl Drop for CommandRuntime {
 /// Makes the call that causes a signal fail instead of ending the process. This is a handler, because a program that is
 /// executed would inherit an ignored signal.
 pub(crate) fn handle_signal(kind: SignalKind) -> io::Result<()> {
-    let runtime = runtime()?;
-    let _context = runtime.enter();
-    signal(kind).map(drop)
+    runtime()?.block_on(async { signal(kind).map(drop) })
 }
