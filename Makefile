@@ -85,7 +85,7 @@ pull-kills: test-tools
 
 # Measures what two thousand slow clients cost the others.
 slow-clients: test-tools
-	cargo test --release --test it slow_clients::measure -- --ignored --nocapture
+	cargo test --release --test it limits:: -- --ignored --nocapture
 
 # Runs each fuzz target for FUZZ_SECONDS on stable Rust: the flags are those that cargo-fuzz passes, without a sanitizer.
 # Findings are printed and their input is left in target/fuzz; `cargo fuzz run --sanitizer none TARGET` does the same.

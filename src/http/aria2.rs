@@ -12,7 +12,10 @@ use url::Url;
 use crate::catalog::dependencies::Selection;
 use crate::catalog::entry::Entry;
 use crate::catalog::hash::{FileHash, HashKind};
-use crate::catalog::model::check_save_path;
+use crate::catalog::model::{check_save_path, is_plain_url};
+
+/// The schemes that aria2 supports.
+const SCHEMES: [&str; 4] = ["http", "https", "ftp", "sftp"];
 
 /// The format of a batch response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,14 +72,14 @@ fn item(file: &mut String, entry: &Entry) {
     if let Some(provider) = &model.auth_provider {
         let _ = writeln!(file, "# auth_provider: {}", quoted(provider));
     }
-    let mirrors = model.mirrors.iter().enumerate().map(|(index, url)| (format!("mirrors[{index}]"), url.as_str()));
     let mut addresses = Vec::new();
-    for (column, url) in std::iter::once(("download_url".to_owned(), &*model.download_url)).chain(mirrors) {
-        match address(url) {
-            Ok(address) => addresses.push(address),
-            Err(reason) => {
-                let _ = writeln!(file, "# left out: {column} {reason}");
-            }
+    for (place, url) in
+        std::iter::once(&*model.download_url).chain(model.mirrors.iter().map(String::as_str)).enumerate()
+    {
+        match (address(url), place.checked_sub(1)) {
+            (Ok(address), _) => addresses.push(address),
+            (Err(reason), None) => _ = writeln!(file, "# left out: download_url {reason}"),
+            (Err(reason), Some(index)) => _ = writeln!(file, "# left out: mirrors[{index}] {reason}"),
         }
     }
     match path(&model.save_path) {
@@ -101,9 +104,13 @@ fn quoted(text: &str) -> String {
 
 /// A URL as visible ASCII, of a scheme that aria2 supports; it would take any other text for the path of a file.
 fn address(url: &str) -> Result<Cow<'_, str>, &'static str> {
+    // Parsing every URL would take most of the time.
+    if is_plain_url(url, |scheme| SCHEMES.contains(&scheme)) {
+        return Ok(Cow::Borrowed(url));
+    }
     let plain = url.bytes().all(|byte| byte.is_ascii_graphic());
     let parsed = Url::parse(url).map_err(|_| "is not an absolute URL")?;
-    if !["http", "https", "ftp", "sftp"].contains(&parsed.scheme()) {
+    if !SCHEMES.contains(&parsed.scheme()) {
         return Err("has a scheme that aria2 does not support");
     }
     let address = if plain { Cow::Borrowed(url) } else { Cow::Owned(parsed.into()) };

@@ -5,7 +5,7 @@
 //! alarm looks at that only when it fires.
 
 use std::convert::Infallible;
-use std::future::ready;
+use std::future::{Ready, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
@@ -120,6 +120,12 @@ impl Connection {
         }
     }
 
+    /// Whether the request that begins came in with the one before it. Requests of other connections are handled first:
+    /// hyper would go on with those in its buffer, which holds hundreds.
+    fn is_pipelined(&self) -> bool {
+        self.phase.load(Relaxed) != REQUEST
+    }
+
     /// The head of a request is complete; returns the time at which it was.
     fn request_begins(&self) -> Instant {
         if self.phase.load(Relaxed) == IDLE {
@@ -207,23 +213,39 @@ pub(super) fn serve_connection(
 ) -> impl Future<Output = ()> + use<> {
     let io = Io::new(stream, Arc::clone(&connection));
     let state = Arc::clone(&connection);
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        let received = state.request_begins();
-        let wait = allowed_wait(request.uri());
-        if !wait.is_zero() {
-            state.may_wait(wait);
-            request.extensions_mut().insert(Arc::clone(&state));
+    let service = service_fn(move |request: Request<Incoming>| {
+        if !state.is_pipelined() {
+            return Either::Left(handle(&state, request));
         }
-        match state.handler.handle(request, state.peer, received) {
-            Either::Left(handled) => Either::Left(ready(Ok::<_, Infallible>(state.handled(handled.into_inner())))),
-            Either::Right(handling) => {
-                let state = Arc::clone(&state);
-                Either::Right(handling.map(move |handled| Ok(state.handled(handled))))
-            }
-        }
+        // In a box, so that the futures of other requests are no larger.
+        let state = Arc::clone(&state);
+        Either::Right(Box::pin(async move {
+            tokio::task::yield_now().await;
+            handle(&state, request).await
+        }))
     });
     let hyper = http.serve_connection(TokioIo::new(io), service);
     Task { hyper, cancelled: None, alarm: None, connection, shutdown, shutting_down: false }
+}
+
+/// Passes a request on to the handler; most responses are ready at once.
+fn handle(
+    state: &Arc<Connection>,
+    mut request: Request<Incoming>,
+) -> Either<Ready<Result<Response, Infallible>>, impl Future<Output = Result<Response, Infallible>> + use<>> {
+    let received = state.request_begins();
+    let wait = allowed_wait(request.uri());
+    if !wait.is_zero() {
+        state.may_wait(wait);
+        request.extensions_mut().insert(Arc::clone(state));
+    }
+    match state.handler.handle(request, state.peer, received) {
+        Either::Left(handled) => Either::Left(ready(Ok(state.handled(handled.into_inner())))),
+        Either::Right(handling) => {
+            let state = Arc::clone(state);
+            Either::Right(handling.map(move |handled| Ok(state.handled(handled))))
+        }
+    }
 }
 
 pin_project! {

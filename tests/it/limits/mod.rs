@@ -3,6 +3,7 @@
 mod connection_limit;
 mod connections_per_address;
 mod exhaustion;
+mod fairness;
 mod rate_limit;
 mod request_size;
 mod slow_clients;
