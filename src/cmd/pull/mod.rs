@@ -222,7 +222,7 @@ async fn get_models(settings: Settings, screen: Screen, stop: watch::Receiver<bo
         stdout::print(&report::dry_run(&context, &planned))?;
     } else {
         fetch_all(&context, planned).await;
-        mark_needed(&context);
+        prune::mark_needed(&context);
         reporter.abort();
         // The final report below must be the last one.
         let _ = reporter.await;
@@ -383,25 +383,5 @@ async fn work(context: Arc<Context>, queue: Arc<Mutex<VecDeque<Pending>>>) {
             }
             Err(problem) => progress.missing(&problem),
         }
-    }
-}
-
-/// Records the time at which the existing files were last needed, for `--prune`.
-fn mark_needed(context: &Context) {
-    if !context.has_record {
-        return;
-    }
-    let on_disk = |file: &&Arc<ModelProgress>| !matches!(file.state().outcome, None | Some(Outcome::Missing { .. }));
-    let needed = context.progress.files.iter().filter(on_disk);
-    let (paths, now): (HashSet<_>, _) = (needed.map(|file| file.path.clone()).collect(), record::now());
-    let since = prune::protected_since(context, &context.record);
-    let written = context.unrecorded.write(&context.state_dir);
-    let updated = Record::update(&context.state_dir, |files| {
-        for (_, file) in files.iter_mut().filter(|(path, file)| paths.contains(*path) || file.needed_at >= since) {
-            file.needed_at = now;
-        }
-    });
-    if let Err(error) = written.and(updated) {
-        warn!(%error, "the record of verified files cannot be written");
     }
 }

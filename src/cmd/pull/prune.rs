@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::folder::{Folder, SavePath, space};
 use super::plan::FreeSpace;
 use super::progress::{ModelProgress, Outcome};
-use super::record::{Record, Verified};
+use super::record::{Record, Verified, now};
 use super::{Context, Pending};
 
 /// The path and size of the verified file of a model that the catalog does not have.
@@ -23,7 +23,7 @@ pub fn kept_file(folder: &Folder, record: &Record, id: &str) -> Option<(String, 
 
 /// The time since which files may belong to a requested model whose dependencies are not known, because the catalog
 /// does not have it. Files that a pull needs together have equal times.
-pub fn protected_since(context: &Context, record: &Record) -> u64 {
+fn protected_since(context: &Context, record: &Record) -> u64 {
     let unknown = |id: &str| {
         let of_id = |file: &&Arc<ModelProgress>| file.id == id;
         let known =
@@ -89,6 +89,26 @@ pub fn run(context: &Context, pending: &[Pending]) {
         }
     });
     if let Err(error) = updated {
+        warn!(%error, "the record of verified files cannot be written");
+    }
+}
+
+/// Records the time at which the existing files were last needed, for `--prune`.
+pub fn mark_needed(context: &Context) {
+    if !context.has_record {
+        return;
+    }
+    let on_disk = |file: &&Arc<ModelProgress>| !matches!(file.state().outcome, None | Some(Outcome::Missing { .. }));
+    let needed = context.progress.files.iter().filter(on_disk);
+    let (paths, now): (HashSet<_>, _) = (needed.map(|file| file.path.clone()).collect(), now());
+    let since = protected_since(context, &context.record);
+    let written = context.unrecorded.write(&context.state_dir);
+    let updated = Record::update(&context.state_dir, |files| {
+        for (_, file) in files.iter_mut().filter(|(path, file)| paths.contains(*path) || file.needed_at >= since) {
+            file.needed_at = now;
+        }
+    });
+    if let Err(error) = written.and(updated) {
         warn!(%error, "the record of verified files cannot be written");
     }
 }
