@@ -90,6 +90,34 @@ impl Shape {
     }
 }
 
+/// The text with `null` instead of `NaN`, `Infinity` and `-Infinity`, which Python writes and JSON does not have;
+/// `None` if there are none outside of strings.
+fn without_nan(text: &str) -> Option<String> {
+    if !text.contains("NaN") && !text.contains("Infinity") {
+        return None;
+    }
+    let (mut result, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(quote) = rest.find('"') {
+        let (outside, string) = rest.split_at(quote);
+        result.push_str(&finite(outside));
+        let mut escaped = false;
+        let is_end = |c: char| {
+            let end = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            end
+        };
+        let end = string[1..].find(is_end).map_or(string.len(), |end| end + 2);
+        result.push_str(&string[..end]);
+        rest = &string[end..];
+    }
+    result.push_str(&finite(rest));
+    Some(result)
+}
+
+fn finite(text: &str) -> String {
+    text.replace("-Infinity", "null").replace("Infinity", "null").replace("NaN", "null")
+}
+
 impl<'a> Entries<'a> {
     /// Splits a text into its entries, without decoding them. simd-json unescapes strings in `buffer`, a copy of the
     /// text.
@@ -98,6 +126,8 @@ impl<'a> Entries<'a> {
     /// See [`InputError`].
     pub fn parse(text: &str, buffer: &'a mut Vec<u8>) -> Result<Self, InputError> {
         let text = text.trim_start_matches('\u{feff}');
+        let finite = without_nan(text);
+        let text = finite.as_deref().unwrap_or(text);
         buffer.clear();
         buffer.extend_from_slice(text.as_bytes());
         let nodes = match simd_json::to_tape(buffer) {
@@ -218,6 +248,18 @@ impl ApiModel {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_python_that_json_does_not_have_become_null() {
+        for (text, expected) in [
+            (r#"{"a": NaN, "b": [-Infinity, Infinity]}"#, Some(r#"{"a": null, "b": [null, null]}"#)),
+            (r#"{"NaN": "x\"NaN\\", "b": NaN}"#, Some(r#"{"NaN": "x\"NaN\\", "b": null}"#)),
+            (r#""NaN"#, Some(r#""NaN"#)),
+            ("[1]", None),
+        ] {
+            assert_eq!(without_nan(text).as_deref(), expected, "{text}");
+        }
+    }
 
     #[test]
     fn format_and_paths_are_detected_by_the_fields() {

@@ -29,9 +29,18 @@ pub struct ModelFile {
 }
 
 /// Whether the document is a workflow: as ComfyUI saves it (an object with an array `nodes`), in API format (each node
-/// has a `class_type`), or a request to `/prompt`, which holds the second and maybe the first.
+/// has a `class_type`), a request to `/prompt`, which holds the second and maybe the first, or a request to a worker of
+/// RunPod, which holds one of them as `input.workflow`.
 #[must_use]
 pub fn is_workflow(nodes: &[Node<'_>]) -> bool {
+    let member = |object: usize, key: &str| members(nodes, object).find(|(member, _)| *member == key);
+    let object = |start: &usize| is_object(nodes, *start);
+    let input = Some(0).filter(object).and_then(|root| Some(member(root, "input")?.1)).filter(object);
+    let workflow = input.and_then(|input| Some(member(input, "workflow")?.1));
+    is_workflow_at(nodes, 0) || workflow.is_some_and(|start| is_workflow_at(nodes, start))
+}
+
+fn is_workflow_at(nodes: &[Node<'_>], start: usize) -> bool {
     let is_prompt = |object: usize| {
         let mut members = members(nodes, object).map(|(_, start)| start).filter(|start| is_object(nodes, *start));
         members.any(|node| has_key(nodes, node, "class_type"))
@@ -41,7 +50,7 @@ pub fn is_workflow(nodes: &[Node<'_>]) -> bool {
         Node::Object { .. } => ["prompt", "output"].contains(&key) && is_prompt(start),
         Node::String(_) | Node::Static(_) => false,
     };
-    is_object(nodes, 0) && (is_prompt(0) || members(nodes, 0).any(is_part))
+    is_object(nodes, start) && (is_prompt(start) || members(nodes, start).any(is_part))
 }
 
 /// The embedded model files of a workflow, each with its jq path.
@@ -99,6 +108,8 @@ fn jq_path(path: &str, key: &str) -> String {
 /// Why the file can't be converted, for people.
 pub fn row(file: ModelFile) -> Result<ImportRow, String> {
     let (name, directory) = (file.name.trim(), file.directory.trim().trim_end_matches('/'));
+    // Some workflows name the folder as seen from ComfyUI's own.
+    let directory = directory.strip_prefix("models/").unwrap_or(directory);
     if directory.is_empty() {
         return Err("directory is empty: it must be a folder below the models folder, such as checkpoints".into());
     }
@@ -167,6 +178,7 @@ mod tests {
         for (directory, name, path, id, file) in [
             ("vae", "a.safetensors", "vae/a.safetensors", "vae~a.safetensors", "a.safetensors"),
             ("loras/wan/ ", "a~b", "loras/wan/a~b", "loras~wan~a%7Eb", "a~b"),
+            ("models/checkpoints", "x", "checkpoints/x", "checkpoints~x", "x"),
             ("checkpoints", "SDXL/base", "checkpoints/SDXL/base", "checkpoints~SDXL~base", "base"),
         ] {
             let row = row(directory, name).expect(path);

@@ -1,4 +1,4 @@
-//! Probes addresses: a request for the first byte of each, by the code that downloads, several hosts at a time.
+//! Probes addresses: a request for the beginning of each file, by the code that downloads, several hosts at a time.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -12,12 +12,16 @@ use tokio::time::Instant;
 
 use super::hub::{HubMetadata, civitai_sha256};
 use crate::cmd::progress::Progress;
+use crate::cmd::pull::content::Foreign;
 use crate::cmd::pull::error::Problem;
 use crate::cmd::pull::http::{Http, Target, host};
 use crate::cmd::pull::retry::pause;
 
 /// Hosts that are requested at a time. With the limit per host, this keeps below the default limit of open files.
 const MAX_HOSTS: usize = 32;
+
+/// Bytes that are requested of each file: enough to identify what is not one.
+const BEGINNING: u64 = 1024;
 
 /// What of a row is probed, and what it is compared with.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub struct Row {
     pub size: Option<String>,
     /// `hash`.
     pub hash: Option<String>,
+    /// `save_path`.
+    pub save_path: String,
 }
 
 /// A file that can be downloaded.
@@ -80,6 +86,8 @@ struct Address<'a> {
     url: &'a Url,
     auth: bool,
     hashed: bool,
+    /// The name of the file in the row.
+    name: &'a str,
 }
 
 /// A host of addresses.
@@ -120,7 +128,14 @@ impl Prober {
             results.push(row.urls.iter().map(|_| None).collect::<Vec<_>>());
             for (place, url) in row.urls.iter().enumerate() {
                 let (addresses, _) = hosts.entry((host(url), url.port_or_known_default())).or_default();
-                addresses.push(Address { number, place, url, auth: row.auth, hashed: row.hash.is_some() });
+                addresses.push(Address {
+                    number,
+                    place,
+                    url,
+                    auth: row.auth,
+                    hashed: row.hash.is_some(),
+                    name: &row.save_path,
+                });
             }
         }
         progress.begin("probing", results.iter().map(Vec::len).sum());
@@ -147,7 +162,7 @@ impl Prober {
         let mut failures = 0;
         loop {
             host.ready().await;
-            let failure = match self.request(address.url, address.auth, address.hashed).await {
+            let failure = match self.request(address).await {
                 Ok(file) => return Ok(file),
                 Err(failure) => failure,
             };
@@ -168,7 +183,8 @@ impl Prober {
         }
     }
 
-    async fn request(&self, url: &Url, auth: bool, hashed: bool) -> Result<File, Failure> {
+    async fn request(&self, address: &Address<'_>) -> Result<File, Failure> {
+        let Address { url, auth, hashed, .. } = *address;
         let scheme = url.scheme();
         if !["http", "https"].contains(&scheme) {
             let problem = Problem::Entry(format!("machines download by http and https, not by {scheme}"));
@@ -176,11 +192,19 @@ impl Prober {
         }
         let mut metadata = HubMetadata::default();
         let tokens = self.http.tokens();
+        let url = &self.http.tokens().at_endpoint(url);
         let target = Target { url, auth, hashed };
-        let resolved = self.http.resolve(target, |url, headers| metadata.add(tokens, url, headers));
-        let resolved = resolved.await.and_then(|source| match source.html {
-            true => Err(Problem::Html(source.host())),
-            false => Ok(source),
+        let resolved = self.http.resolve(target, BEGINNING, |url, headers| metadata.add(tokens, url, headers));
+        let resolved = resolved.await.and_then(|source| {
+            let total = source.total.unwrap_or(u64::MAX);
+            match Foreign::identify(&source.beginning, total, address.name) {
+                Some(Foreign::Html) => Err(Problem::Html(source.host())),
+                // A small file that has a hash may be any of the others.
+                Some(foreign) if !hashed || foreign == Foreign::Pointer => {
+                    Err(Problem::Foreign(source.host(), foreign))
+                }
+                _ => Ok(source),
+            }
         });
         let source = match resolved {
             Ok(source) => source,

@@ -8,7 +8,7 @@ use crate::catalog::hash::{FileHash, HashKind};
 use crate::catalog::model::secret_parameter;
 use crate::catalog::size::{gigabytes, matches};
 use crate::cmd::check::report::{Level, Report, literal};
-use crate::cmd::pull::catalog::tolerance;
+use crate::cmd::pull::catalog::is_plausible;
 use crate::cmd::pull::tokens::Tokens;
 
 /// Writes what rows lack.
@@ -17,7 +17,7 @@ const FILL: &str = "model-catalog probe --fill";
 /// Whether machines can download a file, as far as can be found out from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The first byte came.
+    /// The beginning of the file came.
     Reachable,
     /// No machine can download it.
     Unreachable,
@@ -166,10 +166,7 @@ impl Findings<'_> {
                 // `pull` refuses a file whose size alone could show that it is another one.
                 let has_hash = row.hash.as_deref().is_some_and(|hash| FileHash::parse(hash).is_some());
                 let hashed = has_hash || filled.contains(&"hash");
-                let in_row = size.parse().map_or(0.0, |size: f64| size * 1e9);
-                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, not negative")]
-                let in_row = in_row as u64;
-                let refused = !hashed && bytes.abs_diff(in_row) > tolerance(in_row);
+                let refused = !hashed && size.parse().is_ok_and(|size| !is_plausible(size, bytes));
                 let level = if refused { Level::Problem } else { Level::Warning };
                 let result = if refused { ", so machines refuse it" } else { "" };
                 let text = format!("file_size_gb is {size}, the file has {bytes} bytes ({exact} GB){result}");

@@ -1,4 +1,4 @@
-//! `model-catalog probe`: requests the first byte of every `download_url` and mirror as a machine would, and compares
+//! `model-catalog probe`: requests the beginning of every `download_url` and mirror as a machine would, and compares
 //! size and hash of the file, as hubs and servers report them, with its row.
 //!
 //! Nothing is downloaded. No connection to the database is held during the requests, which may take minutes.
@@ -163,6 +163,7 @@ fn to_probe(id: &str, row: &RawModel<'_>) -> Option<Row> {
         auth: row.auth_required.unwrap_or_default(),
         size: row.file_size_gb.map(str::to_owned),
         hash: row.hash.map(str::to_owned),
+        save_path: row.save_path?.to_owned(),
     })
 }
 

@@ -1,6 +1,7 @@
 //! Requests models from the catalog and parses the response. The catalog is trusted to choose the files, but not to
 //! write outside the models folder, so every field is validated again.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use reqwest::header::CONTENT_TYPE;
@@ -22,6 +23,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 /// Characters of an error's body that are logged.
 const MAX_EXCERPT: usize = 300;
+const GIGABYTE: f64 = 1e9;
+const GIBIBYTE: f64 = 1_073_741_824.0;
+/// Ids per request: the default limit of the catalog.
+const MAX_IDS: usize = 1_000;
 /// Longest pause between two requests, before jitter.
 const MAX_PAUSE: Duration = Duration::from_secs(8);
 
@@ -36,6 +41,8 @@ pub struct Model {
     pub mirrors: Vec<Url>,
     /// Size in bytes according to the catalog, which rounds.
     pub bytes: Option<u64>,
+    /// The same in 10^9 bytes, with the digits of the catalog.
+    pub gigabytes: Option<f64>,
     /// Its hash, if it can be computed here.
     pub hash: Option<Hash>,
     /// Whether its provider's token is sent.
@@ -53,16 +60,33 @@ impl Model {
         digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()[..KEY_LENGTH].to_owned()
     }
 
-    /// Whether `bytes` is consistent with the catalog's size, which is rounded and may be in units of 2^30.
+    /// Equal for models with the same content: the hash, otherwise the URL.
+    #[must_use]
+    pub fn content(&self) -> String {
+        self.hash.as_ref().map_or_else(
+            || {
+                let mut url = self.url.clone();
+                // Pages of the Hugging Face hub link to files with this parameter.
+                if url.query() == Some("download=true") {
+                    url.set_query(None);
+                }
+                url.into()
+            },
+            Hash::text,
+        )
+    }
+
+    /// Whether `bytes` is consistent with the catalog's size.
     #[must_use]
     pub fn is_plausible(&self, bytes: u64) -> bool {
-        self.bytes.is_none_or(|size| bytes.abs_diff(size) <= tolerance(size))
+        self.gigabytes.is_none_or(|size| is_plausible(size, bytes))
     }
 
     /// The largest file that is consistent with the catalog's size.
     #[must_use]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
     pub fn largest(&self) -> Option<u64> {
-        self.bytes.map(|size| size.saturating_add(tolerance(size)))
+        self.gigabytes.map(|size| ((size + last_digit(size)) * GIBIBYTE).ceil() as u64)
     }
 
     /// Compares the server's size with the catalog's. With a hash, only the hash counts, because catalogs contain wrong
@@ -80,10 +104,19 @@ impl Model {
     }
 }
 
-/// Bytes by which a file may differ from the size in its row, if it has no hash.
+/// Whether a file without a hash may have this size in its row, which is rounded to its last digit, up or down, and may
+/// be in units of 2^30.
 #[must_use]
-pub fn tolerance(size: u64) -> u64 {
-    (size / 10).saturating_add(10_000_000)
+pub fn is_plausible(gigabytes: f64, bytes: u64) -> bool {
+    // A little more than one unit of the last digit, because most fractions are not exact.
+    let near = |unit: f64| (bytes as f64 / unit - gigabytes).abs() <= last_digit(gigabytes) * 1.000_001;
+    (bytes > 0 || gigabytes == 0.0) && (near(GIGABYTE) || near(GIBIBYTE))
+}
+
+/// One unit of the last digit of a size: 0.1 for 23.8. It is at most 1.
+fn last_digit(size: f64) -> f64 {
+    let digits = size.to_string().split_once('.').map_or(0, |(_, digits)| digits.len());
+    0.1f64.powi(i32::try_from(digits).unwrap_or(i32::MAX))
 }
 
 /// The models and missing ids of a response.
@@ -128,8 +161,15 @@ pub async fn request_models(http: &Http, settings: &Settings) -> Result<Listing,
     loop {
         let mut last = None;
         for catalog in &settings.catalogs {
-            match request_one(http, catalog, &settings.ids).await {
-                Ok(listing) => return Ok(listing),
+            match request_all(http, catalog, &settings.ids).await {
+                Ok(mut listing) => {
+                    for model in &mut listing.models {
+                        for url in std::iter::once(&mut model.url).chain(&mut model.mirrors) {
+                            *url = http.tokens().at_endpoint(url);
+                        }
+                    }
+                    return Ok(listing);
+                }
                 Err(error) => {
                     info!(%error, "the request to the catalog failed");
                     // A transient error is worth another round, whatever the errors of the other catalogs.
@@ -148,6 +188,31 @@ pub async fn request_models(http: &Http, settings: &Settings) -> Result<Listing,
         tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64()).min(left)).await;
         pause = (pause * 2).min(MAX_PAUSE);
     }
+}
+
+/// Requests the models in as few batches as the catalog accepts.
+async fn request_all(http: &Http, catalog: &Url, ids: &[String]) -> Result<Listing, CatalogError> {
+    let mut batches: Vec<&[String]> = ids.chunks(MAX_IDS).rev().collect();
+    let (mut all, mut known) = (Listing::default(), HashSet::new());
+    while let Some(batch) = batches.pop() {
+        match request_one(http, catalog, batch).await {
+            // With their dependencies, they may be too many, or its limit is lower.
+            Err(CatalogError::Rejected(_, 400, _)) if batch.len() > 1 => {
+                let (first, second) = batch.split_at(batch.len() / 2);
+                batches.extend([second, first]);
+            }
+            listing => {
+                let Listing { mut models, mut missing } = listing?;
+                // A dependency may be in several batches.
+                models.retain(|model| !known.contains(&model.id));
+                missing.retain(|(id, _)| !known.contains(id));
+                known.extend(models.iter().map(|model| &model.id).chain(missing.iter().map(|(id, _)| id)).cloned());
+                all.models.extend(models);
+                all.missing.extend(missing);
+            }
+        }
+    }
+    Ok(all)
 }
 
 async fn request_one(http: &Http, catalog: &Url, ids: &[String]) -> Result<Listing, CatalogError> {
@@ -237,7 +302,8 @@ fn model(entry: Entry) -> Result<Model, Problem> {
         url: urls.next().ok_or_else(no_url)?,
         mirrors: urls.collect(),
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
-        bytes: size.map(|size| (size * 1e9).round() as u64),
+        bytes: size.map(|size| (size * GIGABYTE).round() as u64),
+        gigabytes: size,
         hash: entry.hash.as_deref().and_then(Hash::parse),
         auth: entry.auth_required,
         path: SavePath::parse(&entry.save_path)?,
@@ -273,6 +339,28 @@ mod tests {
         assert_eq!((&*listing.models[0].id, listing.models[0].bytes), ("a", Some(1_500_000_000)));
         let missing: Vec<_> = listing.missing.iter().map(|(id, _)| &**id).collect();
         assert_eq!(missing, ["f", "g", "b", "?", "c", "d", "e"]);
+    }
+
+    #[test]
+    fn tolerance_follows_the_digits_of_the_size() {
+        for (size, bytes, expected) in [
+            (23.81, 23_802_932_552, true),
+            (23.8, 23_802_932_552, true),
+            (24.0, 23_802_932_552, true),
+            (23.7, 23_802_932_552, false),
+            (23.7, 23_640_000_000, true),
+            // 22.17 GiB
+            (22.17, 23_802_932_552, true),
+            (12.0, 23_802_932_552, false),
+            (0.003, 0, false),
+            (0.003, 3_400_000, true),
+            (0.01, 0, false),
+            (0.01, 700, true),
+            (0.01, 25_000_000, false),
+            (0.0, 0, true),
+        ] {
+            assert_eq!(is_plausible(size, bytes), expected, "{size} {bytes}");
+        }
     }
 
     #[test]

@@ -198,6 +198,28 @@ impl Problem {
     }
 }
 
+/// An attempt failed.
+pub enum AttemptError {
+    /// Another attempt may succeed.
+    Retryable(Problem),
+    /// The response shows that this server's ranges cannot be used.
+    Distrust(Problem),
+    /// Another attempt would fail in the same way.
+    Fatal(Problem),
+}
+
+impl From<Problem> for AttemptError {
+    fn from(problem: Problem) -> Self {
+        if problem.contradicts_ranges() {
+            Self::Distrust(problem)
+        } else if problem.is_transient() {
+            Self::Retryable(problem)
+        } else {
+            Self::Fatal(problem)
+        }
+    }
+}
+
 /// An error of the HTTP client without its URL, which may contain a signature.
 #[derive(Debug)]
 pub struct Transport(reqwest::Error);

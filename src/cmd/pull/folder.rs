@@ -182,14 +182,14 @@ pub struct Space {
     pub free: u64,
 }
 
-/// The file system of a folder.
+/// The file system of a folder. Some do not tell their free space: then a full disk is noticed by a write.
 ///
 /// # Errors
-/// Its state cannot be read.
+/// Its metadata cannot be read.
 pub fn space(folder: &Dir) -> io::Result<Space> {
     use cap_std::fs::MetadataExt as _;
-    let stat = rustix::fs::fstatvfs(folder)?;
-    Ok(Space { device: folder.dir_metadata()?.dev(), free: stat.f_bavail.saturating_mul(stat.f_frsize) })
+    let free = rustix::fs::fstatvfs(folder).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    Ok(Space { device: folder.dir_metadata()?.dev(), free })
 }
 
 /// Syncs a folder, and with it the names of its files, to the disk.

@@ -13,7 +13,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tracing::warn;
 
 use super::error::Problem;
-use super::response::{BodyRange, body_range, is_html, pause};
+use super::response::{BodyRange, body_range, pause};
 use super::tokens::Tokens;
 
 const MAX_REDIRECTS: usize = 10;
@@ -52,8 +52,8 @@ pub struct Source {
     pub total: Option<u64>,
     /// Entity tag or modification date, which identifies this version of the file.
     pub validator: Option<String>,
-    /// Whether the server says that it is a web page.
-    pub html: bool,
+    /// The requested first bytes, as far as they came.
+    pub beginning: Vec<u8>,
 }
 
 impl Source {
@@ -103,8 +103,8 @@ impl Http {
         &self.client
     }
 
-    /// Requests the first byte of a file, to find its location and size. A server that refuses that gets a request
-    /// for the whole file, whose body is not read. `on_head` is called with the address and the headers of each
+    /// Requests the first bytes of a file, to find its location and size. A server that refuses that gets a request for
+    /// the whole file, whose body is not read to its end. `on_head` is called with the address and the headers of each
     /// response, redirects and errors included.
     ///
     /// # Errors
@@ -112,21 +112,25 @@ impl Http {
     pub async fn resolve(
         &self,
         target: Target<'_>,
+        bytes: u64,
         mut on_head: impl FnMut(&Url, &HeaderMap),
     ) -> Result<Source, Problem> {
-        let first_byte = self.request(target, Some((0, 1)), &mut on_head).await;
-        let opened = match first_byte {
+        let first_bytes = self.request(target, Some((0, bytes)), &mut on_head).await;
+        let opened = match first_bytes {
             Err(problem) if problem.contradicts_ranges() => self.request(target, None, &mut on_head).await?,
             opened => opened?,
         };
-        let Opened { response, url, part } = opened;
-        let html = is_html(response.headers());
-        let source = Source { url, total: part.total, validator: part.validator, html };
-        if part.partial && part.end == Some(1) {
-            // Read the body to its end, so that the connection can be reused.
-            let _ = tokio::time::timeout(CONNECT_TIMEOUT, drain(response)).await;
+        let Opened { mut response, url, part } = opened;
+        let mut beginning = Vec::new();
+        // Read to its end, so that the connection can be reused; the first byte of a whole file says nothing.
+        if part.end.is_some_and(|end| end <= bytes) || bytes > 1 {
+            let max = usize::try_from(bytes).unwrap_or(usize::MAX);
+            if let Ok(Ok(read)) = tokio::time::timeout(CONNECT_TIMEOUT, read(&mut response, max)).await {
+                beginning = read;
+                beginning.truncate(max);
+            }
         }
-        Ok(source)
+        Ok(Source { url, total: part.total, validator: part.validator, beginning })
     }
 
     /// Requests the bytes from `range.0` up to but not including `range.1`, or all bytes.
@@ -257,8 +261,4 @@ pub async fn read(response: &mut Response, max: usize) -> Result<Vec<u8>, reqwes
         }
     }
     Ok(body)
-}
-
-async fn drain(mut response: Response) {
-    while let Ok(Some(_)) = response.chunk().await {}
 }

@@ -63,7 +63,7 @@ impl Journal {
     /// # Errors
     /// It cannot be written.
     pub fn save(&self, folder: &Dir, key: &str) -> io::Result<()> {
-        state_file::write_json(folder, &name(key), self, false)
+        state_file::write_json(folder, &name(key), self, false, true)
     }
 
     /// Removes a journal.
@@ -111,6 +111,13 @@ pub fn remove_old(state_dir: &Dir, parent: impl Fn(&SavePath) -> Option<Dir>) {
         }
         let journal = state_file::read_json::<Journal>(state_dir, &name).ok().flatten();
         if let Some(folder) = journal.and_then(|journal| parent(&SavePath::parse(&journal.path).ok()?)) {
+            // This machine's clock may be wrong: a locked file is in use.
+            let locked = folder
+                .open(part_name(key))
+                .is_ok_and(|part| matches!(part.into_std().try_lock(), Err(std::fs::TryLockError::WouldBlock)));
+            if locked {
+                continue;
+            }
             let _ = folder.remove_file(part_name(key));
         }
         let _ = state_dir.remove_file(&name);

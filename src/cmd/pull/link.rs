@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::io;
 
+use tracing::warn;
+
 use super::catalog::Model;
-use super::error::Problem;
 use super::folder::{SavePath, Stamp};
 use super::journal;
 use super::record::{Record, Verified, now};
@@ -39,6 +40,7 @@ fn find_copy(context: &Context, record: &Record, model: &Model) -> Option<(SaveP
 /// `NotFound` if there is none; other errors if the file system cannot link them.
 pub fn link(context: &Context, model: &Model) -> io::Result<()> {
     let no_file = || io::Error::new(io::ErrorKind::NotFound, "there is no file with the same content");
+    context.unrecorded.write(&context.state_dir)?;
     // Read again, because the file may have appeared since the start.
     let record = Record::load(&context.state_dir);
     let (from, stamp) = find_copy(context, &record, model).ok_or_else(no_file)?;
@@ -62,24 +64,20 @@ pub fn link(context: &Context, model: &Model) -> io::Result<()> {
     Record::update(&context.state_dir, |files| {
         files.values_mut().filter(|file| file.stamp.is_same_content(&linked)).for_each(|file| file.stamp = linked);
     })?;
-    record_verified(context, model, linked, true).map_err(|problem| io::Error::other(problem.text()))
+    record_verified(context, model, linked, true);
+    Ok(())
 }
 
 /// Records a verified file. `fetched`: this process downloaded or linked it; otherwise that flag is kept from the
-/// record.
-///
-/// # Errors
-/// The record cannot be written.
-pub fn record_verified(context: &Context, model: &Model, stamp: Stamp, fetched: bool) -> Result<(), Problem> {
-    if context.settings.dry_run {
-        return Ok(());
+/// record. Without the record, the file is hashed again.
+pub fn record_verified(context: &Context, model: &Model, stamp: Stamp, fetched: bool) {
+    if context.settings.dry_run || !context.has_record {
+        return;
     }
     let hash = model.hash.as_ref().map(super::hash::Hash::text);
-    let mut verified = Verified { model: model.id.clone(), hash, stamp, fetched, needed_at: now() };
-    let updated = Record::update(&context.state_dir, |files| {
-        let path = model.path.text();
-        verified.fetched |= files.get(&path).is_some_and(|known| known.fetched && known.stamp == stamp);
-        files.insert(path, verified);
-    });
-    updated.map_err(Problem::disk("writing the record of verified files"))
+    let verified = Verified { model: model.id.clone(), hash, stamp, fetched, needed_at: now() };
+    if let Err(error) = context.unrecorded.add(&context.state_dir, model.path.text(), verified) {
+        let log = || warn!(model = &*model.id, %error, "the record of verified files cannot be written");
+        context.progress.screen.log(log);
+    }
 }

@@ -4,7 +4,7 @@
 //! fit on the disk. A model that cannot be downloaded is a warning and does not stop the others.
 
 pub(super) mod catalog;
-mod content;
+pub(super) mod content;
 pub(super) mod error;
 mod folder;
 mod follower;
@@ -32,24 +32,23 @@ use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cap_std::fs::Dir;
 use futures_util::StreamExt;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use catalog::{Listing, Model};
 use error::Problem;
 use folder::{Folder, Stamp};
-use hash::Hash;
 use http::{Http, Source};
 use plan::{FreeSpace, Plan};
 use progress::{ModelProgress, Outcome, Progress, Screen};
-use record::Record;
+use record::{Record, Unrecorded};
 use settings::Settings;
 
 use crate::cli::PullArgs;
@@ -64,6 +63,8 @@ const BUSY_PAUSE: Duration = Duration::from_millis(250);
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum threads for network and disk I/O; hashing has its own threads.
 const MAX_THREADS: usize = 8;
+/// Models planned at a time; most of them wait for a server.
+const MAX_PLANS: usize = 32;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -73,8 +74,11 @@ struct Context {
     folder: Folder,
     /// Folder of the record and the journals.
     state_dir: Dir,
+    /// Whether there is a record, or one can be created.
+    has_record: bool,
     /// The record as of the start.
     record: Record,
+    unrecorded: Unrecorded,
     http: Http,
     progress: Progress,
     /// True once a signal was received.
@@ -188,21 +192,29 @@ fn runtime() -> std::io::Result<Runtime> {
 }
 
 async fn get_models(settings: Settings, screen: Screen, stop: watch::Receiver<bool>) -> Result<PullResult, Failure> {
-    let folder = Folder::open(&settings.dir, settings.links, true)
-        .and_then(|folder| folder.state_dir(true).map(|state_dir| (folder, state_dir)))
-        .map_err(|error| format!("cannot open the models folder {}: {error}", settings.dir.display()));
-    let (folder, state_dir) = folder?;
+    let unusable = |error| format!("cannot open the models folder {}: {error}", settings.dir.display());
+    let folder = Folder::open(&settings.dir, settings.links, true).map_err(unusable)?;
+    let (state_dir, has_record) = match folder.state_dir(true) {
+        Ok(state_dir) => (state_dir, true),
+        // A read-only folder may have the right files.
+        Err(error) => {
+            warn!(%error, "the record of verified files cannot be created: files are hashed at every start");
+            (folder.root().try_clone().map_err(unusable)?, false)
+        }
+    };
     let http = Http::new(PullArgs::tokens())?;
     let listing = catalog::request_models(&http, &settings)
         .await
         .map_err(|error| format!("cannot get the models from the catalog: {}", error::chain(&error)))?;
-    let record = Record::load(&state_dir);
-    if !settings.dry_run {
+    let record = if has_record { Record::load(&state_dir) } else { Record::default() };
+    if has_record && !settings.dry_run {
         journal::remove_old(&state_dir, |path| folder.parent(path, false).ok().flatten());
     }
     let mut progress = Progress::new(screen);
-    let models = add_models(&mut progress, listing);
-    let context = Arc::new(Context { settings, folder, state_dir, record, http, progress, stop });
+    let models = add_models(&mut progress, listing, &folder, &record);
+    let unrecorded = Unrecorded::default();
+    let context =
+        Arc::new(Context { settings, folder, state_dir, has_record, record, unrecorded, http, progress, stop });
     let reporter = tokio::spawn(report::run(Arc::clone(&context)));
     let planned = plan_all(&context, &models).await;
     if context.settings.dry_run {
@@ -210,7 +222,7 @@ async fn get_models(settings: Settings, screen: Screen, stop: watch::Receiver<bo
         stdout::print(&report::dry_run(&context, &planned))?;
     } else {
         fetch_all(&context, planned).await;
-        mark_needed(&context, &models);
+        prune::mark_needed(&context);
         reporter.abort();
         // The final report below must be the last one.
         let _ = reporter.await;
@@ -225,14 +237,18 @@ async fn get_models(settings: Settings, screen: Screen, stop: watch::Receiver<bo
 type Item = (Arc<Model>, Arc<ModelProgress>);
 
 /// Adds the models of the response to the progress. Of several models with the same path, the first is downloaded; the
-/// others are missing unless they have the same content.
-fn add_models(progress: &mut Progress, listing: Listing) -> Vec<Item> {
+/// others are missing unless they have the same content. The verified file of a model that the catalog does not have is
+/// kept.
+fn add_models(progress: &mut Progress, listing: Listing, folder: &Folder, record: &Record) -> Vec<Item> {
     let (mut items, mut first) = (Vec::new(), HashMap::new());
     for (id, problem) in listing.missing {
-        progress.add(&id, String::new(), 0).missing(&problem);
+        match prune::kept_file(folder, record, &id) {
+            Some((path, size)) => progress.add(&id, path, size).finish(Outcome::Kept { reason: problem.text() }),
+            None => progress.add(&id, String::new(), 0).missing(&problem),
+        }
     }
     for model in listing.models {
-        let content = (model.hash.as_ref().map(Hash::text), model.url.clone());
+        let content = model.content();
         let path = model.path.text();
         match first.get(&path) {
             None => {
@@ -254,27 +270,43 @@ struct Pending {
     before: Option<Stamp>,
     /// Its location, if its server responded.
     source: Option<Source>,
+    /// The time before which its server asked not to be requested again.
+    not_before: Option<Instant>,
     /// Whether it is linked to a file with the same content, which exists or is downloaded first.
     link: bool,
+    /// While another process downloads it: since when that made no progress, and the bytes that it had then.
+    elsewhere: Option<(Instant, u64)>,
+}
+
+impl Pending {
+    fn new(item: &Item, before: Option<Stamp>, source: Option<Source>, link: bool) -> Self {
+        Self { item: item.clone(), before, source, not_before: None, link, elsewhere: None }
+    }
 }
 
 /// Plans all models. Those that are on disk or cannot be downloaded get their outcome here; the others are returned.
 async fn plan_all(context: &Arc<Context>, items: &[Item]) -> Vec<Pending> {
     let mut known = HashSet::new();
+    // Servers are asked about many files at a time, but few files are hashed at a time.
+    let hashing = &Semaphore::new(context.settings.parallel);
     let plans = items.iter().map(|item| {
         let first = item.0.hash.as_ref().is_none_or(|hash| known.insert(hash.text()));
         async move {
             let before = context.folder.existing(&item.0.path).map(|(_, stamp)| stamp);
-            (item, before, plan::plan(context, &item.0, &item.1, first).await)
+            (item, before, plan::plan(context, &item.0, &item.1, first, hashing).await)
         }
     });
-    let mut plans = futures_util::stream::iter(plans).buffered(context.settings.parallel);
+    let mut plans = futures_util::stream::iter(plans).buffered(MAX_PLANS);
     let mut pending = Vec::new();
     while let Some((item, before, planned)) = plans.next().await {
         match planned {
             Ok(Plan::Present) => item.1.finish(Outcome::Present),
-            Ok(Plan::Fetch(source)) => pending.push(Pending { item: item.clone(), before, source, link: false }),
-            Ok(Plan::Link) => pending.push(Pending { item: item.clone(), before, source: None, link: true }),
+            Ok(Plan::Fetch(source)) => pending.push(Pending::new(item, before, Some(source), false)),
+            Ok(Plan::FetchLater(retry_after)) => {
+                let not_before = retry_after.map(|asked| Instant::now() + asked);
+                pending.push(Pending { not_before, ..Pending::new(item, before, None, false) });
+            }
+            Ok(Plan::Link) => pending.push(Pending::new(item, before, None, true)),
             Err(problem) => item.1.missing(&problem),
         }
     }
@@ -285,6 +317,8 @@ async fn plan_all(context: &Arc<Context>, items: &[Item]) -> Vec<Pending> {
 async fn fetch_all(context: &Arc<Context>, mut pending: Vec<Pending>) {
     prune::run(context, &pending);
     let mut free_space = FreeSpace::default();
+    // A host that does not respond must not delay the files of others.
+    pending.sort_by_key(|pending| pending.source.is_none());
     loop {
         pending.retain(|pending| !linked(context, pending));
         if pending.is_empty() || *context.stop.borrow() {
@@ -334,32 +368,20 @@ async fn work(context: Arc<Context>, queue: Arc<Mutex<VecDeque<Pending>>>) {
         if *context.stop.borrow() {
             return;
         }
-        let Some(pending) = lock().pop_front() else { return };
+        let Some(mut pending) = lock().pop_front() else { return };
         let progress = &pending.item.1;
         match transfer::run(&context, &pending).await {
             Ok(transfer::Outcome::Fetched) => progress.finish(Outcome::Fetched),
             Ok(transfer::Outcome::Present) => progress.finish(Outcome::Present),
             Ok(transfer::Outcome::Busy) => {
+                let (done, _) = progress.bytes();
+                if pending.elsewhere.is_none_or(|(_, before)| before != done) {
+                    pending.elsewhere = Some((Instant::now(), done));
+                }
                 lock().push_back(pending);
                 tokio::time::sleep(BUSY_PAUSE).await;
             }
             Err(problem) => progress.missing(&problem),
         }
-    }
-}
-
-/// Records the time at which the existing files were last needed, for `--prune`.
-fn mark_needed(context: &Context, items: &[Item]) {
-    let on_disk = |item: &&Item| !matches!(item.1.state().outcome, Some(Outcome::Missing { .. }));
-    let paths: Vec<_> = items.iter().filter(on_disk).map(|(model, _)| model.path.text()).collect();
-    let updated = Record::update(&context.state_dir, |files| {
-        for path in &paths {
-            if let Some(file) = files.get_mut(path) {
-                file.needed_at = record::now();
-            }
-        }
-    });
-    if let Err(error) = updated {
-        warn!(%error, "the record of verified files cannot be written");
     }
 }

@@ -1,5 +1,6 @@
 //! The partial file of a download: its lock, and what is known about its bytes.
 
+use std::fs::{File, TryLockError};
 use std::io;
 use std::sync::Arc;
 
@@ -8,23 +9,51 @@ use cap_std::fs::Dir;
 use super::folder::Stamp;
 use super::follower::{Follower, SharedSegments};
 use super::hash::Hash;
-use super::journal::{self, Journal};
+use super::journal::{self, Journal, KEY_LENGTH};
 use super::segments::Segments;
-use super::state_file;
 
-/// Opens and locks the partial file; `None` while another process holds the lock.
-pub(super) fn lock_part(folder: &Dir, key: &str) -> io::Result<Option<std::fs::File>> {
+/// Who has the lock on a partial file.
+enum Lock {
+    /// This process.
+    Ours(File),
+    /// Another process.
+    Elsewhere,
+    /// Nobody: the file system has no locks.
+    Unsupported,
+}
+
+/// Opens and locks the partial file of `key`; `None` while another process holds the lock. On a file system without
+/// locks, and with `take_over`, the file gets a name that only this process knows. Returns the key in use.
+pub(super) fn lock_part(folder: &Dir, key: &str, take_over: bool) -> io::Result<Option<(String, File)>> {
+    if !take_over {
+        match lock_shared(folder, key)? {
+            Lock::Ours(file) => return Ok(Some((key.to_owned(), file))),
+            Lock::Elsewhere => return Ok(None),
+            Lock::Unsupported => {}
+        }
+    }
+    let private = format!("{:032x}", fastrand::u128(..))[..KEY_LENGTH].to_owned();
+    let file = journal::open_part(folder, &private)?;
+    Ok(Some((private, file)))
+}
+
+fn lock_shared(folder: &Dir, key: &str) -> io::Result<Lock> {
     loop {
         let file = journal::open_part(folder, key)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
-            Err(std::fs::TryLockError::Error(error)) if state_file::has_no_locks(&error) => {}
-            Err(std::fs::TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) => return Ok(Lock::Elsewhere),
+            Err(TryLockError::Error(_)) => {
+                // Created just now.
+                if file.metadata()?.len() == 0 {
+                    let _ = folder.remove_file(journal::part_name(key));
+                }
+                return Ok(Lock::Unsupported);
+            }
         }
         // The previous holder of the lock may have renamed or removed the file.
         if Stamp::of(&file)?.is_named(folder, &journal::part_name(key)) {
-            return Ok(Some(file));
+            return Ok(Lock::Ours(file));
         }
     }
 }
@@ -48,7 +77,7 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(
         connections: usize,
-        part: &Arc<std::fs::File>,
+        part: &Arc<File>,
         total: u64,
         gaps: &[(u64, u64)],
         validator: Option<String>,

@@ -3,18 +3,26 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use super::catalog::Model;
 use super::error::Problem;
 use super::folder::{Space, Stamp, space};
-use super::http::{Source, Target};
+use super::http::{Source, Target, host};
 use super::journal::Journal;
 use super::progress::{ModelProgress, Phase};
 use super::record::Record;
 use super::{Context, Pending, link};
 use crate::cli::Verify;
+
+/// Time that a server has to respond while other files wait; the download tries for longer.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Size up to which a hashed file is requested once, by its download.
+const MAX_SMALL: u64 = 20_000_000;
 
 /// How to get the file of a model.
 #[derive(Debug)]
@@ -23,8 +31,11 @@ pub enum Plan {
     Present,
     /// Link it to another file with the same content.
     Link,
-    /// Download it. There is no source if its server did not respond, which may be temporary.
-    Fetch(Option<Source>),
+    /// Download it from here.
+    Fetch(Source),
+    /// Download it. Its server was not asked because it is small, or did not respond, which may be temporary; it may
+    /// have asked to wait.
+    FetchLater(Option<Duration>),
 }
 
 /// The state of the file at a model's save path.
@@ -47,9 +58,12 @@ pub async fn plan(
     model: &Arc<Model>,
     progress: &ModelProgress,
     first: bool,
+    hashing: &Semaphore,
 ) -> Result<Plan, Problem> {
     context.folder.parent(&model.path, !context.settings.dry_run)?;
+    let permit = hashing.acquire().await;
     let existing = existing(context, model, progress, &context.record).await?;
+    drop(permit);
     if matches!(existing, Existing::Verified) {
         return Ok(Plan::Present);
     }
@@ -57,8 +71,14 @@ pub async fn plan(
     if !first || link::has_copy(context, model) {
         return Ok(Plan::Link);
     }
+    // The request that finds the location of a small file would cost as much as its download.
+    let is_small = model.bytes.is_some_and(|bytes| bytes > 0 && bytes <= MAX_SMALL);
+    if is_small && model.hash.is_some() && !context.settings.dry_run {
+        return Ok(Plan::FetchLater(None));
+    }
     let target = Target { url: &model.url, auth: model.auth, hashed: model.hash.is_some() };
-    let resolved = context.http.resolve(target, |_, _| {}).await;
+    let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, context.http.resolve(target, 1, |_, _| {})).await;
+    let resolved = resolved.unwrap_or_else(|_| Err(Problem::Silent(host(&model.url))));
     if let Existing::Unhashed(size) = existing {
         // Only complete files have their final name, so while the server does not respond the size in the catalog
         // suffices.
@@ -78,9 +98,11 @@ pub async fn plan(
                 model.check_size(source.total)?;
             }
             progress.set_bytes(0, source.total.or(model.bytes).unwrap_or(0));
-            Ok(Plan::Fetch(Some(source)))
+            Ok(Plan::Fetch(source))
         }
-        Err(problem) if problem.is_transient() || !model.mirrors.is_empty() => Ok(Plan::Fetch(None)),
+        Err(problem) if problem.is_transient() || !model.mirrors.is_empty() => {
+            Ok(Plan::FetchLater(problem.retry_after()))
+        }
         Err(problem) => Err(problem),
     }
 }
@@ -114,8 +136,13 @@ async fn existing(
         return Err(Problem::SavePath("is a folder".into()));
     }
     let Some((path, stamp)) = context.folder.existing(&model.path) else { return Ok(Existing::Absent) };
-    let Some(hash) = model.hash.clone() else { return Ok(Existing::Unhashed(stamp.size)) };
     let known = record.get(&model.path.text());
+    let Some(hash) = model.hash.clone() else {
+        // aria2 keeps the state of an unfinished file beside it, and gives the file its full size at once.
+        let recorded = known.is_some_and(|known| known.stamp == stamp);
+        let unfinished = !recorded && path.with_added_extension("aria2").exists();
+        return Ok(if unfinished { Existing::Different } else { Existing::Unhashed(stamp.size) });
+    };
     let verified = known.is_some_and(|known| known.stamp == stamp && known.hash.as_ref() == Some(&hash.text()));
     if verified && context.settings.verify == Verify::Changed {
         return Ok(Existing::Verified);
@@ -134,7 +161,7 @@ async fn existing(
     progress.set_phase(Phase::Waiting);
     match same.map_err(Problem::disk("reading the existing file"))? {
         true => {
-            link::record_verified(context, model, stamp, false)?;
+            link::record_verified(context, model, stamp, false);
             Ok(Existing::Verified)
         }
         false => Ok(Existing::Different),

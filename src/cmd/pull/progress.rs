@@ -50,6 +50,11 @@ pub enum Outcome {
     Present,
     /// It was linked to a file with the same content.
     Linked,
+    /// The catalog does not have it, but its verified file is on disk.
+    Kept {
+        /// What the catalog says, for people.
+        reason: String,
+    },
     /// It is missing.
     Missing {
         /// A short name of the reason, for programs.
@@ -67,6 +72,7 @@ impl Outcome {
             Self::Fetched => "fetched",
             Self::Present => "present",
             Self::Linked => "linked",
+            Self::Kept { .. } => "kept",
             Self::Missing { .. } => "missing",
         }
     }
@@ -221,6 +227,7 @@ impl ModelProgress {
                 let bytes = self.received();
                 info!(model = id, path, bytes, seconds = (seconds * 10.0).round() / 10.0, source, "fetched");
             }
+            Outcome::Kept { reason } => warn!(model = id, path, reason = &**reason, "its file is kept"),
             Outcome::Linked => info!(model = id, path, "linked to a file with the same content"),
             Outcome::Present => {}
         });

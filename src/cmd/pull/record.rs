@@ -2,8 +2,10 @@
 //! size, inode, mtime or ctime has changed is hashed again.
 
 use std::collections::BTreeMap;
+use std::fs::TryLockError;
 use std::io;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cap_std::fs::Dir;
 use serde::{Deserialize, Serialize};
@@ -14,6 +16,11 @@ use super::state_file;
 
 const NAME: &str = "record.json";
 const LOCK: &str = "record.lock";
+/// Longest time to wait for another process to write the record.
+const MAX_LOCK_WAIT: Duration = Duration::from_secs(5);
+/// Interval at which the record is written.
+const WRITE_INTERVAL: Duration = Duration::from_secs(1);
+const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A verified file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,14 +63,14 @@ impl Record {
     /// Reads, changes and writes the record under a lock, so concurrent processes do not lose each other's changes.
     ///
     /// # Errors
-    /// It cannot be locked or written.
+    /// It cannot be written.
     pub fn update(folder: &Dir, change: impl FnOnce(&mut BTreeMap<String, Verified>)) -> io::Result<()> {
         let lock = folder.create(LOCK)?.into_std();
-        lock.lock().or_else(|error| if state_file::has_no_locks(&error) { Ok(()) } else { Err(error) })?;
+        let locked = wait_for_lock(&lock);
         let mut record = Self::load(folder);
         change(&mut record.files);
         record.version = VERSION;
-        state_file::write_json(folder, NAME, &record, true)
+        state_file::write_json(folder, NAME, &record, true, locked)
     }
 
     /// The entry of a save path.
@@ -75,6 +82,60 @@ impl Record {
     /// All entries with their save paths.
     pub fn iter(&self) -> impl Iterator<Item = (&String, &Verified)> {
         self.files.iter()
+    }
+}
+
+/// Verified files that are not in the record yet. It is written once per second: writing it for each of many small
+/// files would cost more than these. What a killed process did not write is hashed again.
+#[derive(Debug, Default)]
+pub struct Unrecorded(Mutex<(BTreeMap<String, Verified>, Option<Instant>)>);
+
+impl Unrecorded {
+    /// Adds the file at a save path, and writes the record if the last time was a second ago.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn add(&self, folder: &Dir, path: String, file: Verified) -> io::Result<()> {
+        let is_due = {
+            let mut unrecorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            unrecorded.0.insert(path, file);
+            unrecorded.1.is_none_or(|written| written.elapsed() >= WRITE_INTERVAL)
+        };
+        if is_due { self.write(folder) } else { Ok(()) }
+    }
+
+    /// Writes the record.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, folder: &Dir) -> io::Result<()> {
+        let files = {
+            let mut unrecorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            unrecorded.1 = Some(Instant::now());
+            std::mem::take(&mut unrecorded.0)
+        };
+        if files.is_empty() {
+            return Ok(());
+        }
+        Record::update(folder, |record| {
+            for (path, mut file) in files {
+                file.fetched |= record.get(&path).is_some_and(|known| known.fetched && known.stamp == file.stamp);
+                record.insert(path, file);
+            }
+        })
+    }
+}
+
+/// Locks the record; false if the file system has no locks, or a process that was stopped holds it. An entry that is
+/// lost then costs only hashing.
+fn wait_for_lock(lock: &std::fs::File) -> bool {
+    let deadline = Instant::now() + MAX_LOCK_WAIT;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return true,
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_INTERVAL),
+            Err(_) => return false,
+        }
     }
 }
 

@@ -178,8 +178,8 @@ pub fn finish(context: &Context) {
     let models = progress.files.iter().filter(|file| !file.path.is_empty()).count();
     let bytes = Totals::of(progress).received;
     let seconds = (progress.started.elapsed().as_secs_f64() * 10.0).round() / 10.0;
-    let (present, linked) = (progress.count("present"), progress.count("linked"));
-    info!(models, fetched, present, linked, missing, bytes, seconds, "pulled");
+    let (present, linked, kept) = (progress.count("present"), progress.count("linked"), progress.count("kept"));
+    info!(models, fetched, present, linked, missing, kept, bytes, seconds, "pulled");
 }
 
 fn write_files(context: &Context, status: &str) {
@@ -296,6 +296,7 @@ pub fn dry_run(context: &Context, pending: &[Pending]) -> String {
                 None => format!("fetch\t?\t(no response)\t{path}\t{id}"),
             },
             (None, Some(Outcome::Missing { reason, .. })) => format!("missing\t-\t-\t{path}\t{id}\t{reason}"),
+            (None, Some(Outcome::Kept { .. })) => format!("kept\t-\t-\t{path}\t{id}"),
             (None, _) => format!("present\t-\t-\t{path}\t{id}"),
         };
         // Writing to a String cannot fail.

@@ -2,9 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{
-    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED, RETRY_AFTER,
-};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED, RETRY_AFTER};
 use reqwest::{Response, StatusCode, Url};
 
 use super::error::Problem;
@@ -38,11 +36,6 @@ fn header(headers: &HeaderMap, name: HeaderName) -> Option<String> {
 /// A strong entity tag, otherwise the modification date. Equal validators mean equal bytes.
 fn validator(headers: &HeaderMap) -> Option<String> {
     header(headers, ETAG).filter(|tag| tag.starts_with('"')).or_else(|| header(headers, LAST_MODIFIED))
-}
-
-/// Whether the headers announce a web page.
-pub fn is_html(headers: &HeaderMap) -> bool {
-    header(headers, CONTENT_TYPE).is_some_and(|kind| kind.trim().to_ascii_lowercase().starts_with("text/html"))
 }
 
 /// Reads the range of a response body from its headers.

@@ -13,13 +13,14 @@ use reqwest::Url;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::error::Problem;
+use super::error::{AttemptError, Problem};
 use super::folder::space;
 use super::http::{Opened, host};
 use super::journal::Journal;
 use super::response::BodyRange;
 use super::segments::Claim;
-use super::transfer::{AttemptError, Download, MIN_PROGRESS};
+use super::state_file::synced;
+use super::transfer::{Download, MIN_PROGRESS};
 
 /// Interval at which the journal is written; bytes received since then are downloaded again after a kill.
 const JOURNAL_INTERVAL: Duration = Duration::from_millis(100);
@@ -120,7 +121,7 @@ impl Download<'_> {
                 (segments.total(), segments.gaps())
             };
             let Ok(metadata) = part.metadata() else { return };
-            if total == u64::MAX || (durable && part.sync_data().is_err()) {
+            if total == u64::MAX || (durable && synced(part.sync_data()).is_err()) {
                 return;
             }
             // A missing or outdated journal costs bytes, not correctness.

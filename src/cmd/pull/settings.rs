@@ -13,6 +13,9 @@ use tracing::warn;
 use super::tokens::Tokens;
 use crate::cli::{PullArgs, Verify};
 
+/// Maximum number of files at a time, and of connections per file.
+const MAX_CONCURRENT: u32 = 64;
+
 /// Validated settings.
 #[derive(Debug)]
 pub struct Settings {
@@ -90,8 +93,8 @@ impl PullArgs {
             dir: path(&self.dir).ok_or(SettingsError::Folder)?,
             wait: Duration::from_secs(number("MACHINE_MODELS_WAIT", &self.wait, 60).into()),
             tries: number("MACHINE_MODELS_TRIES", &self.tries, 3),
-            parallel: number("MACHINE_MODELS_PARALLEL", &self.parallel, 4) as usize,
-            connections: number("MACHINE_MODELS_CONNECTIONS", &self.connections, 4) as usize,
+            parallel: capped("MACHINE_MODELS_PARALLEL", &self.parallel),
+            connections: capped("MACHINE_MODELS_CONNECTIONS", &self.connections),
             links: self.links,
             verify: self.verify,
             min_speed: or_default("MACHINE_MODELS_MIN_SPEED", &self.min_speed, "10K", bytes(&self.min_speed), 10_000),
@@ -136,6 +139,15 @@ fn number(name: &str, text: &str, default: u32) -> u32 {
     // An empty variable counts as unset.
     let value = if text.is_empty() { Some(default) } else { text.parse().ok().filter(|number| *number > 0) };
     or_default(name, text, default, value, default)
+}
+
+/// A number of connections or files at a time. More than the limit only costs memory and file descriptors.
+fn capped(name: &str, text: &str) -> usize {
+    let number = number(name, text, 4);
+    if number > MAX_CONCURRENT {
+        warn!("{name} is {number}: using {MAX_CONCURRENT}, the maximum");
+    }
+    number.min(MAX_CONCURRENT) as usize
 }
 
 fn duration(text: &str) -> Option<Duration> {

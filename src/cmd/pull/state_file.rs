@@ -10,19 +10,37 @@ use serde::de::DeserializeOwned;
 /// A larger file was not written by this program.
 const MAX_DOCUMENT: u64 = 64 * 1024 * 1024;
 
-/// Replaces `name` in `folder` atomically. With `durable`, the content is synced to the disk first. Only one process
-/// may write a name at a time; a temporary file left by a killed process is overwritten.
+/// Replaces `name` in `folder` atomically. With `durable`, the content is synced to the disk first. With `alone`, no
+/// other process writes the name at the same time, and a temporary file left by a killed process is overwritten.
 ///
 /// # Errors
 /// It cannot be written.
-pub fn write_json(folder: &Dir, name: &str, document: &impl Serialize, durable: bool) -> io::Result<()> {
-    let temporary = format!("{name}.tmp");
-    let mut file = folder.create(&temporary)?;
-    file.write_all(&serde_json::to_vec(document)?)?;
-    if durable {
-        file.sync_all()?;
+pub fn write_json(folder: &Dir, name: &str, document: &impl Serialize, durable: bool, alone: bool) -> io::Result<()> {
+    let temporary = if alone { format!("{name}.tmp") } else { format!("{name}.{:016x}.tmp", fastrand::u64(..)) };
+    let mut file = folder.create(&temporary)?.into_std();
+    let written = file.write_all(&serde_json::to_vec(document)?).and_then(|()| match durable {
+        true => synced(file.sync_all()),
+        false => Ok(()),
+    });
+    let renamed = written.and_then(|()| folder.rename(&temporary, folder, name));
+    if renamed.is_err() {
+        let _ = folder.remove_file(&temporary);
     }
-    folder.rename(&temporary, folder, name)
+    renamed
+}
+
+/// The result of a sync, which some network and FUSE file systems do not have: bytes then reach the disk when the file
+/// system writes them.
+///
+/// # Errors
+/// The sync failed.
+pub fn synced(result: io::Result<()>) -> io::Result<()> {
+    use rustix::io::Errno;
+    let missing = |error: &io::Error| {
+        let codes = [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP];
+        codes.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    };
+    result.or_else(|error| if missing(&error) { Ok(()) } else { Err(error) })
 }
 
 /// Reads a document; `None` if it does not exist.
@@ -40,17 +58,6 @@ pub fn read_json<T: DeserializeOwned>(folder: &Dir, name: &str) -> io::Result<Op
     }
     let text = io::read_to_string(file)?;
     Ok(Some(serde_json::from_str(&text)?))
-}
-
-/// Whether locking failed because the file system does not support locks, as some network file systems do not.
-/// Processes that share it may then download a file twice, but a file still gets its final name only when it is
-/// complete.
-#[must_use]
-pub fn has_no_locks(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    [Errno::NOLCK, Errno::NOSYS, Errno::OPNOTSUPP, Errno::INVAL]
-        .iter()
-        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Replaces a file at a path given by the user.

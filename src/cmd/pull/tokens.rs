@@ -26,7 +26,11 @@ struct Provider {
 
 /// The tokens of this machine.
 #[derive(Debug)]
-pub struct Tokens(Vec<Provider>);
+pub struct Tokens {
+    providers: Vec<Provider>,
+    /// The hub that replaces Hugging Face.
+    endpoint: Option<Url>,
+}
 
 impl Tokens {
     /// Creates the list from the settings. Invalid tokens and endpoints are ignored with a warning that does not
@@ -34,15 +38,31 @@ impl Tokens {
     #[must_use]
     pub fn new(hugging_face: &str, civitai: &str, endpoint: &str) -> Self {
         let mut origins = parse_origins(&HUGGING_FACE);
-        if !endpoint.trim().is_empty() {
-            match plain_origin(endpoint) {
-                Some(origin) => origins.push(origin),
-                None => warn!("HF_ENDPOINT is ignored: it is not a plain http or https URL"),
-            }
+        let valid = plain_origin(endpoint);
+        if valid.is_none() && !endpoint.trim().is_empty() {
+            warn!("HF_ENDPOINT is ignored: it is not a plain http or https URL");
         }
+        let endpoint = valid.as_ref().and_then(|_| Url::parse(endpoint).ok());
+        origins.extend(valid);
         let provider =
             |variable, origins, token| Provider { variable, origins, authorization: bearer(variable, token) };
-        Self(vec![provider(HF_TOKEN, origins, hugging_face), provider(CIVITAI_TOKEN, parse_origins(&CIVITAI), civitai)])
+        let civitai = provider(CIVITAI_TOKEN, parse_origins(&CIVITAI), civitai);
+        Self { providers: vec![provider(HF_TOKEN, origins, hugging_face), civitai], endpoint }
+    }
+
+    /// The URL that is requested instead of `url`: `HF_ENDPOINT` replaces Hugging Face, as in the hub's own client.
+    #[must_use]
+    pub fn at_endpoint(&self, url: &Url) -> Url {
+        let plain = url.username().is_empty() && url.password().is_none();
+        let Some(endpoint) = self.endpoint.as_ref().filter(|_| plain) else { return url.clone() };
+        if !parse_origins(&HUGGING_FACE).contains(&url.origin()) {
+            return url.clone();
+        }
+        let mut replaced = endpoint.clone();
+        replaced.set_path(&format!("{}{}", endpoint.path().trim_end_matches('/'), url.path()));
+        replaced.set_query(url.query());
+        replaced.set_fragment(None);
+        replaced
     }
 
     /// The header for a request to `url`, if its origin belongs to a provider whose token this machine has.
@@ -61,7 +81,7 @@ impl Tokens {
         // The part before an `@` can look like the host, so a URL with a user name gets no token.
         let plain = url.username().is_empty() && url.password().is_none();
         let origin = url.origin();
-        self.0.iter().find(|provider| plain && provider.origins.contains(&origin))
+        self.providers.iter().find(|provider| plain && provider.origins.contains(&origin))
     }
 }
 
@@ -135,6 +155,22 @@ mod tests {
             assert_eq!(Url::parse(url).ok().and_then(|_| sent(url)), None, "{url}");
         }
         assert!(!format!("{tokens:?}").contains("hf_a"), "{tokens:?}");
+    }
+
+    #[test]
+    fn endpoint_replaces_the_hub() {
+        for (endpoint, url, expected) in [
+            ("", "https://huggingface.co/a", "https://huggingface.co/a"),
+            ("ftp://x", "https://huggingface.co/a", "https://huggingface.co/a"),
+            ("http://m:8080/", "https://huggingface.co/a/b%20c?x=1", "http://m:8080/a/b%20c?x=1"),
+            ("https://m/hf//", "https://hf.co/a", "https://m/hf/a"),
+            ("https://m", "https://cdn.huggingface.co/a", "https://cdn.huggingface.co/a"),
+            ("https://m", "http://huggingface.co/a", "http://huggingface.co/a"),
+            ("https://m", "https://u@huggingface.co/a", "https://u@huggingface.co/a"),
+        ] {
+            let replaced = Tokens::new("", "", endpoint).at_endpoint(&Url::parse(url).expect(url));
+            assert_eq!(replaced.as_str(), expected, "{endpoint} {url}");
+        }
     }
 
     #[test]

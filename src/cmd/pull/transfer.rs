@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 
 use super::catalog::Model;
 use super::content::{self, Foreign};
-use super::error::Problem;
+use super::error::{AttemptError, Problem};
 use super::folder::{Stamp, sync};
 use super::http::{Opened, Source, Target, host};
 use super::journal::{self, Journal};
@@ -20,6 +20,7 @@ use super::plan::appeared_since_planned;
 use super::progress::{ModelProgress, Phase};
 use super::retry::Budget;
 use super::round::{Opening, check_part};
+use super::state_file::synced;
 use super::{Context, Pending};
 
 /// An attempt that received at least this many bytes does not count as a failure.
@@ -48,7 +49,11 @@ pub async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Outcome, P
     let not_made = || Problem::Folder(io::ErrorKind::NotFound.into());
     let folder = context.folder.parent(&model.path, true)?.ok_or_else(not_made)?;
     let key = model.key();
-    let Some(part) = lock_part(&folder, &key).map_err(Problem::disk("opening the partial file"))? else {
+    let settings = &context.settings;
+    // A process that was stopped holds its locks.
+    let take_over = pending.elsewhere.is_some_and(|(since, _)| since.elapsed() > settings.wait + 2 * settings.stall);
+    let locked = lock_part(&folder, &key, take_over).map_err(Problem::disk("opening the partial file"))?;
+    let Some((key, part)) = locked else {
         progress.set_phase(Phase::Elsewhere);
         if let Some((done, total)) = Journal::peek(&context.state_dir, &key) {
             progress.set_bytes(done, total);
@@ -76,6 +81,9 @@ pub async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Outcome, P
         proven: false,
         budget,
     };
+    if let Some(at) = pending.not_before {
+        tokio::time::sleep_until(at.into()).await;
+    }
     let fetched = download.run(pending.source.clone()).await;
     download.state.follower = None;
     match fetched {
@@ -348,7 +356,7 @@ impl Download<'_> {
         let (from, to) = (journal::part_name(&self.key), self.model.path.name().to_owned());
         let renamed = spawn_blocking(move || {
             // Synced before the rename, so that after a power failure the file is complete or absent.
-            part.sync_all()?;
+            synced(part.sync_all())?;
             if !Stamp::of(&part)?.is_named(&folder, &from) {
                 return Err(io::Error::other("another program replaced the partial file"));
             }
@@ -361,37 +369,17 @@ impl Download<'_> {
         let stamp = renamed.map_err(Problem::disk("renaming the complete file"))?;
         Journal::remove(&self.context.state_dir, &self.key);
         // Before the lock is released, so that a waiting process finds the file in the record.
-        record_verified(self.context, self.model, stamp, true)
+        record_verified(self.context, self.model, stamp, true);
+        Ok(())
     }
 
     /// Whether a later pull can continue the partial file.
     fn can_be_resumed(&self) -> bool {
         let segments = self.state.shared.segments();
-        let known = segments.total() != u64::MAX && segments.written() > 0;
+        // Without locks, no other process knows its name.
+        let known = segments.total() != u64::MAX && segments.written() > 0 && self.key == self.model.key();
         // After an outage, nothing is known of the server.
         let ranges = self.proven || self.mode == Mode::Ranges;
         known && ranges && (self.model.hash.is_some() || self.state.validator.is_some())
-    }
-}
-
-/// An attempt failed.
-pub(super) enum AttemptError {
-    /// Another attempt may succeed.
-    Retryable(Problem),
-    /// The response shows that this server's ranges cannot be used.
-    Distrust(Problem),
-    /// Another attempt would fail in the same way.
-    Fatal(Problem),
-}
-
-impl From<Problem> for AttemptError {
-    fn from(problem: Problem) -> Self {
-        if problem.contradicts_ranges() {
-            Self::Distrust(problem)
-        } else if problem.is_transient() {
-            Self::Retryable(problem)
-        } else {
-            Self::Fatal(problem)
-        }
     }
 }

@@ -162,3 +162,17 @@ async fn unusable_embedded_models_are_rejected_with_their_path() {
     }
     assert_eq!(db.sql("SELECT count(*) FROM models").await.as_deref(), Some("0"));
 }
+
+#[tokio::test]
+async fn workflows_as_python_and_runpod_write_them_are_imported() {
+    let db = Db::new().await;
+    let node = r#"{"id": 1, "seed": NaN, "limits": [-Infinity, Infinity], "title": "NaN \"x\"", "properties": {"models":
+        [{"name": "a.safetensors", "url": "https://example.org/a", "directory": "models/checkpoints"}]}}"#;
+    let saved = format!(r#"{{"nodes": [{node}]}}"#);
+    let (status, printed) = import(&db.url, &[], &saved);
+    assert_eq!((status, printed.as_str()), (0, "1 added, 0 changed, 0 unchanged, 0 rejected\n"));
+    assert_eq!(db.sql("SELECT save_path FROM models").await.as_deref(), Some("checkpoints/a.safetensors"));
+    let request = format!(r#"{{"input": {{"workflow": {saved}, "images": []}}}}"#);
+    let (status, printed) = import(&db.url, &[], &request);
+    assert_eq!((status, printed.as_str()), (0, "0 added, 0 changed, 1 unchanged, 0 rejected\n"));
+}

@@ -8,8 +8,10 @@ mod hostile_servers;
 pub mod hubs;
 mod kills;
 mod misbehaviour;
+mod outages;
 mod outputs;
 mod probe;
+mod shared;
 mod tokens;
 
 use std::path::{Path, PathBuf};
@@ -33,8 +35,13 @@ struct Machine {
     store: Files,
     token: String,
     settings: Vec<(String, String)>,
+    /// The user that runs the program.
+    user: Option<u32>,
     flags: Vec<&'static str>,
 }
+
+/// A model: id, URL, save path, hash, size in 10^9 bytes.
+type Row<'a> = (&'a str, &'a str, &'a str, Option<String>, Option<f64>);
 
 /// The result of a run.
 struct Boot {
@@ -79,7 +86,7 @@ impl Machine {
             ("TMPDIR", folder.to_str().unwrap()),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        Self { folder, hub, store, token, settings, flags: Vec::new() }
+        Self { folder, hub, store, token, settings, user: None, flags: Vec::new() }
     }
 
     fn set(&mut self, name: &str, value: &str) {
@@ -89,6 +96,18 @@ impl Machine {
 
     fn catalog(&mut self, server: &Server) {
         self.set("CATALOG_URL", &format!("http://{}", server.address));
+    }
+
+    /// A catalog that always has these models.
+    fn models_are(&mut self, models: &[Row<'_>]) {
+        let model = |(id, url, path, hash, size): &Row<'_>| {
+            serde_json::json!({"id": id, "download_url": url, "hash": hash, "file_size_gb": size, "auth_required": true,
+                               "save_path": path})
+        };
+        let models: Vec<_> = models.iter().map(model).collect();
+        let catalog = serde_json::json!({"models": models, "not_found": [], "missing_dependencies": []});
+        self.store.put("/api/models/batch", files::Way::Post(catalog.to_string()));
+        self.set("CATALOG_URL", &format!("http://{}", self.store.address));
     }
 
     fn models(&self) -> PathBuf {
@@ -109,6 +128,9 @@ impl Machine {
         }
         boot.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("MODELS_DIR", self.models());
         boot.envs(self.settings.iter().cloned()).current_dir("/");
+        if let Some(user) = self.user {
+            std::os::unix::process::CommandExt::uid(&mut boot, user);
+        }
         boot.stdin(Stdio::null()).stdout(Stdio::piped());
         boot
     }

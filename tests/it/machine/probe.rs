@@ -71,6 +71,12 @@ async fn findings_have_the_reason_and_the_fix() {
     add(&db, "size", &store.put("/large", Way::Raw(first_byte(LARGE))), false, "23.79", &sha256).await;
     add(&db, "refused", &format!("http://{}/large", store.address), false, "12", "").await;
     add(&db, "rounded", &format!("http://{}/large", store.address), false, "23.8", &sha256).await;
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n".to_vec();
+    add(&db, "pointer", &store.put("/pointer", Way::File(pointer)), false, "", "").await;
+    let refusal = br#"{"message": "not found"}"#.to_vec();
+    add(&db, "refusal", &store.put("/refusal", Way::File(refusal)), false, "", "").await;
+    // The right bytes with the wrong type.
+    add(&db, "typed", &store.put("/typed", Way::Raw(response(200, PAGE, "GGUF"))), false, "0.01", &sha256).await;
     let closed = format!("127.0.0.1:{}", free_port().unwrap());
     add(&db, "closed", &format!("http://{closed}/x"), false, "", "").await;
     add(&db, "scheme", "ftp://example.org/x", false, "", "").await;
@@ -99,6 +105,9 @@ async fn findings_have_the_reason_and_the_fix() {
         "warning  size          \"size\": file_size_gb is 23.79, the file has 23802932552 bytes (23.81 GB)\n    \
          UPDATE public.models SET file_size_gb = 23.81 WHERE id = 'size';\n",
         "PROBLEM  size          \"refused\": file_size_gb is 12.00, the file has 23802932552 bytes (23.81 GB), so machines refuse it\n",
+        "PROBLEM  address       \"pointer\": 127.0.0.1 sent a git-lfs pointer instead of a file\n",
+        "PROBLEM  address       \"refusal\": 127.0.0.1 sent a JSON document instead of a file\n",
+        "ok       address       \"typed\": 4 bytes at 127.0.0.1\n",
         "PROBLEM  address       \"closed\": the connection to 127.0.0.1 failed: ",
         "warning  row           \"scheme\": not probed, because it breaks a rule: download_url has the scheme `ftp`",
     ] {
@@ -107,13 +116,13 @@ async fn findings_have_the_reason_and_the_fix() {
     let about = |id: &str| boot.output.lines().filter(|line| line.contains(&format!(" \"{id}\": "))).count();
     assert_eq!((about("good"), about("md5"), about("rounded"), about("gone")), (1, 1, 1, 1), "{}", boot.output);
     assert!(!boot.output.contains("s3cret"), "{}", boot.output);
-    assert!(boot.output.ends_with("\nproblems: 11, warnings: 4\n"), "{}", boot.output);
-    // Every request is for one byte, but a 403 may refuse the range alone.
+    assert!(boot.output.ends_with("\nproblems: 13, warnings: 4\n"), "{}", boot.output);
+    // Every request is for the beginning, but a 403 may refuse the range alone.
     let requests = [hub.take_requests(), store.take_requests()].concat();
-    let first_byte = |request: &ReceivedRequest| request.range.as_deref() == Some("bytes=0-0");
+    let first_byte = |request: &ReceivedRequest| request.range.as_deref() == Some("bytes=0-1023");
     assert!(requests.iter().all(|request| first_byte(request) || request.path == "/licence"), "{requests:?}");
     assert!(store.take_requests().iter().all(|request| request.token.is_none()));
-    assert_eq!(db.sql("SELECT count(*) FROM models WHERE hash IS NULL").await.as_deref(), Some("12"));
+    assert_eq!(db.sql("SELECT count(*) FROM models WHERE hash IS NULL").await.as_deref(), Some("14"));
 }
 
 #[tokio::test]
@@ -336,6 +345,8 @@ async fn hashes_are_trusted_only_from_the_hubs() {
     let certificate = machine.folder.join("certificate.pem").to_str().unwrap().to_owned();
     machine.set("HTTPS_PROXY", &proxy);
     machine.set("CURL_CA_BUNDLE", &certificate);
+    // It would replace the hub.
+    machine.set("HF_ENDPOINT", "");
     let db = Db::new().await;
     add(&db, "hub", "https://huggingface.co/o/m/resolve/main/x", true, "", "").await;
     add(&db, "forged", "https://huggingface.co/o/m/resolve/main/forged", true, "23.81", "").await;

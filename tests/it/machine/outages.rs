@@ -1,0 +1,151 @@
+//! Hosts that are down, silent or ask to wait, and responses that are not the file.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use super::files::Way;
+use super::hubs::response;
+use super::{Machine, content, sum};
+use crate::support::{Db, Server};
+
+const SIZE: usize = 300_000;
+
+#[test]
+fn silent_host_delays_only_its_own_file_and_is_given_up() {
+    let mut machine = Machine::new("silent", "all");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("http://{}/x", listener.local_addr().unwrap());
+    let hash = |seed| Some(sum("sha256sum", &content(seed, SIZE)));
+    let urls: Vec<_> =
+        (0..4).map(|seed| machine.store.put(&format!("/{seed}"), Way::File(content(seed, SIZE)))).collect();
+    let mut models: Vec<_> = (0..4).map(|_| ("silent", &*silent, "s", hash(9), None)).take(1).collect();
+    let ids = ["a", "b", "c", "d"];
+    models.extend(urls.iter().enumerate().map(|(seed, url)| (ids[seed], &**url, ids[seed], hash(seed as u64), None)));
+    machine.models_are(&models);
+    machine.set("MACHINE_MODELS_PARALLEL", "1");
+    let started = Instant::now();
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("fetched=4 present=0 linked=0 missing=1"), "{}", boot.log);
+    assert!(boot.log.contains(r#"missing model="silent" reason="127.0.0.1 did not respond in time""#), "{}", boot.log);
+    let order: Vec<_> = ["a", "silent"].map(|id| boot.log.find(&format!("model=\"{id}\"")).unwrap()).into();
+    assert!(order[0] < order[1] && started.elapsed() < Duration::from_secs(60), "{:?} {}", started.elapsed(), boot.log);
+}
+
+#[test]
+fn small_file_costs_one_request() {
+    let mut machine = Machine::new("small", "a");
+    let file = content(1, SIZE);
+    let url = machine.store.put("/a", Way::File(file.clone()));
+    machine.models_are(&[("a", &url, "a", Some(sum("sha256sum", &file)), Some(0.01))]);
+    let boot = machine.boot(&[]);
+    assert!(boot.status == 0 && machine.read("a") == Some(file), "{}", boot.log);
+    let requests = machine.store.take_requests();
+    assert_eq!(requests.iter().filter(|request| request.path == "/a").count(), 1, "{requests:?}");
+}
+
+#[test]
+fn short_outage_at_the_start_is_survived() {
+    let mut machine = Machine::new("outage", "a");
+    let file = content(1, SIZE);
+    let unavailable = response(503, &[], "");
+    let later = (0..5).fold(Way::File(file.clone()), |next, _| Way::Once(unavailable.clone(), Box::new(next)));
+    let url = machine.store.put("/a", later);
+    machine.models_are(&[("a", &url, "a", Some(sum("sha256sum", &file)), None)]);
+    machine.set("MACHINE_MODELS_TRIES", "1");
+    machine.set("MACHINE_MODELS_WAIT", "60");
+    let boot = machine.boot(&[]);
+    assert!(boot.status == 0 && machine.read("a") == Some(file), "{}", boot.log);
+}
+
+#[test]
+fn first_request_to_wait_is_respected() {
+    for (header, seconds) in [
+        ("retry-after: 3", 3),
+        ("ratelimit: \"resolvers\";r=0;t=3", 3),
+        ("RateLimit: \"pages\";r=9;t=1, \"api\";r=0;t=3", 3),
+    ] {
+        let mut machine = Machine::new("asked", "a");
+        let file = content(1, SIZE);
+        let limited = response(429, &[header], "");
+        let url = machine.store.put("/a", Way::Once(limited, Box::new(Way::File(file.clone()))));
+        machine.models_are(&[("a", &url, "a", Some(sum("sha256sum", &file)), None)]);
+        let started = Instant::now();
+        let boot = machine.boot(&[]);
+        assert!(boot.status == 0 && machine.read("a").as_ref() == Some(&file), "{header}: {}", boot.log);
+        assert!(started.elapsed() >= Duration::from_secs(seconds), "{header}: {:?} {}", started.elapsed(), boot.log);
+        let requests = machine.store.take_requests();
+        assert_eq!(requests.iter().filter(|request| request.path == "/a").count(), 2, "{requests:?}");
+    }
+}
+
+#[test]
+fn what_is_not_the_file_is_not_kept() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n";
+    let page = "<!-- generated -->\n<html><body>log in</body></html>";
+    for (body, size, reason) in [
+        (pointer, None, "127.0.0.1 sent a git-lfs pointer instead of a file"),
+        (r#"{"message": "no such file"}"#, None, "127.0.0.1 sent a JSON document instead of a file"),
+        (
+            "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code></Error>",
+            None,
+            "127.0.0.1 sent an XML document instead",
+        ),
+        (page, None, "127.0.0.1 sent a web page (HTML) instead of a file"),
+        ("", Some(0.003), "the file has 0 bytes on the server, but 3000000 in the catalog"),
+    ] {
+        let mut machine = Machine::new("notthefile", "a");
+        let url = machine.store.put("/a", Way::File(body.as_bytes().to_vec()));
+        machine.models_are(&[("a", &url, "a.safetensors", None, size)]);
+        let boot = machine.boot(&[]);
+        assert!(boot.status == 1 && boot.log.contains(reason), "{reason}: {}", boot.log);
+        assert_eq!(machine.files(), [""; 0], "{}", boot.log);
+    }
+}
+
+#[test]
+fn unfinished_file_of_aria2_is_not_present() {
+    let mut machine = Machine::new("unfinished", "a");
+    let file = content(1, SIZE);
+    let url = machine.store.put("/a", Way::File(file.clone()));
+    machine.models_are(&[("a", &url, "a.bin", None, None)]);
+    machine.put("a.bin", &vec![0; SIZE]);
+    machine.put("a.bin.aria2", b"state");
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("fetched=1") && machine.read("a.bin") == Some(file), "{}", boot.log);
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("fetched=0 present=1"), "{}", boot.log);
+}
+
+#[test]
+fn endpoint_replaces_the_hub() {
+    let mut machine = Machine::new("replaced", "a");
+    let file = content(1, SIZE);
+    machine.hub.put_for_token("/o/m/resolve/main/x", Way::File(file.clone()));
+    let url = "https://huggingface.co/o/m/resolve/main/x";
+    machine.models_are(&[("a", url, "a", Some(sum("sha256sum", &file)), None)]);
+    let boot = machine.boot(&[]);
+    assert!(boot.status == 0 && machine.read("a") == Some(file), "{}", boot.log);
+}
+
+#[tokio::test]
+async fn more_ids_than_one_batch_are_requested_in_several() {
+    let ids: Vec<_> = (0..1_500).map(|number| format!("absent{number}")).collect();
+    let mut machine = Machine::new("batches", &ids.join(","));
+    let db = Db::new().await;
+    let server = Server::start(&db).await;
+    machine.catalog(&server);
+    let boot = machine.boot(&[]);
+    assert!(boot.status == 1 && boot.log.contains("missing=1500"), "{}", boot.log);
+}
+
+#[test]
+fn too_many_files_at_a_time_are_a_warning() {
+    let mut machine = Machine::new("capped", "a");
+    let file = content(1, SIZE);
+    let url = machine.store.put("/a", Way::File(file.clone()));
+    machine.models_are(&[("a", &url, "a", Some(sum("sha256sum", &file)), None)]);
+    machine.set("MACHINE_MODELS_PARALLEL", "100000");
+    machine.set("MACHINE_MODELS_CONNECTIONS", "100000");
+    let boot = machine.boot(&[]);
+    assert!(boot.status == 0 && boot.log.contains("MACHINE_MODELS_PARALLEL is 100000: using 64"), "{}", boot.log);
+}

@@ -1,0 +1,128 @@
+//! Folders as they are: requested files that the catalog no longer has, file systems without locks or syncs, read-only
+//! folders, processes that were stopped.
+
+use std::process::Command;
+
+use super::files::Way;
+use super::{Machine, add, content, sum};
+use crate::support::{Db, Server, preload, until};
+
+const SIZE: usize = 1_000_000;
+
+/// Adds files with known hashes: `m0`, `m1` and so on; `m3` depends on `m2`.
+async fn machine(name: &str, needed: &str) -> (Machine, Db, Server) {
+    let mut machine = Machine::new(name, needed);
+    let db = Db::new().await;
+    for number in 0..4u64 {
+        let file = content(number, SIZE);
+        let url = machine.store.put(&format!("/{number}"), Way::File(file.clone()));
+        let needs: &[&str] = if number == 3 { &["m2"] } else { &[] };
+        add(&db, &format!("m{number}"), &url, &format!("f/{number}"), &sum("sha256sum", &file), false, needs).await;
+    }
+    let server = Server::start(&db).await;
+    machine.catalog(&server);
+    (machine, db, server)
+}
+
+#[tokio::test]
+async fn requested_file_is_kept_when_its_row_is_gone() {
+    let (mut machine, db, server) = machine("kept", "m0,m1,m3").await;
+    assert_eq!(machine.boot(&[]).status, 0);
+    db.sql("DELETE FROM models WHERE id IN ('m1', 'm3')").await;
+    server.until("they are gone", |s| async move { s.get("/api/models/m3").await.status == 404 }).await;
+    for (name, value) in
+        [("MACHINE_MODELS_PRUNE", "1"), ("MACHINE_MODELS_KEEP_FREE", "900T"), ("MACHINE_MODELS_STRICT", "1")]
+    {
+        machine.set(name, value);
+    }
+    let boot = machine.boot(&["echo", "started"]);
+    // The dependency of m3 is not known any more, but was needed together with it.
+    assert_eq!(machine.files(), ["f/0", "f/1", "f/2", "f/3"], "{}", boot.log);
+    assert!(boot.log.contains("fetched=0 present=1 linked=0 missing=0 kept=2"), "{}", boot.log);
+    assert!(
+        boot.log.contains(r#"its file is kept model="m1" path="f/1" reason="it is not in the catalog""#),
+        "{}",
+        boot.log
+    );
+    assert_eq!((boot.status, &*boot.output), (0, "started\n"), "{}", boot.log);
+    let boot = machine.boot(&[]);
+    assert!(boot.status == 0 && machine.files().len() == 4, "again: {:?} {}", machine.files(), boot.log);
+    // What is not requested is removed.
+    machine.set("MACHINE_MODELS_NEEDED", "m0");
+    let boot = machine.boot(&[]);
+    assert_eq!(machine.files(), ["f/0"], "{}", boot.log);
+    // Without its file, the model is missing.
+    machine.set("MACHINE_MODELS_NEEDED", "m1");
+    assert_eq!(machine.boot(&[]).status, 1);
+}
+
+#[tokio::test]
+async fn pulls_without_locks_do_not_disturb_each_other() {
+    let (mut machine, _db, _server) = machine("nolocks", "m0,m1,m2,m3").await;
+    let library = preload(&machine.folder, "int flock(int fd, int operation) { errno = ENOLCK; return -1; }");
+    machine.set("LD_PRELOAD", &library);
+    for _ in 0..3 {
+        let boots: Vec<_> = (0..3).map(|_| machine.spawn(&[])).collect();
+        for boot in boots {
+            let boot = machine.ended(boot);
+            assert_eq!(boot.status, 0, "{}", boot.log);
+        }
+        assert_eq!(machine.files(), ["f/0", "f/1", "f/2", "f/3"]);
+        for number in 0..4 {
+            assert!(machine.read(&format!("f/{number}")) == Some(content(number, SIZE)));
+        }
+        std::fs::remove_dir_all(machine.models()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn file_systems_without_locks_and_syncs_are_used() {
+    let (mut machine, _db, _server) = machine("errnos", "m0,m1").await;
+    let fails = |function: &str, errno: &str| format!("int {function} {{ errno = {errno}; return -1; }}");
+    for (function, errnos) in [
+        ("flock(int fd, int operation)", &["EIO", "EACCES", "EBADF", "ENOSYS"][..]),
+        ("fsync(int fd)", &["EINVAL", "ENOSYS"]),
+        ("fdatasync(int fd)", &["EINVAL"]),
+    ] {
+        for errno in errnos {
+            let library = preload(&machine.folder, &fails(function, errno));
+            machine.set("LD_PRELOAD", &library);
+            let boot = machine.boot(&[]);
+            assert!(boot.status == 0 && boot.log.contains("fetched=2"), "{function} {errno}: {}", boot.log);
+            std::fs::remove_dir_all(machine.models()).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn file_of_a_stopped_process_is_taken_over() {
+    let (mut machine, _db, _server) = machine("stopped", "m0").await;
+    machine.store.put("/0", Way::Stalls(content(0, SIZE)));
+    let mut first = machine.spawn(&[]);
+    until("half of it is on disk", || async {
+        let parts = std::fs::read_dir(machine.models().join("f")).into_iter().flatten().flatten();
+        parts.filter(|part| part.metadata().unwrap().len() >= SIZE as u64 / 2).count() > 0
+    })
+    .await;
+    assert!(Command::new("kill").args(["-STOP", &first.id().to_string()]).status().unwrap().success());
+    machine.store.put("/0", Way::File(content(0, SIZE)));
+    machine.set("MACHINE_MODELS_STALL", "1s");
+    let boot = machine.boot(&[]);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(boot.status == 0 && boot.log.contains("fetched=1"), "{}", boot.log);
+    assert!(machine.read("f/0") == Some(content(0, SIZE)));
+}
+
+#[tokio::test]
+async fn read_only_folder_with_the_right_files_is_a_warm_boot() {
+    let (mut machine, _db, _server) = machine("readonly", "m0,m1").await;
+    machine.put("f/0", &content(0, SIZE));
+    machine.put("f/1", &content(1, SIZE));
+    // The folder belongs to another user.
+    machine.user = Some(65_534);
+    let boot = machine.boot(&["echo", "started"]);
+    assert_eq!((boot.status, &*boot.output), (0, "started\n"), "{}", boot.log);
+    assert!(boot.log.contains("fetched=0 present=2"), "{}", boot.log);
+    assert_eq!(machine.files(), ["f/0", "f/1"]);
+}
