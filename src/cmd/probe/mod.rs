@@ -27,8 +27,9 @@ use super::runtime;
 use crate::catalog::model::{RawModel, RowError};
 use crate::cli::{DatabaseArgs, ProbeArgs, PullArgs, ReportFormat};
 use crate::postgres::config::DatabaseConfig;
-use crate::postgres::copy::{CopyStream, Order};
+use crate::postgres::copy::{CopyStream, Rows};
 use crate::postgres::error::{ConnectError, ReadError};
+use crate::postgres::read::Limits;
 use crate::postgres::session;
 
 /// Exit status of a probe that could not be made.
@@ -139,7 +140,7 @@ async fn read(
     let rules = args.rules.rules();
     let (mut rows, mut found) = (Vec::new(), Vec::new());
     let mut json = Vec::new();
-    let entries = CopyStream::open(client, Order::ById, database.timeout).await?;
+    let entries = CopyStream::open(client, Rows::AllById, database, Limits::of_full_read(database.timeout)).await?;
     let visit = |id: &str, row: Result<RawModel<'_>, RowError>| {
         if !args.ids.is_empty() && !args.ids.iter().any(|wanted| wanted == id) {
             return Ok(());

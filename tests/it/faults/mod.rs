@@ -6,6 +6,7 @@ mod failover;
 mod panics;
 mod pooler;
 mod reconnect;
+mod restores;
 mod shutdown;
 mod soak;
 mod threads;
