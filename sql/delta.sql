@@ -1,5 +1,7 @@
 -- The delta: every model that has changed since snapshot $1, provided that the database still has history $2. Returns
--- at least one row. Parameters: $1 text (a pg_snapshot), $2 text (its history). Columns: see src/postgres/rows.rs.
+-- at least one row. Parameters, all text: $1 a pg_snapshot; $2 its history; $3 the largest number of changes to return:
+-- if there are more, only `many` says so; $4 whether to look up the rows of the view, or to return only the ids. Columns:
+-- see src/postgres/rows.rs. Witnesses: see witnesses.sql.
 --
 -- `mirrors` is an optional column of the view; see entries.sql.
 --
@@ -13,30 +15,47 @@
 --
 -- Several transactions may have changed the same model: it is read once.
 WITH here AS MATERIALIZED (
-    SELECT pg_catalog.pg_current_snapshot() AS snapshot, h.identity AS history FROM model_catalog.history h
-), logged AS (
+    SELECT pg_catalog.pg_current_snapshot() AS snapshot, pg_catalog.clock_timestamp() AS started,
+           h.identity AS history, h.identity = $2::text AS same_history,
+           (SELECT pg_catalog.string_agg(pg_catalog.encode(pg_catalog.convert_to(
+                       c.model_id, pg_catalog.getdatabaseencoding()), 'hex') || ':' || c.xid, ',' ORDER BY c.xid DESC)
+            FROM (SELECT changes.model_id, changes.xid FROM model_catalog.changes
+                  WHERE changes.xid < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
+                  ORDER BY changes.xid DESC LIMIT 4) c) AS witnesses
+    FROM model_catalog.history h
+), logged AS MATERIALIZED (
     SELECT c.model_id, c.changed_at
     FROM model_catalog.changes c
     WHERE c.xid >= pg_catalog.pg_snapshot_xmax($1::text::pg_snapshot)
       AND c.xid < (SELECT pg_catalog.pg_snapshot_xmax(snapshot) FROM here)
-      AND (SELECT history FROM here) = $2::text
+      AND (SELECT same_history FROM here)
     UNION ALL
     SELECT c.model_id, c.changed_at
     FROM pg_catalog.pg_snapshot_xip($1::text::pg_snapshot) AS running (xid)
     CROSS JOIN LATERAL (
         SELECT * FROM model_catalog.changes WHERE changes.xid >= running.xid AND changes.xid <= running.xid OFFSET 0
     ) c
-    WHERE (SELECT history FROM here) = $2::text
-), changed AS (
-    SELECT l.model_id, pg_catalog.max(l.changed_at) AS changed_at FROM logged l GROUP BY l.model_id
+    WHERE (SELECT same_history FROM here)
+), few AS MATERIALIZED (
+    -- `logged` is evaluated no further than this, and planned without regard to it.
+    SELECT * FROM logged LIMIT $3::text::bigint + 1
+), many AS MATERIALIZED (
+    SELECT pg_catalog.count(*) > $3::text::bigint AS is_true FROM few
+), changed AS MATERIALIZED (
+    SELECT f.model_id, pg_catalog.max(f.changed_at) AS changed_at
+    FROM few f
+    WHERE NOT (SELECT is_true FROM many)
+    GROUP BY f.model_id
 )
-SELECT here.snapshot::text,
-       here.history,
+SELECT here.snapshot::text, here.history, here.witnesses,
+       many.is_true AS many,
+       (extract(epoch FROM pg_catalog.clock_timestamp() - here.started))::float8 AS elapsed_seconds,
        changed.model_id,
        (extract(epoch FROM pg_catalog.clock_timestamp() - changed.changed_at))::float8 AS age_seconds,
        e.id, e.name, e.download_url, e.file_size_gb::text, e.hash, e.auth_required, e.auth_provider, e.save_path,
        e.dependencies::text, e.description, e.mirrors
 FROM here
+CROSS JOIN many
 CROSS JOIN (SELECT NULL::jsonb AS mirrors) none
 LEFT JOIN changed ON true
 LEFT JOIN LATERAL (
@@ -45,5 +64,6 @@ LEFT JOIN LATERAL (
            pg_catalog.to_jsonb(mirrors)::text AS mirrors
     FROM model_catalog.entries
     -- The index has the collation of the column, under which another id may be equal.
-    WHERE entries.id = changed.model_id AND entries.id COLLATE "C" = changed.model_id COLLATE "C" OFFSET 0
+    WHERE entries.id = changed.model_id AND entries.id COLLATE "C" = changed.model_id COLLATE "C"
+      AND $4::text = 'true' OFFSET 0
 ) e ON true

@@ -2,8 +2,6 @@
 //!
 //! A published snapshot never changes: a [`Refresh`] works on a copy that shares the unchanged parts.
 
-use std::sync::Arc;
-
 use super::entry::{Entry, EntryBuilder};
 use super::model::{RawModel, RowError, Rules};
 use super::snapshot::Snapshot;
@@ -25,6 +23,8 @@ pub struct Refresh<'a> {
     group: Group,
     builder: EntryBuilder,
     newly_rejected: Vec<(Box<str>, Box<str>)>,
+    /// Ids whose rejection was removed or set (delta only).
+    reconsidered: Vec<Box<str>>,
     /// Models added, replaced or removed so far.
     changed: usize,
     unknown: Option<(usize, Box<str>)>,
@@ -44,6 +44,8 @@ pub struct Refreshed {
     pub snapshot: Snapshot,
     /// Models added, replaced or removed; 0 if the content is the same as before.
     pub changed: usize,
+    /// Whether the rejected rows or their reasons differ from the previous ones.
+    pub rejections_changed: bool,
     /// Rejections that the previous snapshot did not have, to be logged once.
     pub newly_rejected: Vec<(Box<str>, Box<str>)>,
     /// The number of ids without a row that the previous snapshot did not have either, and the first of them (delta
@@ -75,6 +77,7 @@ impl<'a> Refresh<'a> {
             group: Group::default(),
             builder: EntryBuilder::default(),
             newly_rejected: Vec::new(),
+            reconsidered: Vec::new(),
             changed: 0,
             unknown: None,
         }
@@ -103,8 +106,8 @@ impl<'a> Refresh<'a> {
     fn enter_group(&mut self, id: &str) {
         if !self.full && self.group.id.as_deref() != Some(id) {
             self.group = Group { id: Some(id.into()), accepted: false };
-            if self.next.rejected.contains_key(id) {
-                Arc::make_mut(&mut self.next.rejected).remove(id);
+            if self.next.rejected.remove_mut(id) {
+                self.reconsidered.push(id.into());
             }
         }
     }
@@ -138,7 +141,10 @@ impl<'a> Refresh<'a> {
         if self.previous.rejected.get(id) != Some(&reason) {
             self.newly_rejected.push((id.into(), reason.clone()));
         }
-        Arc::make_mut(&mut self.next.rejected).insert(id.into(), reason);
+        if !self.full {
+            self.reconsidered.push(id.into());
+        }
+        self.next.rejected.insert_mut(id.into(), reason);
     }
 
     /// Models added, replaced or removed so far.
@@ -153,8 +159,17 @@ impl<'a> Refresh<'a> {
         if self.full {
             self.finish_full();
         }
-        let (changed, newly_rejected, unknown) = (self.changed, self.newly_rejected, self.unknown);
-        Refreshed { snapshot: self.next, changed, newly_rejected, unknown }
+        let (before, now) = (&self.previous.rejected, &self.next.rejected);
+        // Comparing the whole maps would cost a delta more than everything else if there are many rejected rows.
+        let rejections_changed =
+            if self.full { before != now } else { self.reconsidered.iter().any(|id| before.get(id) != now.get(id)) };
+        Refreshed {
+            snapshot: self.next,
+            changed: self.changed,
+            rejections_changed,
+            newly_rejected: self.newly_rejected,
+            unknown: self.unknown,
+        }
     }
 
     /// Builds the index, keeps the last accepted versions of rejected models, and counts the differences from
@@ -183,6 +198,7 @@ impl<'a> Refresh<'a> {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+    use std::time::Instant;
 
     /// A row that is valid if its path is.
     fn row<'a>(id: &'a str, path: &'a str) -> Result<RawModel<'a>, RowError> {
@@ -225,20 +241,50 @@ mod tests {
         let valid = full(&Snapshot::default(), &[("a", "good"), ("b", "good")]).snapshot;
         for rejected in [delta(&valid, &[("a", Some("../x"))]), full(&valid, &[("a", "../x"), ("b", "good")])] {
             assert_eq!((rejected.changed, rejected.newly_rejected.len()), (0, 1));
-            assert_eq!((content(&rejected.snapshot), rejected.snapshot.rejected().len()), (content(&valid), 1));
+            assert_eq!((content(&rejected.snapshot), rejected.snapshot.rejected().size()), (content(&valid), 1));
             assert_eq!(delta(&rejected.snapshot, &[("a", Some("../x"))]).newly_rejected.len(), 0);
             for fixed in [
                 delta(&rejected.snapshot, &[("a", Some("new"))]),
                 full(&rejected.snapshot, &[("a", "new"), ("b", "good")]),
             ] {
-                assert_eq!((fixed.changed, fixed.snapshot.rejected().len()), (1, 0));
+                assert_eq!((fixed.changed, fixed.snapshot.rejected().size()), (1, 0));
             }
             for deleted in [delta(&rejected.snapshot, &[("a", None)]), full(&rejected.snapshot, &[("b", "good")])] {
-                assert_eq!((deleted.changed, deleted.snapshot.rejected().len(), deleted.snapshot.len()), (1, 0, 1));
+                assert_eq!((deleted.changed, deleted.snapshot.rejected().size(), deleted.snapshot.len()), (1, 0, 1));
             }
         }
         let never_valid = full(&Snapshot::default(), &[("a", "../x")]).snapshot;
-        assert_eq!((never_valid.len(), never_valid.rejected().len()), (0, 1));
+        assert_eq!((never_valid.len(), never_valid.rejected().size()), (0, 1));
+    }
+
+    #[test]
+    fn cost_of_a_rejected_row_does_not_follow_the_number_of_others() {
+        const OTHERS: usize = 100_000;
+        let rules = Rules::default();
+        let none = Snapshot::default();
+        let started = Instant::now();
+        let mut refresh = Refresh::full(&none, &rules);
+        for number in 0..OTHERS {
+            let id = format!("other-{number}");
+            refresh.row(&id, row(&id, "../x"));
+        }
+        let mut current = refresh.finish().snapshot;
+        let built = started.elapsed();
+
+        let started = Instant::now();
+        for round in 0..200 {
+            let refreshed = delta(&current, &[("a", Some(["../x", "/x"][round % 2]))]);
+            assert!(refreshed.rejections_changed);
+            let again =
+                delta(&refreshed.snapshot, &[("a", Some(["../x", "/x"][round % 2])), ("other-7", Some("../x"))]);
+            assert!(!again.rejections_changed && again.newly_rejected.is_empty());
+            current = again.snapshot;
+        }
+        let changed = started.elapsed();
+        assert_eq!(current.rejected().size(), OTHERS + 1);
+        assert!(delta(&current, &[("a", None)]).rejections_changed && delta(&current, &[("b", None)]).changed == 0);
+        // Copying or comparing all of them takes about as long as building them, and there were 400 deltas.
+        assert!(changed < 10 * built, "400 deltas took {changed:?}, building {OTHERS} took {built:?}");
     }
 
     #[test]
@@ -262,7 +308,7 @@ mod tests {
         assert_eq!(snapshot.violations(&Rules::default(), &snapshot.clone()).len(), 0);
 
         let rejected = snapshot.check_again(&Rules::default());
-        assert_eq!((rejected.len(), snapshot.rejected().len()), (1, 1));
+        assert_eq!((rejected.len(), snapshot.rejected().size()), (1, 1));
         assert_eq!(content(&snapshot).keys().collect::<Vec<_>>(), ["https"]);
         assert_eq!(snapshot.revision(), full(&none, &[("https", "a")]).snapshot.revision());
         let reason = &snapshot.rejected()["ftp"];
@@ -277,7 +323,7 @@ mod tests {
         for rows in orders {
             let changes = rows.map(|(id, path)| (id, Some(path)));
             for refreshed in [full(&Snapshot::default(), &rows), full(&start, &rows), delta(&start, &changes)] {
-                assert_eq!((refreshed.snapshot.len(), refreshed.snapshot.rejected().len()), (1, 1));
+                assert_eq!((refreshed.snapshot.len(), refreshed.snapshot.rejected().size()), (1, 1));
                 revisions.push(refreshed.snapshot.revision());
             }
         }
@@ -287,7 +333,7 @@ mod tests {
             let changes = rows.map(|(id, path)| (id, Some(path)));
             for refreshed in [full(&start, &rows), delta(&start, &changes)] {
                 assert!(content(&refreshed.snapshot)["a"].contains("\"save_path\":\"x\""));
-                assert_eq!(refreshed.snapshot.rejected().len(), 1);
+                assert_eq!(refreshed.snapshot.rejected().size(), 1);
             }
         }
     }

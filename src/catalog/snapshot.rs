@@ -1,14 +1,13 @@
 //! An immutable state of the catalog.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use rpds::RedBlackTreeMapSync;
 
 use super::entry::Entry;
 use super::index::Index;
 use super::model::Rules;
 
-/// Reasons for which rows are rejected, by id.
-pub type Rejected = BTreeMap<Box<str>, Box<str>>;
+/// Reasons for which rows are rejected, by id. A clone shares everything, and a change copies a path of the tree.
+pub type Rejected = RedBlackTreeMapSync<Box<str>, Box<str>>;
 
 /// One immutable state of the catalog.
 #[derive(Clone, Debug, Default)]
@@ -16,7 +15,7 @@ pub struct Snapshot {
     index: Index,
     revision: u64,
     bytes: usize,
-    pub(super) rejected: Arc<Rejected>,
+    pub(super) rejected: Rejected,
 }
 
 impl Snapshot {
@@ -98,8 +97,7 @@ impl Snapshot {
         capacity: usize,
         rejected: Rejected,
     ) -> Result<Self, E> {
-        let mut snapshot =
-            Self { index: Index::with_capacity(capacity), rejected: Arc::new(rejected), ..Self::default() };
+        let mut snapshot = Self { index: Index::with_capacity(capacity), rejected, ..Self::default() };
         for entry in entries {
             snapshot.insert(entry?);
         }
@@ -125,7 +123,9 @@ impl Snapshot {
         let rejected = self.violations(rules, &Self::default());
         for (id, reason) in &rejected {
             self.remove(id);
-            Arc::make_mut(&mut self.rejected).entry(id.clone()).or_insert_with(|| reason.clone());
+            if !self.rejected.contains_key(id) {
+                self.rejected.insert_mut(id.clone(), reason.clone());
+            }
         }
         rejected
     }

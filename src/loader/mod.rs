@@ -18,10 +18,11 @@ use crate::metrics::Metrics;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::{ConnectError, ReadError};
 use crate::postgres::position::Position;
-use crate::postgres::rows;
 use crate::postgres::session::Session;
 
 mod backoff;
+mod costs;
+mod delta;
 mod fleet;
 pub mod output;
 pub mod persist;
@@ -36,6 +37,8 @@ mod unknown_ids;
 pub mod upstream;
 
 use backoff::{Problem, ReconnectBackoff, jittered};
+use costs::ReadCosts;
+use delta::Delta;
 use fleet::FleetReader;
 use output::Output;
 use persist::Pending;
@@ -48,9 +51,12 @@ use standby::Standby;
 use structure::Structure;
 use unknown_ids::UnknownIds;
 
-/// Number of consecutive deltas that may time out before a full load is tried instead: reading all of a slow view can
-/// succeed where one lookup for each of very many changes does not.
-const MAX_DELTA_TIMEOUTS: u32 = 2;
+/// An audit follows a restart of the database within this time, varied at random: what was restored may be another
+/// state of the same history, and nothing else may show it.
+const AUDIT_AFTER_RESTART: Duration = Duration::from_secs(60);
+
+/// Time until the next read after a full read that took too long, at most its limit.
+const PAUSE_AFTER_TOO_LONG: Duration = Duration::from_secs(60);
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +91,11 @@ pub struct Loader {
     application_name: String,
     /// Holds a permit while notifications are unhandled.
     notified: Arc<Notify>,
-    delta_timeouts: u32,
+    /// The last delta took too long: the next read is a full one.
+    delta_timed_out: bool,
+    costs: ReadCosts,
+    /// When the database was started that this process last connected to.
+    server_started: Option<String>,
     backoff: ReconnectBackoff,
 }
 
@@ -110,7 +120,9 @@ impl Loader {
             logged_mode: None,
             application_name: String::new(),
             notified: Arc::new(Notify::new()),
-            delta_timeouts: 0,
+            delta_timed_out: false,
+            costs: ReadCosts::default(),
+            server_started: None,
             backoff: ReconnectBackoff::new("database"),
         }
     }
@@ -120,8 +132,10 @@ impl Loader {
     pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) {
         let restored = self.output.restore(persisted);
         self.current = restored.snapshot;
-        self.position = Some(restored.position).filter(|_| restored.rules == self.settings.rules.text());
-        self.resume.advance(self.position.as_ref());
+        if restored.rules == self.settings.rules.text() {
+            self.resume.advance(Some(&restored.position));
+            self.position = Some(restored.as_of);
+        }
         self.structure.restore(restored.structure);
     }
 
@@ -152,9 +166,7 @@ impl Loader {
         }
         self.application_name.clear();
         self.set_application_name(&session, application_name(&self.settings.replica, None));
-        // A standby may have been rewound, or be another one of the same name: both would go unnoticed.
-        let resumable = session.sync_mode() != SyncMode::Standby;
-        self.position = self.position.take().and_then(|_| self.resume.position().cloned()).filter(|_| resumable);
+        self.resume_from(&session).await?;
         self.standby = Standby::default();
         self.structure.on_connect();
         self.sync_once(&session).await?;
@@ -168,7 +180,38 @@ impl Loader {
                 reason = session.closed() => return Err(SessionError::Closed(reason)),
             }
             self.sync_once(&session).await?;
+            tokio::time::sleep(self.costs.pause().min(self.settings.poll_interval)).await;
         }
+    }
+
+    /// Chooses the position that the first delta of a session reads from, if it may be a delta.
+    async fn resume_from(&mut self, session: &Session) -> Result<(), SessionError> {
+        let restarted =
+            self.server_started.replace(session.server_started().into()).as_deref() != Some(session.server_started());
+        let Some(latest) = self.position.take() else { return Ok(()) };
+        if restarted {
+            self.next_audit = self.next_audit.min(Instant::now() + AUDIT_AFTER_RESTART.mul_f64(fastrand::f64()));
+        }
+        // A standby may have been rewound, or be another one of the same name: both would go unnoticed.
+        if session.sync_mode() == SyncMode::Standby {
+            return Ok(());
+        }
+        // What was served last must still be there, not only what is old enough to be durable.
+        self.position = Some(latest);
+        self.forget_lost_position(session).await?;
+        self.position = self.position.take().and_then(|_| self.resume.position().cloned());
+        Ok(())
+    }
+
+    /// Gives up the position if the database no longer has what was read there.
+    async fn forget_lost_position(&mut self, session: &Session) -> Result<(), ReadError> {
+        if let Some(position) = &self.position
+            && !session.confirms(position).await?
+        {
+            info!("the database was restored to another state, loading everything");
+            self.position = None;
+        }
+        Ok(())
     }
 
     /// Reads what changed, publishes it, and reports the new position in the application name.
@@ -217,18 +260,18 @@ impl Loader {
         if self.position.is_some() && Instant::now() >= self.next_audit {
             return Ok(self.full_refresh(session, RefreshKind::Audit).await?);
         }
-        if let Some(since) = self.position.clone().filter(|_| self.delta_timeouts < MAX_DELTA_TIMEOUTS) {
+        if let Some(since) = self.position.clone().filter(|_| !self.delta_timed_out) {
             let started = Instant::now();
             let delta = self.delta(session, &since).await;
-            report::record_refresh(&self.metrics, RefreshKind::Delta, started, delta.is_ok());
+            self.record_read(RefreshKind::Delta, started, delta.is_ok());
             match delta {
-                Ok(true) => {
-                    self.delta_timeouts = 0;
-                    return Ok(());
-                }
-                Ok(false) => info!("the database has another history, loading everything"),
+                Ok(Delta::Applied) => return Ok(()),
+                Ok(Delta::OtherHistory) => info!("the database has another history, loading everything"),
+                // The full read is due to the size of the change, and not an error.
+                Ok(Delta::TooLarge) => debug!("most of the catalog has changed, loading everything"),
                 Err(error) => {
-                    self.delta_timeouts += u32::from(matches!(error, ReadError::Timeout(_)));
+                    // Reading all of a slow view can succeed where a look-up for each change does not.
+                    self.delta_timed_out = error.is_timeout();
                     return Err(error.into());
                 }
             }
@@ -244,88 +287,25 @@ impl Loader {
             let position = session.begin().await?;
             if kind == RefreshKind::Audit {
                 debug!(snapshot = position.snapshot, "auditing");
-                self.catch_up(session).await?;
+                // Brings what is published to the position of this transaction, so that only real differences count.
+                if let Some(since) = self.position.clone()
+                    && self.delta_in_transaction(session, &since).await? != Delta::Applied
+                {
+                    self.position = None;
+                }
             }
             self.read_all(session, position, kind).await
         };
         let refreshed = refreshed.await;
-        report::record_refresh(&self.metrics, kind, started, refreshed.is_ok());
-        self.delta_timeouts = 0;
+        self.record_read(kind, started, refreshed.is_ok());
+        self.delta_timed_out = false;
         self.next_audit = Instant::now() + jittered(self.settings.audit_interval);
         refreshed
     }
 
-    /// Brings the published snapshot to the position of an audit's transaction, so that only real differences count.
-    async fn catch_up(&mut self, session: &Session) -> Result<(), ReadError> {
-        if let Some(since) = self.position.clone()
-            && !self.read_delta(session, &since).await?
-        {
-            self.position = None;
-        }
-        Ok(())
-    }
-
-    /// Publishes the changes since `since`; false if that position belongs to another history.
-    async fn delta(&mut self, session: &Session, since: &Position) -> Result<bool, ReadError> {
-        if session.is_direct() {
-            return self.read_delta(session, since).await;
-        }
-        // Outside of a transaction, a pooler may run each statement on another connection.
-        session.begin().await?;
-        let same_history = self.read_delta(session, since).await?;
-        session.commit().await?;
-        Ok(same_history)
-    }
-
-    async fn read_delta(&mut self, session: &Session, since: &Position) -> Result<bool, ReadError> {
-        let started = Instant::now();
-        let previous = Arc::clone(&self.current);
-        let mut refresh = Refresh::delta(&previous, &self.settings.rules);
-        let mut position = None;
-        let (mut ages, mut rows_read) = (Vec::new(), 0);
-        let standby = session.sync_mode() == SyncMode::Standby;
-        let mut rows = match standby {
-            true => session.standby_delta(&self.standby.unread(since), &since.history).await?,
-            false => session.delta(since).await?,
-        };
-        while let Some(chunk) = rows.next().await? {
-            for row in &chunk {
-                if position.is_none() {
-                    let now = Position::from_row(row)?;
-                    if !since.precedes(&now) {
-                        return Ok(false);
-                    }
-                    if standby {
-                        self.standby.on_replay(rows::replay(row)?)?;
-                    }
-                    position = Some(now);
-                }
-                if standby && let Some(xid) = rows::xid(row)? {
-                    self.standby.record(xid);
-                }
-                let Some(change) = rows::change(row)? else { continue };
-                rows_read += 1;
-                let before = refresh.changed();
-                match change.row {
-                    Some(row) => refresh.row(change.id, row),
-                    None => refresh.deleted(change.id),
-                }
-                // The first delta after a reconnect repeats changes that are served already.
-                if refresh.changed() > before {
-                    ages.push(change.age_seconds);
-                }
-            }
-        }
-        if let Some(now) = position.as_ref().filter(|_| standby) {
-            self.standby.on_delta(now, started.elapsed());
-        }
-        self.publish(refresh.finish(), position, (started, session.sync_mode()), (RefreshKind::Delta, rows_read));
-        for age in ages {
-            // Its age by the database's clock when the statement ran, which was sent at `started`, plus the time since
-            // then by our monotonic clock: the two clocks are never compared.
-            self.metrics.propagation_seconds.observe(age.max(0.0) + started.elapsed().as_secs_f64());
-        }
-        Ok(true)
+    fn record_read(&mut self, kind: RefreshKind, started: Instant, ok: bool) {
+        self.costs.on_read(kind, started.elapsed(), ok, &self.metrics);
+        report::record_refresh(&self.metrics, kind, started, ok);
     }
 
     /// Reads and publishes the whole view, in the transaction that began at `position`.
@@ -361,7 +341,7 @@ impl Loader {
         (started, mode): (Instant, SyncMode),
         (kind, rows): (RefreshKind, usize),
     ) {
-        let Refreshed { snapshot, changed, newly_rejected, unknown } = refreshed;
+        let Refreshed { snapshot, changed, rejections_changed, newly_rejected, unknown } = refreshed;
         match kind {
             RefreshKind::Audit => self.unknown_ids.on_audit(changed, started.elapsed(), self.settings.audit_interval),
             RefreshKind::Full => self.unknown_ids.on_full_load(),
@@ -374,7 +354,7 @@ impl Loader {
         let history_changed = self.position.as_ref().map(|at| &at.history) != position.as_ref().map(|at| &at.history);
         self.position = position;
         self.resume.advance(self.position.as_ref());
-        if changed > 0 || history_changed || snapshot.rejected() != self.current.rejected() {
+        if changed > 0 || history_changed || rejections_changed {
             self.current = Arc::new(snapshot);
             self.state().into_iter().for_each(|state| self.output.persist(state));
             self.output.publish(Arc::clone(&self.current));
@@ -404,6 +384,13 @@ impl Loader {
             SessionError::Read(error) if error.is_about_the_schema() => Problem::Unreadable,
             _ => Problem::Unavailable,
         };
-        self.backoff.next_delay(error, problem, self.output.has_published(), self.settings.poll_interval)
+        let delay = self.backoff.next_delay(error, problem, self.output.has_published(), self.settings.poll_interval);
+        match error {
+            // A delta that took too long is followed by a full read, and that by a pause, in which others get locks.
+            SessionError::Read(ReadError::TooLong(limit)) if !self.delta_timed_out => {
+                jittered((*limit).min(PAUSE_AFTER_TOO_LONG))
+            }
+            _ => delay,
+        }
     }
 }

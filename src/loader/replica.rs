@@ -1,5 +1,5 @@
 //! The `application_name` of a replica's session, by which DBAs see the fleet: its name, the revision it serves and the
-//! position it has read up to. `migrations/V2__fleet.sql` parses it and documents the format.
+//! position it has read up to. `migrations/V2__fleet.sql` and `V6__restores.sql` document the format.
 
 use std::net::SocketAddr;
 
@@ -7,7 +7,8 @@ use crate::postgres::position::Position;
 
 /// Maximum length of an application name in Postgres: NAMEDATALEN - 1.
 const MAX_APPLICATION_NAME_BYTES: usize = 63;
-/// Maximum length of a replica name; it leaves room for a transaction id of 13 digits and a running transaction.
+/// Maximum length of a replica name; it leaves room for a transaction id of 10 digits with the tag of its history and a
+/// running transaction. With longer ids, the front of the name is cut.
 const MAX_NAME_BYTES: usize = 16;
 /// Default port of the API; any other port is part of the name, to distinguish replicas on one host.
 const DEFAULT_PORT: u16 = 3000;
@@ -51,14 +52,16 @@ fn suffix(text: &str, bytes: usize) -> String {
 /// Positions of a standby do not list the running transactions, so only those below xmin are known to be served.
 #[must_use]
 pub fn application_name(name: &str, served: Option<(u64, &Position)>) -> String {
-    let alone = format!("{} {name}", env!("CARGO_PKG_NAME"));
-    let Some((revision, position)) = served else { return alone };
+    const PROGRAM: &str = env!("CARGO_PKG_NAME");
+    let Some((revision, position)) = served else { return format!("{PROGRAM} {name}") };
     let xmax = if position.is_standby() { position.xmin() } else { position.xmax() };
     let running = position.running();
 
     let omitted = |count: usize| if count > 0 { format!("+{count}") } else { String::new() };
-    let mut text = format!("{alone} {revision:016x} {xmax}");
     let mut remaining = running.len();
+    let served = format!("{revision:016x} {xmax}{}", position.history_tag().unwrap_or_default());
+    let space = MAX_APPLICATION_NAME_BYTES - PROGRAM.len() - 2 - served.len() - omitted(remaining).len();
+    let mut text = format!("{PROGRAM} {} {served}", &name[name.len().saturating_sub(space)..]);
     // Newest first: their differences are the shortest, and they are the most likely to have ended when a DBA looks.
     for xid in running.iter().rev() {
         let difference = format!("-{}", xmax.saturating_sub(*xid));
@@ -68,9 +71,7 @@ pub fn application_name(name: &str, served: Option<(u64, &Position)>) -> String 
         text += &difference;
         remaining -= 1;
     }
-    text += &omitted(remaining);
-    // Postgres would truncate it, and a truncated number is a different number.
-    if text.len() > MAX_APPLICATION_NAME_BYTES { alone } else { text }
+    text + &omitted(remaining)
 }
 
 #[cfg(test)]
@@ -80,15 +81,16 @@ mod tests {
     #[test]
     fn application_name_lists_running_transactions_while_there_is_room() {
         let shown = |name: &str, snapshot: &str| {
-            let position = Position { history: String::new(), snapshot: snapshot.into() };
-            application_name(name, Some((0xd45, &position)))
+            application_name(name, Some((0xd45, &Position::new("1/00000001/5/1/16390.16400", snapshot))))
         };
         let start = "model-catalog gpu-eu-1 0000000000000d45";
         assert_eq!(application_name("gpu-eu-1", None), "model-catalog gpu-eu-1");
-        assert_eq!(shown("gpu-eu-1", "70:70:"), format!("{start} 70"));
-        assert_eq!(shown("gpu-eu-1", "60:70:60,68"), format!("{start} 70-2-10"));
+        let without_tables = application_name("gpu-eu-1", Some((0xd45, &Position::new("1/00000001/5/1", "60:70:60"))));
+        assert_eq!(without_tables, format!("{start} 70-10"));
+        assert_eq!(shown("gpu-eu-1", "70:70:"), format!("{start} 70whm"));
+        assert_eq!(shown("gpu-eu-1", "60:70:60,68"), format!("{start} 70whm-2-10"));
         let long = "1000000000:1234567890:1000000000,1234567880,1234567889";
-        assert_eq!(shown("gpu-eu-1", long), format!("{start} 1234567890-1-10+1"));
+        assert_eq!(shown("gpu-eu-1", long), format!("{start} 1234567890whm-1-10+1"));
         let many = (1..=120).map(|number| (1_000 + number).to_string()).collect::<Vec<_>>().join(",");
         for length in 1..=MAX_NAME_BYTES {
             let text = shown(&"n".repeat(length), &format!("1001:1200:{many}"));
@@ -98,9 +100,12 @@ mod tests {
         }
         let name = "n".repeat(MAX_NAME_BYTES);
         let text = shown(&name, "1000000000:1234567890:1000000000");
-        assert!(text.ends_with(" 1234567890+1") && text.len() <= MAX_APPLICATION_NAME_BYTES, "{text}");
+        assert!(text.ends_with(" 1234567890whm+1") && text.len() <= MAX_APPLICATION_NAME_BYTES, "{text}");
+        assert!(text.contains(&name), "{text}");
         let far = "1000000000000000000:1000000000000000009:1000000000000000000";
-        assert_eq!(shown(&name, far), format!("model-catalog {name}"));
+        let text = shown(&name, far);
+        assert!(text.ends_with("nn 0000000000000d45 1000000000000000009whm-9"), "{text}");
+        assert_eq!(text.len(), MAX_APPLICATION_NAME_BYTES);
     }
 
     #[test]

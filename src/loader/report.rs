@@ -26,7 +26,7 @@ pub enum RefreshKind {
 
 impl RefreshKind {
     /// Its name in metrics and logs.
-    fn label(self) -> &'static str {
+    pub(super) fn label(self) -> &'static str {
         match self {
             Self::Delta => "delta",
             Self::Full => "full",
@@ -77,7 +77,7 @@ pub fn log_sync(
 pub fn update_gauges(metrics: &Metrics, snapshot: &Snapshot) {
     let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     metrics.models.set(count(snapshot.len()));
-    metrics.models_rejected.set(count(snapshot.rejected().len()));
+    metrics.models_rejected.set(count(snapshot.rejected().size()));
     metrics.snapshot_bytes.set(count(snapshot.bytes()));
 }
 

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     fn position(history: &str, xmax: u64) -> Position {
-        Position { history: history.into(), snapshot: format!("1:{xmax}:") }
+        Position::new(history, &format!("1:{xmax}:"))
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! it.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -100,9 +99,12 @@ struct Header<'a> {
     /// Older files lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     structure: Option<Cow<'a, str>>,
+    /// The witnesses of `as_of`. Older files lack them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    witnesses: Option<Cow<'a, str>>,
     revision: String,
     models: usize,
-    rejected: Cow<'a, BTreeMap<Box<str>, Box<str>>>,
+    rejected: Cow<'a, Rejected>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -160,6 +162,7 @@ pub fn write_to(out: impl Write, persisted: &PersistedSnapshot<impl AsRef<Snapsh
         position: Cow::Borrowed(&persisted.position),
         as_of: Some(Cow::Borrowed(&persisted.as_of.snapshot)),
         structure: persisted.structure.as_deref().map(Cow::Borrowed),
+        witnesses: persisted.as_of.witnesses.as_deref().map(Cow::Borrowed),
         revision: format!("{:016x}", snapshot.revision()),
         models: snapshot.len(),
         rejected: Cow::Borrowed(snapshot.rejected()),
@@ -213,8 +216,9 @@ pub fn read_from(reader: impl BufRead, previous: &Snapshot) -> Result<PersistedS
     let header = parse_header(first)?;
     let (rules, position) = (header.rules.into_owned(), header.position.into_owned());
     let as_of = header.as_of.map_or_else(|| position.snapshot.clone(), Cow::into_owned);
-    let as_of = Position { history: position.history.clone(), snapshot: as_of };
-    let (rejected, models) = (Rejected::from(header.rejected.into_owned()), header.models);
+    let witnesses = header.witnesses.map(Cow::into_owned);
+    let as_of = Position { history: position.history.clone(), snapshot: as_of, witnesses };
+    let (rejected, models) = (header.rejected.into_owned(), header.models);
 
     let mut builder = EntryBuilder::default();
     let entries = (0..models).map(|_| read_entry(&mut lines, &mut builder, previous));

@@ -64,7 +64,7 @@ impl Standby {
     }
 
     /// Records that a change made by transaction `xid` was read.
-    pub fn record(&mut self, xid: u64) {
+    fn record(&mut self, xid: u64) {
         let before = self.applied.range_mut(..=xid).next_back().filter(|(_, run)| xid <= run.end);
         let start = match before {
             Some((start, run)) => {
@@ -85,9 +85,10 @@ impl Standby {
         }
     }
 
-    /// Records that a delta was read, which brought the catalog to `position`. Forgets what the next one leaves out
-    /// without being told, and what exceeds [`MAX_RUNS`].
-    pub fn on_delta(&mut self, position: &Position, took: Duration) {
+    /// Records that a delta with changes by transactions `xids` was read, which brought the catalog to `position`.
+    /// Forgets what the next one leaves out without being told, and what exceeds [`MAX_RUNS`].
+    pub fn on_delta(&mut self, xids: Vec<u64>, position: &Position, took: Duration) {
+        xids.into_iter().for_each(|xid| self.record(xid));
         self.took = took;
         let xmin = position.xmin();
         self.applied.retain(|_, run| run.end > xmin);
@@ -153,7 +154,7 @@ mod tests {
     use super::*;
 
     fn position(xmin: u64) -> Position {
-        Position { history: String::new(), snapshot: format!("{xmin}:{}:", xmin + 1_000_000) }
+        Position::new("", &format!("{xmin}:{}:", xmin + 1_000_000))
     }
 
     fn unread(standby: &Standby, xmin: u64) -> (String, String) {
@@ -177,10 +178,10 @@ mod tests {
         assert_eq!(unread(&standby, 7), ranges("{8,13,15,21}", "{10,14,20,NULL}"));
         assert_eq!(unread(&standby, 11), ranges("{13,15,21}", "{14,20,NULL}"));
         assert_eq!(unread(&standby, 30), ranges("{30}", "{NULL}"));
-        standby.on_delta(&position(12), Duration::ZERO);
+        standby.on_delta(Vec::new(), &position(12), Duration::ZERO);
         assert_eq!(unread(&standby, 12), ranges("{13,15,21}", "{14,20,NULL}"));
         assert_eq!(standby.applied.len(), 3);
-        standby.on_delta(&position(30), Duration::ZERO);
+        standby.on_delta(Vec::new(), &position(30), Duration::ZERO);
         assert!(standby.applied.is_empty());
     }
 
@@ -194,7 +195,7 @@ mod tests {
                 plain.insert(xid);
             }
             let xmin = fastrand::u64(1..80);
-            standby.on_delta(&position(xmin), Duration::ZERO);
+            standby.on_delta(Vec::new(), &position(xmin), Duration::ZERO);
             let (first, end) = unread(&standby, xmin);
             let numbers = |text: &str| -> Vec<u64> {
                 text.trim_matches(['{', '}']).split(',').map(|number| number.parse().unwrap_or(u64::MAX)).collect()
@@ -216,7 +217,7 @@ mod tests {
                 standby.record(number * 2);
             }
         }
-        standby.on_delta(&position(1), Duration::ZERO);
+        standby.on_delta(Vec::new(), &position(1), Duration::ZERO);
         assert_eq!(standby.applied.len(), MAX_RUNS);
         assert_eq!(standby.applied.keys().next(), Some(&22));
     }

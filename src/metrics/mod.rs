@@ -39,6 +39,8 @@ pub struct Metrics {
     pub models_rejected: IntGauge,
     /// `catalog_snapshot_bytes`
     pub snapshot_bytes: IntGauge,
+    /// `catalog_slow_reads_total{kind}`
+    pub slow_reads: IntCounterVec,
     /// `catalog_refreshes_total{kind,outcome}`
     pub refreshes: IntCounterVec,
     /// `catalog_refresh_duration_seconds{kind}`
@@ -86,6 +88,13 @@ impl Metrics {
                 "Rows rejected because they break a rule; the last valid version stays served.",
             )?,
             snapshot_bytes: IntGauge::new("catalog_snapshot_bytes", "Bytes of all rendered models and ids.")?,
+            slow_reads: IntCounterVec::new(
+                Opts::new(
+                    "catalog_slow_reads_total",
+                    "Deltas of more than 1 s, and full reads and audits of more than 30 s.",
+                ),
+                &["kind"],
+            )?,
             refreshes: IntCounterVec::new(
                 Opts::new("catalog_refreshes_total", "Reads of the database or of an upstream, by kind and outcome."),
                 &["kind", "outcome"],
@@ -141,6 +150,9 @@ impl Metrics {
                 self.refreshes.with_label_values(&[kind, outcome]);
             }
         }
+        for kind in ["delta", "full", "audit"] {
+            self.slow_reads.with_label_values(&[kind]);
+        }
         for outcome in ["ok", "error"] {
             self.snapshot_file.with_label_values(&["write", outcome]);
         }
@@ -161,6 +173,7 @@ impl Metrics {
         registry.register(Box::new(self.models.clone()))?;
         registry.register(Box::new(self.models_rejected.clone()))?;
         registry.register(Box::new(self.snapshot_bytes.clone()))?;
+        registry.register(Box::new(self.slow_reads.clone()))?;
         registry.register(Box::new(self.refreshes.clone()))?;
         registry.register(Box::new(self.refresh_seconds.clone()))?;
         registry.register(Box::new(self.propagation_seconds.clone()))?;

@@ -3,38 +3,72 @@
 //! Full reads use COPY because the driver's own rows cost about as much as everything else that is done with them.
 
 use std::pin::Pin;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::ReadyChunks;
+use postgres_protocol::escape::escape_literal;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, CopyOutStream, Statement};
 
-use super::error::{ReadError, with_timeout};
+use super::config::DatabaseConfig;
+use super::error::ReadError;
+use super::read::{Limits, Read};
 use super::rows::{AUTH_REQUIRED, MODEL_COLUMNS, ROWS_PER_CHUNK, model_from_columns};
 use crate::catalog::model::{RawModel, RowError};
 
 const ENTRIES: &str = include_str!("../../sql/entries.sql");
 
-/// A view that sorts or aggregates returns its first row late, so a full read may wait this many timeouts for data.
-const TIMEOUTS_PER_READ: u32 = 6;
 /// A binary COPY begins with a signature, flags, and the length of a header extension that does not exist.
 const HEADER_BYTES: usize = 11 + 4 + 4;
 
-/// Order of the rows of a [`CopyStream`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// The order in which Postgres finds them.
-    Any,
-    /// By the bytes of their ids.
-    ById,
+/// The rows of a [`CopyStream`].
+#[derive(Debug, Clone, Copy)]
+pub enum Rows<'a> {
+    /// All, in the order in which Postgres finds them.
+    All,
+    /// All, ordered by the bytes of their ids.
+    AllById,
+    /// Those with one of these ids, ordered by the bytes of their ids.
+    Of(&'a [&'a str]),
+}
+
+const BY_ID: &str = "ORDER BY e.id COLLATE \"C\"";
+
+impl Rows<'_> {
+    fn clauses(self) -> String {
+        match self {
+            Self::All => String::new(),
+            Self::AllById => BY_ID.into(),
+            // Literals and not a join: the planner knows how many there are, and statistics of what has just been
+            // written are wrong.
+            Self::Of(ids) => format!("WHERE e.id = ANY ({}::text[]) {BY_ID}", escape_literal(&array(ids))),
+        }
+    }
+}
+
+/// An array in Postgres' text format.
+fn array(ids: &[&str]) -> String {
+    let mut text = String::from("{");
+    for id in ids {
+        let separator = if text.len() > 1 { "," } else { "" };
+        text.push_str(separator);
+        text.push('"');
+        for c in id.chars() {
+            if matches!(c, '"' | '\\') {
+                text.push('\\');
+            }
+            text.push(c);
+        }
+        text.push('"');
+    }
+    text + "}"
 }
 
 /// The rows of the view as they arrive, read by one statement and therefore consistent.
 pub struct CopyStream {
     chunks: ReadyChunks<Pin<Box<CopyOutStream>>>,
-    timeout: Duration,
+    read: Read,
 }
 
 impl CopyStream {
@@ -42,17 +76,18 @@ impl CopyStream {
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub async fn open(client: &Client, order: Order, timeout: Duration) -> Result<Self, ReadError> {
-        let statement = with_timeout(timeout, client.prepare(ENTRIES)).await?;
+    pub async fn open(
+        client: &Client,
+        rows: Rows<'_>,
+        database: &DatabaseConfig,
+        limits: Limits,
+    ) -> Result<Self, ReadError> {
+        let mut read = Read::start(client, &database.tls, limits);
+        let statement = read.wait(client.prepare(ENTRIES)).await?;
         check_types(&statement).map_err(ReadError::View)?;
-        let order = match order {
-            Order::Any => "",
-            Order::ById => "ORDER BY e.id COLLATE \"C\"",
-        };
-        let copy = format!("COPY ({ENTRIES} {order}) TO STDOUT (FORMAT binary)");
-        let timeout = timeout * TIMEOUTS_PER_READ;
-        let stream = with_timeout(timeout, client.copy_out(&copy)).await?;
-        Ok(Self { chunks: Box::pin(stream).ready_chunks(ROWS_PER_CHUNK), timeout })
+        let copy = format!("COPY ({ENTRIES} {}) TO STDOUT (FORMAT binary)", rows.clauses());
+        let stream = read.wait(client.copy_out(&copy)).await?;
+        Ok(Self { chunks: Box::pin(stream).ready_chunks(ROWS_PER_CHUNK), read })
     }
 
     /// Calls `visit` with the id and the columns of every row. The id of a row that has none is empty.
@@ -66,8 +101,11 @@ impl CopyStream {
         let mut header = HEADER_BYTES;
         loop {
             let chunk = async { self.chunks.next().await.map(|rows| rows.into_iter().collect()).transpose() };
-            let chunk: Option<Vec<Bytes>> = with_timeout(self.timeout, chunk).await?;
-            let Some(chunk) = chunk else { return Ok(()) };
+            let chunk: Option<Vec<Bytes>> = self.read.wait(chunk).await?;
+            let Some(chunk) = chunk else {
+                self.read.end();
+                return Ok(());
+            };
             for message in chunk {
                 // The first row is in the same message as the header, each further row in one of its own.
                 let row = message.get(std::mem::take(&mut header)..).unwrap_or_default();

@@ -92,6 +92,12 @@ pub enum ReadError {
     /// Nothing was received in time.
     #[error("the database sent nothing for {}", humantime::format_duration(*.0))]
     Timeout(Duration),
+    /// All of the read did not arrive in time.
+    #[error(
+        "the read was cancelled after {}, its limit; run `model-catalog check`, or raise CATALOG_DATABASE_TIMEOUT",
+        humantime::format_duration(*.0)
+    )]
+    TooLong(Duration),
     /// The connection or the statement failed.
     #[error("{}", describe(.0))]
     Postgres(#[source] tokio_postgres::Error),
@@ -129,7 +135,17 @@ impl ReadError {
         match self {
             Self::View(_) | Self::NoView(_) | Self::NotMigrated(_) => true,
             Self::Postgres(error) => error.code().is_some_and(|code| ["42", "3F", "22"].contains(&&code.code()[..2])),
-            Self::Timeout(_) | Self::ReplayWentBack { .. } => false,
+            Self::Timeout(_) | Self::TooLong(_) | Self::ReplayWentBack { .. } => false,
+        }
+    }
+
+    /// Whether it took too long, by our limits or by the server's `statement_timeout`, which is the same.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::Timeout(_) | Self::TooLong(_) => true,
+            Self::Postgres(error) => error.code() == Some(&SqlState::QUERY_CANCELED),
+            _ => false,
         }
     }
 

@@ -8,6 +8,7 @@ pub mod error;
 pub mod migrate;
 mod passfile;
 pub mod position;
+pub mod read;
 pub mod rows;
 pub mod session;
 pub mod tls;

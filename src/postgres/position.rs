@@ -4,24 +4,43 @@ use std::cmp::Reverse;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tokio_postgres::Row;
 
 /// The point in a database's history at which something was read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Position {
-    /// `system identifier/timeline/database/epoch`: the history that the transaction ids below belong to.
+    /// `system identifier/timeline/database/epoch/tables`: the history that the transaction ids below belong to.
+    /// Databases that lack migration 6 have no `tables`, the ids of our tables, which change when they are restored.
     pub history: String,
     /// A `pg_snapshot` in Postgres' text format: `xmin:xmax:running,…`.
     pub snapshot: String,
+    /// The newest changes at this point, as `sql/witnesses.sql` describes; `None` if they are unknown.
+    #[serde(skip)]
+    pub witnesses: Option<String>,
+}
+
+/// Of several changes by one transaction, any may be witnesses, so these are not compared.
+impl PartialEq for Position {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.history, &self.snapshot) == (&other.history, &other.snapshot)
+    }
 }
 
 impl Position {
-    /// Reads the first two columns of `row`.
+    /// A position without witnesses.
+    #[must_use]
+    pub fn new(history: &str, snapshot: &str) -> Self {
+        Self { history: history.into(), snapshot: snapshot.into(), witnesses: None }
+    }
+
+    /// Reads the first three columns of `row`.
     ///
     /// # Errors
     /// A NULL, which `model_catalog.history` never contains.
     pub fn from_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
-        Ok(Self { snapshot: row.try_get(0)?, history: row.try_get(1)? })
+        let witnesses = row.try_get::<_, Option<String>>(2)?.unwrap_or_default();
+        Ok(Self { snapshot: row.try_get(0)?, history: row.try_get(1)?, witnesses: Some(witnesses) })
     }
 
     /// The oldest transaction that may have been in progress: all below it had ended.
@@ -65,10 +84,10 @@ impl Position {
     /// transaction id that has ended. A later epoch comes first of all, and timelines have no order.
     #[must_use]
     pub fn is_before(&self, other: &Self) -> bool {
-        let ([system, timeline, database, epoch], [other_system, other_timeline, other_database, other_epoch]) =
-            (self.parts(), other.parts());
+        let [system, timeline, database, epoch, tables] = self.parts();
+        let [other_system, other_timeline, other_database, other_epoch, other_tables] = other.parts();
         let same_timeline = timeline == other_timeline;
-        if (system, database) != (other_system, other_database)
+        if (system, database, tables) != (other_system, other_database, other_tables)
             || !same_timeline && self.is_standby() == other.is_standby()
         {
             return false;
@@ -88,18 +107,28 @@ impl Position {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (history, snapshot) = text.split_once(' ')?;
-        let position = Self { history: history.into(), snapshot: snapshot.into() };
+        let position = Self::new(history, snapshot);
         let of_snapshot = |byte: u8| byte.is_ascii_digit() || matches!(byte, b':' | b',');
-        let valid = history.split('/').count() == 4
-            && position.parts().iter().all(|part| !part.is_empty())
+        let valid = (4..=5).contains(&history.split('/').count())
+            && history.split('/').all(|part| !part.is_empty())
             && snapshot.split(':').count() == 3
             && snapshot.bytes().all(of_snapshot)
             && position.xmax() > 0;
         valid.then_some(position)
     }
 
-    /// System identifier, timeline, database and epoch.
-    fn parts(&self) -> [&str; 4] {
+    /// A few letters that stand for the history in the name of a session, where there is no space for all of it; `None`
+    /// for a history without `tables`. `model_catalog.history` computes the same.
+    #[must_use]
+    pub fn history_tag(&self) -> Option<String> {
+        const LETTERS: usize = 3;
+        let letter = |byte: &u8| char::from(b'a' + byte % 26);
+        let digest = Sha256::digest(self.history.as_bytes());
+        (!self.parts()[4].is_empty()).then(|| digest.iter().take(LETTERS).map(letter).collect())
+    }
+
+    /// System identifier, timeline, database, epoch and tables.
+    fn parts(&self) -> [&str; 5] {
         let mut parts = self.history.split('/');
         std::array::from_fn(|_| parts.next().unwrap_or_default())
     }
@@ -130,7 +159,7 @@ mod tests {
 
     #[test]
     fn positions_are_ordered_within_one_history() {
-        let position = |history: &str, snapshot: &str| Position { history: history.into(), snapshot: snapshot.into() };
+        let position = Position::new;
         let in_order = ["5:5:", "5:7:5,6", "5:7:5", "7:7:", "7:10:7,9", "9:100:9,10,11"];
         for (place, snapshot) in in_order.iter().enumerate() {
             for (other_place, other) in in_order.iter().enumerate() {
@@ -144,9 +173,7 @@ mod tests {
     #[test]
     fn positions_of_standbys_are_ordered_by_xmin_and_those_of_other_servers_by_xmax() {
         let before = |(history, snapshot): (&str, &str), (other, later): (&str, &str)| {
-            let position =
-                |history: &str, snapshot: &str| Position { history: history.into(), snapshot: snapshot.into() };
-            position(history, snapshot).is_before(&position(other, later))
+            Position::new(history, snapshot).is_before(&Position::new(other, later))
         };
         let (primary, standby) = ("1/00000001/5/2", "1/standby/5/2");
         assert!(before((standby, "100:102:"), (standby, "102:102:")));
@@ -155,7 +182,7 @@ mod tests {
             assert!(before((one, "100:102:"), (other, "100:103:")));
             assert!(!before((one, "100:102:"), (other, "102:102:")) && !before((one, "100:103:"), (other, "100:102:")));
         }
-        for other in ["2/00000001/5/2", "1/00000001/6/2"] {
+        for other in ["2/00000001/5/2", "1/00000001/6/2", "1/00000001/5/2/16390.16400", "1/standby/5/2/16390.16400"] {
             assert!(!before((standby, "100:102:"), (other, "100:103:")), "{other}");
         }
         assert!(!before((primary, "100:102:"), ("1/00000002/5/2", "100:103:")));

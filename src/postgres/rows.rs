@@ -1,13 +1,13 @@
 //! Result rows: how they are received, and what the columns of `sql/delta.sql` and `sql/delta_standby.sql` mean.
 
 use std::pin::Pin;
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::ReadyChunks;
 use tokio_postgres::Row;
 
-use super::error::{ReadError, with_timeout};
+use super::error::ReadError;
+use super::read::Read;
 use crate::catalog::model::{RawModel, RowError};
 
 /// Rows that are taken from the connection under one timer. The timer costs about as much as decoding a row.
@@ -20,24 +20,26 @@ pub(super) const MODEL_COLUMNS: i16 = 11;
 pub(super) const AUTH_REQUIRED: usize = 5;
 
 /// Columns of `sql/delta.sql` after those of the position.
-const CHANGED_ID: usize = 2;
-const AGE: usize = 3;
-const FIRST_MODEL_COLUMN: usize = 4;
+const MANY: usize = 3;
+const ELAPSED: usize = 4;
+const CHANGED_ID: usize = 5;
+const AGE: usize = 6;
+const FIRST_MODEL_COLUMN: usize = 7;
 /// Columns of `sql/delta_standby.sql` after those of `sql/delta.sql`.
-const XID: usize = 15;
-const REPLAY_LSN: usize = 16;
-const REPLAY_LAG: usize = 17;
-const CAUGHT_UP: usize = 18;
+const XID: usize = 18;
+const REPLAY_LSN: usize = 19;
+const REPLAY_LAG: usize = 20;
+const CAUGHT_UP: usize = 21;
 
 /// The rows of a statement, in chunks as they arrive.
 pub struct RowChunks {
     chunks: ReadyChunks<Pin<Box<tokio_postgres::RowStream>>>,
-    timeout: Duration,
+    read: Read,
 }
 
 impl RowChunks {
-    pub(super) fn new(stream: tokio_postgres::RowStream, timeout: Duration) -> Self {
-        Self { chunks: Box::pin(stream).ready_chunks(ROWS_PER_CHUNK), timeout }
+    pub(super) fn new(stream: tokio_postgres::RowStream, read: Read) -> Self {
+        Self { chunks: Box::pin(stream).ready_chunks(ROWS_PER_CHUNK), read }
     }
 
     /// The next chunk of rows; `None` after the last.
@@ -46,7 +48,11 @@ impl RowChunks {
     /// See [`ReadError`].
     pub async fn next(&mut self) -> Result<Option<Vec<Row>>, ReadError> {
         let chunk = async { self.chunks.next().await.map(|rows| rows.into_iter().collect()).transpose() };
-        with_timeout(self.timeout, chunk).await
+        let chunk = self.read.wait(chunk).await?;
+        if chunk.is_none() {
+            self.read.end();
+        }
+        Ok(chunk)
     }
 }
 
@@ -92,6 +98,32 @@ pub fn change(row: &Row) -> Result<Option<Change<'_>>, tokio_postgres::Error> {
         model => Some(model),
     };
     Ok(Some(Change { id, age_seconds, row }))
+}
+
+/// What a delta is to return.
+#[derive(Debug, Clone, Copy)]
+pub struct Scope {
+    /// The most changes. If there are more, none is returned.
+    pub limit: usize,
+    /// Whether to look up the row of each model, or to return only ids.
+    pub look_up: bool,
+}
+
+/// How a delta was read, in each of its rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// There are more changes than the limit, and none is returned.
+    pub many: bool,
+    /// Seconds from the start of the statement to this row.
+    pub elapsed_seconds: f64,
+}
+
+/// The effort in a row of the delta.
+///
+/// # Errors
+/// A column of another type than the statement returns.
+pub fn effort(row: &Row) -> Result<Effort, tokio_postgres::Error> {
+    Ok(Effort { many: row.try_get(MANY)?, elapsed_seconds: row.try_get(ELAPSED)? })
 }
 
 /// Ranges of transaction ids, as two arrays in Postgres' text format.

@@ -17,11 +17,14 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::warn;
 
 use super::config::DatabaseConfig;
-use super::copy::{CopyStream, Order};
+use super::copy::{CopyStream, Rows};
 use super::error::{ConnectError, NEWEST_MAJOR, OLDEST_MAJOR, ReadError, describe, major_version, with_timeout};
 use super::position::Position;
-use super::rows::{RowChunks, UnreadXids};
+use super::read::{Limits, Read};
+use super::rows::RowChunks;
 use crate::catalog::store::SyncMode;
+
+mod changes;
 
 const SESSION: &str = include_str!("../../sql/session.sql");
 const POSITION: &str = include_str!("../../sql/position.sql");
@@ -36,7 +39,7 @@ pub const STANDBY_DELTA: &str = include_str!("../../sql/delta_standby.sql");
 /// A setting that is passed when connecting and read back afterwards: a pooler rejects it or loses it.
 const DIRECT_OPTION: &str = "-c model_catalog.direct=yes";
 const PROBE: &str = "SELECT pg_catalog.current_setting('model_catalog.direct', true) = 'yes', \
-                     pg_catalog.pg_is_in_recovery()";
+                     pg_catalog.pg_is_in_recovery(), pg_catalog.pg_postmaster_start_time()::text";
 
 /// Connects, and drives the connection on the current runtime.
 ///
@@ -86,7 +89,10 @@ fn is_rejected_by_hba(error: &tokio_postgres::Error) -> bool {
 /// Dials with [`DIRECT_OPTION`], or without it if a pooler rejects it.
 async fn dial_with_option(database: &DatabaseConfig) -> Result<(Client, DialedConnection), ConnectError> {
     let mut driver = database.driver.clone();
-    driver.options(format!("{} {DIRECT_OPTION}", driver.get_options().unwrap_or_default()));
+    // The role's own statement_timeout could end the statements that prepare the session.
+    let timeout = statement_timeout(database.timeout);
+    let options = driver.get_options().unwrap_or_default();
+    driver.options(format!("{options} {DIRECT_OPTION} -c statement_timeout={timeout}"));
     match dial(database, &driver).await {
         // The message of PgBouncer since its first release; its SQLSTATE is that of any protocol violation.
         Err(ConnectError::Postgres { source, .. }) if describe(&source).contains("unsupported startup parameter") => {
@@ -118,13 +124,31 @@ fn drive(
     closed
 }
 
+/// The limit of every statement on the server, in milliseconds.
+fn statement_timeout(timeout: Duration) -> i32 {
+    i32::try_from(Limits::of_full_read(timeout).total.as_millis()).unwrap_or(i32::MAX)
+}
+
+/// The statements that prepare a session.
+fn settings(timeout: Duration) -> String {
+    format!("{SESSION}\nSET statement_timeout = {};", statement_timeout(timeout))
+}
+
+/// What the first query of a session tells about the server.
+struct Server {
+    /// Whether the connection leads to one server session, and not through a pooler.
+    direct: bool,
+    standby: bool,
+    /// When it was started.
+    started: String,
+}
+
 /// A connection that receives notifications if the database allows it.
 pub struct Session {
     client: Client,
-    timeout: Duration,
+    database: DatabaseConfig,
     sync_mode: SyncMode,
-    /// Whether the connection leads to one server session, and not through a pooler.
-    direct: bool,
+    server: Server,
     /// The delta, parsed once, because parsing takes two thirds of its time. A pooler loses it between transactions.
     delta: OnceCell<Statement>,
     /// The fingerprint of the structure, likewise.
@@ -145,10 +169,11 @@ impl Session {
         let (client, connection) = dial_with_option(database).await?;
         let closed = drive(connection, on_notification);
         let timeout = database.timeout;
-        let prepared = tokio::time::timeout(timeout, prepare(&client, &database.channel)).await;
+        let prepared = tokio::time::timeout(timeout, prepare(&client, database)).await;
         let prepared = prepared.map_err(|_| ConnectError::timeout(database, timeout))?;
-        let (sync_mode, direct) = prepared.map_err(|source| ConnectError::refused(database, source))?;
-        Ok(Self { client, timeout, sync_mode, direct, delta: OnceCell::new(), structure: OnceCell::new(), closed })
+        let (sync_mode, server) = prepared.map_err(|source| ConnectError::refused(database, source))?;
+        let (delta, structure) = (OnceCell::new(), OnceCell::new());
+        Ok(Self { client, database: database.clone(), sync_mode, server, delta, structure, closed })
     }
 
     /// How this connection lets the loader follow the database.
@@ -161,7 +186,13 @@ impl Session {
     /// server, and shares its sessions with other clients.
     #[must_use]
     pub fn is_direct(&self) -> bool {
-        self.direct
+        self.server.direct
+    }
+
+    /// When the server was started, as a text to compare. Behind a pooler it is one of its servers.
+    #[must_use]
+    pub fn server_started(&self) -> &str {
+        &self.server.started
     }
 
     /// Sets the name in `pg_stat_activity`. The statement is sent without waiting for its result, so that the next one
@@ -179,52 +210,23 @@ impl Session {
         }
     }
 
-    /// Reads every change since `since` in one snapshot: one row each, and at least one row. See
-    /// [`change`](super::rows::change).
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn delta(&self, since: &Position) -> Result<RowChunks, ReadError> {
-        if !self.direct {
-            let parameters = [(&since.snapshot, Type::TEXT), (&since.history, Type::TEXT)];
-            return self.stream(DELTA, parameters).await;
-        }
-        // Prepared here and not in `open`, so that a broken view counts as a failed read.
-        let prepare = || with_timeout(self.timeout, self.client.prepare_typed(DELTA, &[Type::TEXT, Type::TEXT]));
-        let delta = self.delta.get_or_try_init(prepare).await?;
-        let stream = self.client.query_raw(delta, [&since.snapshot, &since.history]);
-        Ok(RowChunks::new(with_timeout(self.timeout, stream).await?, self.timeout))
-    }
-
-    /// Reads the changes of the given transactions on a standby in one snapshot: one row each, and at least one row.
-    /// See [`change`](super::rows::change) and [`replay`](super::rows::replay). Must not be used through a pooler.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn standby_delta(&self, unread: &UnreadXids, history: &String) -> Result<RowChunks, ReadError> {
-        let prepare =
-            || with_timeout(self.timeout, self.client.prepare_typed(STANDBY_DELTA, &[const { Type::TEXT }; 3]));
-        let delta = self.delta.get_or_try_init(prepare).await?;
-        let stream = self.client.query_raw(delta, [&unread.first, &unread.end, history]);
-        Ok(RowChunks::new(with_timeout(self.timeout, stream).await?, self.timeout))
-    }
-
     /// Begins a transaction that reads from one snapshot; returns the position of that snapshot.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub async fn begin(&self) -> Result<Position, ReadError> {
         self.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-        if !self.direct {
-            self.execute(&SESSION.replace("\nSET ", "\nSET LOCAL ")).await?;
+        if !self.server.direct {
+            let settings = settings(self.database.timeout);
+            self.execute(&settings.replace("\nSET ", "\nSET LOCAL ").replace(", false)", ", true)")).await?;
         }
-        let mut rows = self.stream(POSITION, []).await?;
+        let mut rows = self.stream(POSITION, [], self.database.timeout).await?;
         let mut position = None;
         while let Some(chunk) = rows.next().await? {
             position = chunk.first().map(Position::from_row).transpose()?;
         }
         // The view `history` always has one row; a closed connection looks like none.
-        position.ok_or(ReadError::Timeout(self.timeout))
+        position.ok_or(ReadError::Timeout(self.database.timeout))
     }
 
     /// Reads every row of the view.
@@ -232,7 +234,16 @@ impl Session {
     /// # Errors
     /// See [`ReadError`].
     pub async fn entries(&self) -> Result<CopyStream, ReadError> {
-        CopyStream::open(&self.client, Order::Any, self.timeout).await
+        CopyStream::open(&self.client, Rows::All, &self.database, Limits::of_full_read(self.database.timeout)).await
+    }
+
+    /// Reads the rows of the view with one of these ids, within `limit`.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn entries_of(&self, ids: &[&str], limit: Duration) -> Result<CopyStream, ReadError> {
+        let limits = Limits { total: limit, ..Limits::of_full_read(self.database.timeout) };
+        CopyStream::open(&self.client, Rows::Of(ids), &self.database, limits).await
     }
 
     /// Reads the servers that follow this database: one row each, as `sql/fleet.sql` describes.
@@ -240,7 +251,7 @@ impl Session {
     /// # Errors
     /// See [`ReadError`].
     pub async fn fleet(&self) -> Result<RowChunks, ReadError> {
-        self.stream(FLEET, []).await
+        self.stream(FLEET, [], self.database.timeout).await
     }
 
     /// A fingerprint of what the view depends on besides the rows of tables: see `sql/structure.sql`.
@@ -248,20 +259,22 @@ impl Session {
     /// # Errors
     /// See [`ReadError`].
     pub(crate) async fn structure(&self) -> Result<String, ReadError> {
-        let mut rows = if self.direct {
-            let prepare = || with_timeout(self.timeout, self.client.prepare_typed(STRUCTURE, &[]));
-            let statement = self.structure.get_or_try_init(prepare).await?;
-            let stream = self.client.query_raw(statement, [] as [&str; 0]);
-            RowChunks::new(with_timeout(self.timeout, stream).await?, self.timeout)
+        let timeout = self.database.timeout;
+        let mut rows = if self.server.direct {
+            let mut read = self.read(timeout);
+            let prepare = read.wait(self.client.prepare_typed(STRUCTURE, &[]));
+            let statement = self.structure.get_or_try_init(|| prepare).await?;
+            let stream = read.wait(self.client.query_raw(statement, [] as [&str; 0])).await?;
+            RowChunks::new(stream, read)
         } else {
-            self.stream(STRUCTURE, []).await?
+            self.stream(STRUCTURE, [], timeout).await?
         };
         let mut fingerprint = None;
         while let Some(chunk) = rows.next().await? {
             fingerprint = chunk.first().map(|row| row.try_get::<_, Option<String>>(0)).transpose()?;
         }
         // A closed connection looks like no row.
-        fingerprint.map(Option::unwrap_or_default).ok_or(ReadError::Timeout(self.timeout))
+        fingerprint.map(Option::unwrap_or_default).ok_or(ReadError::Timeout(timeout))
     }
 
     /// The tables that the view reads, as `sql/sources.sql` describes. `ids` are rows of its `$ids$`.
@@ -314,41 +327,52 @@ impl Session {
     pub async fn query_system_catalog(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, ReadError> {
         // Several statements in one message are one transaction, also through a pooler.
         let sql = format!("SET LOCAL search_path = pg_catalog; {sql}");
-        let messages = with_timeout(self.timeout, self.client.simple_query(&sql)).await?;
+        let messages = with_timeout(self.database.timeout, self.client.simple_query(&sql)).await?;
         let row = |message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None };
         Ok(messages.into_iter().filter_map(row).collect())
     }
 
     async fn execute(&self, statement: &str) -> Result<(), ReadError> {
-        with_timeout(self.timeout, self.client.batch_execute(statement)).await
+        with_timeout(self.database.timeout, self.client.batch_execute(statement)).await
     }
 
     /// Runs an unnamed statement in one round trip; it is planned for these very parameters.
     async fn stream<const N: usize>(
         &self,
         statement: &str,
-        parameters: [(&String, Type); N],
+        parameters: [&String; N],
+        limit: Duration,
     ) -> Result<RowChunks, ReadError> {
-        let stream = with_timeout(self.timeout, self.client.query_typed_raw(statement, parameters)).await?;
-        Ok(RowChunks::new(stream, self.timeout))
+        let mut read = self.read(limit);
+        let parameters = parameters.map(|parameter| (parameter, Type::TEXT));
+        let stream = read.wait(self.client.query_typed_raw(statement, parameters)).await?;
+        Ok(RowChunks::new(stream, read))
+    }
+
+    fn read(&self, total: Duration) -> Read {
+        Read::start(&self.client, &self.database.tls, Limits { silence: self.database.timeout, total })
     }
 }
 
 /// Finds out what the connection supports and whether it is direct; prepares the session and listens unless a pooler is
 /// in between.
-async fn prepare(client: &Client, channel: &str) -> Result<(SyncMode, bool), tokio_postgres::Error> {
+async fn prepare(client: &Client, database: &DatabaseConfig) -> Result<(SyncMode, Server), tokio_postgres::Error> {
     let probe = client.query_typed(PROBE, &[]).await?;
-    let (direct, standby) = match probe.first() {
-        Some(row) => (row.try_get::<_, Option<bool>>(0)?.unwrap_or(false), row.try_get(1)?),
-        None => (false, false),
+    let server = match probe.first() {
+        Some(row) => Server {
+            direct: row.try_get::<_, Option<bool>>(0)?.unwrap_or(false),
+            standby: row.try_get(1)?,
+            started: row.try_get(2)?,
+        },
+        None => Server { direct: false, standby: false, started: String::new() },
     };
-    let (mode, listen) = match (direct, standby) {
+    let (mode, listen) = match (server.direct, server.standby) {
         // Settings made on a pooler's connection would stay there for its next client.
-        (false, true) => return Ok((SyncMode::Standby, direct)),
-        (false, false) => return Ok((SyncMode::Polling, direct)),
+        (false, true) => return Ok((SyncMode::Standby, server)),
+        (false, false) => return Ok((SyncMode::Polling, server)),
         (true, true) => (SyncMode::Standby, String::new()),
-        (true, false) => (SyncMode::Live, format!("LISTEN {};", escape_identifier(channel))),
+        (true, false) => (SyncMode::Live, format!("LISTEN {};", escape_identifier(&database.channel))),
     };
-    client.batch_execute(&format!("{SESSION}{listen}")).await?;
-    Ok((mode, direct))
+    client.batch_execute(&format!("{}{listen}", settings(database.timeout))).await?;
+    Ok((mode, server))
 }

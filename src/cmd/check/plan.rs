@@ -3,7 +3,7 @@
 //! Conditions are texts printed by `EXPLAIN VERBOSE`, such as `((n.slug)::text = (w.slug)::text)`. They are only parsed
 //! into equations, and these into columns and aliases.
 
-use serde_json::Value;
+use serde::Deserialize;
 
 use super::error::CheckError;
 use crate::postgres::error::ReadError;
@@ -30,6 +30,38 @@ pub struct Scan {
     pub to_index: Option<String>,
 }
 
+/// What `EXPLAIN (FORMAT JSON)` returns.
+#[derive(Deserialize)]
+struct Explained {
+    #[serde(rename = "Plan")]
+    plan: Plan,
+}
+
+/// A node of the plan with what is below it.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Plan {
+    #[serde(rename = "Node Type")]
+    kind: String,
+    schema: Option<String>,
+    #[serde(rename = "Relation Name")]
+    table: Option<String>,
+    alias: Option<String>,
+    #[serde(rename = "Index Cond")]
+    index_condition: Option<String>,
+    #[serde(rename = "Recheck Cond")]
+    recheck_condition: Option<String>,
+    filter: Option<String>,
+    #[serde(rename = "Join Filter")]
+    join_filter: Option<String>,
+    #[serde(rename = "Hash Cond")]
+    hash_condition: Option<String>,
+    #[serde(rename = "Merge Cond")]
+    merge_condition: Option<String>,
+    #[serde(default)]
+    plans: Vec<Plan>,
+}
+
 /// A node of the plan that scans a table.
 struct Node {
     schema: String,
@@ -43,12 +75,12 @@ struct Node {
 pub async fn look_up(session: &Session) -> Result<Vec<Scan>, CheckError> {
     let rows = session.query_system_catalog(LOOK_UP).await?;
     let text: String = rows.iter().filter_map(|row| row.get(0)).collect();
-    let plan: Value = serde_json::from_str(&text)
-        .map_err(|error| ReadError::View(format!("EXPLAIN did not return JSON: {error}")))?;
-    Ok(scans(&plan[0]["Plan"]))
+    let [explained]: [Explained; 1] = serde_json::from_str(&text)
+        .map_err(|error| ReadError::View(format!("EXPLAIN returned another JSON than expected: {error}")))?;
+    Ok(scans(&explained.plan))
 }
 
-fn scans(plan: &Value) -> Vec<Scan> {
+fn scans(plan: &Plan) -> Vec<Scan> {
     let mut nodes = Vec::new();
     collect_nodes(plan, &mut nodes);
     let mut joins = Vec::new();
@@ -79,30 +111,26 @@ fn scans(plan: &Value) -> Vec<Scan> {
 }
 
 /// The equations of joins; each may refer to any table below the join.
-fn join_conditions(plan: &Value, all: &mut Vec<(String, String)>) {
-    for key in ["Hash Cond", "Merge Cond", "Join Filter"] {
-        all.extend(plan[key].as_str().into_iter().flat_map(equations));
-    }
-    plan["Plans"].as_array().into_iter().flatten().for_each(|below| join_conditions(below, all));
+fn join_conditions(plan: &Plan, all: &mut Vec<(String, String)>) {
+    let conditions = [&plan.join_filter, &plan.hash_condition, &plan.merge_condition];
+    all.extend(conditions.into_iter().flatten().flat_map(|condition| equations(condition)));
+    plan.plans.iter().for_each(|below| join_conditions(below, all));
 }
 
-fn collect_nodes(plan: &Value, nodes: &mut Vec<Node>) {
-    let text = |key: &str| plan[key].as_str().unwrap_or_default().to_owned();
-    let kind = text("Node Type");
-    if !plan["Relation Name"].is_null() {
-        let conditions = ["Index Cond", "Recheck Cond", "Filter"].map(text);
-        let equations = conditions.iter().flat_map(|condition| equations(condition)).collect();
-        let full_index_scan = kind.starts_with("Index") && plan["Index Cond"].is_null();
-        let seq_scan = kind == "Seq Scan" || full_index_scan;
+fn collect_nodes(plan: &Plan, nodes: &mut Vec<Node>) {
+    if let Some(table) = &plan.table {
+        let conditions = [&plan.index_condition, &plan.recheck_condition, &plan.filter];
+        let equations = conditions.into_iter().flatten().flat_map(|condition| equations(condition)).collect();
+        let full_index_scan = plan.kind.starts_with("Index") && plan.index_condition.is_none();
         nodes.push(Node {
-            schema: text("Schema"),
-            table: text("Relation Name"),
-            alias: quoted(&text("Alias")),
-            seq_scan,
+            schema: plan.schema.clone().unwrap_or_default(),
+            table: table.clone(),
+            alias: quoted(plan.alias.as_deref().unwrap_or_default()),
+            seq_scan: plan.kind == "Seq Scan" || full_index_scan,
             equations,
         });
     }
-    plan["Plans"].as_array().into_iter().flatten().for_each(|below| collect_nodes(below, nodes));
+    plan.plans.iter().for_each(|below| collect_nodes(below, nodes));
 }
 
 /// The sides of equations that refer only to this table, without its alias, each with the other side, which does not
@@ -282,6 +310,7 @@ mod tests {
             scan("needs", false, Some("model"), "model"),
             scan("families", true, None, "name"),
         ];
+        let plan: Plan = serde_json::from_value(plan).expect("a plan");
         assert_eq!(scans(&plan), expected);
     }
 }

@@ -11,8 +11,9 @@ const COLUMNS: &str = include_str!("../../../sql/check/columns.sql");
 const VIEW: &str = include_str!("../../../sql/check/view.sql");
 const FUNCTIONS: &str = include_str!("../../../sql/check/functions.sql");
 
-/// A smaller table is read as fast without an index: eight pages of Postgres.
-const INDEX_WORTHWHILE_BYTES: u64 = 8 * 8192;
+/// A smaller table that the view joins without a condition, such as one with a single row of settings, is not reported:
+/// eight pages of Postgres. Tables that an index could help are reported while they are small.
+const WORTH_REPORTING_BYTES: u64 = 8 * 8192;
 
 /// Maximum number of watched tables that are listed.
 const MAX_LISTED_TABLES: usize = 20;
@@ -233,7 +234,8 @@ pub fn indexes(scans: &[Scan], sources: &[Source], report: &mut Report) {
     let mut reported: Vec<String> = Vec::new();
     for scan in scans.iter().filter(|scan| scan.seq_scan) {
         let source = sources.iter().find(|source| (&source.schema, &source.table) == (&scan.schema, &scan.table));
-        let Some(source) = source.filter(|source| scan.by_id || source.bytes >= INDEX_WORTHWHILE_BYTES) else {
+        let Some(source) = source.filter(|source| scan.to_index.is_some() || source.bytes >= WORTH_REPORTING_BYTES)
+        else {
             continue;
         };
         // An index on a partitioned table covers every partition, but can't be created concurrently.

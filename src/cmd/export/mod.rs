@@ -18,8 +18,9 @@ use crate::catalog::model::{RowError, Rules};
 use crate::cli::DatabaseArgs;
 use crate::loader::snapshot_file::SnapshotFileError;
 use crate::postgres::config::DatabaseConfig;
-use crate::postgres::copy::{CopyStream, Order};
+use crate::postgres::copy::{CopyStream, Rows};
 use crate::postgres::error::{ConnectError, ReadError};
+use crate::postgres::read::Limits;
 use crate::postgres::session;
 
 /// Maximum number of omitted rows that are logged; further ones are only counted.
@@ -103,7 +104,7 @@ impl<'a, W: Write> Export<'a, W> {
 
     async fn run(&mut self, database: &DatabaseConfig) -> Result<usize, ExportError> {
         let client = session::connect(database).await?;
-        let rows = CopyStream::open(&client, Order::ById, database.timeout).await?;
+        let rows = CopyStream::open(&client, Rows::AllById, database, Limits::of_full_read(database.timeout)).await?;
         rows.for_each(|id, row| {
             let mut json = Vec::new();
             match row.and_then(|row| row.render(self.rules, &mut json)) {

@@ -32,7 +32,7 @@ pub fn run(path: &Path, rules: &Rules, database: &DatabaseArgs) -> CommandResult
     } else {
         snapshot_file::write(path, &state).map_err(|source| ExportError::Snapshot { path: path.into(), source })?;
     }
-    let (models, rejected) = (state.snapshot.len(), state.snapshot.rejected().len());
+    let (models, rejected) = (state.snapshot.len(), state.snapshot.rejected().size());
     info!(models, rejected, revision = format!("{:016x}", state.snapshot.revision()), "exported");
     require_all(rejected, "rows")
 }

@@ -26,8 +26,9 @@ use super::{ReportResult, runtime, stdout};
 use crate::catalog::model::{RawModel, RowError};
 use crate::cli::{DatabaseArgs, ProbeArgs, PullArgs, ReportFormat};
 use crate::postgres::config::DatabaseConfig;
-use crate::postgres::copy::{CopyStream, Order};
+use crate::postgres::copy::{CopyStream, Rows};
 use crate::postgres::error::{ConnectError, ReadError};
+use crate::postgres::read::Limits;
 use crate::postgres::session;
 use crate::stderr::Stderr;
 
@@ -127,7 +128,7 @@ async fn read(
     let rules = args.rules.rules();
     let (mut rows, mut found) = (Vec::new(), Vec::new());
     let mut json = Vec::new();
-    let entries = CopyStream::open(client, Order::ById, database.timeout).await?;
+    let entries = CopyStream::open(client, Rows::AllById, database, Limits::of_full_read(database.timeout)).await?;
     let visit = |id: &str, row: Result<RawModel<'_>, RowError>| {
         if !args.ids.is_empty() && !args.ids.iter().any(|wanted| wanted == id) {
             return Ok(());

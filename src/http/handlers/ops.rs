@@ -81,7 +81,7 @@ impl CatalogStatus {
         Self {
             revision: snapshot.map(|snapshot| hex(snapshot.revision())),
             models: snapshot.map_or(0, |snapshot| snapshot.len()),
-            rejected: snapshot.map_or(0, |snapshot| snapshot.rejected().len()),
+            rejected: snapshot.map_or(0, |snapshot| snapshot.rejected().size()),
             source: snapshot.map(|_| match sync {
                 None => "file",
                 Some(LastSync { mode: None, .. }) => "upstream",

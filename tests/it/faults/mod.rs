@@ -7,6 +7,7 @@ mod outputs;
 mod panics;
 mod pooler;
 mod reconnect;
+mod restores;
 mod shutdown;
 mod soak;
 mod threads;

@@ -2,7 +2,7 @@
 //!
 //! `CATALOG_TEST_SECONDS` sets the duration; `CATALOG_TEST_SEED` repeats the statements of the writers, not their timing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use model_catalog::catalog::refresh::{Refresh, Refreshed};
 use model_catalog::catalog::snapshot::Snapshot;
 use model_catalog::postgres::error::{ReadError, describe};
 use model_catalog::postgres::position::Position;
-use model_catalog::postgres::rows;
+use model_catalog::postgres::rows::{self, Scope};
 use model_catalog::postgres::session::{self, Session};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -155,18 +155,37 @@ async fn read_step(session: &Session, before: &Snapshot, since: &Position) -> St
     let rules = Rules::default();
     let current = session.begin().await.unwrap();
     let (mut refresh, mut position, mut changes) = (Refresh::delta(before, &rules), None, 0);
-    let mut delta = session.delta(since).await.unwrap();
+    // As few changes are read, or as many are.
+    let scope = Scope { limit: 1_000, look_up: fastrand::bool() };
+    let mut ids = BTreeSet::new();
+    let mut delta = session.delta(since, scope, WAIT_LIMIT).await.unwrap();
     while let Some(chunk) = delta.next().await.unwrap() {
         for row in &chunk {
             position = Some(Position::from_row(row).unwrap());
             if let Some(change) = rows::change(row).unwrap() {
                 changes += 1;
+                if !scope.look_up {
+                    ids.insert(change.id.to_owned());
+                    continue;
+                }
                 match change.row {
                     Some(row) => refresh.row(change.id, row),
                     None => refresh.deleted(change.id),
                 }
             }
         }
+    }
+    if !scope.look_up {
+        let listed: Vec<String> = ids.iter().cloned().collect();
+        let listed: Vec<&str> = listed.iter().map(String::as_str).collect();
+        let set = session.entries_of(&listed, WAIT_LIMIT).await.unwrap();
+        let read = set.for_each(|id, row| {
+            assert!(ids.remove(id), "{id} was not asked for, or is returned twice");
+            refresh.row(id, row);
+            Ok::<_, ReadError>(())
+        });
+        read.await.unwrap();
+        ids.iter().for_each(|id| refresh.deleted(id));
     }
     let empty = Snapshot::default();
     let (mut full, mut plain) = (Refresh::full(&empty, &rules), Plain::new());

@@ -15,13 +15,14 @@ pub async fn prepared(url: &str) -> Client {
     let client = model_catalog::postgres::session::connect(&crate::support::database(url)).await.unwrap();
     client.batch_execute(include_str!("../../../sql/session.sql")).await.unwrap();
     let delta = model_catalog::postgres::session::DELTA;
-    client.batch_execute(&format!("PREPARE delta (text, text) AS {delta}")).await.unwrap();
+    client.batch_execute(&format!("PREPARE delta (text, text, text, text) AS {delta}")).await.unwrap();
     client
 }
 
-/// The current position, as the two parameters of the delta.
+/// The current position, as the parameters of a delta with up to a hundred look-ups.
 pub async fn position(client: &Client) -> String {
-    let position = "SELECT format('%L, %L', pg_current_snapshot()::text, identity) FROM model_catalog.history";
+    let position =
+        "SELECT format('%L, %L, ''100'', ''true''', pg_current_snapshot()::text, identity) FROM model_catalog.history";
     sql(client, position).await.unwrap()
 }
 

@@ -10,6 +10,7 @@ mod edge_waiters;
 mod edges;
 mod example_schemas;
 mod fleet;
+mod large_changes;
 mod rejected_rows;
 pub mod snapshot_file;
 mod snapshot_file_rules;

@@ -224,9 +224,12 @@ async fn standby_delta_uses_indexes() {
         pair.replayed().await;
         let client = connect(&pair.standby.url("postgres")).await;
         client.batch_execute(include_str!("../../../sql/session.sql")).await.unwrap();
-        client.batch_execute(&format!("PREPARE delta (text, text, text) AS {STANDBY_DELTA}")).await.unwrap();
+        client
+            .batch_execute(&format!("PREPARE delta (text, text, text, text, text) AS {STANDBY_DELTA}"))
+            .await
+            .unwrap();
         let history = sql(&client, "SELECT identity FROM model_catalog.history").await.unwrap();
-        let unread = format!("'{{{open},{}}}', '{{{applied},NULL}}', '{history}'", applied + 1);
+        let unread = format!("'{{{open},{}}}', '{{{applied},NULL}}', '{history}', '100', 'true'", applied + 1);
         for number in 1..=10 {
             sql(&pair.writer, &format!("UPDATE models SET hash = random() WHERE id = 'model-{number}7'")).await;
         }

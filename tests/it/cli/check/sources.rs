@@ -230,6 +230,24 @@ async fn lookups_without_an_index_are_reported() {
     )
     .await;
 
+    // Joined tables that have no rows yet: children of a row, by a subquery and by a join. Lookup tables are found by
+    // their keys.
+    let family = "CREATE TABLE kinds (kind int PRIMARY KEY); CREATE TABLE settings (host text);
+         CREATE TABLE parents (pk int PRIMARY KEY, slug text UNIQUE, kind int REFERENCES kinds);
+         CREATE TABLE children (pk int PRIMARY KEY, \"parentId\" int REFERENCES parents, slug text);
+         SELECT model_catalog.watch(t, c) FROM (VALUES ('kinds'::regclass, 'kind'), ('settings', 'host'),
+                                                ('parents', 'slug'), ('children', 'slug')) v (t, c);";
+    let subquery = "(SELECT coalesce(jsonb_agg(c.pk::text), '[]') FROM children c WHERE c.\"parentId\" = m.pk)";
+    let tables = "parents m JOIN kinds k USING (kind) CROSS JOIN settings s";
+    let children = "all of public.children is read";
+    let text = view("m.slug", subquery, tables);
+    break_and_fix(&db, &format!("{family} {text}"), "warning", "look-up", children).await;
+    let index = "SELECT indexrelid::regclass FROM pg_index WHERE indrelid = 'children'::regclass AND NOT indisprimary";
+    let index = db.sql(index).await.expect("the index that check asked for");
+    let tables = format!("{tables} LEFT JOIN children c ON c.\"parentId\" = m.pk");
+    let joined = view("m.slug", NONE, &tables);
+    break_and_fix(&db, &format!("DROP INDEX {index}; {joined}"), "warning", "look-up", children).await;
+
     // A joined table with enough rows to matter, and a view that does not pass the condition on to its table.
     let many = "CREATE TABLE owners AS SELECT n AS number, md5(n::text) AS name FROM generate_series(1, 5000) n;
                 SELECT model_catalog.watch('owners', 'name'); SELECT model_catalog.watch('assets', 'uid');";

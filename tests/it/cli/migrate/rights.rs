@@ -81,7 +81,8 @@ async fn server_role_needs_exactly_these_rights() {
     for right in SERVE {
         let client = session::connect(&database(&url)).await.unwrap();
         db.sql(&format!("REVOKE {right} FROM {reader}")).await;
-        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&"1:1:", Type::TEXT), (&"", Type::TEXT)];
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] =
+            [(&"1:1:", Type::TEXT), (&"", Type::TEXT), (&"1", Type::TEXT), (&"true", Type::TEXT)];
         let error = client.query_typed(session::DELTA, &parameters).await.expect_err(right);
         assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{right}: {}", describe(&error));
         db.sql(&format!("GRANT {right} TO {reader}")).await;

@@ -1,0 +1,158 @@
+//! What reads have cost, and what follows from it: how many changed models are looked up one by one, when everything is
+//! read instead, how long a delta may take, and when a slow read is logged.
+
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::report::RefreshKind;
+use crate::metrics::Metrics;
+use crate::postgres::read::Limits;
+
+/// The most models that a delta looks up one by one: beyond, further statements that read them as one set cost less.
+const MAX_LOOK_UPS: usize = 1_000;
+/// The most while the cost of a look-up is unknown.
+const FIRST_LOOK_UPS: usize = 10;
+/// The most if look-ups are slow: a set costs about as much as two.
+const MAX_SLOW_LOOK_UPS: usize = 2;
+/// Seconds of the server from which a look-up is slow: with indexes it takes a tenth of that.
+const SLOW_LOOK_UP: f64 = 0.000_5;
+/// A set of up to this many models is read as such, and a larger one only if it is a small part of the catalog:
+/// otherwise reading everything costs less, because Postgres need not search for the ids.
+const SMALL_SET: usize = 10_000;
+const SMALL_PART: usize = 8;
+/// A read of a change that takes longer is slow.
+const SLOW_DELTA: Duration = Duration::from_secs(1);
+/// A read of everything that takes longer is slow: ten times that of a million rows.
+const SLOW_FULL_READ: Duration = Duration::from_secs(30);
+
+/// The cost of the last reads.
+#[derive(Default)]
+pub struct ReadCosts {
+    /// Seconds that the server needed for each look-up of the last delta that had some; `None` after many models have
+    /// changed, and their cost perhaps with them.
+    look_up: Option<f64>,
+    /// Duration of the last full read.
+    full: Duration,
+    /// Duration of the last delta, if it was slow.
+    slow_delta: Duration,
+    /// Whether a slow read was logged, and everything was not read fast since then.
+    logged: bool,
+}
+
+impl ReadCosts {
+    /// The most models that the next delta may look up one by one.
+    pub fn max_look_ups(&self) -> usize {
+        match self.look_up {
+            None => FIRST_LOOK_UPS,
+            Some(SLOW_LOOK_UP..) => MAX_SLOW_LOOK_UPS,
+            Some(_) => MAX_LOOK_UPS,
+        }
+    }
+
+    /// Records that a delta looked up models one by one.
+    pub fn on_look_ups(&mut self, number: usize, elapsed_seconds: f64) {
+        if number > 0 {
+            // At most 2^53 rows.
+            #[expect(clippy::cast_precision_loss)]
+            let cost = elapsed_seconds / number as f64;
+            self.look_up = Some(cost);
+        }
+    }
+
+    /// Records that changed models were read as a set.
+    pub fn on_set(&mut self) {
+        self.look_up = None;
+    }
+
+    /// The most changes that are read as a set, of a catalog of this size. With more, everything is read.
+    pub fn largest_set(models: usize) -> usize {
+        SMALL_SET.max(models / SMALL_PART)
+    }
+
+    /// The limit of a delta: two timeouts, or twice the last full read if that is longer.
+    pub fn delta_limit(&self, timeout: Duration) -> Duration {
+        timeout.saturating_mul(2).max(self.full * 2).min(Limits::of_full_read(timeout).total)
+    }
+
+    /// How long to wait after the last read: a slow delta is not followed by another at once.
+    pub fn pause(&self) -> Duration {
+        self.slow_delta
+    }
+
+    /// Counts a slow read, and logs the first of several.
+    pub fn on_read(&mut self, kind: RefreshKind, took: Duration, ok: bool, metrics: &Metrics) {
+        let delta = kind == RefreshKind::Delta;
+        if ok && !delta {
+            self.full = took;
+            self.look_up = None;
+        }
+        let slow = took >= if delta { SLOW_DELTA } else { SLOW_FULL_READ };
+        self.slow_delta = if slow && delta { took } else { Duration::ZERO };
+        if slow {
+            metrics.slow_reads.with_label_values(&[kind.label()]).inc();
+            if !std::mem::replace(&mut self.logged, true) {
+                warn!(
+                    kind = kind.label(),
+                    ?took,
+                    "reading from the database is slow: run `model-catalog check`, which finds missing indexes"
+                );
+            }
+        } else if !delta {
+            // At the latest by an audit. Most deltas are fast because nothing has changed.
+            self.logged = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn look_ups_are_as_many_as_their_cost_allows() {
+        let mut costs = ReadCosts::default();
+        assert_eq!(costs.max_look_ups(), FIRST_LOOK_UPS);
+        for (number, seconds, expected) in [
+            (1, 0.000_05, MAX_LOOK_UPS),
+            (1, 0.010, MAX_SLOW_LOOK_UPS),
+            (10, 0.001, MAX_LOOK_UPS),
+            (2, 9.0, MAX_SLOW_LOOK_UPS),
+            (0, 0.001, MAX_SLOW_LOOK_UPS),
+            (1, 0.0, MAX_LOOK_UPS),
+        ] {
+            costs.on_look_ups(number, seconds);
+            assert_eq!(costs.max_look_ups(), expected, "{number} in {seconds} s");
+        }
+        costs.on_set();
+        assert_eq!(costs.max_look_ups(), FIRST_LOOK_UPS);
+    }
+
+    #[test]
+    fn limit_of_a_delta_follows_the_last_full_read() {
+        let seconds = Duration::from_secs;
+        let metrics = Metrics::new().expect("valid metrics");
+        let mut costs = ReadCosts::default();
+        for (took, limit) in [(0, 20), (4, 20), (20, 40), (299, 300)] {
+            costs.on_read(RefreshKind::Full, seconds(took), true, &metrics);
+            assert_eq!(costs.delta_limit(seconds(10)), seconds(limit), "{took}");
+        }
+    }
+
+    #[test]
+    fn slow_reads_are_counted_and_followed_by_a_pause() {
+        let metrics = Metrics::new().expect("valid metrics");
+        let mut costs = ReadCosts::default();
+        for (kind, milliseconds, pause) in [
+            (RefreshKind::Delta, 999, 0),
+            (RefreshKind::Delta, 2_000, 2_000),
+            (RefreshKind::Full, 29_000, 0),
+            (RefreshKind::Audit, 30_000, 0),
+        ] {
+            costs.on_read(kind, Duration::from_millis(milliseconds), true, &metrics);
+            assert_eq!(costs.pause(), Duration::from_millis(pause), "{kind:?} {milliseconds}");
+        }
+        let counted = |kind| metrics.slow_reads.with_label_values(&[kind]).get();
+        assert_eq!([counted("delta"), counted("full"), counted("audit")], [1, 0, 1]);
+    }
+}

@@ -1,0 +1,74 @@
+//! Reading changes: the delta, and whether the database still has what was read before.
+
+use std::time::Duration;
+
+use tokio_postgres::types::Type;
+
+use super::{DELTA, STANDBY_DELTA, Session};
+use crate::postgres::error::ReadError;
+use crate::postgres::position::Position;
+use crate::postgres::rows::{RowChunks, Scope, UnreadXids};
+
+const WITNESSES: &str = include_str!("../../../sql/witnesses.sql");
+
+impl Session {
+    /// Reads every change since `since` in one snapshot, within `limit`: one row each, and at least one row. See
+    /// [`change`](super::rows::change) and [`effort`](super::rows::effort).
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn delta(&self, since: &Position, scope: Scope, limit: Duration) -> Result<RowChunks, ReadError> {
+        let (most, look_up) = (scope.limit.to_string(), scope.look_up.to_string());
+        self.run_delta(DELTA, [&since.snapshot, &since.history, &most, &look_up], limit).await
+    }
+
+    /// Reads the changes of the given transactions on a standby in one snapshot: one row each, and at least one row.
+    /// See [`change`](super::rows::change) and [`replay`](super::rows::replay). Must not be used through a pooler.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn standby_delta(
+        &self,
+        unread: &UnreadXids,
+        history: &String,
+        scope: Scope,
+        limit: Duration,
+    ) -> Result<RowChunks, ReadError> {
+        let (most, look_up) = (scope.limit.to_string(), scope.look_up.to_string());
+        self.run_delta(STANDBY_DELTA, [&unread.first, &unread.end, history, &most, &look_up], limit).await
+    }
+
+    async fn run_delta<const N: usize>(
+        &self,
+        sql: &str,
+        parameters: [&String; N],
+        limit: Duration,
+    ) -> Result<RowChunks, ReadError> {
+        if !self.server.direct {
+            return self.stream(sql, parameters, limit).await;
+        }
+        let mut read = self.read(limit);
+        // Prepared here and not in `open`, so that a broken view counts as a failed read.
+        let prepare = read.wait(self.client.prepare_typed(sql, &[const { Type::TEXT }; N]));
+        let delta = self.delta.get_or_try_init(|| prepare).await?;
+        let stream = read.wait(self.client.query_raw(delta, parameters)).await?;
+        Ok(RowChunks::new(stream, read))
+    }
+
+    /// Whether the database still has what was read at `position`, or that is unknown. A restore can take it back
+    /// without a change of the history's identity.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn confirms(&self, position: &Position) -> Result<bool, ReadError> {
+        let Some(witnesses) = &position.witnesses else { return Ok(true) };
+        let mut rows = self.stream(WITNESSES, [&position.snapshot, witnesses], self.database.timeout).await?;
+        let mut confirmed = true;
+        while let Some(chunk) = rows.next().await? {
+            for row in &chunk {
+                confirmed = row.try_get(0)?;
+            }
+        }
+        Ok(confirmed)
+    }
+}
