@@ -285,7 +285,7 @@ impl Replicas {
     }
 
     fn reads(&self) -> u64 {
-        self.metrics.refreshes.with_label_values(&["delta", "ok"]).get()
+        self.metrics.reads.total.with_label_values(&["delta", "ok"]).get()
     }
 }
 

@@ -90,7 +90,7 @@ impl ReadCosts {
         let slow = took >= if delta { SLOW_DELTA } else { SLOW_FULL_READ };
         self.slow_delta = if slow && delta { took } else { Duration::ZERO };
         if slow {
-            metrics.slow_reads.with_label_values(&[kind.label()]).inc();
+            metrics.reads.slow.with_label_values(&[kind.label()]).inc();
             if !std::mem::replace(&mut self.logged, true) {
                 warn!(
                     kind = kind.label(),
@@ -152,7 +152,7 @@ mod tests {
             costs.on_read(kind, Duration::from_millis(milliseconds), true, &metrics);
             assert_eq!(costs.pause(), Duration::from_millis(pause), "{kind:?} {milliseconds}");
         }
-        let counted = |kind| metrics.slow_reads.with_label_values(&[kind]).get();
+        let counted = |kind| metrics.reads.slow.with_label_values(&[kind]).get();
         assert_eq!([counted("delta"), counted("full"), counted("audit")], [1, 0, 1]);
     }
 }

@@ -40,8 +40,8 @@ impl RefreshKind {
 pub fn record_refresh(metrics: &Metrics, kind: RefreshKind, started: Instant, ok: bool) {
     let outcome = if ok { "ok" } else { "error" };
     // The counter comes last: a scrape that sees the refresh counted sees its duration, too.
-    metrics.refresh_seconds.with_label_values(&[kind.label()]).observe(started.elapsed().as_secs_f64());
-    metrics.refreshes.with_label_values(&[kind.label(), outcome]).inc();
+    metrics.reads.seconds.with_label_values(&[kind.label()]).observe(started.elapsed().as_secs_f64());
+    metrics.reads.total.with_label_values(&[kind.label(), outcome]).inc();
 }
 
 /// Counts and logs the models of a complete snapshot that an audit found to differ from the database.

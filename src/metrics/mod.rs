@@ -3,6 +3,7 @@
 //! Request metrics are in `requests.rs`. All others change a few times a second and use the types of the prometheus
 //! crate.
 
+mod reads;
 mod replay;
 mod requests;
 mod top_missing;
@@ -11,16 +12,15 @@ mod upstream;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
+pub use self::reads::ReadMetrics;
 pub use self::replay::ReplayMetrics;
 use self::requests::RequestCollector;
 pub use self::requests::{RequestMetrics, Route, statuses, templates};
 use self::top_missing::Id;
 pub use self::top_missing::{ID_BYTES, truncate};
 pub use self::upstream::UpstreamMetrics;
-
-const REFRESH_KINDS: [&str; 4] = ["delta", "full", "audit", "upstream"];
 
 /// Upper bounds in seconds, from one changed row to a full load of millions.
 const REFRESH_SECONDS: [f64; 13] = [5e-4, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0];
@@ -39,12 +39,8 @@ pub struct Metrics {
     pub models_rejected: IntGauge,
     /// `catalog_snapshot_bytes`
     pub snapshot_bytes: IntGauge,
-    /// `catalog_slow_reads_total{kind}`
-    pub slow_reads: IntCounterVec,
-    /// `catalog_refreshes_total{kind,outcome}`
-    pub refreshes: IntCounterVec,
-    /// `catalog_refresh_duration_seconds{kind}`
-    pub refresh_seconds: HistogramVec,
+    /// Reads of the database or of an upstream.
+    pub reads: ReadMetrics,
     /// `catalog_propagation_seconds`
     pub propagation_seconds: Histogram,
     /// `catalog_last_sync_timestamp_seconds`
@@ -88,18 +84,7 @@ impl Metrics {
                 "Rows rejected because they break a rule; the last valid version stays served.",
             )?,
             snapshot_bytes: IntGauge::new("catalog_snapshot_bytes", "Bytes of all rendered models and ids.")?,
-            slow_reads: IntCounterVec::new(
-                Opts::new(
-                    "catalog_slow_reads_total",
-                    "Deltas of more than 1 s, and full reads and audits of more than 30 s.",
-                ),
-                &["kind"],
-            )?,
-            refreshes: IntCounterVec::new(
-                Opts::new("catalog_refreshes_total", "Reads of the database or of an upstream, by kind and outcome."),
-                &["kind", "outcome"],
-            )?,
-            refresh_seconds: refresh_seconds()?,
+            reads: ReadMetrics::new()?,
             propagation_seconds: propagation_seconds()?,
             last_sync: Gauge::new(
                 "catalog_last_sync_timestamp_seconds",
@@ -137,25 +122,11 @@ impl Metrics {
             requests: RequestCollector::new()?,
             registry: Registry::new(),
         };
-        metrics.initialize_labels();
+        for outcome in ["ok", "error"] {
+            metrics.snapshot_file.with_label_values(&["write", outcome]);
+        }
         metrics.register_all()?;
         Ok(metrics)
-    }
-
-    /// Creates the series of label values that are known, so that they are 0 before the first event.
-    fn initialize_labels(&self) {
-        for kind in REFRESH_KINDS {
-            self.refresh_seconds.with_label_values(&[kind]);
-            for outcome in ["ok", "error"] {
-                self.refreshes.with_label_values(&[kind, outcome]);
-            }
-        }
-        for kind in ["delta", "full", "audit"] {
-            self.slow_reads.with_label_values(&[kind]);
-        }
-        for outcome in ["ok", "error"] {
-            self.snapshot_file.with_label_values(&["write", outcome]);
-        }
     }
 
     fn register_all(&self) -> prometheus::Result<()> {
@@ -173,9 +144,7 @@ impl Metrics {
         registry.register(Box::new(self.models.clone()))?;
         registry.register(Box::new(self.models_rejected.clone()))?;
         registry.register(Box::new(self.snapshot_bytes.clone()))?;
-        registry.register(Box::new(self.slow_reads.clone()))?;
-        registry.register(Box::new(self.refreshes.clone()))?;
-        registry.register(Box::new(self.refresh_seconds.clone()))?;
+        self.reads.register(registry)?;
         registry.register(Box::new(self.propagation_seconds.clone()))?;
         registry.register(Box::new(self.last_sync.clone()))?;
         registry.register(Box::new(self.follow_stalled.clone()))?;
@@ -213,11 +182,6 @@ impl Metrics {
     pub fn render(&self) -> prometheus::Result<String> {
         prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())
     }
-}
-
-fn refresh_seconds() -> prometheus::Result<HistogramVec> {
-    let options = HistogramOpts::new("catalog_refresh_duration_seconds", "Time a refresh took, by kind.");
-    HistogramVec::new(options.buckets(REFRESH_SECONDS.into()), &["kind"])
 }
 
 fn propagation_seconds() -> prometheus::Result<Histogram> {
