@@ -1,7 +1,7 @@
 //! What reads have cost, and what follows from it: how many changed models are looked up one by one, when everything is
 //! read instead, how long a delta may take, and when a slow read is logged.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
@@ -26,6 +26,9 @@ const SLOW_DELTA: Duration = Duration::from_secs(1);
 /// A read of everything that takes longer is slow: ten times that of a million rows.
 const SLOW_FULL_READ: Duration = Duration::from_secs(30);
 
+/// Interval at which slow reads are logged again.
+const LOG_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
 /// The cost of the last reads.
 #[derive(Default)]
 pub struct ReadCosts {
@@ -36,8 +39,8 @@ pub struct ReadCosts {
     full: Duration,
     /// Duration of the last delta, if it was slow.
     slow_delta: Duration,
-    /// Whether a slow read was logged, and everything was not read fast since then.
-    logged: bool,
+    /// When a slow read was logged last.
+    logged_at: Option<Instant>,
 }
 
 impl ReadCosts {
@@ -91,16 +94,14 @@ impl ReadCosts {
         self.slow_delta = if slow && delta { took } else { Duration::ZERO };
         if slow {
             metrics.reads.slow.with_label_values(&[kind.label()]).inc();
-            if !std::mem::replace(&mut self.logged, true) {
+            if self.logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+                self.logged_at = Some(Instant::now());
                 warn!(
                     kind = kind.label(),
                     ?took,
                     "reading from the database is slow: run `model-catalog check`, which finds missing indexes"
                 );
             }
-        } else if !delta {
-            // At the latest by an audit. Most deltas are fast because nothing has changed.
-            self.logged = false;
         }
     }
 }

@@ -182,15 +182,16 @@ async fn restored_history_with_all_witnesses_changed_again_is_audited_within_two
     let mut setup = Setup::new().await;
     setup.copy_data_directory().await;
     in_sync(&setup.server, &setup.client).await;
-    sql(&setup.client, &rename("pair-0-a", "lost")).await;
-    for pair in 1..PAIRS {
+    // A model that did not change since the first load, so that no delta after the reconnect reads it again.
+    sql(&setup.client, &rename("pair-4-a", "lost")).await;
+    for pair in [1, 2] {
         sql(&setup.client, &bump(pair)).await;
     }
     in_sync(&setup.server, &setup.client).await;
     let (end, loads) = (setup.next_xid().await, full_loads(&setup.server, 1.0).await);
     setup.roll_back().await;
     setup.use_xids(end).await;
-    for pair in 1..PAIRS {
+    for pair in [1, 2] {
         sql(&setup.client, &bump(pair)).await;
     }
     setup.reconnect().await;

@@ -10,7 +10,7 @@ const FAMILIES: &str = "
     CREATE TABLE parents (pk bigint PRIMARY KEY, slug text UNIQUE, name text, path text);
     CREATE TABLE children (pk bigint PRIMARY KEY, parent bigint REFERENCES parents, needs text);
     CREATE VIEW model_catalog.entries AS
-    SELECT p.slug AS id, p.name, 'https://example.org/' || p.slug AS download_url, NULL::numeric AS file_size_gb,
+    SELECT p.slug AS id, p.name, 'https://example.org/' || p.pk AS download_url, NULL::numeric AS file_size_gb,
            NULL::text AS hash, false AS auth_required, NULL::text AS auth_provider, p.path AS save_path,
            coalesce(c.needs, '[]'::jsonb) AS dependencies, NULL::text AS description
     FROM parents p
