@@ -5,7 +5,8 @@
 --
 -- `successor`: a table of the same schema that the view does not read, although it has all columns that the view uses,
 -- and whose name this table's name begins or ends with. So it looks after tables were swapped by renaming: views refer to
--- tables by oid, and follow the old one. `follow`: the statements that make the views read the successor.
+-- tables by oid, and follow the old one. `follow`: the statements that make the views read the successor. `indexed`: the
+-- first column or expression of each index, a line each.
 WITH RECURSIVE views (oid, as_whom) AS (
     SELECT 'model_catalog.entries'::regclass::oid, NULL::oid
     UNION
@@ -87,6 +88,8 @@ SELECT format('%I.%I', n.nspname, c.relname) AS name,
        w.firing = 60 AS watched,
        w.present, w.firing, w.columns, w.lost, w.enable,
        s.successor, s.follow,
+       (SELECT string_agg(pg_get_indexdef(x.indexrelid, 1, true), E'\n')
+        FROM pg_index x WHERE x.indrelid = c.oid AND x.indisvalid AND x.indpred IS NULL) AS indexed,
        (SELECT string_agg(DISTINCT format('GRANT SELECT ON %I.%I TO %I;', n.nspname, c.relname, pg_get_userbyid(r)), E'\n')
         FROM unnest(f.readers) r WHERE NOT has_table_privilege(r, c.oid, 'SELECT')) AS grants
 FROM found f

@@ -208,7 +208,9 @@ impl Loader {
         if let Some(position) = &self.position
             && !session.confirms(position).await?
         {
-            info!("the database was restored to another state, loading everything");
+            info!(
+                "the database no longer has what was read from it, as after a failover or a restore: loading everything"
+            );
             self.position = None;
         }
         Ok(())

@@ -23,7 +23,7 @@ fn xmax(snapshot: &str) -> u64 {
 /// The position in the header of a response.
 fn as_of(response: &Response) -> u64 {
     let (history, snapshot) = response.header(AS_OF).split_once(' ').unwrap_or_else(|| panic!("{response:?}"));
-    assert_eq!(history.split('/').count(), 4, "{history}");
+    assert_eq!(history.split('/').count(), 5, "{history}");
     xmax(snapshot)
 }
 
