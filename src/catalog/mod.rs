@@ -13,3 +13,4 @@ pub mod search;
 pub mod size;
 pub mod snapshot;
 pub mod store;
+pub(crate) mod url_rules;

@@ -12,7 +12,8 @@ use url::Url;
 use crate::catalog::dependencies::Selection;
 use crate::catalog::entry::Entry;
 use crate::catalog::hash::{FileHash, HashKind};
-use crate::catalog::model::{check_save_path, is_plain_url};
+use crate::catalog::model::check_save_path;
+use crate::catalog::url_rules::is_plain_url;
 
 /// The schemes that aria2 supports.
 const SCHEMES: [&str; 4] = ["http", "https", "ftp", "sftp"];

@@ -9,7 +9,8 @@ use super::error::CheckError;
 use super::recorded::{self, Recorded};
 use super::report::{Level, Report, literal, quoted};
 use crate::catalog::hash::FileHash;
-use crate::catalog::model::{RawModel, RowError, Rules, secret_parameter};
+use crate::catalog::model::{RawModel, RowError, Rules};
+use crate::catalog::url_rules::secret_parameter;
 use crate::postgres::error::{ReadError, describe};
 use crate::postgres::session::Session;
 
