@@ -50,9 +50,9 @@ pub struct BindError {
 pub fn bind(address: SocketAddr, count: usize) -> Result<Vec<std::net::TcpListener>, BindError> {
     let failed = |source| BindError { address, source };
     // SO_REUSEPORT would silently share the port with another process of this user; a first socket without it does
-    // not. Port 0 never collides.
+    // not. It never listens, because connections in its queue would be reset. Port 0 never collides.
     if address.port() != 0 && count > 1 {
-        open(address, false).map_err(failed)?;
+        socket(address, false).map_err(failed)?;
     }
     let first = open(address, count > 1).map_err(failed)?;
     let address = first.local_addr().map_err(failed)?;
@@ -67,6 +67,11 @@ fn open(address: SocketAddr, reuse_port: bool) -> io::Result<std::net::TcpListen
     // A tokio socket can only start to listen inside of a runtime.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let _inside = runtime.enter();
+    socket(address, reuse_port)?.listen(BACKLOG)?.into_std()
+}
+
+/// A bound socket that does not listen yet.
+fn socket(address: SocketAddr, reuse_port: bool) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.set_reuseport(reuse_port)?;
@@ -74,7 +79,7 @@ fn open(address: SocketAddr, reuse_port: bool) -> io::Result<std::net::TcpListen
     socket.set_nodelay(true)?;
     defer_accept(&socket)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)?.into_std()
+    Ok(socket)
 }
 
 #[allow(unsafe_code, reason = "no crate has a safe way to set this option")]
