@@ -212,7 +212,7 @@ async fn fleet_shows_no_position_of_another_history() {
     let own = sql(&setup.client, own).await.unwrap();
     assert!(own.contains(&tag) && tag.len() == 3, "{tag} in {own}");
     let other = support::connect(&setup.postgres.url("postgres")).await;
-    let foreign = if tag == "abc" { "abd" } else { "abc" };
+    let foreign = if tag == "abc" { "xyz" } else { "abc" };
     for (tag, expected) in [(&*tag, "t"), (foreign, "f"), ("", "t")] {
         let name = format!("model-catalog x 0123456789abcdef 999999{tag}");
         sql(&other, &format!("SET application_name = '{name}'")).await;
