@@ -33,7 +33,7 @@ use crate::postgres::position::Position;
 /// How long a request to a server waits there for a change. Its response is what shows that the server is alive.
 const WAIT: Duration = Duration::from_secs(30);
 /// How old the catalog of an edge may be although nothing is wrong: its upstream may hold back a response twice for
-/// [`WAIT`], and was in sync at most 30 s before.
+/// `WAIT`, and was in sync at most 30 s before.
 pub const MAX_AGE: Duration = Duration::from_secs(90);
 /// Minimum ratio of the pause after a change to the time that its transfer took: a large catalog that changes all the
 /// time takes a tenth of the time of the network and of a core, not all of it.

@@ -13,7 +13,7 @@ const WITNESSES: &str = include_str!("../../../sql/witnesses.sql");
 
 impl Session {
     /// Reads every change since `since` in one snapshot, within `limit`: one row each, and at least one row. See
-    /// [`change`](super::rows::change) and [`effort`](super::rows::effort).
+    /// [`change`](crate::postgres::rows::change) and [`effort`](crate::postgres::rows::effort).
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -23,7 +23,8 @@ impl Session {
     }
 
     /// Reads the changes of the given transactions on a standby in one snapshot: one row each, and at least one row.
-    /// See [`change`](super::rows::change) and [`replay`](super::rows::replay). Must not be used through a pooler.
+    /// See [`change`](crate::postgres::rows::change) and [`replay`](crate::postgres::rows::replay). Must not be used
+    /// through a pooler.
     ///
     /// # Errors
     /// See [`ReadError`].
