@@ -3,24 +3,29 @@
 //! The directory may belong to another user. No link is followed, no pipe is opened, and only files are removed that
 //! have the name and the lock of an unfinished write.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use cap_std::ambient_authority;
+use cap_std::fs::{Dir, Metadata, MetadataExt, OpenOptions, OpenOptionsExt};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 /// Attempts to create a temporary file: another process may remove it before it is locked.
 const ATTEMPTS: usize = 5;
 /// Digits of the random number in the name of a temporary file.
 const DIGITS: usize = 16;
 const SUFFIX: &str = ".tmp";
+/// Permissions of a new lock file: other users must not hold the lock.
+const LOCK_MODE: u32 = 0o600;
 
 /// A new version of a file, written to a temporary file beside it. Dropped without [`AtomicFile::commit`], it is
 /// removed and the file stays as it was.
 #[derive(Debug)]
 pub struct AtomicFile {
-    path: PathBuf,
+    dir: Dir,
+    name: PathBuf,
     temporary: PathBuf,
     file: File,
     renamed: bool,
@@ -30,23 +35,38 @@ impl AtomicFile {
     /// Creates and locks a temporary file `PATH.RANDOM.tmp`, and removes those of killed processes.
     ///
     /// # Errors
-    /// What the system reports.
+    /// What the system reports, or there is something other than a file at the path, such as a device: it would be
+    /// replaced.
     pub fn create(path: &Path) -> io::Result<Self> {
-        remove_leftovers(path);
+        let (dir, name) = open_parent(path)?;
+        if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(not_regular());
+        }
+        if let Some(name) = name.to_str() {
+            remove_leftovers(&dir, |other| is_temporary_name(name, other));
+        }
+        Self::create_in(&dir, name)
+    }
+
+    /// Creates and locks a temporary file for the file `name` in `dir`.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn create_in(dir: &Dir, name: &Path) -> io::Result<Self> {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let temporary = with_suffix(path, &format!("{:0DIGITS$x}{SUFFIX}", fastrand::u64(..)));
+            let temporary = with_suffix(name, &format!("{:0DIGITS$x}{SUFFIX}", fastrand::u64(..)));
             // With create_new the system follows no link at this name.
-            let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
-            let atomic = Self { path: path.into(), temporary, file, renamed: false };
+            let file = dir.open_with(&temporary, OpenOptions::new().write(true).create_new(true))?.into_std();
+            let atomic = Self { dir: dir.try_clone()?, name: name.into(), temporary, file, renamed: false };
             match try_lock(&atomic.file) {
-                Ok(Locking::Locked) if is_at(&atomic.file, &atomic.temporary) => return Ok(atomic),
-                Ok(Locking::Unsupported) => return Ok(atomic),
+                Ok(Locking::Locked) if is_at(&atomic.file, dir, &atomic.temporary) => return Ok(atomic),
                 // Another process took it for a leftover.
                 Ok(Locking::Locked | Locking::Busy) if attempts < ATTEMPTS => {}
                 Ok(Locking::Locked | Locking::Busy) => return Err(io::ErrorKind::ResourceBusy.into()),
-                Err(error) => return Err(error),
+                // Without a lock, no process takes it for a leftover.
+                Ok(Locking::Unsupported) | Err(_) => return Ok(atomic),
             }
         }
     }
@@ -63,10 +83,23 @@ impl AtomicFile {
     /// # Errors
     /// What the system reports. The file at the path is then unchanged, unless only the directory could not be synced.
     pub fn commit(mut self) -> io::Result<()> {
-        self.file.sync_all()?;
-        std::fs::rename(&self.temporary, &self.path)?;
+        synced(self.file.sync_all())?;
+        self.rename()?;
+        synced(sync_dir(&self.dir))
+    }
+
+    /// The same without syncing: after a power failure, the file may be empty.
+    ///
+    /// # Errors
+    /// What the system reports. The file at the path is then unchanged.
+    pub fn commit_without_sync(mut self) -> io::Result<()> {
+        self.rename()
+    }
+
+    fn rename(&mut self) -> io::Result<()> {
+        self.dir.rename(&self.temporary, &self.dir, &self.name)?;
         self.renamed = true;
-        File::open(directory(&self.path))?.sync_all()
+        Ok(())
     }
 }
 
@@ -74,7 +107,7 @@ impl Drop for AtomicFile {
     fn drop(&mut self) {
         if !self.renamed {
             // On a full disk, the unfinished file would take up the space that is missing.
-            let _ = std::fs::remove_file(&self.temporary);
+            let _ = self.dir.remove_file(&self.temporary);
         }
     }
 }
@@ -93,7 +126,16 @@ impl FileLock {
     /// [`io::ErrorKind::ResourceBusy`] if another process has the lock, or what the system reports. A link or a pipe in
     /// the place of the file is an error.
     pub fn acquire(path: &Path) -> io::Result<Self> {
-        let file = open_regular(&with_suffix(path, "lock"), OpenOptions::new().write(true).create(true).mode(0o600))?;
+        let (dir, name) = open_parent(path)?;
+        Self::acquire_in(&dir, &with_suffix(name, "lock"), LOCK_MODE)
+    }
+
+    /// Locks the file `name` in `dir`, which is created with the permissions `mode` if it is missing.
+    ///
+    /// # Errors
+    /// As for [`FileLock::acquire`].
+    pub fn acquire_in(dir: &Dir, name: &Path, mode: u32) -> io::Result<Self> {
+        let file = open_regular(dir, name, OpenOptions::new().write(true).create(true).mode(mode))?;
         match try_lock(&file)? {
             Locking::Locked => Ok(Self { _file: Some(file) }),
             Locking::Unsupported => Ok(Self { _file: None }),
@@ -127,27 +169,30 @@ fn try_lock(file: &File) -> io::Result<Locking> {
 }
 
 /// Opens a file, but no link, and nothing that an open could wait for.
-fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+///
+/// # Errors
+/// What the system reports, or it is not a regular file.
+pub fn open_regular(dir: &Dir, name: impl AsRef<Path>, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = options.custom_flags(flags.bits().cast_signed()).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
+    let file = dir.open_with(name, options.custom_flags(flags.bits().cast_signed()))?.into_std();
+    if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
 }
 
-/// Removes temporary files of `path` whose writers are gone, as far as that is possible.
-fn remove_leftovers(path: &Path) {
-    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
-    for entry in std::fs::read_dir(directory(path)).into_iter().flatten().flatten() {
-        let leftover = entry.file_name().to_str().is_some_and(|other| is_temporary_name(name, other));
-        if !leftover {
-            continue;
-        }
-        let temporary = entry.path();
-        // A file that is being written is locked.
-        if let Ok(file) = open_regular(&temporary, OpenOptions::new().write(true))
+fn not_regular() -> io::Error {
+    io::Error::other("it is not a regular file")
+}
+
+/// Removes temporary files whose writers are gone, as far as that is possible: those whose name is `is_temporary`,
+/// unless they are locked.
+pub fn remove_leftovers(dir: &Dir, is_temporary: impl Fn(&str) -> bool) {
+    for entry in dir.entries().into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(&is_temporary)
+            && let Ok(file) = open_regular(dir, &name, OpenOptions::new().write(true))
             && matches!(try_lock(&file), Ok(Locking::Locked))
-            && is_at(&file, &temporary)
+            && is_at(&file, dir, Path::new(&name))
         {
-            let _ = std::fs::remove_file(&temporary);
+            let _ = dir.remove_file(&name);
         }
     }
 }
@@ -161,14 +206,41 @@ fn is_temporary_name(name: &str, other: &str) -> bool {
     number().is_some_and(is_number)
 }
 
-/// Whether `path` names this very file.
-fn is_at(file: &File, path: &Path) -> bool {
-    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    matches!((file.metadata().map(identity), path.symlink_metadata().map(identity)), (Ok(a), Ok(b)) if a == b)
+/// Whether `name` in `dir` is this very file.
+fn is_at(file: &File, dir: &Dir, name: &Path) -> bool {
+    let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    let own = file.metadata().map(Metadata::from_just_metadata).map(identity);
+    matches!((own, dir.symlink_metadata(name).map(identity)), (Ok(a), Ok(b)) if a == b)
 }
 
-fn directory(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+/// Opens the directory of a file.
+fn open_parent(path: &Path) -> io::Result<(Dir, &Path)> {
+    let name = path.file_name().ok_or_else(not_regular)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok((Dir::open_ambient_dir(parent, ambient_authority())?, Path::new(name)))
+}
+
+/// Syncs a directory, and with it the names of its files, to the disk.
+///
+/// # Errors
+/// The sync failed.
+pub fn sync_dir(dir: &Dir) -> io::Result<()> {
+    // The descriptor of a `Dir` is opened with O_PATH, which fsync does not accept.
+    let dir = rustix::fs::openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(rustix::fs::fsync(dir)?)
+}
+
+/// The result of a sync, which some network and FUSE file systems do not have: bytes then reach the disk when the file
+/// system writes them.
+///
+/// # Errors
+/// The sync failed.
+pub fn synced(result: io::Result<()>) -> io::Result<()> {
+    let missing = |error: &io::Error| {
+        let codes = [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP];
+        codes.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    };
+    result.or_else(|error| if missing(&error) { Ok(()) } else { Err(error) })
 }
 
 /// `PATH.SUFFIX`

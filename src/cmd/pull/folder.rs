@@ -192,17 +192,6 @@ pub fn space(folder: &Dir) -> io::Result<Space> {
     Ok(Space { device: folder.dir_metadata()?.dev(), free })
 }
 
-/// Syncs a folder, and with it the names of its files, to the disk.
-///
-/// # Errors
-/// The sync failed.
-pub fn sync(folder: &Dir) -> io::Result<()> {
-    use rustix::fs::{Mode, OFlags};
-    // The descriptor of a `Dir` is opened with O_PATH, which fsync does not accept.
-    let folder = rustix::fs::openat(folder, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    Ok(rustix::fs::fsync(folder)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,11 +5,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime};
 
-use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
+use cap_std::fs::{Dir, OpenOptions};
 use serde::{Deserialize, Serialize};
 
 use super::folder::{RESERVED_PREFIX, SavePath};
 use super::state_file;
+use crate::atomic_file::{open_regular, remove_leftovers};
 
 /// Partial downloads that were not continued for this long are removed.
 const MAX_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -63,7 +64,7 @@ impl Journal {
     /// # Errors
     /// It cannot be written.
     pub fn save(&self, folder: &Dir, key: &str) -> io::Result<()> {
-        state_file::write_json(folder, &name(key), self, false, true)
+        state_file::write_json(folder, &name(key), self, false)
     }
 
     /// Removes a journal.
@@ -88,18 +89,12 @@ pub fn part_name(key: &str) -> String {
 /// # Errors
 /// It cannot be opened.
 pub fn open_part(folder: &Dir, key: &str) -> io::Result<std::fs::File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true);
-    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
-    let file = folder.open_with(part_name(key), &options)?.into_std();
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("the partial file is not a regular file"));
-    }
-    Ok(file)
+    open_regular(folder, part_name(key), OpenOptions::new().read(true).write(true).create(true))
 }
 
-/// Removes old partial downloads and their journals.
+/// Removes old partial downloads and their journals, and what killed processes left while they wrote one.
 pub fn remove_old(state_dir: &Dir, parent: impl Fn(&SavePath) -> Option<Dir>) {
+    remove_leftovers(state_dir, |name| name.ends_with(".tmp"));
     let Ok(entries) = state_dir.entries() else { return };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -112,9 +107,8 @@ pub fn remove_old(state_dir: &Dir, parent: impl Fn(&SavePath) -> Option<Dir>) {
         let journal = state_file::read_json::<Journal>(state_dir, &name).ok().flatten();
         if let Some(folder) = journal.and_then(|journal| parent(&SavePath::parse(&journal.path).ok()?)) {
             // This machine's clock may be wrong: a locked file is in use.
-            let locked = folder
-                .open(part_name(key))
-                .is_ok_and(|part| matches!(part.into_std().try_lock(), Err(std::fs::TryLockError::WouldBlock)));
+            let locked = open_regular(&folder, part_name(key), OpenOptions::new().read(true))
+                .is_ok_and(|part| matches!(part.try_lock(), Err(std::fs::TryLockError::WouldBlock)));
             if locked {
                 continue;
             }

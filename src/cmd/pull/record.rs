@@ -2,8 +2,8 @@
 //! size, inode, mtime or ctime has changed is hashed again.
 
 use std::collections::BTreeMap;
-use std::fs::TryLockError;
 use std::io;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,9 +13,12 @@ use tracing::warn;
 
 use super::folder::Stamp;
 use super::state_file;
+use crate::atomic_file::FileLock;
 
 const NAME: &str = "record.json";
 const LOCK: &str = "record.lock";
+/// Permissions of the lock file: machines that share a folder may run the program as different users.
+const LOCK_MODE: u32 = 0o666;
 /// Longest time to wait for another process to write the record.
 const MAX_LOCK_WAIT: Duration = Duration::from_secs(5);
 /// Interval at which the record is written.
@@ -65,12 +68,11 @@ impl Record {
     /// # Errors
     /// It cannot be written.
     pub fn update(folder: &Dir, change: impl FnOnce(&mut BTreeMap<String, Verified>)) -> io::Result<()> {
-        let lock = folder.create(LOCK)?.into_std();
-        let locked = wait_for_lock(&lock);
+        let _lock = wait_for_lock(folder);
         let mut record = Self::load(folder);
         change(&mut record.files);
         record.version = VERSION;
-        state_file::write_json(folder, NAME, &record, true, locked)
+        state_file::write_json(folder, NAME, &record, true)
     }
 
     /// The entry of a save path.
@@ -126,15 +128,17 @@ impl Unrecorded {
     }
 }
 
-/// Locks the record; false if the file system has no locks, or a process that was stopped holds it. An entry that is
-/// lost then costs only hashing.
-fn wait_for_lock(lock: &std::fs::File) -> bool {
+/// Locks the record, unless the file system has no locks, or a process that was stopped holds it. An entry that is lost
+/// then costs only hashing.
+fn wait_for_lock(folder: &Dir) -> FileLock {
     let deadline = Instant::now() + MAX_LOCK_WAIT;
     loop {
-        match lock.try_lock() {
-            Ok(()) => return true,
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_INTERVAL),
-            Err(_) => return false,
+        match FileLock::acquire_in(folder, Path::new(LOCK), LOCK_MODE) {
+            Ok(lock) => return lock,
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(LOCK_INTERVAL);
+            }
+            Err(_) => return FileLock::unlocked(),
         }
     }
 }

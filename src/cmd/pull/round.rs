@@ -19,8 +19,8 @@ use super::http::{Opened, host};
 use super::journal::Journal;
 use super::response::BodyRange;
 use super::segments::Claim;
-use super::state_file::synced;
 use super::transfer::{Download, MIN_PROGRESS};
+use crate::atomic_file::synced;
 
 /// Interval at which the journal is written; bytes received since then are downloaded again after a kill.
 const JOURNAL_INTERVAL: Duration = Duration::from_millis(100);

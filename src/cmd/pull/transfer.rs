@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 use super::catalog::Model;
 use super::content::{self, Foreign};
 use super::error::{AttemptError, Problem};
-use super::folder::{Stamp, sync};
+use super::folder::Stamp;
 use super::http::{Opened, Source, Target, host};
 use super::journal::{self, Journal};
 use super::link::record_verified;
@@ -20,8 +20,8 @@ use super::plan::appeared_since_planned;
 use super::progress::{ModelProgress, Phase};
 use super::retry::Budget;
 use super::round::{Opening, check_part};
-use super::state_file::synced;
 use super::{Context, Pending};
+use crate::atomic_file::{sync_dir, synced};
 
 /// An attempt that received at least this many bytes does not count as a failure.
 pub const MIN_PROGRESS: u64 = 1024 * 1024;
@@ -362,7 +362,7 @@ impl Download<'_> {
             }
             folder.rename(&from, &folder, &to)?;
             // Not every file system supports this, and the rename has succeeded in any case.
-            let _ = sync(&folder);
+            let _ = sync_dir(&folder);
             Stamp::of(&part)
         });
         let renamed = renamed.await.unwrap_or_else(|panic| Err(io::Error::other(panic)));

@@ -8,9 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
-use super::{Machine, content, sum};
+use super::{Machine, content, key, sum};
 
 /// Two segments, so that several connections are used.
 const SIZE: usize = 17 << 20;
@@ -215,10 +214,8 @@ fn machine(name: &str, kinds: &[Kind], cut: usize, hash: impl Fn(&[u8]) -> Optio
 fn put_halves(machine: &Machine, hub: &Hub, hashed: bool) {
     for (path, (_, file)) in &hub.kinds {
         let content =
-            if hashed { format!("SHA256:{}", sum("sha256sum", file)) } else { format!("http://{}{path}", hub.address) };
-        let content = if hashed { content.to_lowercase() } else { content };
-        let digest = Sha256::digest(format!("f{path}\0{content}"));
-        let key = digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()[..24].to_owned();
+            if hashed { format!("sha256:{}", sum("sha256sum", file)) } else { format!("http://{}{path}", hub.address) };
+        let key = key(&format!("f{path}"), &content);
         machine.put(&format!("f/.model-catalog-{key}.part"), &file[..SIZE / 2]);
         let inode = machine.models().join(format!("f/.model-catalog-{key}.part")).metadata().unwrap().ino();
         let journal = json!({"path": format!("f{path}"), "total": SIZE, "validator": "\"same\"", "inode": inode,

@@ -13,11 +13,13 @@ mod outputs;
 mod probe;
 mod shared;
 mod tokens;
+mod written_files;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use files::Files;
+use sha2::{Digest, Sha256};
 
 use crate::support::{Db, Server, TempFolder};
 
@@ -62,6 +64,12 @@ fn sum(program: &str, content: &[u8]) -> String {
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), content).unwrap();
     let text = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
     text.split(' ').next().unwrap().to_owned()
+}
+
+/// The key of a partial file: `content` is the hash as `KIND:DIGITS`, or the URL.
+fn key(path: &str, content: &str) -> String {
+    let digest = Sha256::digest(format!("{path}\0{content}"));
+    digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()[..24].to_owned()
 }
 
 /// Adds a model; `hash` may be empty.
