@@ -42,9 +42,10 @@ impl Format {
     }
 }
 
-/// Renders the input file. Paths are relative to the working directory of aria2.
+/// The beginning of the input file: what is missing. [`push_item`] appends the models. Paths are relative to the
+/// working directory of aria2.
 #[must_use]
-pub fn render(selection: &Selection<'_>) -> String {
+pub fn head(selection: &Selection<'_>) -> String {
     let mut file = String::with_capacity(128 + 512 * selection.models.len());
     // Writing to a String cannot fail.
     let _ = writeln!(file, "# model-catalog: {} models; run aria2c in the models folder", selection.models.len());
@@ -55,11 +56,11 @@ pub fn render(selection: &Selection<'_>) -> String {
         let (id, by) = (quoted(&missing.id), quoted(&missing.required_by));
         let _ = writeln!(file, "# missing dependency: {id} required by {by}");
     }
-    selection.models.iter().for_each(|entry| item(&mut file, entry));
     file
 }
 
-fn item(file: &mut String, entry: &Entry) {
+/// Appends the item of a model to the input file. It takes a few microseconds, as the fields are parsed again.
+pub fn push_item(file: &mut String, entry: &Entry) {
     let Some(model) = entry.fields() else { return };
     let _ = writeln!(file, "\n# id: {}", quoted(&model.id));
     if let Some(size) = model.file_size_gb {

@@ -30,6 +30,7 @@ use super::handlers::snapshot::allowed_wait;
 use super::response::Response;
 use super::socket::Io;
 use super::{Handled, Handler};
+use crate::metrics::TimedOut;
 
 /// How long a client may take.
 #[derive(Debug, Clone, Copy)]
@@ -180,9 +181,20 @@ impl Connection {
         phase == WAITING
     }
 
+    /// A lingering close begins. What is discarded is no request.
     pub(super) fn lingering(&self) {
+        self.phase.store(IDLE, Relaxed);
         let deadline = nanos(self.accepted.elapsed()).saturating_add(nanos(LINGER_TIME));
         self.deadline.store(deadline, Relaxed);
+    }
+
+    /// The deadline has passed, and the connection is closed.
+    fn timed_out(&self) {
+        match self.phase.load(Relaxed) {
+            IDLE => {}
+            RESPONSE => self.handler.metrics().timed_out(TimedOut::Response),
+            _ => self.handler.metrics().timed_out(TimedOut::Request),
+        }
     }
 
     /// Whether the client may still be sending. Closing would reset the connection, and a client that sends all of its
@@ -193,7 +205,7 @@ impl Connection {
     }
 }
 
-/// The longest timeout is a year, which fits 500 times.
+/// A u64 of nanoseconds holds 584 years; timeouts are at most one.
 fn nanos(duration: Duration) -> u64 {
     duration.as_secs().saturating_mul(1_000_000_000).saturating_add(duration.subsec_nanos().into())
 }
@@ -300,6 +312,7 @@ where
                 return Poll::Pending;
             }
             if deadline <= Instant::now() {
+                this.connection.timed_out();
                 return Poll::Ready(());
             }
             this.alarm.set(Some(tokio::time::sleep_until(deadline.into())));

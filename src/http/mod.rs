@@ -332,7 +332,11 @@ impl Handler {
             Deferred::Batch(head) => Either::Left(async move {
                 let mut reservation = self.api.memory.reserve();
                 let response = match body::read(&mut body, self.api.limits.body_bytes, &mut reservation).await {
-                    Ok(body) => self.batch(head, &body, reservation),
+                    Ok(body) => match self.batch(head, &body, reservation) {
+                        Either::Left(response) => response,
+                        // In a box, so that the futures of other batches are no larger.
+                        Either::Right(file) => Box::pin(self.aria2(file)).await,
+                    },
                     Err(response) => self.with_revision(response),
                 };
                 (response, body.is_end_stream())

@@ -17,7 +17,7 @@ use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, Int
 pub use self::reads::ReadMetrics;
 pub use self::replay::ReplayMetrics;
 use self::requests::RequestCollector;
-pub use self::requests::{RequestMetrics, Route, statuses, templates};
+pub use self::requests::{RequestMetrics, Route, TimedOut, statuses, templates};
 use self::top_missing::Id;
 pub use self::top_missing::{ID_BYTES, truncate};
 pub use self::upstream::UpstreamMetrics;

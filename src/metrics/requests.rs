@@ -84,6 +84,17 @@ pub fn statuses() -> Vec<&'static str> {
 const INITIAL_ROUTES: [Route; 2] = [Route::Single, Route::Batch];
 const INITIAL_STATUSES: [u16; 3] = [200, 500, 503];
 
+/// What a connection that was closed by `CATALOG_REQUEST_TIMEOUT` was about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimedOut {
+    /// The request was not complete, or its response not ready.
+    Request,
+    /// The response was not sent.
+    Response,
+}
+
+const TIMED_OUT: [(TimedOut, &str); 2] = [(TimedOut::Request, "request"), (TimedOut::Response, "response")];
+
 /// Upper bounds in seconds. A response from memory takes a few microseconds, a stalled client's body many seconds.
 const REQUEST_SECONDS: [f64; 14] =
     [10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 100e-3, 1.0, 10.0];
@@ -129,6 +140,7 @@ pub struct RequestMetrics {
     not_found: AtomicU64,
     opened: AtomicU64,
     closed: AtomicU64,
+    timed_out: [AtomicU64; TIMED_OUT.len()],
     /// Locked only for an unknown id, and to read the list.
     missing: Mutex<TopMissingIds>,
 }
@@ -143,6 +155,7 @@ impl RequestMetrics {
             not_found: AtomicU64::new(0),
             opened: AtomicU64::new(0),
             closed: AtomicU64::new(0),
+            timed_out: Default::default(),
             missing: Mutex::default(),
         }
     }
@@ -185,6 +198,11 @@ impl RequestMetrics {
     pub fn connection_closed(&self) {
         add(&self.closed, 1);
     }
+
+    /// Counts a connection that is closed because a request took too long.
+    pub fn timed_out(&self, what: TimedOut) {
+        add(&self.timed_out[what as usize], 1);
+    }
 }
 
 /// Sums the [`RequestMetrics`] of all threads at a scrape.
@@ -196,6 +214,7 @@ pub(super) struct RequestCollector {
     connections: Desc,
     batch_ids: Desc,
     lookups: Desc,
+    timeouts: Desc,
 }
 
 impl RequestCollector {
@@ -219,6 +238,11 @@ impl RequestCollector {
             connections: desc("catalog_http_connections", "Open connections.", &[])?,
             batch_ids: desc("catalog_batch_ids", "Ids per batch.", &[])?,
             lookups: desc("catalog_lookups_total", "Lookups of ids, by outcome.", &["outcome"])?,
+            timeouts: desc(
+                "catalog_http_timeouts_total",
+                "Connections closed because a request or its response was not complete in time, by which of the two.",
+                &["incomplete"],
+            )?,
         })
     }
 
@@ -247,7 +271,7 @@ impl RequestCollector {
 
 impl Collector for RequestCollector {
     fn desc(&self) -> Vec<&Desc> {
-        vec![&self.requests, &self.seconds, &self.connections, &self.batch_ids, &self.lookups]
+        vec![&self.requests, &self.seconds, &self.connections, &self.batch_ids, &self.lookups, &self.timeouts]
     }
 
     fn collect(&self) -> Vec<proto::MetricFamily> {
@@ -274,6 +298,9 @@ impl Collector for RequestCollector {
             counter(sum(&|t| &t.found), &[("outcome", "found")]),
             counter(sum(&|t| &t.not_found), &[("outcome", "not_found")]),
         ];
+        let timeouts = TIMED_OUT
+            .map(|(what, label)| counter(sum(&|t| &t.timed_out[what as usize]), &[("incomplete", label)]))
+            .to_vec();
         let mut connections = proto::Gauge::default();
         connections.set_value(sum(&|t| &t.opened).saturating_sub(sum(&|t| &t.closed)) as f64);
 
@@ -282,6 +309,7 @@ impl Collector for RequestCollector {
             family(&self.connections, GAUGE, vec![proto::Metric::from_gauge(connections)]),
             family(&self.batch_ids, HISTOGRAM, vec![histogram(&batch_ids, 1.0, &BATCH_IDS, &[])]),
             family(&self.lookups, COUNTER, lookups),
+            family(&self.timeouts, COUNTER, timeouts),
             family(&self.requests, COUNTER, requests),
             family(&self.seconds, HISTOGRAM, seconds),
         ]

@@ -1,15 +1,19 @@
 //! `POST /api/models/batch`: many models in one response, all of them from one snapshot.
 
+use std::sync::Arc;
+
+use futures_util::future::Either;
 use hyper::header::HeaderValue;
 use hyper::{HeaderMap, Request, StatusCode};
 
 use crate::catalog::dependencies::Selection;
+use crate::catalog::entry::Entry;
 use crate::catalog::snapshot::Snapshot;
 use crate::http::aria2::{self, Format};
 use crate::http::batch_request::BatchRequest;
 use crate::http::memory_budget::Reservation;
 use crate::http::response::{self, Response};
-use crate::http::{Handler, batch_response, set_revision};
+use crate::http::{Handler, batch_response, with_revision};
 
 /// What a batch needs of its request's head.
 pub(in crate::http) struct Head {
@@ -26,28 +30,61 @@ impl Head {
     }
 }
 
+/// An input file for aria2 whose models are not rendered yet.
+pub(in crate::http) struct Aria2File {
+    head: String,
+    models: Vec<Entry>,
+    snapshot: Arc<Snapshot>,
+    headers: HeaderMap,
+    reservation: Reservation,
+}
+
+/// Models of an input file for aria2 that are rendered before other connections of the thread get their turn. A model
+/// takes up to 5 µs.
+const ARIA2_STEP: usize = 50;
+
 impl Handler {
     /// The response to a batch with this body, whose memory is reserved until the response has been built.
-    pub(in crate::http) fn batch(&self, head: Head, body: &[u8], reservation: Reservation) -> Response {
+    pub(in crate::http) fn batch(
+        &self,
+        head: Head,
+        body: &[u8],
+        reservation: Reservation,
+    ) -> Either<Response, Aria2File> {
         let bad_request = |message: &str| self.with_revision(response::error(StatusCode::BAD_REQUEST, message));
         let format = match head.format {
             Ok(format) => format,
-            Err(message) => return bad_request(message),
+            Err(message) => return Either::Left(bad_request(message)),
         };
         let mut parser = self.parser();
         let batch = match parser.parse(body, self.api.limits.batch_ids) {
             Ok(batch) => batch,
-            Err(error) => return bad_request(&error.to_string()),
+            Err(error) => return Either::Left(bad_request(&error.to_string())),
         };
         let current = self.api.store.load();
-        let Some(snapshot) = current.as_deref() else { return response::not_loaded() };
-        let mut response = if format == Format::Json && !batch.resolve_dependencies {
-            self.models(snapshot, &batch, head.headers, reservation)
+        let Some(snapshot) = current.as_ref() else { return Either::Left(response::not_loaded()) };
+        let responded = if format == Format::Json && !batch.resolve_dependencies {
+            Either::Left(self.models(snapshot, &batch, head.headers, reservation))
         } else {
             self.selection(snapshot, &batch, format, head.headers, reservation)
         };
-        set_revision(&mut response, snapshot);
-        response
+        match responded {
+            Either::Left(response) => Either::Left(with_revision(response, snapshot)),
+            file => file,
+        }
+    }
+
+    /// The response with an input file for aria2.
+    pub(in crate::http) async fn aria2(&self, file: Aria2File) -> Response {
+        let Aria2File { head: mut text, models, snapshot, headers, reservation } = file;
+        for (step, models) in models.chunks(ARIA2_STEP).enumerate() {
+            if step > 0 {
+                tokio::task::yield_now().await;
+            }
+            models.iter().for_each(|entry| aria2::push_item(&mut text, entry));
+        }
+        let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
+        with_revision(self.respond_with(headers, content_type, text.into(), reservation), &snapshot)
     }
 
     fn models(
@@ -66,12 +103,12 @@ impl Handler {
 
     fn selection(
         &self,
-        snapshot: &Snapshot,
+        snapshot: &Arc<Snapshot>,
         batch: &BatchRequest<'_>,
         format: Format,
         headers: HeaderMap,
         reservation: Reservation,
-    ) -> Response {
+    ) -> Either<Response, Aria2File> {
         let selection = if batch.resolve_dependencies {
             Selection::with_dependencies(snapshot, &batch.ids, self.api.limits.batch_ids)
         } else {
@@ -79,14 +116,21 @@ impl Handler {
         };
         let selection = match selection {
             Ok(selection) => selection,
-            Err(error) => return response::error(StatusCode::BAD_REQUEST, &error.to_string()),
+            Err(error) => return Either::Left(response::error(StatusCode::BAD_REQUEST, &error.to_string())),
         };
         self.count_batch(batch.ids.len(), &selection.not_found);
-        let (content_type, body) = match format {
-            Format::Json => ("application/json", batch_response::with_dependencies(&selection)),
-            Format::Aria2 => ("text/plain; charset=utf-8", aria2::render(&selection).into()),
-        };
-        self.respond_with(headers, HeaderValue::from_static(content_type), body, reservation)
+        match format {
+            Format::Json => {
+                let json = batch_response::with_dependencies(&selection);
+                let content_type = HeaderValue::from_static("application/json");
+                Either::Left(self.respond_with(headers, content_type, json, reservation))
+            }
+            Format::Aria2 => {
+                let head = aria2::head(&selection);
+                let models = selection.models.into_iter().cloned().collect();
+                Either::Right(Aria2File { head, models, snapshot: Arc::clone(snapshot), headers, reservation })
+            }
+        }
     }
 
     /// The request's body is done with; its reservation ends, and the response has one of its own.

@@ -1,6 +1,7 @@
 //! Soak test: random writes, random faults and hostile clients for `SOAK_SECONDS` (10 by default, 240 in `make soak`).
 //!
-//! Postgres, the network, the disk, the name server, the clock and the limit of threads misbehave, and threads panic.
+//! Postgres, the network, the disk, the name server, the clock, the limit of threads and the reader of the log misbehave,
+//! and threads panic.
 //!
 //! No batch may be torn, no reader may see an older state, no request may fail. After faults a change must be served
 //! within [`CATCH_UP`]. At the end the catalog must equal the table, the audits must have found no mismatch, no thread
@@ -99,10 +100,10 @@ impl Environment {
     }
 
     /// Injects a random fault for a moment and returns its name.
-    async fn inject_fault(&mut self) -> &'static str {
+    async fn inject_fault(&mut self, server: &Server) -> &'static str {
         let moment = Duration::from_millis(fastrand::u64(50..1_500));
         let Self { postgres, proxy, system, .. } = self;
-        match fastrand::u32(..if length() < LONG_RUN { 16 } else { 17 }) {
+        match fastrand::u32(..if length() < LONG_RUN { 17 } else { 18 }) {
             signal @ 0..3 => {
                 let names = ["INT", "QUIT", "KILL"];
                 postgres.stop(names[signal as usize]).unwrap();
@@ -184,6 +185,13 @@ impl Environment {
                 system.begin(fault);
                 tokio::time::sleep(2 * moment).await;
                 fault
+            }
+            16 => {
+                server.pause_log(true);
+                // The writers' changes fill the pipe in about two seconds.
+                tokio::time::sleep(Duration::from_secs(3) + moment).await;
+                server.pause_log(false);
+                "log not read"
             }
             _ => {
                 self.fail_over().await;
@@ -318,7 +326,7 @@ async fn random_changes_under_random_faults_stay_consistent() {
     for third in 1..=3 {
         let hostile = HostileClients::start(&server.address, 4);
         loop {
-            let fault = environment.inject_fault().await;
+            let fault = environment.inject_fault(&server).await;
             *faults.entry(fault).or_default() += 1;
             if fastrand::u32(..4) == 0 {
                 assert_catches_up(&server, &environment, fault).await;

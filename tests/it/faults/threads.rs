@@ -8,7 +8,8 @@ use hyper::Request;
 
 use crate::support::proxy::Proxy;
 use crate::support::system_faults::SystemFaults;
-use crate::support::{Db, Server, TempFolder, WAIT_LIMIT, migrated, sql, start_postgres};
+
+use crate::support::{Db, Server, TempFolder, Unwritable, WAIT_LIMIT, migrated, sql, start_postgres};
 
 async fn with_a(faults: &SystemFaults, settings: &[(&str, &str)]) -> (Db, Server) {
     let db = Db::new().await;
@@ -107,5 +108,22 @@ async fn every_thread_that_panics_is_restarted() {
         let counted = format!("catalog_thread_restarts_total{{thread=\"{thread}\"}} 1");
         let text = metrics.await.text();
         assert!(text.contains(&counted), "{counted}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn the_loader_is_restarted_while_the_log_cannot_be_written() {
+    for output in Unwritable::ALL {
+        let (db, faults) = (Db::new().await, SystemFaults::new());
+        db.add("a").await;
+        let (stderr, _reader) = output.open();
+        let server = Server::spawn_unlogged(&output.prefix(2), stderr, &db.url, &faults.settings()).await;
+        faults.begin("panic-loader");
+        db.sql("UPDATE models SET name = 'wakes the loader'").await;
+        server.until("the loader panics", |_| std::future::ready(!faults.is_active("panic-loader"))).await;
+        db.sql("UPDATE models SET name = 'changed'").await;
+        server.until_named("a", "changed").await;
+        let restarts = server.metric("catalog_thread_restarts_total{thread=\"loader\"}").await;
+        assert_eq!(restarts, 1.0, "{output:?}");
     }
 }

@@ -57,6 +57,9 @@ async fn slow_clients_are_disconnected() {
     }
     slow.into_iter().for_each(|client| client.join().unwrap());
     assert!(answered > 10, "{answered}");
+    // Those that sent nothing are idle.
+    assert_eq!(server.metric("catalog_http_timeouts_total{incomplete=\"request\"}").await, 12.0);
+    assert_eq!(server.metric("catalog_http_timeouts_total{incomplete=\"response\"}").await, 0.0);
 }
 
 #[tokio::test]
@@ -82,12 +85,13 @@ async fn client_that_does_not_read_is_disconnected_with_bounded_memory() {
     server
         .until("the large description is served", |_| std::future::ready(get("/api/models/a").body.len() > 20_000))
         .await;
-    let memory = || {
+    let metric = |name: &str| {
         let metrics = get("/metrics").text();
-        let value = metrics.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
-        value.unwrap().parse::<f64>().unwrap()
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or(0.0)
     };
-    for header in ["", "te: trailers\r\n"] {
+    let memory = || metric("process_resident_memory_bytes");
+    for (header, timeouts) in [("", 1.0), ("te: trailers\r\n", 2.0)] {
         let mut stream = connect(&server.address);
         stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
         let before = memory();
@@ -97,6 +101,8 @@ async fn client_that_does_not_read_is_disconnected_with_bounded_memory() {
         let grown = memory() - before;
         assert!(grown < 16e6, "{grown} bytes for one client that does not read");
         // It is disconnected with unsent responses: the stream ends within one, or with a reset.
+        let counted = || metric("catalog_http_timeouts_total{incomplete=\"response\"}") == timeouts;
+        server.until("its timeout is counted", |_| std::future::ready(counted())).await;
         read_to_close(&mut stream);
     }
     assert_eq!(get("/api/models/a").status, 200);

@@ -2,7 +2,9 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,9 @@ pub const NOTIFY_ONLY: &[(&str, &str)] = &[("CATALOG_POLL_INTERVAL", "1h")];
 pub struct Server {
     child: Mutex<Child>,
     log: Arc<Mutex<Vec<String>>>,
+    /// The reading end of the pipe of the log, and whether it is not read for a while.
+    log_pipe: Option<OwnedFd>,
+    log_paused: Arc<AtomicBool>,
     /// `127.0.0.1:PORT` of the API.
     pub address: String,
     http: HttpClient<HttpConnector, Full<Bytes>>,
@@ -64,12 +69,21 @@ impl Server {
     pub async fn spawn_wrapped(prefix: &[&str], url: &str, settings: &[(&str, &str)]) -> Self {
         let mut child = Self::command(prefix, url, settings).stderr(Stdio::piped()).spawn().unwrap();
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
-        let (lines, copy) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
+        let log_paused = Arc::new(AtomicBool::new(false));
+        let pipe = child.stderr.take().unwrap();
+        let log_pipe = Some(pipe.as_fd().try_clone_to_owned().unwrap());
+        let (lines, copy) = (BufReader::new(pipe), Arc::clone(&log));
+        let paused = Arc::clone(&log_paused);
         std::thread::spawn(move || {
-            lines.lines().map_while(Result::ok).for_each(|line| copy.lock().unwrap().push(line))
+            for line in lines.lines().map_while(Result::ok) {
+                copy.lock().unwrap().push(line);
+                while paused.load(Relaxed) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
         });
         let http = HttpClient::builder(TokioExecutor::new()).build_http();
-        let mut server = Self { child: Mutex::new(child), log, address: String::new(), http };
+        let mut server = Self { child: Mutex::new(child), log, log_pipe, log_paused, address: String::new(), http };
         server
             .until("it listens", |s| async move { s.logged("\"message\":\"listening\"") > 0 || s.exited().is_some() })
             .await;
@@ -88,7 +102,7 @@ impl Server {
         let mut command = Self::command(&prefix, url, &[&[("CATALOG_ADDR", &*address)], settings].concat());
         let child = Mutex::new(command.stderr(stderr).spawn().unwrap());
         let http = HttpClient::builder(TokioExecutor::new()).build_http();
-        let server = Self { child, log: Arc::default(), address, http };
+        let server = Self { child, log: Arc::default(), log_pipe: None, log_paused: Arc::default(), address, http };
         server
             .until("it is ready", |s| async move {
                 assert!(s.exited().is_none(), "the server ended: {:?}", s.exited());
@@ -116,6 +130,13 @@ impl Server {
     /// The lines logged so far.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
+    }
+
+    /// Stops or continues reading the log, through a pipe that holds a page.
+    pub fn pause_log(&self, paused: bool) {
+        self.log_paused.store(paused, Relaxed);
+        // Fails while it holds more.
+        let _ = rustix::pipe::fcntl_setpipe_size(self.log_pipe.as_ref().unwrap(), 4096);
     }
 
     /// The number of log lines that contain `text`.
