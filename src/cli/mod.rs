@@ -193,8 +193,8 @@ pub enum LogFormat {
 #[derive(Debug, Args)]
 #[group(skip)]
 pub struct DatabaseArgs {
-    /// The database, in libpq's syntax: postgres://user@host:5432/name, or key=value pairs. The password can also come
-    /// from PGPASSWORD or PGPASSFILE, the TLS settings from PGSSLMODE and PGSSLROOTCERT.
+    /// The database, in libpq's syntax: postgres://user@host:5432/name, or key=value pairs. Settings that it
+    /// lacks come from a service file and from libpq's environment variables, such as PGPASSWORD and PGSSLMODE.
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true, required = true)]
     pub database_url: Option<Secret>,
     /// Channel on which Postgres notifies of changes; `migrate` stores it in the database.

@@ -130,8 +130,8 @@ impl Loader {
                 rows_read += 1;
                 let before = refresh.changed();
                 match change.row {
-                    Some(row) => refresh.row(change.id, row),
-                    None => refresh.deleted(change.id),
+                    Some(row) => refresh.row(&change.id, row),
+                    None => refresh.deleted(&change.id),
                 }
                 // The first delta after a reconnect repeats changes that are served already.
                 if refresh.changed() > before {
@@ -206,12 +206,14 @@ impl Loader {
                 if changed.position.is_none() {
                     changed.position = Some(Position::from_row(row)?);
                 }
-                changed.too_many = rows::effort(row)?.many;
+                changed.too_many |= rows::effort(row)?.many;
                 if session.sync_mode() == SyncMode::Standby {
                     changed.xids.extend(rows::xid(row)?);
                 }
                 if let Some(change) = rows::change(row)? {
-                    changed.ages.insert(change.id.to_owned(), change.age_seconds);
+                    // The view cannot be searched for an id that is shown with escapes.
+                    changed.too_many |= change.escaped;
+                    changed.ages.insert(change.id.into_owned(), change.age_seconds);
                 }
             }
         }

@@ -51,12 +51,10 @@ use standby::Standby;
 use structure::Structure;
 use unknown_ids::UnknownIds;
 
-/// An audit follows a restart of the database within this time, varied at random: what was restored may be another
-/// state of the same history, and nothing else may show it.
-const AUDIT_AFTER_RESTART: Duration = Duration::from_secs(60);
-
 /// Time until the next read after a full read that took too long, at most its limit.
 const PAUSE_AFTER_TOO_LONG: Duration = Duration::from_secs(60);
+/// Number of poll intervals after which a server that refused to listen is asked again. It logs each refusal.
+const LISTEN_RETRY_POLLS: u32 = 6;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -162,7 +160,7 @@ impl Loader {
         let every = if by_standby_delta { self.settings.standby_poll_interval } else { self.settings.poll_interval };
         let mode = (session.sync_mode(), session.is_direct());
         if self.logged_mode.replace(mode) != Some(mode) {
-            report::log_sync_mode(mode, every);
+            report::log_sync_mode(mode, every, session.listen_refused());
         }
         self.application_name.clear();
         self.set_application_name(&session, application_name(&self.settings.replica, None));
@@ -172,6 +170,7 @@ impl Loader {
         self.sync_once(&session).await?;
         self.metrics.listener_connected.set(i64::from(session.sync_mode() == SyncMode::Live));
         self.backoff.reset();
+        let mut listen_again = Instant::now() + LISTEN_RETRY_POLLS * self.settings.poll_interval;
         loop {
             tokio::select! {
                 () = self.notified.notified() => {}
@@ -179,41 +178,23 @@ impl Loader {
                 () = tokio::time::sleep_until(self.next_audit.into()) => {}
                 reason = session.closed() => return Err(SessionError::Closed(reason)),
             }
+            if session.listen_refused().is_some() && Instant::now() >= listen_again {
+                listen_again = Instant::now() + LISTEN_RETRY_POLLS * self.settings.poll_interval;
+                session.listen_again().await?;
+                self.on_listening(&session);
+            }
             self.sync_once(&session).await?;
             tokio::time::sleep(self.costs.pause().min(self.settings.poll_interval)).await;
         }
     }
 
-    /// Chooses the position that the first delta of a session reads from, if it may be a delta.
-    async fn resume_from(&mut self, session: &Session) -> Result<(), SessionError> {
-        let restarted =
-            self.server_started.replace(session.server_started().into()).as_deref() != Some(session.server_started());
-        let Some(latest) = self.position.take() else { return Ok(()) };
-        if restarted {
-            self.next_audit = self.next_audit.min(Instant::now() + AUDIT_AFTER_RESTART.mul_f64(fastrand::f64()));
+    /// Reports that a server that refused to listen does so no longer.
+    fn on_listening(&mut self, session: &Session) {
+        if session.sync_mode() == SyncMode::Live {
+            info!("the server no longer refuses LISTEN: it notifies of changes");
+            self.metrics.listener_connected.set(1);
+            self.logged_mode = Some((SyncMode::Live, session.is_direct()));
         }
-        // A standby may have been rewound, or be another one of the same name: both would go unnoticed.
-        if session.sync_mode() == SyncMode::Standby {
-            return Ok(());
-        }
-        // What was served last must still be there, not only what is old enough to be durable.
-        self.position = Some(latest);
-        self.forget_lost_position(session).await?;
-        self.position = self.position.take().and_then(|_| self.resume.position().cloned());
-        Ok(())
-    }
-
-    /// Gives up the position if the database no longer has what was read there.
-    async fn forget_lost_position(&mut self, session: &Session) -> Result<(), ReadError> {
-        if let Some(position) = &self.position
-            && !session.confirms(position).await?
-        {
-            info!(
-                "the database no longer has what was read from it, as after a failover or a restore: loading everything"
-            );
-            self.position = None;
-        }
-        Ok(())
     }
 
     /// Reads what changed, publishes it, and reports the new position in the application name.

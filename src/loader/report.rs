@@ -91,10 +91,18 @@ pub fn log_rejections(rejected: &[(Box<str>, Box<str>)]) {
     }
 }
 
-/// Logs a mode in which changes arrive late. `every` is the interval at which they are read.
-pub fn log_sync_mode((mode, direct): (SyncMode, bool), every: Duration) {
+/// Logs a mode in which changes arrive late. `every` is the interval at which they are read, and `refused` the reason
+/// if the server refused to listen.
+pub fn log_sync_mode((mode, direct): (SyncMode, bool), every: Duration, refused: Option<&str>) {
     match mode {
         SyncMode::Live => {}
+        SyncMode::Polling if direct => {
+            let reason = refused.unwrap_or_default();
+            warn!(
+                ?every,
+                reason, "the server refuses LISTEN: changes are read at intervals, and LISTEN is tried again"
+            );
+        }
         SyncMode::Polling => {
             warn!(
                 ?every,

@@ -6,11 +6,21 @@
 
 use std::time::{Duration, Instant};
 
+use tracing::info;
+
+use super::{Loader, SessionError};
+use crate::catalog::store::SyncMode;
+use crate::postgres::error::ReadError;
 use crate::postgres::position::Position;
+use crate::postgres::session::Session;
 
 /// Age at which everything is durable: the WAL writer of Postgres takes at most three times `wal_writer_delay`, which
 /// is at most 10 s.
 const DURABLE_AFTER: Duration = Duration::from_secs(30);
+
+/// An audit follows a restart of the database within this time, varied at random: what was restored may be another
+/// state of the same history, and nothing else may show it.
+const AUDIT_AFTER_RESTART: Duration = Duration::from_secs(60);
 
 /// A position that is 30 to 60 s old, or the oldest of the current history. Reading from it returns changes that are
 /// served already, which is harmless.
@@ -40,6 +50,40 @@ impl ResumePoint {
     #[must_use]
     pub fn position(&self) -> Option<&Position> {
         self.durable.as_ref()
+    }
+}
+
+impl Loader {
+    /// Chooses the position that the first delta of a session reads from, if it may be a delta.
+    pub(super) async fn resume_from(&mut self, session: &Session) -> Result<(), SessionError> {
+        let restarted =
+            self.server_started.replace(session.server_started().into()).as_deref() != Some(session.server_started());
+        let Some(latest) = self.position.take() else { return Ok(()) };
+        if restarted {
+            self.next_audit = self.next_audit.min(Instant::now() + AUDIT_AFTER_RESTART.mul_f64(fastrand::f64()));
+        }
+        // A standby may have been rewound, or be another one of the same name: both would go unnoticed.
+        if session.sync_mode() == SyncMode::Standby {
+            return Ok(());
+        }
+        // What was served last must still be there, not only what is old enough to be durable.
+        self.position = Some(latest);
+        self.forget_lost_position(session).await?;
+        self.position = self.position.take().and_then(|_| self.resume.position().cloned());
+        Ok(())
+    }
+
+    /// Gives up the position if the database no longer has what was read there.
+    pub(super) async fn forget_lost_position(&mut self, session: &Session) -> Result<(), ReadError> {
+        if let Some(position) = &self.position
+            && !session.confirms(position).await?
+        {
+            info!(
+                "the database no longer has what was read from it, as after a failover or a restore: loading everything"
+            );
+            self.position = None;
+        }
+        Ok(())
     }
 }
 

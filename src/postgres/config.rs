@@ -1,25 +1,29 @@
-//! How to reach the database: `DATABASE_URL`, libpq's environment variables and the password file.
+//! How to reach the database: settings of libpq, each supported, ignored where that is harmless, or refused by name.
 //!
-//! The driver parses most of a connection string. The TLS settings that it does not know (`sslmode=verify-*`,
-//! `sslrootcert`) are removed first.
+//! The driver interprets most of them. Those of TLS, the password file and the roles of servers are interpreted here,
+//! because it does not know them or gives them another meaning.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode};
+use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+pub use super::connection_string::Environment;
+use super::connection_string::{Setting, Settings, is_of_the_driver, refuse};
 use super::passfile;
-use super::tls::{self, Mode, TlsError};
+pub use super::server_role::ServerRole;
+use super::tls::{self, Mode, TlsError, TlsFiles};
 
 /// TCP keepalive: a peer that is gone is noticed after the idle time and the probes, about 20 seconds.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// Why a connection string can't be used. Never quotes it, because it may contain a password.
+/// Why the settings of a connection can't be used. Never quotes a connection string, because it may contain a password.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseUrlError {
     /// It can't be parsed.
@@ -28,9 +32,14 @@ pub enum DatabaseUrlError {
          or key=value pairs such as host=/run/postgresql dbname=models"
     )]
     Syntax(String),
-    /// Its TLS settings can't be used.
-    #[error("DATABASE_URL: {0}")]
-    Tls(#[from] TlsError),
+    /// A setting can't be used.
+    #[error("{origin}: {message}")]
+    Setting {
+        /// `DATABASE_URL`, an environment variable or a service.
+        origin: String,
+        /// The setting, what is wrong with it and what would do.
+        message: String,
+    },
 }
 
 /// A database, how to connect to it and how long to wait for it.
@@ -38,6 +47,8 @@ pub enum DatabaseUrlError {
 pub struct DatabaseConfig {
     /// Settings of the driver.
     pub driver: Config,
+    /// The role that the server must have, which the driver does not know.
+    pub role: Option<ServerRole>,
     /// TLS of the connections.
     pub tls: MakeRustlsConnect,
     /// Whether the server's certificate is verified.
@@ -54,34 +65,6 @@ impl fmt::Debug for DatabaseConfig {
     }
 }
 
-/// The environment variables of libpq that are supported.
-#[derive(Debug, Default, Clone)]
-pub struct Environment {
-    /// `PGPASSWORD`
-    pub password: Option<String>,
-    /// `PGPASSFILE`, or `.pgpass` in the home directory.
-    pub passfile: Option<PathBuf>,
-    /// `PGSSLMODE`
-    pub sslmode: Option<String>,
-    /// `PGSSLROOTCERT`
-    pub sslrootcert: Option<String>,
-}
-
-impl Environment {
-    /// Reads the environment of this process.
-    #[must_use]
-    pub fn from_env() -> Self {
-        let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let home = || Some(PathBuf::from(var("HOME")?).join(".pgpass"));
-        Self {
-            password: var("PGPASSWORD"),
-            passfile: var("PGPASSFILE").map(PathBuf::from).or_else(home),
-            sslmode: var("PGSSLMODE"),
-            sslrootcert: var("PGSSLROOTCERT"),
-        }
-    }
-}
-
 impl DatabaseConfig {
     /// Parses a connection string; settings that it lacks come from `environment`.
     ///
@@ -93,16 +76,14 @@ impl DatabaseConfig {
         channel: &str,
         timeout: Duration,
     ) -> Result<Self, DatabaseUrlError> {
-        let scheme = url_scheme(url);
-        if scheme.is_some_and(|scheme| !["postgres", "postgresql"].contains(&scheme)) {
-            return Err(DatabaseUrlError::Syntax("is a URL whose scheme is not postgres".into()));
+        let settings = Settings::collect(url, environment)?;
+        for setting in &settings.all {
+            refuse(setting)?;
         }
-        let Split { rest, sslmode, sslrootcert } = if scheme.is_some() { split_url(url) } else { split_pairs(url) };
-        let mut driver = parse_driver(&rest)?;
-        let sslmode = sslmode.or_else(|| environment.sslmode.clone());
-        let mode = sslmode.map_or(Ok(Mode::Prefer), |mode| mode.parse())?;
-        let root = sslrootcert.or_else(|| environment.sslrootcert.clone());
-        let (tls, verifies_server) = tls::connector(mode, root.as_deref())?;
+        let mut driver = parse_driver(&settings)?;
+        let mode = tls_mode(&settings, environment)?;
+        let files = tls_files(&settings, environment, mode);
+        let (tls, verifies_server) = tls::connector(mode, &files).map_err(|error| of_tls(&settings, &error))?;
         // Like libpq, never use TLS on a unix socket.
         let tcp = driver.get_hosts().iter().any(|host| matches!(host, Host::Tcp(_)));
         let network = tcp || !driver.get_hostaddrs().is_empty();
@@ -112,14 +93,19 @@ impl DatabaseConfig {
             Mode::Prefer => SslMode::Prefer,
             Mode::Require | Mode::VerifyCa | Mode::VerifyFull => SslMode::Require,
         });
-        let from_file = |driver: &Config| passfile::password(environment.passfile.as_ref()?, driver);
+        let passfile = settings.get("passfile").map(PathBuf::from);
+        let passfile = passfile.or_else(|| Some(environment.home.as_ref()?.join(".pgpass")));
         if driver.get_password().is_none()
-            && let Some(password) = environment.password.clone().or_else(|| from_file(&driver))
+            && let Some(password) = passfile.and_then(|path| passfile::password(&path, &driver))
         {
             driver.password(password);
         }
-        set_defaults(&mut driver, timeout);
-        Ok(Self { driver, tls, verifies_server, channel: channel.into(), timeout })
+        let role = server_role(&settings, &mut driver)?;
+        set_timeouts(&settings, &mut driver, timeout)?;
+        if driver.get_application_name().is_none() {
+            driver.application_name(settings.get("fallback_application_name").unwrap_or(env!("CARGO_PKG_NAME")));
+        }
+        Ok(Self { driver, role, tls, verifies_server, channel: channel.into(), timeout })
     }
 
     /// The same database with its hosts tried in random order: otherwise a first host that accepts connections and
@@ -134,11 +120,9 @@ impl DatabaseConfig {
     /// The addresses to try, as `host:port` or the path of the unix socket, for error messages.
     #[must_use]
     pub fn address(&self) -> String {
-        let ports = self.driver.get_ports();
-        let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(5432);
         let hosts = self.driver.get_hosts().iter().enumerate().map(|(index, host)| match host {
-            Host::Tcp(name) => format!("{name}:{}", port(index)),
-            Host::Unix(directory) => format!("{}/.s.PGSQL.{}", directory.display(), port(index)),
+            Host::Tcp(name) => format!("{name}:{}", port(&self.driver, index)),
+            Host::Unix(directory) => format!("{}/.s.PGSQL.{}", directory.display(), port(&self.driver, index)),
         });
         hosts.collect::<Vec<_>>().join(", ")
     }
@@ -150,22 +134,39 @@ impl DatabaseConfig {
     }
 }
 
-/// The scheme, if the connection string is a URL and not pairs.
-fn url_scheme(text: &str) -> Option<&str> {
-    let (scheme, _) = text.split_once("://")?;
-    let valid = |c: char| c.is_ascii_alphanumeric() || "+-.:".contains(c);
-    (!scheme.is_empty() && scheme.chars().all(valid)).then_some(scheme)
+/// The port of a host.
+pub(super) fn port(driver: &Config, index: usize) -> u16 {
+    let ports = driver.get_ports();
+    ports.get(index).or(ports.first()).copied().unwrap_or(5432)
 }
 
-fn parse_driver(text: &str) -> Result<Config, DatabaseUrlError> {
+fn parse_driver(settings: &Settings) -> Result<Config, DatabaseUrlError> {
+    let mut text = settings.url.clone();
+    let is_url = !text.is_empty();
+    let mut seen: Vec<&str> = Vec::new();
+    for Setting { key, value, .. } in settings.all.iter().rev().filter(|setting| is_of_the_driver(&setting.key)) {
+        if seen.contains(&&**key) {
+            continue;
+        }
+        text += &match is_url {
+            true => {
+                let separator = if seen.is_empty() { '?' } else { '&' };
+                format!("{separator}{key}={}", utf8_percent_encode(value, NON_ALPHANUMERIC))
+            }
+            false => format!("{key}='{}' ", value.replace('\\', r"\\").replace('\'', r"\'")),
+        };
+        seen.push(key);
+    }
     let mut driver: Config = text.parse().map_err(|error: tokio_postgres::Error| {
         let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
         // These messages quote the connection string, and with a typo in it the quoted part can be the password.
         let quotes = cause.starts_with("unknown option") || cause.starts_with("unexpected character");
-        DatabaseUrlError::Syntax(match cause.as_str() {
-            _ if quotes => "has an unknown option or an unexpected character".into(),
-            cause => format!("can't be parsed: {cause}"),
-        })
+        let setting = cause.strip_prefix("invalid value for option `").and_then(|rest| rest.strip_suffix('`'));
+        match setting.map(|key| settings.origin(key)) {
+            _ if quotes => DatabaseUrlError::Syntax("has an unknown option or an unexpected character".into()),
+            Some(origin) if origin != "DATABASE_URL" => invalid(origin, &cause),
+            _ => DatabaseUrlError::Syntax(format!("can't be parsed: {cause}")),
+        }
     })?;
     // Addresses without names are their own names, as in libpq: for certificates, the password file and messages.
     if driver.get_hosts().is_empty() {
@@ -179,87 +180,82 @@ fn parse_driver(text: &str) -> Result<Config, DatabaseUrlError> {
     Ok(driver)
 }
 
-fn set_defaults(driver: &mut Config, timeout: Duration) {
-    if driver.get_application_name().is_none() {
-        driver.application_name(env!("CARGO_PKG_NAME"));
+fn invalid(origin: &str, message: &str) -> DatabaseUrlError {
+    DatabaseUrlError::Setting { origin: origin.into(), message: message.into() }
+}
+
+/// The mode of TLS. As in libpq, a root certificate makes `require` verify it, and `system` needs verify-full.
+fn tls_mode(settings: &Settings, environment: &Environment) -> Result<Mode, DatabaseUrlError> {
+    let system = settings.get("sslrootcert") == Some("system");
+    let default = if system { Mode::VerifyFull } else { Mode::Prefer };
+    let mode = settings.get("sslmode").map_or(Ok(default), str::parse).map_err(|error| of_tls(settings, &error))?;
+    let verifies = mode == Mode::Require && tls_files(settings, environment, mode).root.is_some();
+    match mode {
+        _ if system && mode != Mode::VerifyFull => Err(of_tls(settings, &TlsError::WeakMode)),
+        _ if verifies => Ok(Mode::VerifyCa),
+        mode => Ok(mode),
     }
+}
+
+/// The files of TLS: those that are set, and libpq's defaults.
+fn tls_files(settings: &Settings, environment: &Environment, mode: Mode) -> TlsFiles {
+    let file = |key: &str, default: &str| {
+        let set = settings.get(key).map(ToOwned::to_owned);
+        set.or_else(|| environment.default_file(default)).filter(|_| mode != Mode::Disable)
+    };
+    let sends = settings.get("sslcertmode") != Some("disable");
+    TlsFiles {
+        root: file("sslrootcert", "root.crt"),
+        crl: file("sslcrl", "root.crl"),
+        certificate: file("sslcert", "postgresql.crt").filter(|_| sends),
+        key: file("sslkey", "postgresql.key"),
+        sni: settings.get("sslsni") != Some("0"),
+        min_version: settings.get("ssl_min_protocol_version").map(ToOwned::to_owned),
+        max_version: settings.get("ssl_max_protocol_version").map(ToOwned::to_owned),
+    }
+}
+
+/// The error of TLS with the place where its setting was made.
+fn of_tls(settings: &Settings, error: &TlsError) -> DatabaseUrlError {
+    invalid(settings.origin(error.setting()), &error.to_string())
+}
+
+/// The role that the server must have. The driver knows the others of libpq's.
+fn server_role(settings: &Settings, driver: &mut Config) -> Result<Option<ServerRole>, DatabaseUrlError> {
+    Ok(match settings.get("target_session_attrs") {
+        None | Some("any") => None,
+        Some("read-write") => {
+            driver.target_session_attrs(TargetSessionAttrs::ReadWrite);
+            None
+        }
+        Some("read-only") => {
+            driver.target_session_attrs(TargetSessionAttrs::ReadOnly);
+            None
+        }
+        Some("primary") => Some(ServerRole::Primary),
+        Some("standby") => Some(ServerRole::Standby),
+        Some("prefer-standby") => Some(ServerRole::PreferStandby),
+        Some(_) => {
+            let message = "target_session_attrs must be any, read-write, read-only, primary, standby or prefer-standby";
+            return Err(invalid(settings.origin("target_session_attrs"), message));
+        }
+    })
+}
+
+fn set_timeouts(settings: &Settings, driver: &mut Config, timeout: Duration) -> Result<(), DatabaseUrlError> {
+    let number = |key: &str| {
+        let number = settings.get(key).map(str::parse::<u32>).transpose();
+        number.map_err(|_| invalid(settings.origin(key), &format!("{key} must be a whole number")))
+    };
+    // libpq's unit is the millisecond, the driver's the second.
+    let user_timeout = number("tcp_user_timeout")?.filter(|milliseconds| *milliseconds > 0);
+    driver.tcp_user_timeout(user_timeout.map_or(timeout, |number| Duration::from_millis(number.into())));
     driver.keepalives_idle(driver.get_keepalives_idle().min(KEEPALIVE_IDLE));
     driver.keepalives_interval(driver.get_keepalives_interval().unwrap_or(KEEPALIVE_INTERVAL));
-    driver.keepalives_retries(driver.get_keepalives_retries().unwrap_or(KEEPALIVE_PROBES));
-    driver.tcp_user_timeout(driver.get_tcp_user_timeout().copied().unwrap_or(timeout));
+    let probes = number("keepalives_count")?.or(driver.get_keepalives_retries());
+    driver.keepalives_retries(probes.unwrap_or(KEEPALIVE_PROBES));
     driver.connect_timeout(driver.get_connect_timeout().copied().unwrap_or(timeout));
-}
-
-/// A connection string without the settings that the driver does not know.
-#[derive(Default)]
-struct Split {
-    rest: String,
-    sslmode: Option<String>,
-    sslrootcert: Option<String>,
-}
-
-impl Split {
-    fn take(&mut self, key: &str, value: &str) -> bool {
-        match key {
-            "sslmode" => self.sslmode = Some(value.into()),
-            "sslrootcert" => self.sslrootcert = Some(value.into()),
-            _ => return false,
-        }
-        true
-    }
-}
-
-fn split_url(text: &str) -> Split {
-    let (base, query) = text.split_once('?').unwrap_or((text, ""));
-    let mut split = Split { rest: base.into(), ..Split::default() };
-    let mut separator = '?';
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let value = percent_encoding::percent_decode_str(value).decode_utf8_lossy();
-        if !split.take(key, &value) {
-            split.rest.push(separator);
-            split.rest.push_str(pair);
-            separator = '&';
-        }
-    }
-    split
-}
-
-/// Splits pairs in libpq's syntax: `key = 'value with \' and spaces'`.
-fn split_pairs(text: &str) -> Split {
-    let mut split = Split::default();
-    let mut left = text.trim_start();
-    while let Some((key, after)) = left.split_once('=') {
-        let after = after.trim_start();
-        let (value, length) = pair_value(after);
-        if !split.take(key.trim(), &value) {
-            split.rest.push_str(&format!("{}={} ", key.trim(), &after[..length]));
-        }
-        left = after[length..].trim_start();
-    }
-    // The rest is not a pair, which the driver reports.
-    split.rest.push_str(left);
-    split
-}
-
-/// The value at the start of `text`, and its length in bytes.
-fn pair_value(text: &str) -> (String, usize) {
-    let quoted = text.starts_with('\'');
-    let mut value = String::new();
-    let mut escaped = false;
-    for (index, c) in text.char_indices().skip(usize::from(quoted)) {
-        match c {
-            _ if escaped => {
-                value.push(c);
-                escaped = false;
-            }
-            '\\' => escaped = true,
-            '\'' if quoted => return (value, index + 1),
-            c if !quoted && c.is_whitespace() => return (value, index),
-            c => value.push(c),
-        }
-    }
-    (value, text.len())
+    Ok(())
 }
 
 #[cfg(test)]
@@ -343,7 +339,12 @@ mod tests {
         std::fs::write(&path, "# comment\nh:5432:other:u:wrong\nh:*:d:u:colon\\:and\\\\slash\n*:*:*:*:last\n")
             .expect("file");
         let chmod = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("chmod");
-        let environment = Environment { passfile: Some(path.clone()), ..Environment::default() };
+        let with = |variables: &[(&str, &str)]| {
+            let find = |name: &str| variables.iter().find(|(variable, _)| *variable == name);
+            Environment::new(|name| find(name).map(|(_, value)| (*value).to_owned()))
+        };
+        let file = path.display().to_string();
+        let environment = with(&[("PGPASSFILE", &file)]);
         let password = |url: &str, environment: &Environment| {
             let config = parse(url, environment).expect(url);
             config.get_password().map(|password| String::from_utf8_lossy(password).into_owned())
@@ -352,7 +353,9 @@ mod tests {
         assert_eq!(password("postgres://u@h/d", &environment).as_deref(), Some("colon:and\\slash"));
         assert_eq!(password("postgres://x@h/d", &environment).as_deref(), Some("last"));
         assert_eq!(password("postgres://u:own@h/d", &environment).as_deref(), Some("own"));
-        let variable = Environment { password: Some("variable".into()), ..environment.clone() };
+        let variable = with(&[("PGPASSFILE", &file), ("PGPASSWORD", "variable")]);
+        let own = format!("host=h user=u dbname=d passfile={file}");
+        assert_eq!(password(&own, &Environment::default()).as_deref(), Some("colon:and\\slash"));
         assert_eq!(password("postgres://u@h/d", &variable).as_deref(), Some("variable"));
         chmod(0o640);
         assert_eq!(password("postgres://u@h/d", &environment), None);

@@ -2,6 +2,7 @@
 //!
 //! Full reads use COPY because the driver's own rows cost about as much as everything else that is done with them.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, CopyOutStream, Statement};
 
 use super::config::DatabaseConfig;
+use super::encoding::{self, readable};
 use super::error::ReadError;
 use super::read::{Limits, Read};
 use super::rows::{AUTH_REQUIRED, MODEL_COLUMNS, ROWS_PER_CHUNK, model_from_columns};
@@ -85,12 +87,14 @@ impl CopyStream {
         let mut read = Read::start(client, &database.tls, limits);
         let statement = read.wait(client.prepare(ENTRIES)).await?;
         check_types(&statement).map_err(ReadError::View)?;
-        let copy = format!("COPY ({ENTRIES} {}) TO STDOUT (FORMAT binary)", rows.clauses());
+        let entries = read.wait(readable(client, ENTRIES)).await?;
+        let copy = format!("COPY ({entries} {}) TO STDOUT (FORMAT binary)", rows.clauses());
         let stream = read.wait(client.copy_out(&copy)).await?;
         Ok(Self { chunks: Box::pin(stream).ready_chunks(ROWS_PER_CHUNK), read })
     }
 
-    /// Calls `visit` with the id and the columns of every row. The id of a row that has none is empty.
+    /// Calls `visit` with the id and the columns of every row. The id of a row that has none is empty, and one that is
+    /// not UTF-8 has escapes.
     ///
     /// # Errors
     /// See [`ReadError`]; the first error of `visit` ends the read.
@@ -115,7 +119,7 @@ impl CopyStream {
                 let invalid =
                     || ReadError::View("the database sent something that is not a row of model_catalog.entries".into());
                 let (id, model) = decode(row).ok_or_else(invalid)?;
-                visit(id, model)?;
+                visit(&id, model)?;
             }
         }
     }
@@ -128,7 +132,7 @@ fn is_end(row: &[u8]) -> bool {
 
 /// Decodes one row in the format that the protocol's documentation describes: the number of columns, then the length
 /// (-1 = NULL) and the bytes of each. `None` if it is not such a row; the inner error is a column that is not UTF-8.
-pub fn decode(row: &[u8]) -> Option<(&str, Result<RawModel<'_>, RowError>)> {
+pub fn decode(row: &[u8]) -> Option<(Cow<'_, str>, Result<RawModel<'_>, RowError>)> {
     let (number, mut rest) = row.split_first_chunk()?;
     if i16::from_be_bytes(*number) != MODEL_COLUMNS {
         return None;
@@ -142,12 +146,9 @@ pub fn decode(row: &[u8]) -> Option<(&str, Result<RawModel<'_>, RowError>)> {
             (*value, rest) = (Some(bytes), after);
         }
     }
-    let text = |column: usize| {
-        let unreadable = |error| RowError::Unreadable(format!("column {}: {error}", column + 1));
-        values[column].map(std::str::from_utf8).transpose().map_err(unreadable)
-    };
+    let text = |column: usize| values[column].map(|bytes| encoding::text(column, bytes)).transpose();
     let auth_required = values[AUTH_REQUIRED].map(|bytes| bytes != [0]);
-    Some((text(0).ok().flatten().unwrap_or_default(), model_from_columns(text, Ok(auth_required))))
+    Some((values[0].map(encoding::id).unwrap_or_default(), model_from_columns(text, Ok(auth_required))))
 }
 
 /// Checks that [`decode`] can read the statement's columns: with an id that is not text, for example, every row of the

@@ -43,6 +43,15 @@ pub enum ConnectError {
         /// Its version.
         version: String,
     },
+    /// All servers that can be reached have another role.
+    #[error(
+        "none of the databases at {address} (DATABASE_URL) has the role that target_session_attrs demands; start one, \
+         or use target_session_attrs=any"
+    )]
+    WrongRole {
+        /// The addresses that were tried.
+        address: String,
+    },
     /// Refused, by the network or by Postgres.
     #[error("cannot connect to the database at {address} (DATABASE_URL): {}", describe(.source))]
     Postgres {
@@ -73,7 +82,7 @@ impl ConnectError {
         let source = match self {
             Self::Postgres { source, .. } => source,
             Self::Unsupported { .. } => return true,
-            Self::Timeout { .. } => return false,
+            Self::Timeout { .. } | Self::WrongRole { .. } => return false,
         };
         match source.code() {
             Some(code) => {

@@ -2,7 +2,9 @@
 //! It knows the columns of a model, but neither snapshots nor HTTP.
 
 pub mod config;
+mod connection_string;
 pub mod copy;
+mod encoding;
 pub mod ephemeral;
 pub mod error;
 pub mod migrate;
@@ -10,5 +12,6 @@ mod passfile;
 pub mod position;
 pub mod read;
 pub mod rows;
+mod server_role;
 pub mod session;
 pub mod tls;

@@ -1,11 +1,13 @@
 //! Result rows: how they are received, and what the columns of `sql/delta.sql` and `sql/delta_standby.sql` mean.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 
 use futures_util::StreamExt;
 use futures_util::stream::ReadyChunks;
 use tokio_postgres::Row;
 
+use super::encoding::{self, RawText};
 use super::error::ReadError;
 use super::read::Read;
 use crate::catalog::model::{RawModel, RowError};
@@ -78,8 +80,10 @@ pub(super) fn model_from_columns<'a>(
 
 /// A change that a row of the delta reports.
 pub struct Change<'a> {
-    /// The model that changed.
-    pub id: &'a str,
+    /// The model that changed; with escapes if its id is not UTF-8.
+    pub id: Cow<'a, str>,
+    /// Whether its id is not UTF-8.
+    pub escaped: bool,
     /// Seconds since the change, by the database's clock.
     pub age_seconds: f64,
     /// The row as it is now; `None` if it was deleted.
@@ -91,13 +95,14 @@ pub struct Change<'a> {
 /// # Errors
 /// A column of another type than the statement returns.
 pub fn change(row: &Row) -> Result<Option<Change<'_>>, tokio_postgres::Error> {
-    let Some(id) = row.try_get::<_, Option<&str>>(CHANGED_ID)? else { return Ok(None) };
+    let Some(RawText(id)) = row.try_get(CHANGED_ID)? else { return Ok(None) };
+    let (escaped, id) = (encoding::text(0, id).is_err(), encoding::id(id));
     let age_seconds = row.try_get::<_, Option<f64>>(AGE)?.unwrap_or_default();
     let row = match model(row) {
         Ok(RawModel { id: None, .. }) => None,
         model => Some(model),
     };
-    Ok(Some(Change { id, age_seconds, row }))
+    Ok(Some(Change { id, escaped, age_seconds, row }))
 }
 
 /// What a delta is to return.
@@ -168,7 +173,10 @@ pub fn xid(row: &Row) -> Result<Option<u64>, tokio_postgres::Error> {
 }
 
 fn model(row: &Row) -> Result<RawModel<'_>, RowError> {
-    let text = |column: usize| row.try_get(FIRST_MODEL_COLUMN + column).map_err(unreadable);
+    let text = |column: usize| {
+        let raw: Option<RawText<'_>> = row.try_get(FIRST_MODEL_COLUMN + column).map_err(unreadable)?;
+        raw.map(|raw| encoding::text(column, raw.0)).transpose()
+    };
     model_from_columns(text, row.try_get(FIRST_MODEL_COLUMN + AUTH_REQUIRED).map_err(unreadable))
 }
 

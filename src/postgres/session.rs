@@ -8,23 +8,22 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio::sync::{OnceCell, oneshot};
-use tokio_postgres::config::SslMode;
-use tokio_postgres::error::SqlState;
-use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, SimpleQueryMessage, SimpleQueryRow, Socket, Statement};
-use tokio_postgres_rustls::MakeRustlsConnect;
-use tracing::warn;
+use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage, SimpleQueryRow, Statement};
 
 use super::config::DatabaseConfig;
 use super::copy::{CopyStream, Rows};
-use super::error::{ConnectError, NEWEST_MAJOR, OLDEST_MAJOR, ReadError, describe, major_version, with_timeout};
+use super::error::{ConnectError, ReadError, describe, with_timeout};
 use super::position::Position;
 use super::read::{Limits, Read};
 use super::rows::RowChunks;
 use crate::catalog::store::SyncMode;
 
 mod changes;
+mod dial;
+
+pub(super) use dial::{DialedConnection, dial_hosts};
+use dial::{dial, dial_with_option};
 
 const SESSION: &str = include_str!("../../sql/session.sql");
 const POSITION: &str = include_str!("../../sql/position.sql");
@@ -36,8 +35,6 @@ pub const DELTA: &str = include_str!("../../sql/delta.sql");
 /// The delta on a standby; public so that a test can explain its plan.
 pub const STANDBY_DELTA: &str = include_str!("../../sql/delta_standby.sql");
 
-/// A setting that is passed when connecting and read back afterwards: a pooler rejects it or loses it.
-const DIRECT_OPTION: &str = "-c model_catalog.direct=yes";
 const PROBE: &str = "SELECT pg_catalog.current_setting('model_catalog.direct', true) = 'yes', \
                      pg_catalog.pg_is_in_recovery(), pg_catalog.pg_postmaster_start_time()::text";
 
@@ -49,57 +46,6 @@ pub async fn connect(database: &DatabaseConfig) -> Result<Client, ConnectError> 
     let (client, connection) = dial(database, &database.driver).await?;
     drive(connection, || {});
     Ok(client)
-}
-
-type DialedConnection = Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
-
-async fn dial(database: &DatabaseConfig, driver: &Config) -> Result<(Client, DialedConnection), ConnectError> {
-    // The driver's own timeout applies to the connect to each host, but not to TLS and authentication.
-    let limit = database.timeout * (database.hosts() + 1);
-    let connect = async {
-        match driver.connect(database.tls.clone()).await {
-            // Like libpq: a server that accepts this user only without TLS says so after the TLS handshake.
-            Err(error) if driver.get_ssl_mode() == SslMode::Prefer && is_rejected_by_hba(&error) => {
-                let mut plain = driver.clone();
-                plain.ssl_mode(SslMode::Disable);
-                plain.connect(database.tls.clone()).await.map_err(|_| error)
-            }
-            connected => connected,
-        }
-    };
-    let connected = tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::timeout(database, limit))?;
-    let (client, connection) = connected.map_err(|source| ConnectError::refused(database, source))?;
-    let version = connection.parameter("server_version").unwrap_or_default();
-    match major_version(version) {
-        Some(..OLDEST_MAJOR) => Err(ConnectError::Unsupported { address: database.address(), version: version.into() }),
-        major => {
-            if major > Some(NEWEST_MAJOR) {
-                warn!(version, "PostgreSQL {NEWEST_MAJOR} is the newest version that this program is tested with");
-            }
-            Ok((client, connection))
-        }
-    }
-}
-
-/// Whether no line of pg_hba.conf allows the connection.
-fn is_rejected_by_hba(error: &tokio_postgres::Error) -> bool {
-    error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
-}
-
-/// Dials with [`DIRECT_OPTION`], or without it if a pooler rejects it.
-async fn dial_with_option(database: &DatabaseConfig) -> Result<(Client, DialedConnection), ConnectError> {
-    let mut driver = database.driver.clone();
-    // The role's own statement_timeout could end the statements that prepare the session.
-    let timeout = statement_timeout(database.timeout);
-    let options = driver.get_options().unwrap_or_default();
-    driver.options(format!("{options} {DIRECT_OPTION} -c statement_timeout={timeout}"));
-    match dial(database, &driver).await {
-        // The message of PgBouncer since its first release; its SQLSTATE is that of any protocol violation.
-        Err(ConnectError::Postgres { source, .. }) if describe(&source).contains("unsupported startup parameter") => {
-            dial(database, &database.driver).await
-        }
-        dialed => dialed,
-    }
 }
 
 /// Drives a connection until it ends and sends the reason to the receiver. Calls `on_notification` for every
@@ -141,6 +87,8 @@ struct Server {
     standby: bool,
     /// When it was started.
     started: String,
+    /// Why it refused to listen.
+    listen_refused: Option<String>,
 }
 
 /// A connection that receives notifications if the database allows it.
@@ -180,6 +128,27 @@ impl Session {
     #[must_use]
     pub fn sync_mode(&self) -> SyncMode {
         self.sync_mode
+    }
+
+    /// Why a server that is no standby and connected directly refused to listen. Its changes are polled.
+    #[must_use]
+    pub fn listen_refused(&self) -> Option<&str> {
+        self.server.listen_refused.as_deref()
+    }
+
+    /// Tries again to listen, if the server refused it. The next read must follow.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn listen_again(&mut self) -> Result<(), ReadError> {
+        if self.server.listen_refused.is_some() {
+            let listening = listen(&self.client, &self.database.channel);
+            self.server.listen_refused = with_timeout(self.database.timeout, listening).await?;
+            if self.server.listen_refused.is_none() {
+                self.sync_mode = SyncMode::Live;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the connection leads to one server session. A transaction pooler may run each transaction on another
@@ -358,21 +327,35 @@ impl Session {
 /// in between.
 async fn prepare(client: &Client, database: &DatabaseConfig) -> Result<(SyncMode, Server), tokio_postgres::Error> {
     let probe = client.query_typed(PROBE, &[]).await?;
-    let server = match probe.first() {
+    let mut server = match probe.first() {
         Some(row) => Server {
             direct: row.try_get::<_, Option<bool>>(0)?.unwrap_or(false),
             standby: row.try_get(1)?,
             started: row.try_get(2)?,
+            listen_refused: None,
         },
-        None => Server { direct: false, standby: false, started: String::new() },
+        None => Server { direct: false, standby: false, started: String::new(), listen_refused: None },
     };
-    let (mode, listen) = match (server.direct, server.standby) {
-        // Settings made on a pooler's connection would stay there for its next client.
-        (false, true) => return Ok((SyncMode::Standby, server)),
-        (false, false) => return Ok((SyncMode::Polling, server)),
-        (true, true) => (SyncMode::Standby, String::new()),
-        (true, false) => (SyncMode::Live, format!("LISTEN {};", escape_identifier(&database.channel))),
+    // Settings made on a pooler's connection would stay there for its next client.
+    if server.direct {
+        client.batch_execute(&settings(database.timeout)).await?;
+    }
+    let mode = match (server.direct, server.standby) {
+        (_, true) => SyncMode::Standby,
+        (false, false) => SyncMode::Polling,
+        (true, false) => {
+            server.listen_refused = listen(client, &database.channel).await?;
+            if server.listen_refused.is_none() { SyncMode::Live } else { SyncMode::Polling }
+        }
     };
-    client.batch_execute(&format!("{}{listen}", settings(database.timeout))).await?;
     Ok((mode, server))
+}
+
+/// Listens on the channel; returns the reason if the server refuses it.
+async fn listen(client: &Client, channel: &str) -> Result<Option<String>, tokio_postgres::Error> {
+    match client.batch_execute(&format!("LISTEN {}", escape_identifier(channel))).await {
+        Ok(()) => Ok(None),
+        Err(error) if error.as_db_error().is_some() => Ok(Some(describe(&error))),
+        Err(error) => Err(error),
+    }
 }

@@ -1,5 +1,6 @@
 //! TLS to Postgres, with the semantics that libpq gives to `sslmode` and `sslrootcert`.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,9 +8,13 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, InconsistentKeys, RootCertStore, SignatureScheme,
+    SupportedProtocolVersion,
+};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// What a connection requires of TLS. `prefer` and `require` encrypt without verifying the certificate. With a root
@@ -53,9 +58,20 @@ pub enum TlsError {
     /// A mode that verifies certificates, without a root certificate.
     #[error("sslmode verify-ca and verify-full need sslrootcert: a file with the authority's certificate, or `system`")]
     NoRoot,
-    /// The file of the root certificate can't be used.
-    #[error("sslrootcert {}: {reason}", path.display())]
-    Root {
+    /// The authorities of the system with a mode that does not check the name.
+    #[error("sslrootcert=system needs sslmode=verify-full, because anybody can get a certificate of these authorities")]
+    WeakMode,
+    /// A client certificate without its key.
+    #[error("sslcert needs sslkey, the file with its private key")]
+    NoKey,
+    /// Not a version of TLS that is supported.
+    #[error("{0} must be TLSv1.2 or TLSv1.3")]
+    Version(&'static str),
+    /// A file can't be used.
+    #[error("{setting} {}: {reason}", path.display())]
+    File {
+        /// The setting that names it.
+        setting: &'static str,
         /// The file.
         path: PathBuf,
         /// Why not.
@@ -66,45 +82,149 @@ pub enum TlsError {
     Rustls(#[from] rustls::Error),
 }
 
-/// A connector for a mode, and whether it verifies certificates. `root` is a file of PEM certificates, or `system` for
-/// those that the operating system trusts.
-///
-/// # Errors
-/// See [`TlsError`].
-pub fn connector(mode: Mode, root: Option<&str>) -> Result<(MakeRustlsConnect, bool), TlsError> {
+impl TlsError {
+    /// The setting that it is about.
+    pub(super) fn setting(&self) -> &'static str {
+        match self {
+            Self::Mode(_) | Self::NoRoot | Self::WeakMode | Self::Rustls(_) => "sslmode",
+            Self::NoKey => "sslcert",
+            Self::Version(setting) | Self::File { setting, .. } => setting,
+        }
+    }
+
+    fn file(setting: &'static str, path: &Path, reason: &impl ToString) -> Self {
+        Self::File { setting, path: path.into(), reason: reason.to_string() }
+    }
+}
+
+/// The settings of TLS besides the mode.
+pub(super) struct TlsFiles {
+    /// `sslrootcert`: a file of PEM certificates, or `system` for those that the operating system trusts.
+    pub(super) root: Option<String>,
+    /// `sslcrl`
+    pub(super) crl: Option<String>,
+    /// `sslcert`
+    pub(super) certificate: Option<String>,
+    /// `sslkey`
+    pub(super) key: Option<String>,
+    /// `sslsni`: whether the host name is sent in plain text.
+    pub(super) sni: bool,
+    /// `ssl_min_protocol_version`
+    pub(super) min_version: Option<String>,
+    /// `ssl_max_protocol_version`
+    pub(super) max_version: Option<String>,
+}
+
+/// A connector for a mode, and whether it verifies certificates.
+pub(super) fn connector(mode: Mode, files: &TlsFiles) -> Result<(MakeRustlsConnect, bool), TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mode = if mode == Mode::Require && root.is_some() { Mode::VerifyCa } else { mode };
     let policy = match mode {
         Mode::Disable | Mode::Prefer | Mode::Require => None,
         Mode::VerifyCa | Mode::VerifyFull => {
-            let (roots, pinned) = load_roots(root.ok_or(TlsError::NoRoot)?)?;
-            let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
+            let (roots, pinned) = load_roots(files.root.as_deref().ok_or(TlsError::NoRoot)?)?;
+            let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+            let chain = chain.with_crls(load_revoked(files.crl.as_deref())?).build();
             let chain = chain.map_err(|error| rustls::Error::General(error.to_string()))?;
             Some(TrustPolicy { chain, pinned, verify_name: mode == Mode::VerifyFull })
         }
     };
     let verifies = policy.is_some();
     let verifier = Arc::new(LibpqVerifier { provider: Arc::clone(&provider), policy });
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let config = config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    let identity = load_identity(files, &provider)?;
+    let config = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions(files)?)?;
+    let config = config.dangerous().with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        Some(identity) => config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity))),
+        None => config.with_no_client_auth(),
+    };
+    config.enable_sni = files.sni;
+    // Required by sslnegotiation=direct.
+    config.alpn_protocols = vec![b"postgresql".to_vec()];
     Ok((MakeRustlsConnect::new(config), verifies))
+}
+
+static ONLY_TLS12: &[&SupportedProtocolVersion] = &[&rustls::version::TLS12];
+static ONLY_TLS13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+
+/// The versions of TLS that may be used. rustls has none before 1.2.
+fn versions(files: &TlsFiles) -> Result<&'static [&'static SupportedProtocolVersion], TlsError> {
+    let (min, max) = (files.min_version.as_deref(), files.max_version.as_deref());
+    let known = ["TLSv1.2", "TLSv1.3"];
+    if min.is_some_and(|version| !["TLSv1", "TLSv1.1"].contains(&version) && !known.contains(&version)) {
+        return Err(TlsError::Version("ssl_min_protocol_version"));
+    }
+    if max.is_some_and(|version| !known.contains(&version)) || (min, max) == (Some("TLSv1.3"), Some("TLSv1.2")) {
+        return Err(TlsError::Version("ssl_max_protocol_version"));
+    }
+    Ok(match (min, max) {
+        (Some("TLSv1.3"), _) => ONLY_TLS13,
+        (_, Some("TLSv1.2")) => ONLY_TLS12,
+        _ => rustls::ALL_VERSIONS,
+    })
 }
 
 /// The certificates of `root`, and those among them that a server may present as its own.
 fn load_roots(root: &str) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), TlsError> {
     let path = Path::new(root);
-    let failed = |reason: String| TlsError::Root { path: path.into(), reason };
     let (mut store, mut pinned) = (RootCertStore::empty(), Vec::new());
     if root == "system" {
         store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     } else {
-        for certificate in CertificateDer::pem_file_iter(path).map_err(|error| failed(error.to_string()))? {
-            let certificate = certificate.map_err(|error| failed(error.to_string()))?;
-            store.add(certificate.clone()).map_err(|error| failed(error.to_string()))?;
+        for certificate in load_pem::<CertificateDer<'_>>("sslrootcert", path)? {
+            store.add(certificate.clone()).map_err(|error| TlsError::file("sslrootcert", path, &error))?;
             pinned.push(certificate);
         }
     }
-    if store.is_empty() { Err(failed("it contains no certificate".into())) } else { Ok((store, pinned)) }
+    if store.is_empty() {
+        return Err(TlsError::file("sslrootcert", path, &"it contains no certificate"));
+    }
+    Ok((store, pinned))
+}
+
+/// The lists of revoked certificates; none without a file. If there is one, a certificate without a list is refused.
+fn load_revoked(path: Option<&str>) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    let Some(path) = path.map(Path::new) else { return Ok(Vec::new()) };
+    let lists: Vec<_> = load_pem("sslcrl", path)?;
+    if lists.is_empty() {
+        return Err(TlsError::file("sslcrl", path, &"it contains no certificate revocation list"));
+    }
+    Ok(lists)
+}
+
+fn load_pem<T: PemObject>(setting: &'static str, path: &Path) -> Result<Vec<T>, TlsError> {
+    let failed = |error: rustls::pki_types::pem::Error| TlsError::file(setting, path, &error);
+    T::pem_file_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)
+}
+
+/// The certificates and the key that authenticate this client.
+fn load_identity(files: &TlsFiles, provider: &CryptoProvider) -> Result<Option<CertifiedKey>, TlsError> {
+    let Some(certificate) = files.certificate.as_deref().map(Path::new) else { return Ok(None) };
+    let key = Path::new(files.key.as_deref().ok_or(TlsError::NoKey)?);
+    let chain: Vec<_> = load_pem("sslcert", certificate)?;
+    if chain.is_empty() {
+        return Err(TlsError::file("sslcert", certificate, &"it contains no certificate"));
+    }
+    let failed = |reason: &dyn ToString| TlsError::file("sslkey", key, &reason.to_string());
+    let metadata = std::fs::metadata(key).map_err(|error| failed(&error))?;
+    // As libpq: root's key may be readable by a group, of which this process is a member.
+    let forbidden = if metadata.uid() == 0 { 0o037 } else { 0o077 };
+    if metadata.mode() & forbidden != 0 {
+        return Err(failed(&"others may read it: run chmod 0600, or 0640 if root owns it"));
+    }
+    let text = std::fs::read(key).map_err(|error| failed(&error))?;
+    if String::from_utf8_lossy(&text).contains("ENCRYPTED") {
+        return Err(failed(&"it is encrypted, which is not supported: `openssl pkey -in KEY -out NEW` decrypts it"));
+    }
+    let der = PrivateKeyDer::from_pem_slice(&text).map_err(|error| failed(&error))?;
+    let identity =
+        CertifiedKey::new(chain, provider.key_provider.load_private_key(der).map_err(|error| failed(&error))?);
+    // Not other errors: rustls cannot parse certificates of X.509 version 1, which `openssl x509 -req` may make.
+    match identity.keys_match() {
+        Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
+            Err(failed(&"it is not the key of sslcert"))
+        }
+        _ => Ok(Some(identity)),
+    }
 }
 
 /// Verifies less than a browser: only the chain (verify-ca), or nothing (prefer, require).

@@ -38,6 +38,14 @@ pub async fn server(session: &Session, database: &DatabaseConfig, report: &mut R
             "a hot standby behind a pooler that does not keep sessions: everything is read every CATALOG_POLL_INTERVAL",
             "use the port of Postgres itself in DATABASE_URL, or configure the pooler for session pooling",
         ),
+        SyncMode::Polling if session.is_direct() => report.warning(
+            "server",
+            format!(
+                "a primary that refuses LISTEN, so changes are only read every CATALOG_POLL_INTERVAL: {}",
+                session.listen_refused().unwrap_or_default()
+            ),
+            "use the port of Postgres itself in DATABASE_URL",
+        ),
         SyncMode::Polling => report.warning(
             "server",
             "behind a pooler that does not keep sessions: changes are only read every CATALOG_POLL_INTERVAL",

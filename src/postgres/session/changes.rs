@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::{DELTA, STANDBY_DELTA, Session};
-use crate::postgres::error::ReadError;
+use crate::postgres::encoding::readable;
+use crate::postgres::error::{ReadError, with_timeout};
 use crate::postgres::position::Position;
 use crate::postgres::rows::{RowChunks, Scope, UnreadXids};
 
@@ -46,11 +47,15 @@ impl Session {
         limit: Duration,
     ) -> Result<RowChunks, ReadError> {
         if !self.server.direct {
-            return self.stream(sql, parameters, limit).await;
+            // Not a `Read`, which cancels what runs when it is dropped.
+            let sql = with_timeout(self.database.timeout, readable(&self.client, sql)).await?;
+            return self.stream(&sql, parameters, limit).await;
         }
         let mut read = self.read(limit);
         // Prepared here and not in `open`, so that a broken view counts as a failed read.
-        let prepare = read.wait(self.client.prepare_typed(sql, &[const { Type::TEXT }; N]));
+        let prepare = read.wait(async {
+            self.client.prepare_typed(&readable(&self.client, sql).await?, &[const { Type::TEXT }; N]).await
+        });
         let delta = self.delta.get_or_try_init(|| prepare).await?;
         let stream = read.wait(self.client.query_raw(delta, parameters)).await?;
         Ok(RowChunks::new(stream, read))

@@ -2,6 +2,7 @@
 
 pub mod check;
 mod configuration_errors;
+mod connection_settings;
 mod demo;
 mod examples;
 mod export;

@@ -3,6 +3,7 @@
 pub mod clock_skew;
 mod database;
 mod failover;
+mod listen;
 mod outputs;
 mod panics;
 mod pooler;

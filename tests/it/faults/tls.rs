@@ -259,3 +259,124 @@ async fn assert_shows_no_password(server: &Server) {
         assert!(!text.contains("hunter2"), "{text}");
     }
 }
+
+/// Runs openssl in the data directory.
+fn openssl(server: &TlsPostgres, arguments: &str) {
+    let mut command = Command::new("openssl");
+    let output = command.current_dir(server.folder()).args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn client_certificates_authenticate_and_revoked_servers_are_refused() {
+    let server = TlsPostgres::new("DNS:localhost", "hostssl all all 127.0.0.1/32 cert").await;
+    let file = |name: &str| server.root(name);
+    server.openssl(&["req", "-nodes", "-subj", "/CN=reader"], "client");
+    openssl(&server, "x509 -req -in client.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out client.crt");
+    openssl(&server, "pkey -in client.key -aes256 -passout pass:x -out encrypted.key");
+    for (name, mode) in [("client.key", 0o600), ("encrypted.key", 0o600)] {
+        std::fs::set_permissions(file(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    std::fs::copy(file("client.key"), file("open.key")).unwrap();
+    std::fs::set_permissions(file("open.key"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    sql(&server.client, "ALTER SYSTEM SET ssl_ca_file = 'ca.pem'").await;
+    sql(&server.client, "SELECT pg_reload_conf()").await;
+
+    let port = server.postgres.port();
+    let url = |key: &str, rest: &str| {
+        format!(
+            "host=localhost port={port} user=reader dbname=postgres sslmode=verify-full sslrootcert={} sslcert={} \
+             sslkey={} {rest}",
+            file("ca.pem"),
+            file("client.crt"),
+            file(key)
+        )
+    };
+    let own = url("client.key", "");
+    let environment = Environment::default();
+    crate::support::until("the certificate is accepted", || async { encrypted(&own, &environment).await == Ok(true) })
+        .await;
+    let without = own.split(" sslcert=").next().unwrap();
+    let error = encrypted(without, &environment).await.unwrap_err();
+    assert!(error.contains("requires a valid client certificate"), "{error}");
+    let variables = [("PGSSLCERT", file("client.crt")), ("PGSSLKEY", file("client.key"))];
+    let environment =
+        Environment::new(|name| Some(variables.iter().find(|(variable, _)| *variable == name)?.1.clone()));
+    assert_eq!(encrypted(without, &environment).await, Ok(true));
+    let error = encrypted(&format!("{own} sslcertmode=disable"), &environment).await.unwrap_err();
+    assert!(error.contains("requires a valid client certificate"), "{error}");
+    for key in ["encrypted.key", "open.key", "absent.key"] {
+        let error = encrypted(&url(key, ""), &environment).await.unwrap_err();
+        let reason = match key {
+            "encrypted.key" => "is encrypted, which is not supported",
+            "open.key" => "chmod 0600",
+            _ => "No such file",
+        };
+        assert!(error.contains(&format!("DATABASE_URL: sslkey {}", file(key))) && error.contains(reason), "{error}");
+    }
+
+    let configuration = "[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\ncrlnumber=crlnumber\ndefault_md=sha256\n\
+                         default_crl_days=2\n";
+    for (name, content) in [("ca.cnf", configuration), ("index.txt", ""), ("crlnumber", "01\n")] {
+        std::fs::write(file(name), content).unwrap();
+    }
+    let ca = "ca -config ca.cnf -keyfile ca.key -cert ca.pem";
+    openssl(&server, &format!("{ca} -gencrl -out none.crl"));
+    openssl(&server, &format!("{ca} -revoke server.crt"));
+    openssl(&server, &format!("{ca} -gencrl -out revoked.crl"));
+    let none = url("client.key", &format!("sslcrl={}", file("none.crl")));
+    assert_eq!(encrypted(&none, &environment).await, Ok(true));
+    let error = encrypted(&url("client.key", &format!("sslcrl={}", file("revoked.crl"))), &environment).await;
+    assert!(error.clone().is_err_and(|error| error.contains("Revoked")), "{error:?}");
+
+    // Versions of TLS.
+    for (limits, version) in
+        [("ssl_max_protocol_version=TLSv1.2", "TLSv1.2"), ("ssl_min_protocol_version=TLSv1.3", "TLSv1.3")]
+    {
+        let client = crate::support::connect(&url("client.key", limits)).await;
+        let used = "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+        assert_eq!(sql(&client, used).await.as_deref(), Some(version));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn target_session_attrs_choose_the_server_as_libpq_does() {
+    let primary = crate::support::start_postgres(&[("wal_level", "replica")]);
+    let standby = EphemeralPostgres::standby_of(&primary).unwrap();
+    let address = |server: &EphemeralPostgres| (server.socket_directory().display().to_string(), server.port());
+    let ((primary, first), (standby, second)) = (address(&primary), address(&standby));
+    let in_recovery = async |hosts: [(&str, u16); 2], role: &str| {
+        let url = format!(
+            "host={},{} port={},{} user=postgres dbname=postgres target_session_attrs={role}",
+            hosts[0].0, hosts[1].0, hosts[0].1, hosts[1].1
+        );
+        let timeout = Duration::from_secs(20);
+        let database = DatabaseConfig::parse(&url, &Environment::default(), "model_catalog", timeout).unwrap();
+        let client = session::connect(&database).await.map_err(|error| error.to_string())?;
+        Ok(sql(&client, "SELECT pg_is_in_recovery()").await.unwrap() == "t")
+    };
+    let (p, s) = ((&*primary, first), (&*standby, second));
+    let none = ("/nonexistent", 1);
+    let wrong: Result<bool, String> = Err("has the role that target_session_attrs demands".into());
+    for (hosts, role, expected) in [
+        ([p, s], "any", Ok(false)),
+        ([s, p], "any", Ok(true)),
+        ([s, p], "read-write", Ok(false)),
+        ([p, s], "read-only", Ok(true)),
+        ([s, p], "primary", Ok(false)),
+        ([p, s], "standby", Ok(true)),
+        ([p, s], "prefer-standby", Ok(true)),
+        ([none, s], "prefer-standby", Ok(true)),
+        ([none, p], "prefer-standby", Ok(false)),
+        ([p, p], "prefer-standby", Ok(false)),
+        ([p, p], "standby", wrong.clone()),
+        ([s, s], "primary", wrong),
+    ] {
+        let found: Result<bool, String> = in_recovery(hosts, role).await;
+        let same = match (&found, &expected) {
+            (Err(found), Err(expected)) => found.contains(expected.as_str()),
+            _ => found == expected,
+        };
+        assert!(same, "{role} {hosts:?}: {found:?}");
+    }
+}

@@ -96,6 +96,11 @@ impl Db {
         Self::create("").await
     }
 
+    /// Creates an empty database in this encoding.
+    pub async fn in_encoding(encoding: &str) -> Self {
+        Self::create(&format!("ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")).await
+    }
+
     async fn create(options: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("test_{}", NUMBER.fetch_add(1, Relaxed));

@@ -165,12 +165,12 @@ async fn read_step(session: &Session, before: &Snapshot, since: &Position) -> St
             if let Some(change) = rows::change(row).unwrap() {
                 changes += 1;
                 if !scope.look_up {
-                    ids.insert(change.id.to_owned());
+                    ids.insert(change.id.into_owned());
                     continue;
                 }
                 match change.row {
-                    Some(row) => refresh.row(change.id, row),
-                    None => refresh.deleted(change.id),
+                    Some(row) => refresh.row(&change.id, row),
+                    None => refresh.deleted(&change.id),
                 }
             }
         }

@@ -8,6 +8,7 @@ mod edge_positions;
 mod edge_upstreams;
 mod edge_waiters;
 mod edges;
+pub mod encodings;
 mod example_schemas;
 mod fleet;
 mod large_changes;

@@ -1,0 +1,100 @@
+//! Texts that are not UTF-8: each rejects its own row, and no other.
+//!
+//! A database in another encoding than UTF8 converts or verifies each text that it sends, and a single one for which
+//! that fails would fail the statement that reads it.
+
+use std::borrow::Cow;
+
+use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::{Client, Error};
+
+use crate::catalog::model::RowError;
+
+/// What `model_catalog.readable()` puts before the bytes of a text that cannot be converted.
+const MARK: &str = "\u{1}not UTF-8: ";
+/// The columns of a model, in the order of the statements.
+const COLUMNS: [&str; 11] = [
+    "id",
+    "name",
+    "download_url",
+    "file_size_gb",
+    "hash",
+    "auth_required",
+    "auth_provider",
+    "save_path",
+    "dependencies",
+    "description",
+    "mirrors",
+];
+/// Whether the database converts texts and has the function for those that it cannot convert.
+const CONVERTS: &str = "SELECT pg_catalog.getdatabaseencoding() <> 'UTF8' \
+                        AND pg_catalog.to_regprocedure('model_catalog.readable(text)') IS NOT NULL";
+
+/// The statement `sql` for the encoding of the database.
+pub(super) async fn readable<'a>(client: &Client, sql: &'a str) -> Result<Cow<'a, str>, Error> {
+    if !client.query_typed_one(CONVERTS, &[]).await?.try_get::<_, bool>(0)? {
+        return Ok(sql.into());
+    }
+    let texts = ["changed.model_id", "e.id", "e.name", "e.download_url", "e.hash", "e.auth_provider", "e.save_path"];
+    let texts = texts.into_iter().chain(["e.dependencies::text", "e.description"]);
+    let wrapped = texts.fold(sql.to_owned(), |sql, text| sql.replace(&format!("{text},"), &format!("{},", call(text))));
+    Ok(wrapped.replace(", e.mirrors", &format!(", {}", call("e.mirrors"))).into())
+}
+
+fn call(text: &str) -> String {
+    format!("model_catalog.readable({text})")
+}
+
+/// A text as the database sent it.
+pub(super) struct RawText<'a>(pub(super) &'a [u8]);
+
+impl<'a> FromSql<'a> for RawText<'a> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(raw))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        <&str as FromSql>::accepts(ty)
+    }
+}
+
+/// The text in the column with this index.
+pub(super) fn text(column: usize, bytes: &[u8]) -> Result<&str, RowError> {
+    let text = std::str::from_utf8(bytes).ok().filter(|text| !text.starts_with(MARK));
+    text.ok_or(RowError::NotUtf8(COLUMNS.get(column).copied().unwrap_or("a column")))
+}
+
+/// An id to show: what is not UTF-8 has the escapes of Postgres' `encode(bytes, 'escape')`.
+pub(super) fn id(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.strip_prefix(MARK).unwrap_or(text).into(),
+        Err(_) => {
+            let escape = |byte: &u8| match byte {
+                0 | 0x80.. => format!("\\{byte:03o}"),
+                b'\\' => "\\\\".into(),
+                byte => char::from(*byte).to_string(),
+            };
+            bytes.iter().map(escape).collect::<String>().into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_that_are_not_utf8_reject_their_row_and_are_escaped() {
+        assert_eq!(text(1, "größe".as_bytes()), Ok("größe"));
+        assert_eq!(text(1, b"ol\xe9"), Err(RowError::NotUtf8("name")));
+        assert_eq!(text(9, b"\x01not UTF-8: a\\201"), Err(RowError::NotUtf8("description")));
+        for (bytes, shown) in [
+            ("größe".as_bytes(), "größe"),
+            (b"ol\xe9\\", r"ol\351\\"),
+            (b"\x01not UTF-8: a\\201", r"a\201"),
+            ("ß\u{0}".as_bytes(), "ß\u{0}"),
+        ] {
+            assert_eq!(id(bytes), shown);
+        }
+    }
+}
