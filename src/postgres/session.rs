@@ -124,6 +124,11 @@ impl Session {
         Ok(Self { client, database: database.clone(), sync_mode, server, delta, structure, closed })
     }
 
+    /// The client, for other statements.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// How this connection lets the loader follow the database.
     #[must_use]
     pub fn sync_mode(&self) -> SyncMode {
@@ -184,11 +189,7 @@ impl Session {
     /// # Errors
     /// See [`ReadError`].
     pub async fn begin(&self) -> Result<Position, ReadError> {
-        self.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-        if !self.server.direct {
-            let settings = settings(self.database.timeout);
-            self.execute(&settings.replace("\nSET ", "\nSET LOCAL ").replace(", false)", ", true)")).await?;
-        }
+        self.begin_transaction().await?;
         let mut rows = self.stream(POSITION, [], self.database.timeout).await?;
         let mut position = None;
         while let Some(chunk) = rows.next().await? {
@@ -198,12 +199,35 @@ impl Session {
         position.ok_or(ReadError::Timeout(self.database.timeout))
     }
 
+    async fn begin_transaction(&self) -> Result<(), ReadError> {
+        self.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        if !self.server.direct {
+            let settings = settings(self.database.timeout);
+            self.execute(&settings.replace("\nSET ", "\nSET LOCAL ").replace(", false)", ", true)")).await?;
+        }
+        Ok(())
+    }
+
     /// Reads every row of the view.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub async fn entries(&self) -> Result<CopyStream, ReadError> {
-        CopyStream::open(&self.client, Rows::All, &self.database, Limits::of_full_read(self.database.timeout)).await
+        self.copy(Rows::All).await
+    }
+
+    /// Reads every row of the view, ordered by the bytes of the ids. Begins a transaction that ends with the session;
+    /// needs no right but that to read the view.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn entries_by_id(&self) -> Result<CopyStream, ReadError> {
+        self.begin_transaction().await?;
+        self.copy(Rows::AllById).await
+    }
+
+    async fn copy(&self, rows: Rows<'_>) -> Result<CopyStream, ReadError> {
+        CopyStream::open(&self.client, rows, &self.database, Limits::of_full_read(self.database.timeout)).await
     }
 
     /// Reads the rows of the view with one of these ids, within `limit`.

@@ -18,10 +18,8 @@ use crate::catalog::model::{RowError, Rules};
 use crate::cli::DatabaseArgs;
 use crate::loader::snapshot_file::SnapshotFileError;
 use crate::postgres::config::DatabaseConfig;
-use crate::postgres::copy::{CopyStream, Rows};
 use crate::postgres::error::{ConnectError, ReadError};
-use crate::postgres::read::Limits;
-use crate::postgres::session;
+use crate::postgres::session::Session;
 
 /// Maximum number of omitted rows that are logged; further ones are only counted.
 const MAX_LOGGED: usize = 20;
@@ -103,19 +101,21 @@ impl<'a, W: Write> Export<'a, W> {
     }
 
     async fn run(&mut self, database: &DatabaseConfig) -> Result<usize, ExportError> {
-        let client = session::connect(database).await?;
-        let rows = CopyStream::open(&client, Rows::AllById, database, Limits::of_full_read(database.timeout)).await?;
-        rows.for_each(|id, row| {
-            let mut json = Vec::new();
-            match row.and_then(|row| row.render(self.rules, &mut json)) {
-                Ok(()) => self.accept(id, json),
-                Err(error) => {
-                    self.reject(id, &error);
-                    Ok(())
+        let session = Session::open(database, || {}).await?;
+        session
+            .entries_by_id()
+            .await?
+            .for_each(|id, row| {
+                let mut json = Vec::new();
+                match row.and_then(|row| row.render(self.rules, &mut json)) {
+                    Ok(()) => self.accept(id, json),
+                    Err(error) => {
+                        self.reject(id, &error);
+                        Ok(())
+                    }
                 }
-            }
-        })
-        .await?;
+            })
+            .await?;
         let finished = self.write_pending().and_then(|()| self.out.finish());
         finished.map_err(|source| self.failed(source))?;
         info!(models = self.out.len(), rejected = self.rejected, "exported");

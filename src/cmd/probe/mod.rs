@@ -13,7 +13,6 @@ use std::time::Instant;
 
 use reqwest::Url;
 use serde_json::{Value, json};
-use tokio_postgres::Client;
 
 use self::address::{Failure, File, Prober, Results, Row};
 use self::compare::{Findings, Outcome};
@@ -26,10 +25,8 @@ use super::{ReportResult, runtime, stdout};
 use crate::catalog::model::{RawModel, RowError};
 use crate::cli::{DatabaseArgs, ProbeArgs, PullArgs, ReportFormat};
 use crate::postgres::config::DatabaseConfig;
-use crate::postgres::copy::{CopyStream, Rows};
 use crate::postgres::error::{ConnectError, ReadError};
-use crate::postgres::read::Limits;
-use crate::postgres::session;
+use crate::postgres::session::{self, Session};
 use crate::stderr::Stderr;
 
 /// Why a probe could not be completed. What the probe finds is not an error but a finding.
@@ -83,14 +80,14 @@ async fn probe(
     probed: &mut Probed,
 ) -> Result<(), ProbeError> {
     let started = Instant::now();
-    let client = session::connect(database).await?;
-    let reads_models = match require_served(&client).await {
+    let session = Session::open(database, || {}).await?;
+    let reads_models = match require_served(session.client()).await {
         Ok(_) => true,
         Err(ServedError::OtherTables) if !args.fill => false,
         Err(error) => return Err(error.into()),
     };
-    probed.rows = read(&client, database, args, report).await?;
-    drop(client);
+    probed.rows = read(&session, args, report).await?;
+    drop(session);
     let http = Http::new(PullArgs::tokens()).map_err(ProbeError::Http)?;
     let attempts = args.attempts.get().try_into().unwrap_or(u32::MAX);
     let prober = Prober { http, per_host: args.per_host.get(), attempts };
@@ -119,16 +116,11 @@ async fn probe(
 }
 
 /// Reads the rows to probe, ordered by id. Rows that break a rule and ids without a row are findings.
-async fn read(
-    client: &Client,
-    database: &DatabaseConfig,
-    args: &ProbeArgs,
-    report: &mut Report,
-) -> Result<Vec<Row>, ReadError> {
+async fn read(session: &Session, args: &ProbeArgs, report: &mut Report) -> Result<Vec<Row>, ReadError> {
     let rules = args.rules.rules();
     let (mut rows, mut found) = (Vec::new(), Vec::new());
     let mut json = Vec::new();
-    let entries = CopyStream::open(client, Rows::AllById, database, Limits::of_full_read(database.timeout)).await?;
+    let entries = session.entries_by_id().await?;
     let visit = |id: &str, row: Result<RawModel<'_>, RowError>| {
         if !args.ids.is_empty() && !args.ids.iter().any(|wanted| wanted == id) {
             return Ok(());

@@ -73,8 +73,7 @@ async fn catalog_follows_a_database_in_any_encoding() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_that_is_not_utf8_is_rejected_alone() {
     // Bytes that are not UTF-8, and those that are undefined in the encoding.
-    for (encoding, bytes, escaped) in [("SQL_ASCII", "6f6ce9", r"ol\351"), ("WIN1252", "6f6c818d", r"ol\201\215")]
-    {
+    for (encoding, bytes, escaped) in [("SQL_ASCII", "6f6ce9", r"ol\351"), ("WIN1252", "6f6c818d", r"ol\201\215")] {
         let db = Db::in_encoding(encoding).await;
         drop(migrated(&db.url).await);
         db.sql("SELECT model_catalog.strict(false)").await;

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::cli::import::run;
 use crate::support::{Db, NOTIFY_ONLY, Server, sql, until};
 
 /// Parents and children that a view joins, with nothing that finds the children of one parent.
@@ -207,6 +208,17 @@ async fn settings_of_a_role_do_not_stand_in_the_way() {
     db.sql("SELECT model_catalog.reload()").await;
     server.until("everything is read again", |s| async { s.refreshes("full").await == 2.0 }).await;
     assert_eq!(server.logged("the database is unavailable"), 0, "{:#?}", server.log());
+    // Commands that read the view have the same session.
+    let exported = run(&["export"], &url, "");
+    let lines = exported.stdout.iter().filter(|byte| **byte == b'\n').count();
+    assert_eq!(lines, 20_002, "{}", String::from_utf8_lossy(&exported.stderr));
+    let probed = run(&["probe", "absent"], &url, "");
+    let text = String::from_utf8_lossy(&probed.stdout);
+    assert!(
+        text.contains("absent") && !text.contains("canceling"),
+        "{text}{}",
+        String::from_utf8_lossy(&probed.stderr)
+    );
     let isolation = "SELECT count(*) FROM pg_locks WHERE mode = 'SIReadLock'";
     assert_eq!(sql(&db.client, isolation).await.as_deref(), Some("0"));
 }
