@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hyper::Request;
 use serde_json::Value;
 
-use crate::docs::METRICS;
+use crate::docs::{METRICS, RUNBOOK};
 use crate::machine::hubs::{response, serve};
 use crate::support::{Db, Server, TempFolder, WAIT_LIMIT};
 
@@ -136,8 +136,11 @@ fn promtool_accepts_rules_and_runs_their_tests() {
         let printed = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "promtool {arguments:?}: {printed}");
     }
-    let names = RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let names: Vec<_> = RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let sections: Vec<_> = RUNBOOK.lines().filter_map(|line| line.strip_prefix("### ")).collect();
+    assert!(sections.iter().all(|section| names.contains(section)), "{sections:?} are not all alerts: {names:?}");
     for name in names {
+        assert!(sections.contains(&name), "docs/runbook.md has no section {name}");
         assert!(RULE_TESTS.contains(&format!("alertname=\"{name}\"")), "no test covers {name}");
         assert!(METRICS.contains(&format!("\n| `{name}` | ")), "docs/metrics.md does not list {name}");
     }

@@ -1,14 +1,19 @@
-//! CONTRIBUTING.md: its map of the source and its list of dependencies are complete and correct.
+//! CONTRIBUTING.md: its map of the source and its list of dependencies are complete and correct. So are the functions that
+//! docs/design.md names.
 
-use super::{CONTRIBUTING, root};
+use super::{CONTRIBUTING, DESIGN, root};
 
 const MANIFEST: &str = include_str!("../../../Cargo.toml");
 
+/// The text under a heading.
+fn section(document: &'static str, heading: &str) -> &'static str {
+    let (_, section) = document.split_once(&format!("\n## {heading}\n")).unwrap();
+    section.split("\n## ").next().unwrap()
+}
+
 /// Rows of the table under a heading, without the header.
 fn rows(heading: &str) -> Vec<&'static str> {
-    let (_, section) = CONTRIBUTING.split_once(&format!("\n## {heading}\n")).unwrap();
-    let section = section.split("\n## ").next().unwrap();
-    section.lines().filter(|line| line.starts_with("| ")).skip(1).collect()
+    section(CONTRIBUTING, heading).lines().filter(|line| line.starts_with("| ")).skip(1).collect()
 }
 
 /// Texts between backticks.
@@ -22,21 +27,35 @@ fn defines(source: &str, name: &str) -> bool {
     words.windows(2).any(|pair| ["fn", "struct"].contains(&pair[0]) && pair[1] == name)
 }
 
-#[test]
-fn places_define_the_names_that_follow_them() {
-    let mut names = 0;
-    for row in rows("Where to find things") {
-        let mut source = String::new();
-        for name in quoted(row) {
-            if name.contains('/') {
-                source = std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
-            } else {
-                assert!(defines(&source, name), "{name} is not defined where this row says: {row}");
-                names += 1;
-            }
+/// Checks the names that follow the path of a Rust file, and returns how many there are.
+fn check_names(text: &str) -> usize {
+    let (mut names, mut source) = (0, None);
+    for name in quoted(text) {
+        if name.contains('/') && !name.starts_with('/') {
+            let file = std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+            source = Some(file).filter(|_| name.ends_with(".rs"));
+        } else if let Some(source) = source.as_ref().filter(|_| name.chars().all(|c| c.is_alphanumeric() || c == '_'))
+            && !name.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+        {
+            assert!(defines(source, name), "{name} is not defined where this text says: {text}");
+            names += 1;
         }
     }
+    names
+}
+
+#[test]
+fn places_define_the_names_that_follow_them() {
+    let names: usize = rows("Where to find things").iter().map(|row| check_names(row)).sum();
     assert!(names > 8, "the table could not be read: {names}");
+}
+
+#[test]
+fn functions_on_the_way_of_a_request_and_of_a_change_exist() {
+    for life in ["The life of a request", "The life of a change"] {
+        let names = check_names(section(DESIGN, life));
+        assert!(names > 12, "{life} could not be read: {names}");
+    }
 }
 
 #[test]

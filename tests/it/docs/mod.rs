@@ -14,13 +14,15 @@ use crate::support::{Db, Server, sql};
 
 const README: &str = include_str!("../../../README.md");
 const CONTRIBUTING: &str = include_str!("../../../CONTRIBUTING.md");
+const DESIGN: &str = include_str!("../../../docs/design.md");
 const GPU_MACHINES: &str = include_str!("../../../docs/gpu-machines.md");
 const POSTGRES: &str = include_str!("../../../docs/postgres.md");
 pub const CONFIGURATION: &str = include_str!("../../../docs/configuration.md");
 pub const METRICS: &str = include_str!("../../../docs/metrics.md");
+pub const RUNBOOK: &str = include_str!("../../../docs/runbook.md");
 
 /// Every document, by its path from the root of the repository.
-pub const ALL: [(&str, &str); 17] = [
+pub const ALL: [(&str, &str); 18] = [
     ("README.md", README),
     ("CONTRIBUTING.md", CONTRIBUTING),
     ("CHANGELOG.md", include_str!("../../../CHANGELOG.md")),
@@ -31,13 +33,14 @@ pub const ALL: [(&str, &str); 17] = [
     ("docs/check.md", include_str!("../../../docs/check.md")),
     ("docs/configuration.md", CONFIGURATION),
     ("docs/deployment.md", include_str!("../../../docs/deployment.md")),
-    ("docs/design.md", include_str!("../../../docs/design.md")),
+    ("docs/design.md", DESIGN),
     ("docs/gpu-machines.md", GPU_MACHINES),
     ("docs/hardening.md", include_str!("../../../docs/hardening.md")),
     ("docs/import-export.md", include_str!("../../../docs/import-export.md")),
     ("docs/metrics.md", METRICS),
     ("docs/postgres.md", POSTGRES),
     ("docs/probe.md", include_str!("../../../docs/probe.md")),
+    ("docs/runbook.md", RUNBOOK),
 ];
 /// Maximum number of lines of README.md, which is for readers who decide within five minutes.
 const MAX_README_LINES: usize = 150;
