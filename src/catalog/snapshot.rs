@@ -143,7 +143,7 @@ impl Snapshot {
         self.subtract(removed)
     }
 
-    /// Takes an entry that left the index out of the totals.
+    /// Subtracts a removed entry from the totals.
     fn subtract(&mut self, entry: Option<Entry>) -> Option<Entry> {
         if let Some(entry) = &entry {
             self.bytes -= size(entry);

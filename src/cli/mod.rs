@@ -147,12 +147,11 @@ pub enum Command {
         #[arg(long)]
         live: bool,
     },
-    /// Download the models that a GPU machine needs, verified, and then become the command that uses them.
+    /// Download and verify the models that a GPU machine needs, then exec the command that uses them.
     ///
     /// Exit status 0: every model is there; 1: a model is missing; 2: invalid option; 143: stopped by a signal; 126,
-    /// 127: the command cannot be started. With a command, its own status is the last word; it is started even if a
-    /// model is
-    /// missing, unless --strict is set.
+    /// 127: the command cannot be started. If a command is given, its exit status is returned. It starts even if a
+    /// model is missing, unless --strict is set.
     Pull(PullArgs),
 }
 

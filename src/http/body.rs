@@ -30,7 +30,7 @@ where
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
             true => too_large(),
-            false => response::error(StatusCode::BAD_REQUEST, "the body broke off"),
+            false => response::error(StatusCode::BAD_REQUEST, "the request body ended early"),
         })?;
         let Ok(data) = frame.into_data() else { continue };
         if whole.is_empty() && body.is_end_stream() {

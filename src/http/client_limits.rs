@@ -1,6 +1,6 @@
 //! Limits of one client: open connections per address, and requests per second.
 //!
-//! Nobody's address is looked up where neither is limited.
+//! Without limits, peer addresses are not looked up.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;

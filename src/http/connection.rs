@@ -1,8 +1,28 @@
 //! One connection: its deadline, and how it ends.
 //!
-//! hyper runs the protocol. This file decides how long a client may take. A timer per request, or hyper's own
-//! `header_read_timeout`, costs 1,400 instructions a request; instead the connection notes its deadline, and its one
-//! alarm looks at that only when it fires.
+//! hyper runs the protocol. This file decides how long a client may take, and knows in which phase a connection is:
+//!
+//! ```text
+//!         first bytes            the response is ready           all is sent
+//!  IDLE ──────────────▶ REQUEST ─────────────────────▶ RESPONSE ─────────────▶ IDLE
+//!                          │ it may wait for a change      ▲
+//!                          ▼                               │
+//!                       WAITING ───────────────────────────┤
+//!                          │ the client closes its side    │
+//!                          ▼                               │
+//!                       CLIENT_CLOSED ─────────────────────┘
+//! ```
+//!
+//! | phase | deadline |
+//! |---|---|
+//! | `IDLE` | `CATALOG_IDLE_TIMEOUT` after the last response; `CATALOG_REQUEST_TIMEOUT` on a new connection |
+//! | `REQUEST`, `RESPONSE` | `CATALOG_REQUEST_TIMEOUT` after the first byte of the request |
+//! | `WAITING`, `CLIENT_CLOSED` | the same, plus the time that the request may wait |
+//!
+//! A lingering close counts as `IDLE` and ends after `LINGER_TIME`.
+//!
+//! A timer per request, or hyper's own `header_read_timeout`, costs 1,400 instructions a request; instead the connection
+//! notes its deadline, and its one alarm looks at that only when it fires.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -37,8 +57,8 @@ use crate::metrics::TimedOut;
 pub struct Timeouts {
     /// Maximum time to receive a request and send its response, counted from its first byte.
     pub request: Duration,
-    /// Maximum time between two requests: longer than load balancers keep a connection (60 s as a rule), so that it is
-    /// they who close it, and never under a request that is on its way.
+    /// Maximum time between two requests. It must exceed the load balancer's idle timeout, which is 60 s as a rule, so
+    /// that the load balancer closes first: a request that is on its way would be lost otherwise.
     pub idle: Duration,
 }
 
@@ -164,7 +184,7 @@ impl Connection {
         handled.response
     }
 
-    /// Bytes are written. While there is no request, they are hyper's refusal of what followed the last one.
+    /// Bytes are written. While there is no request, they are hyper's error response to malformed input.
     pub(super) fn sending(&self) {
         if self.phase.load(Relaxed) == IDLE {
             self.phase.store(REQUEST, Relaxed);

@@ -35,7 +35,7 @@ pub fn with_type(status: StatusCode, content_type: HeaderValue, body: impl Into<
     response
 }
 
-/// 200 in the header map of its request, whose memory is reused: most requests need no other one.
+/// A 200 response that reuses the request's `HeaderMap`, so that most requests allocate no other one.
 pub fn reusing(mut headers: HeaderMap, content_type: HeaderValue, body: impl Into<Bytes>) -> Response {
     let mut response = Response::new(Full::new(body.into()));
     headers.clear();
@@ -56,7 +56,7 @@ pub fn error(status: StatusCode, message: &str) -> Response {
     error_body(status, &ErrorBody { error: message, model_id: None })
 }
 
-/// An error that a retry in a second may not meet again.
+/// An error with `Retry-After: 1`.
 pub fn retry_later(status: StatusCode, message: &str) -> Response {
     let mut response = error(status, message);
     response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);

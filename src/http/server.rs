@@ -208,7 +208,7 @@ impl Acceptor {
 
     fn admit(self: &Arc<Self>, stream: std::net::TcpStream, place: Place) {
         let (mut peer, mut client) = (None, None);
-        // Operators are never turned away.
+        // Admin connections have no per-client limits.
         if self.handler.has_api() {
             let limits = self.handler.client_limits();
             // Without a peer address the client has disconnected.

@@ -1,6 +1,6 @@
 //! Reads which servers follow the same database, for people who watch `/api/catalog`.
 //!
-//! Nothing is read while nobody asks. The names come from other sessions, so they are text like any row.
+//! The fleet is read only on request. The names come from other sessions, so they are text like any row.
 
 use std::time::{Duration, Instant};
 

@@ -308,7 +308,7 @@ impl Loader {
         let refreshed = refresh.finish();
         let same_structure = self.structure.on_full_read();
         if kind == RefreshKind::Audit && self.position.is_some() && refreshed.changed > 0 && same_structure {
-            // COPY uses the view of now: one that was replaced since `position` explains the differences.
+            // COPY uses the current view definition; if it changed after `position`, differences are expected.
             if session.position().await?.history == position.history {
                 report::record_mismatches(&self.metrics, refreshed.changed);
             }

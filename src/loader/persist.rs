@@ -16,7 +16,7 @@ use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
 use crate::metrics::Metrics;
 
-/// The newest state of the loader; readers skip states that were replaced before they came to them.
+/// The newest state of the loader. Readers see only the latest one.
 pub type Pending = Option<PersistedSnapshot<Arc<Snapshot>>>;
 
 /// Minimum time between two writes, so that a busy table does not keep the disk busy.

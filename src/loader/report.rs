@@ -50,8 +50,8 @@ pub fn record_mismatches(metrics: &Metrics, models: usize) {
     error!(models, "the audit found models that differ from the database; they are replaced");
 }
 
-/// Logs that a read succeeded: one that found nothing is only a heartbeat. On a standby, where reads repeat what was
-/// read, that is one that changes nothing.
+/// Logs a successful read: at level debug if it found nothing, otherwise info. On a standby, where reads repeat what
+/// was read before, "nothing" means that nothing changed.
 pub fn log_sync(
     (kind, mode): (RefreshKind, Option<SyncMode>),
     started: Instant,

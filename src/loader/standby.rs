@@ -86,7 +86,7 @@ impl Standby {
     }
 
     /// Records that a delta with changes by transactions `xids` was read, which brought the catalog to `position`.
-    /// Forgets what the next one leaves out without being told, and what exceeds [`MAX_RUNS`].
+    /// Drops runs below `xmin`, which the next delta skips anyway, and what exceeds [`MAX_RUNS`].
     pub fn on_delta(&mut self, xids: Vec<u64>, position: &Position, took: Duration) {
         xids.into_iter().for_each(|xid| self.record(xid));
         self.took = took;

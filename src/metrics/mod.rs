@@ -73,7 +73,7 @@ impl Metrics {
     /// All metrics, registered in a registry of their own.
     ///
     /// # Errors
-    /// A name that is invalid or taken: a fault of this file.
+    /// An invalid or duplicate metric name (a bug here).
     pub fn new() -> prometheus::Result<Self> {
         let metrics = Self {
             ready: IntGauge::new("catalog_ready", "1 while /readyz returns 200.")?,
@@ -178,7 +178,7 @@ impl Metrics {
     /// The text exposition of all of it.
     ///
     /// # Errors
-    /// A metric that can't be written as text: a fault of this file.
+    /// A metric that cannot be written as text (a bug here).
     pub fn render(&self) -> prometheus::Result<String> {
         prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())
     }

@@ -23,7 +23,7 @@ const MAX_HOSTS: usize = 32;
 /// Bytes that are requested of each file: enough to identify what is not one.
 const BEGINNING: u64 = 1024;
 
-/// What of a row is probed, and what it is compared with.
+/// The parts of a row that are probed, and those that the result is compared with.
 #[derive(Debug)]
 pub struct Row {
     /// Its id.

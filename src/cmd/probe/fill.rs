@@ -23,7 +23,7 @@ pub struct FillError(#[from] tokio_postgres::Error);
 /// The columns that were written, by the number of the row.
 pub type Filled = HashMap<usize, Vec<&'static str>>;
 
-/// Writes what the rows lack and was found out at `download_url`, waiting up to `lock_timeout` for other writers.
+/// Fills NULL hashes and sizes with the values found at `download_url`, waiting up to `lock_timeout` for other writers.
 ///
 /// # Errors
 /// See [`FillError`].

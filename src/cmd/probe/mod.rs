@@ -46,7 +46,7 @@ enum ProbeError {
     Metrics { path: std::path::PathBuf, error: metrics::MetricsError },
 }
 
-/// What was probed, and what came of it, in the same order.
+/// Probed rows and their results, in the same order.
 #[derive(Default)]
 struct Probed {
     rows: Vec<Row>,

@@ -125,7 +125,7 @@ impl Bars {
                     let (done, total) = file.bytes();
                     let what = match state.phase {
                         Phase::Checking => "verifying".to_owned(),
-                        Phase::Elsewhere => "downloaded by another machine".to_owned(),
+                        Phase::Elsewhere => "downloaded by another process".to_owned(),
                         _ => speed(state.rate, total.saturating_sub(done)),
                     };
                     show(bar, done, total, what);

@@ -169,7 +169,7 @@ fn not_modified(api: &Api, known: &Known) -> Option<Response> {
 /// The compressed snapshot of the latest state, rendered unless another request did.
 async fn compressed(api: &Api) -> Response {
     let mut compressed = Arc::clone(&api.snapshots.compressed).lock_owned().await;
-    // The state of now, not the one from before the wait for the lock.
+    // Read after acquiring the lock; the state may have changed.
     let (latest, changed) = {
         let latest = compressed.latest.borrow_and_update();
         (latest.clone(), latest.has_changed())

@@ -32,7 +32,7 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// Why nothing was received.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// No response, or it broke off.
+    /// No response, or it ended early.
     #[error("{}", describe(.0))]
     Http(#[source] reqwest::Error),
     /// Nothing was received in time.

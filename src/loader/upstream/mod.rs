@@ -38,9 +38,9 @@ pub const MAX_AGE: Duration = Duration::from_secs(90);
 /// Minimum ratio of the pause after a change to the time that its transfer took: a large catalog that changes all the
 /// time takes a tenth of the time of the network and of a core, not all of it.
 const PAUSE_PER_TRANSFER: u32 = 9;
-/// How long an earlier state than the one served is refused while no upstream has the one served. Replicas in touch
-/// with their database differ by less. After this time, the database has lost transaction ids in a crash, or no replica
-/// that can be reached is in touch with it, and waiting longer could mean waiting forever.
+/// How long a snapshot older than the served one is rejected if no upstream has the served one. Replicas that are
+/// connected to their database differ by less. After this time, the database has lost transactions in a crash, or no
+/// reachable replica is connected to it, and the state that is waited for may never come.
 const MAX_BEHIND: Duration = Duration::from_secs(60);
 
 /// The `Age` of a catalog from a snapshot file whose server has not reached its source yet: the largest that there is.
