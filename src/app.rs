@@ -45,7 +45,7 @@ pub fn print_usage(message: &clap::Error) -> ExitCode {
     let stderr = Stderr::new(LogFormat::Text);
     let status = if message.use_stderr() {
         let text = message.render();
-        stderr.print(&if stderr.is_terminal() { text.ansi().to_string() } else { text.to_string() });
+        stderr.print(&if stderr.has_colors() { text.ansi().to_string() } else { text.to_string() });
         ExitCode::from(INVALID_SETTINGS)
     } else {
         // Colors are for clap to choose.
@@ -141,7 +141,7 @@ fn init_logging(log: &LogArgs, stderr: &Stderr) {
         .log_internal_errors(false)
         .with_target(false);
     match log.format {
-        LogFormat::Text => builder.with_ansi(stderr.is_terminal()).init(),
+        LogFormat::Text => builder.with_ansi(stderr.has_colors()).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
 }

@@ -131,10 +131,17 @@ impl Stderr {
         queue.counter = Some(counter.clone());
     }
 
-    /// Whether it is a terminal, on which progress bars and colors are shown.
+    /// Whether it is a terminal that understands control sequences, so that progress bars can be drawn.
     #[must_use]
-    pub fn is_terminal(&self) -> bool {
+    pub fn can_draw(&self) -> bool {
         rustix::stdio::stderr().is_terminal()
+            && std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb")
+    }
+
+    /// Whether text may be coloured, which `NO_COLOR` forbids: <https://no-color.org>.
+    #[must_use]
+    pub fn has_colors(&self) -> bool {
+        self.can_draw() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
     }
 
     /// Columns and lines of the terminal.

@@ -23,7 +23,7 @@ pub struct PullArgs {
     /// Do not start the command if a model is missing; exit with status 1.
     #[arg(long, env = "MACHINE_MODELS_STRICT", value_parser = FalseyValueParser::new())]
     pub strict: bool,
-    /// Seconds to wait for the catalog, and from then on for hosts that do not respond.
+    /// Seconds to wait for the catalog, and as many, from the start, for hosts that are down.
     #[arg(long, env = "MACHINE_MODELS_WAIT", value_name = "SECONDS", default_value = "60")]
     pub wait: String,
     /// Consecutive attempts with less than 1 MiB of progress before giving up on a file.

@@ -12,9 +12,9 @@ use crate::stderr::Stderr;
 /// Maximum drawings per second; the default of indicatif for terminals.
 const DRAWINGS_PER_SECOND: u8 = 20;
 
-/// A target that draws on standard error if that is a terminal.
+/// A target that draws on standard error if that is a terminal which understands control sequences.
 pub fn draw_target(stderr: &Stderr) -> ProgressDrawTarget {
-    if !stderr.is_terminal() {
+    if !stderr.can_draw() {
         return ProgressDrawTarget::hidden();
     }
     let terminal = QueuedTerminal { stderr: stderr.clone(), drawing: Mutex::default() };

@@ -4,6 +4,8 @@
 
 use std::collections::HashMap;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::cycles::Graph;
 use super::error::CheckError;
 use super::recorded::{self, Recorded};
@@ -11,6 +13,7 @@ use super::report::{Level, Report, literal, quoted};
 use crate::catalog::hash::FileHash;
 use crate::catalog::model::{RawModel, RowError, Rules};
 use crate::catalog::url_rules::secret_parameter;
+use crate::cmd::pull::catalog::path_and_content;
 use crate::postgres::error::{ReadError, describe};
 use crate::postgres::session::Session;
 
@@ -68,6 +71,10 @@ struct ModelCheck {
     states: Vec<RowState>,
     /// Pairs of a model and one that it depends on.
     dependencies: Vec<(u32, u32)>,
+    /// By the digest of a save path: its first model, and the digest of that model's content.
+    paths: HashMap<u64, (u32, u64)>,
+    /// Pairs of a model and an earlier one with the same save path and other content.
+    same_path: Vec<(u32, u32)>,
     count: usize,
     rejected: LimitedFindings,
     hashes: LimitedFindings,
@@ -86,6 +93,8 @@ pub async fn check(
         numbers: HashMap::new(),
         states: Vec::new(),
         dependencies: Vec::new(),
+        paths: HashMap::new(),
+        same_path: Vec::new(),
         count: 0,
         rejected: LimitedFindings::new(Level::Problem, "row", limit),
         hashes: LimitedFindings::new(Level::Warning, "hash", limit),
@@ -153,6 +162,15 @@ impl ModelCheck {
             let hint = "use hexadecimal digits, of sha256 for example, or NULL";
             self.hashes.add(Some(id), || format!("the hash {} is of an unknown kind: {hint}", quoted(hash)));
         }
+        if let (Some(path), Some(url)) = (row.save_path, row.download_url)
+            && let Some((path, content)) = path_and_content(path, row.hash, url)
+        {
+            let (path, content) = (xxh3_64(path.as_bytes()), xxh3_64(content.as_bytes()));
+            let (first, other) = *self.paths.entry(path).or_insert((number, content));
+            if other != content {
+                self.same_path.push((number, first));
+            }
+        }
         let mirrors = strings(row.mirrors);
         let urls = row.download_url.map(|url| ("its download_url", url)).into_iter();
         for (place, url) in urls.chain(mirrors.iter().map(|url| ("one of its mirrors", url.as_str()))) {
@@ -185,6 +203,7 @@ impl ModelCheck {
         report.ok("rows", format!("{} in the view, {count} of them rejected", self.count));
         self.rejected.report(report, &problems_sql(rules));
         report_dependencies(&ids, &self.states, self.dependencies, limit, report);
+        report_paths(&ids, &self.same_path, limit, report);
         if self.hashes.count == 0 {
             report.ok("hashes", "all are of a known kind");
         }
@@ -200,6 +219,22 @@ impl ModelCheck {
 fn strings(json: Option<&str>) -> Vec<String> {
     let json = json.filter(|json| *json != "[]");
     json.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default()
+}
+
+/// Reports models of which a machine can have only one.
+fn report_paths(ids: &[&str], same_path: &[(u32, u32)], limit: usize, report: &mut Report) {
+    let mut findings = LimitedFindings::new(Level::Warning, "save_path", limit);
+    for (number, first) in same_path {
+        let text = || {
+            let first = quoted(ids[*first as usize]);
+            format!("{first} has the same save_path and other content: a machine that needs both gets one")
+        };
+        findings.add(Some(ids[*number as usize]), text);
+    }
+    if findings.count == 0 {
+        report.ok("save_paths", "no two models with different content have the same");
+    }
+    findings.report(report, "");
 }
 
 /// Reports dependencies that do not exist, and circular ones.

@@ -1,34 +1,18 @@
-//! Requests models from the catalog and parses the response. The catalog is trusted to choose the files, but not to
-//! write outside the models folder, so every field is validated again.
+//! The catalog's models. The catalog is trusted to choose the files, but not to write outside the models folder, so
+//! every field is validated again.
 
-use std::collections::HashSet;
-use std::time::{Duration, Instant};
-
-use reqwest::header::CONTENT_TYPE;
-use reqwest::{StatusCode, Url};
+use reqwest::Url;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
-use tracing::info;
 
-use super::error::{Problem, Transport};
+use super::error::Problem;
 use super::folder::SavePath;
 use super::hash::Hash;
-use super::http::{Http, host, read};
 use super::journal::KEY_LENGTH;
-use super::settings::Settings;
 
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Larger than any batch response: a thousand models of 60 KB.
-const MAX_RESPONSE: usize = 64 * 1024 * 1024;
-/// Characters of an error's body that are logged.
-const MAX_EXCERPT: usize = 300;
 const GIGABYTE: f64 = 1e9;
 const GIBIBYTE: f64 = 1_073_741_824.0;
-/// Ids per request: the default limit of the catalog.
-const MAX_IDS: usize = 1_000;
-/// Longest pause between two requests, before jitter.
-const MAX_PAUSE: Duration = Duration::from_secs(8);
 
 /// A model that is to be on disk.
 #[derive(Debug)]
@@ -63,17 +47,7 @@ impl Model {
     /// Equal for models with the same content: the hash, otherwise the URL.
     #[must_use]
     pub fn content(&self) -> String {
-        self.hash.as_ref().map_or_else(
-            || {
-                let mut url = self.url.clone();
-                // Pages of the Hugging Face hub link to files with this parameter.
-                if url.query() == Some("download=true") {
-                    url.set_query(None);
-                }
-                url.into()
-            },
-            Hash::text,
-        )
+        content(self.hash.as_ref(), &self.url)
     }
 
     /// Whether `bytes` is consistent with the catalog's size.
@@ -104,6 +78,24 @@ impl Model {
     }
 }
 
+fn content(hash: Option<&Hash>, url: &Url) -> String {
+    let url_text = || {
+        let mut url = url.clone();
+        // Pages of the Hugging Face hub link to files with this parameter.
+        if url.query() == Some("download=true") {
+            url.set_query(None);
+        }
+        url.into()
+    };
+    hash.map_or_else(url_text, Hash::text)
+}
+
+/// The save path of a row as `pull` uses it, and a text that is equal for rows with the same content.
+pub fn path_and_content(save_path: &str, hash: Option<&str>, url: &str) -> Option<(String, String)> {
+    let (path, url) = (SavePath::parse(save_path).ok()?, Url::parse(url).ok()?);
+    Some((path.text(), content(hash.and_then(Hash::parse).as_ref(), &url)))
+}
+
 /// Whether a file without a hash may have this size in its row, which is rounded to its last digit, up or down, and may
 /// be in units of 2^30.
 #[must_use]
@@ -126,116 +118,8 @@ pub struct Listing {
     pub models: Vec<Model>,
     /// Ids without one, with the reason.
     pub missing: Vec<(String, Problem)>,
-}
-
-/// Why no catalog returned a list of models.
-#[derive(Debug, thiserror::Error)]
-pub enum CatalogError {
-    /// No response; another request may succeed.
-    #[error("no response from {0}: {1}")]
-    Unreachable(String, #[source] Transport),
-    /// A status that may be temporary.
-    #[error("{0} returned status {1}")]
-    Status(String, u16),
-    /// The catalog rejected the request.
-    #[error("{0} returned status {1}: {2}")]
-    Rejected(String, u16, String),
-    /// It is not a catalog.
-    #[error("the response from {0} is not a list of models")]
-    InvalidResponse(String),
-}
-
-impl CatalogError {
-    fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable(..) | Self::Status(..))
-    }
-}
-
-/// Tries the catalogs in turn, until one responds or the time to wait is over.
-///
-/// # Errors
-/// The last error, or the last transient one if there was any in the last round.
-pub async fn request_models(http: &Http, settings: &Settings) -> Result<Listing, CatalogError> {
-    let deadline = Instant::now() + settings.wait;
-    let mut pause = Duration::from_secs(1);
-    loop {
-        let mut last = None;
-        for catalog in &settings.catalogs {
-            match request_all(http, catalog, &settings.ids).await {
-                Ok(mut listing) => {
-                    for model in &mut listing.models {
-                        for url in std::iter::once(&mut model.url).chain(&mut model.mirrors) {
-                            *url = http.tokens().at_endpoint(url);
-                        }
-                    }
-                    return Ok(listing);
-                }
-                Err(error) => {
-                    info!(%error, "the request to the catalog failed");
-                    // A transient error is worth another round, whatever the errors of the other catalogs.
-                    if last.as_ref().is_none_or(|last: &CatalogError| !last.is_transient()) {
-                        last = Some(error);
-                    }
-                }
-            }
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        match last {
-            Some(error) if !error.is_transient() || left.is_zero() => return Err(error),
-            _ => {}
-        }
-        // Jitter: machines that boot together should not retry together.
-        tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64()).min(left)).await;
-        pause = (pause * 2).min(MAX_PAUSE);
-    }
-}
-
-/// Requests the models in as few batches as the catalog accepts.
-async fn request_all(http: &Http, catalog: &Url, ids: &[String]) -> Result<Listing, CatalogError> {
-    let mut batches: Vec<&[String]> = ids.chunks(MAX_IDS).rev().collect();
-    let (mut all, mut known) = (Listing::default(), HashSet::new());
-    while let Some(batch) = batches.pop() {
-        match request_one(http, catalog, batch).await {
-            // With their dependencies, they may be too many, or its limit is lower.
-            Err(CatalogError::Rejected(_, 400, _)) if batch.len() > 1 => {
-                let (first, second) = batch.split_at(batch.len() / 2);
-                batches.extend([second, first]);
-            }
-            listing => {
-                let Listing { mut models, mut missing } = listing?;
-                // A dependency may be in several batches.
-                models.retain(|model| !known.contains(&model.id));
-                missing.retain(|(id, _)| !known.contains(id));
-                known.extend(models.iter().map(|model| &model.id).chain(missing.iter().map(|(id, _)| id)).cloned());
-                all.models.extend(models);
-                all.missing.extend(missing);
-            }
-        }
-    }
-    Ok(all)
-}
-
-async fn request_one(http: &Http, catalog: &Url, ids: &[String]) -> Result<Listing, CatalogError> {
-    let name = host(catalog);
-    let mut url = catalog.clone();
-    url.set_path(&format!("{}/api/models/batch", catalog.path().trim_end_matches('/')));
-    let body = serde_json::json!({"model_ids": ids, "resolve_dependencies": true}).to_string();
-    let request = http.client().post(url).header(CONTENT_TYPE, "application/json").timeout(REQUEST_TIMEOUT).body(body);
-    let unreachable = |error: reqwest::Error| CatalogError::Unreachable(name.clone(), error.into());
-    let mut response = request.send().await.map_err(unreachable)?;
-    let body = read(&mut response, MAX_RESPONSE).await.map_err(unreachable)?;
-    match response.status() {
-        StatusCode::OK => parse(&body).ok_or(CatalogError::InvalidResponse(name)),
-        status @ (StatusCode::BAD_REQUEST
-        | StatusCode::NOT_FOUND
-        | StatusCode::METHOD_NOT_ALLOWED
-        | StatusCode::PAYLOAD_TOO_LARGE) => {
-            let excerpt =
-                String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(MAX_EXCERPT).collect();
-            Err(CatalogError::Rejected(name, status.as_u16(), excerpt))
-        }
-        status => Err(CatalogError::Status(name, status.as_u16())),
-    }
+    /// Ids of dependencies, with the model that names them.
+    pub dependencies: Vec<(String, String)>,
 }
 
 #[derive(Deserialize)]
@@ -243,7 +127,7 @@ struct BatchResponse<'a> {
     #[serde(borrow)]
     models: Vec<&'a RawValue>,
     not_found: Vec<String>,
-    missing_dependencies: Vec<MissingDependency>,
+    missing_dependencies: Option<Vec<MissingDependency>>,
 }
 
 #[derive(Deserialize)]
@@ -262,22 +146,30 @@ struct Entry {
     save_path: String,
     #[serde(default)]
     mirrors: Vec<String>,
+    #[serde(default)]
+    dependencies: Vec<String>,
 }
 
-fn parse(body: &[u8]) -> Option<Listing> {
+/// Parses a response. With `resolved`, it must list the dependencies that are missing.
+pub fn parse(body: &[u8], resolved: bool) -> Option<Listing> {
     let response: BatchResponse<'_> = serde_json::from_slice(body).ok()?;
+    if resolved && response.missing_dependencies.is_none() {
+        return None;
+    }
     let mut listing = Listing::default();
     for id in response.not_found {
         listing.missing.push((id, Problem::NotInCatalog));
     }
-    for missing in response.missing_dependencies {
+    for missing in response.missing_dependencies.into_iter().flatten() {
         listing.missing.push((missing.id, Problem::MissingDependency(missing.required_by)));
     }
     for text in response.models {
         // An invalid entry does not affect the others.
         match serde_json::from_str::<Entry>(text.get()) {
-            Ok(entry) => {
+            Ok(mut entry) => {
                 let id = entry.id.clone();
+                let dependencies = std::mem::take(&mut entry.dependencies);
+                listing.dependencies.extend(dependencies.into_iter().map(|dependency| (dependency, id.clone())));
                 match model(entry) {
                     Ok(model) => listing.models.push(model),
                     Err(problem) => listing.missing.push((id, problem)),
@@ -331,7 +223,7 @@ mod tests {
             {"id":"h","download_url":"s3://h/h","mirrors":["ftp://h/h","https://h/1","http://h/2"],
              "auth_required":false,"save_path":"h"}],
             "not_found":["f"],"missing_dependencies":[{"id":"g","required_by":"a"}]}"#;
-        let listing = parse(body).expect("a list");
+        let listing = parse(body, true).expect("a list");
         assert_eq!(listing.models.len(), 2);
         let urls =
             |model: &Model| [&model.url].into_iter().chain(&model.mirrors).map(Url::to_string).collect::<Vec<_>>();
@@ -366,7 +258,7 @@ mod tests {
     #[test]
     fn input_that_is_not_a_list_of_models_is_rejected() {
         for body in ["", "{}", "[]", "<html>", r#"{"error":"x"}"#, r#"{"models":[],"not_found":[]}"#] {
-            assert!(parse(body.as_bytes()).is_none(), "{body}");
+            assert!(parse(body.as_bytes(), true).is_none(), "{body}");
         }
     }
 }

@@ -12,6 +12,7 @@ use cap_std::fs::Dir;
 use serde::{Deserialize, Serialize};
 
 use super::error::Problem;
+use crate::atomic_file::AtomicFile;
 pub use crate::catalog::model::RESERVED_PREFIX;
 use crate::catalog::model::check_save_path;
 
@@ -190,6 +191,17 @@ pub fn space(folder: &Dir) -> io::Result<Space> {
     use cap_std::fs::MetadataExt as _;
     let free = rustix::fs::fstatvfs(folder).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
     Ok(Space { device: folder.dir_metadata()?.dev(), free })
+}
+
+/// Checks that a file in a folder can be renamed, without which no download could appear as a whole: some network and
+/// FUSE file systems refuse it.
+///
+/// # Errors
+/// What the system reports.
+pub fn check_rename(folder: &Dir) -> io::Result<()> {
+    let name = PathBuf::from(format!("{RESERVED_PREFIX}-{:016x}.check", fastrand::u64(..)));
+    AtomicFile::create_in(folder, &name)?.commit_without_sync()?;
+    folder.remove_file(&name)
 }
 
 #[cfg(test)]

@@ -1,15 +1,18 @@
 //! Requests for files. Redirects are followed here rather than in the client, because which token is sent is decided
 //! again for each URL.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hyper::Uri;
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, LOCATION, RANGE};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::error::Problem;
@@ -17,6 +20,8 @@ use super::response::{BodyRange, body_range, pause};
 use super::tokens::Tokens;
 
 const MAX_REDIRECTS: usize = 10;
+/// Schemes of proxies. Without one, a proxy speaks HTTP.
+const PROXY_SCHEMES: [&str; 6] = ["http", "https", "socks4", "socks4a", "socks5", "socks5h"];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the request to the head of the response; hubs may query their storage in between.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -70,11 +75,17 @@ pub fn host(url: &Url) -> String {
     url.host_str().unwrap_or("?").to_owned()
 }
 
+fn host_and_port(url: &Url) -> String {
+    format!("{}:{}", host(url), url.port_or_known_default().unwrap_or_default())
+}
+
 /// The HTTP client, with the tokens of this machine.
 #[derive(Debug)]
 pub struct Http {
     client: Client,
     tokens: Tokens,
+    /// Hosts with their ports, and whether they responded to the last request.
+    hosts: Mutex<HashMap<String, bool>>,
 }
 
 impl Http {
@@ -86,6 +97,7 @@ impl Http {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
         let config = versions.with_root_certificates(roots()).with_no_client_auth();
+        warn_of_proxies();
         let client = Client::builder()
             .tls_backend_preconfigured(config)
             .redirect(Policy::none())
@@ -94,7 +106,7 @@ impl Http {
             .tcp_keepalive(Duration::from_secs(30))
             .user_agent(concat!("model-catalog/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Self { client, tokens })
+        Ok(Self { client, tokens, hosts: Mutex::default() })
     }
 
     /// The client, for requests without a token.
@@ -115,9 +127,11 @@ impl Http {
         bytes: u64,
         mut on_head: impl FnMut(&Url, &HeaderMap),
     ) -> Result<Source, Problem> {
-        let first_bytes = self.request(target, Some((0, bytes)), &mut on_head).await;
+        let first_bytes = self.request(target, Some((0, bytes)), HEAD_TIMEOUT, &mut on_head).await;
         let opened = match first_bytes {
-            Err(problem) if problem.contradicts_ranges() => self.request(target, None, &mut on_head).await?,
+            Err(problem) if problem.contradicts_ranges() => {
+                self.request(target, None, HEAD_TIMEOUT, &mut on_head).await?
+            }
             opened => opened?,
         };
         let Opened { mut response, url, part } = opened;
@@ -138,7 +152,20 @@ impl Http {
     /// # Errors
     /// The response does not contain a file.
     pub async fn open(&self, target: Target<'_>, range: Option<(u64, u64)>) -> Result<Opened, Problem> {
-        self.request(target, range, |_, _| {}).await
+        self.open_within(target, range, HEAD_TIMEOUT).await
+    }
+
+    /// The same with a limit on the time until the head of the response, redirects included.
+    ///
+    /// # Errors
+    /// As for [`Http::open`].
+    pub async fn open_within(
+        &self,
+        target: Target<'_>,
+        range: Option<(u64, u64)>,
+        limit: Duration,
+    ) -> Result<Opened, Problem> {
+        self.request(target, range, limit, |_, _| {}).await
     }
 
     /// Requests a small document: its body, or its first bytes if it is longer than `max`.
@@ -147,9 +174,19 @@ impl Http {
     /// No success, or no complete body within the time.
     pub async fn document(&self, url: &Url, auth: bool, max: usize) -> Result<Vec<u8>, Problem> {
         let target = Target { url, auth, hashed: false };
-        let Opened { mut response, url, .. } = self.request(target, None, |_, _| {}).await?;
+        let Opened { mut response, url, .. } = self.request(target, None, HEAD_TIMEOUT, |_, _| {}).await?;
         let read = tokio::time::timeout(HEAD_TIMEOUT, read(&mut response, max)).await;
         read.map_err(|_| Problem::Silent(host(&url)))?.map_err(|error| connection_error(&url, error))
+    }
+
+    /// Whether the host of a URL responded to the last request; `None` before the first one.
+    pub fn has_responded(&self, url: &Url) -> Option<bool> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).get(&host_and_port(url)).copied()
+    }
+
+    /// Records whether the host of a URL responded in time.
+    pub fn record_response(&self, url: &Url, responded: bool) {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).insert(host_and_port(url), responded);
     }
 
     /// The tokens that it sends.
@@ -163,9 +200,10 @@ impl Http {
         &self,
         target: Target<'_>,
         range: Option<(u64, u64)>,
+        limit: Duration,
         mut on_head: impl FnMut(&Url, &HeaderMap),
     ) -> Result<Opened, Problem> {
-        let mut url = target.url.clone();
+        let (mut url, deadline) = (target.url.clone(), Instant::now() + limit);
         for _ in 0..=MAX_REDIRECTS {
             let authorization = if target.auth { self.tokens.authorization(&url) } else { None };
             let mut request = self.client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
@@ -175,9 +213,16 @@ impl Http {
             if let Some((start, end)) = range {
                 request = request.header(RANGE, format!("bytes={start}-{}", end.saturating_sub(1)));
             }
-            let sent = tokio::time::timeout(HEAD_TIMEOUT, request.send()).await;
-            let sent = sent.map_err(|_| Problem::Silent(host(&url)))?;
-            let response = sent.map_err(|error| connection_error(&url, error))?;
+            let sent = tokio::time::timeout_at(deadline, request.send()).await;
+            let sent = sent.map_or_else(
+                |_| Err(Problem::Silent(host(&url))),
+                |sent| sent.map_err(|error| connection_error(&url, error)),
+            );
+            if matches!(sent, Err(Problem::Silent(_))) {
+                self.record_response(&url, false);
+            }
+            let response = sent?;
+            self.record_response(&url, true);
             on_head(&url, response.headers());
             match response.status() {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
@@ -230,7 +275,25 @@ fn roots() -> RootCertStore {
     store
 }
 
+/// Logs which proxy variables are ignored because they name none. Their values may contain a password.
+fn warn_of_proxies() {
+    for name in
+        ["ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"].iter().flat_map(|name| [(*name).to_owned(), name.to_lowercase()])
+    {
+        let value = std::env::var_os(&name).unwrap_or_default();
+        let uri = value.to_str().and_then(|text| text.parse::<Uri>().ok()).filter(|uri| uri.authority().is_some());
+        let usable = uri.is_some_and(|uri| uri.scheme_str().is_none_or(|scheme| PROXY_SCHEMES.contains(&scheme)));
+        if !usable && !value.is_empty() {
+            warn!("{name} is ignored: it is not the URL of a proxy such as http://proxy:3128 or socks5h://proxy:1080");
+        }
+    }
+}
+
 fn connection_error(url: &Url, error: reqwest::Error) -> Problem {
+    // No packet of the host arrived.
+    if error.is_connect() && error.is_timeout() {
+        return Problem::Silent(host(url));
+    }
     Problem::Connection { host: host(url), source: error.into() }
 }
 

@@ -3,6 +3,7 @@
 //! Everything is planned before the first byte is downloaded: which files exist, where the others are, and whether they
 //! fit on the disk. A model that cannot be downloaded is a warning and does not stop the others.
 
+mod batches;
 pub(super) mod catalog;
 pub(super) mod content;
 pub(super) mod error;
@@ -36,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use cap_std::fs::Dir;
 use futures_util::StreamExt;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -52,6 +53,7 @@ use record::{Record, Unrecorded};
 use settings::Settings;
 
 use crate::cli::PullArgs;
+use crate::cmd::CommandRuntime;
 use crate::cmd::stdout::{self, StdoutError};
 use crate::stderr::Stderr;
 
@@ -151,7 +153,7 @@ fn ignore_broken_pipes() {
 fn pull_models(pull: &PullArgs, screen: Screen) -> PullResult {
     let done = pull.check().map_err(Failure::from).and_then(|settings| {
         let runtime = runtime()?;
-        let end = runtime.block_on(async {
+        runtime.block_on(async {
             // Installed first, so that no signal arrives before its handler.
             let mut signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
             let [terminate, interrupt, hangup] = &mut signals;
@@ -172,10 +174,7 @@ fn pull_models(pull: &PullArgs, screen: Screen) -> PullResult {
             // Downloads write their journals; everything else is dropped.
             let _ = tokio::time::timeout(STOP_TIMEOUT, end).await;
             Ok(PullResult::Stopped)
-        });
-        // A thread that is waiting for a slow disk must not delay the command.
-        runtime.shutdown_background();
-        end
+        })
     });
     done.unwrap_or_else(|error| {
         if matches!(error.downcast_ref(), Some(StdoutError::Closed)) {
@@ -186,9 +185,11 @@ fn pull_models(pull: &PullArgs, screen: Screen) -> PullResult {
     })
 }
 
-fn runtime() -> std::io::Result<Runtime> {
+/// Dropping it does not wait for a thread that waits for a slow disk or a name server: that must not delay the command.
+fn runtime() -> std::io::Result<CommandRuntime> {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_THREADS);
-    Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+    let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    Ok(CommandRuntime(Some(runtime)))
 }
 
 async fn get_models(settings: Settings, screen: Screen, stop: watch::Receiver<bool>) -> Result<PullResult, Failure> {
@@ -203,7 +204,7 @@ async fn get_models(settings: Settings, screen: Screen, stop: watch::Receiver<bo
         }
     };
     let http = Http::new(PullArgs::tokens())?;
-    let listing = catalog::request_models(&http, &settings)
+    let listing = batches::request_models(&http, &settings)
         .await
         .map_err(|error| format!("cannot get the models from the catalog: {}", error::chain(&error)))?;
     let record = if has_record { Record::load(&state_dir) } else { Record::default() };

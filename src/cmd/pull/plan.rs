@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 
 use super::catalog::Model;
 use super::error::Problem;
-use super::folder::{Space, Stamp, space};
+use super::folder::{Space, Stamp, check_rename, space};
 use super::http::{Source, Target, host};
 use super::journal::Journal;
 use super::progress::{ModelProgress, Phase};
@@ -76,9 +76,7 @@ pub async fn plan(
     if is_small && model.hash.is_some() && !context.settings.dry_run {
         return Ok(Plan::FetchLater(None));
     }
-    let target = Target { url: &model.url, auth: model.auth, hashed: model.hash.is_some() };
-    let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, context.http.resolve(target, 1, |_, _| {})).await;
-    let resolved = resolved.unwrap_or_else(|_| Err(Problem::Silent(host(&model.url))));
+    let resolved = resolve(context, model).await;
     if let Existing::Unhashed(size) = existing {
         // Only complete files have their final name, so while the server does not respond the size in the catalog
         // suffices.
@@ -105,6 +103,22 @@ pub async fn plan(
         }
         Err(problem) => Err(problem),
     }
+}
+
+/// Finds the location and the size of a file. One wait for a dead host is enough, however many files it has.
+async fn resolve(context: &Context, model: &Model) -> Result<Source, Problem> {
+    let (http, url) = (&context.http, &model.url);
+    if http.has_responded(url) == Some(false) {
+        return Err(Problem::Silent(host(url)));
+    }
+    let target = Target { url, auth: model.auth, hashed: model.hash.is_some() };
+    let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, http.resolve(target, 1, |_, _| {})).await;
+    resolved.unwrap_or_else(|_| {
+        if http.has_responded(url).is_none() {
+            http.record_response(url, false);
+        }
+        Err(Problem::Silent(host(url)))
+    })
 }
 
 /// Whether another process has created the file since it was planned.
@@ -200,6 +214,12 @@ impl FreeSpace {
     /// There is too little.
     pub fn reserve(&mut self, context: &Context, model: &Model, needed: u64) -> Result<(), Problem> {
         let space = Self::space(context, model)?;
+        if !self.0.contains_key(&space.device)
+            && let Some(folder) = context.folder.parent(&model.path, false)?
+        {
+            // Now, rather than after the last byte.
+            check_rename(&folder).map_err(Problem::disk("renaming a file in its folder"))?;
+        }
         let free = self.0.entry(space.device).or_insert(space.free.saturating_sub(context.settings.keep_free));
         match free.checked_sub(needed) {
             Some(rest) => {

@@ -244,11 +244,11 @@ impl ModelProgress {
 pub struct Screen(Option<MultiProgress>);
 
 impl Screen {
-    /// Draws on standard error if that is a terminal and `enabled` is true.
+    /// Draws on standard error if that is a terminal which understands control sequences, and `enabled` is true.
     #[must_use]
     pub fn of_stderr(stderr: &Stderr, enabled: bool) -> Self {
         let bars = || MultiProgress::with_draw_target(draw_target(stderr));
-        Self((enabled && stderr.is_terminal()).then(bars))
+        Self((enabled && stderr.can_draw()).then(bars))
     }
 
     /// The container of the bars.

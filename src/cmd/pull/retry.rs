@@ -11,8 +11,10 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// Time after the last progress in which a pause that a server asks for must end: twice the window over which the
 /// Hugging Face hub counts requests.
 const MAX_ASKED: Duration = Duration::from_secs(600);
-/// Time that a server has to respond once the time budget is spent.
+/// Time that a host has to respond once the time for hosts that do not respond is over.
 const MIN_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same if it did not respond to the previous request, so that a dead host with many files delays a boot little.
+const MIN_HEAD_TIMEOUT_OF_SILENT: Duration = Duration::from_secs(3);
 /// Time that a server has to respond in any case; hubs may query their storage first.
 const MAX_HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Multiple of a file's size that may be received for it: once in ranges, once as a whole, and what faults cut off.
@@ -32,6 +34,9 @@ pub fn pause(failures: u32, retry_after: Option<Duration>) -> Duration {
 }
 
 /// The limits of one file: attempts, time and bytes.
+///
+/// A host that accepts connections and says nothing, or does not answer at all, seldom recovers, and each attempt takes
+/// as long as one waits. It gets half of the time that refused connections, unknown names and statuses such as 503 get.
 #[derive(Debug)]
 pub struct Budget {
     tries: u32,
@@ -81,8 +86,7 @@ impl Budget {
     pub fn is_over(&self, problem: &Problem, total: u64) -> bool {
         let elapsed = self.progressed_at.elapsed();
         match problem {
-            // Each of them takes as long as the server may be silent.
-            Problem::Silent(_) if elapsed >= self.wait => true,
+            Problem::Silent(_) if elapsed >= self.wait / 2 => true,
             _ if problem.retry_after().is_some_and(|asked| elapsed + asked > MAX_ASKED.max(self.wait)) => true,
             _ => self.received.load(Relaxed) > total.saturating_mul(MAX_COPIES).max(MIN_BYTES),
         }
@@ -93,10 +97,16 @@ impl Budget {
         tokio::time::sleep(pause(self.failures, problem.retry_after())).await;
     }
 
-    /// Time that a server has to respond.
+    /// Time that a host has to respond; `has_responded`: whether it did so the last time. A host that works may be
+    /// slow: hubs query their storage first.
     #[must_use]
-    pub fn head_timeout(&self) -> Duration {
-        self.wait.saturating_sub(self.progressed_at.elapsed()).clamp(MIN_HEAD_TIMEOUT, MAX_HEAD_TIMEOUT)
+    pub fn head_timeout(&self, has_responded: Option<bool>) -> Duration {
+        let least = match has_responded {
+            Some(true) => MAX_HEAD_TIMEOUT,
+            Some(false) => MIN_HEAD_TIMEOUT_OF_SILENT,
+            None => MIN_HEAD_TIMEOUT,
+        };
+        (self.wait / 2).saturating_sub(self.progressed_at.elapsed()).clamp(least, MAX_HEAD_TIMEOUT)
     }
 }
 

@@ -237,12 +237,13 @@ impl Download<'_> {
         };
         let unknown = self.state.shared.total() == u64::MAX;
         let range = claim.map(|claim| (claim.start, if unknown { claim.start + FIRST_RANGE } else { claim.end }));
-        let opened = self.context.http.open(self.target(url), range);
-        let opened = tokio::time::timeout(self.budget.head_timeout(), opened).await;
+        let http = &self.context.http;
+        let limit = self.budget.head_timeout(http.has_responded(url));
+        let opened = http.open_within(self.target(url), range, limit).await;
         if let Some(claim) = claim {
             self.state.shared.segments().release(claim.id);
         }
-        let opened = opened.map_err(|_| Problem::Silent(host(url)))??;
+        let opened = opened?;
         let part = &opened.part;
         self.answered = true;
         self.progress.set_source(&host(&opened.url));

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -183,4 +183,89 @@ async fn tokens_are_not_sent_to_similar_host_names() {
     assert_eq!(seen, expected.map(|(host, token)| (host.to_owned(), token)), "{}", boot.log);
     let stored = machine.store.take_requests();
     assert!(!stored.is_empty() && stored.iter().all(|request| request.token.is_none()), "{stored:?}");
+}
+
+#[tokio::test]
+async fn redirect_from_https_to_http_needs_a_hash() {
+    let mut machine = Machine::new("downgrade", "hashed,unhashed");
+    let file = content(1, 5_000);
+    let url = machine.store.put("/a", Way::File(file.clone()));
+    let (proxy, _) = hubs(&machine.folder, move |_, _| response(302, &[&format!("location: {url}")], ""));
+    let hash = sum("sha256sum", &file);
+    let row = |id, hash| (id, "https://example.org/a", id, hash, None);
+    machine.models_are(&[row("hashed", Some(hash)), row("unhashed", None)]);
+    let certificate = machine.folder.path("certificate.pem");
+    machine.set("HTTPS_PROXY", &proxy);
+    machine.set("CURL_CA_BUNDLE", &certificate);
+    let boot = machine.boot(&[]);
+    assert_eq!((boot.status, machine.files()), (1, vec!["hashed".to_owned()]), "{}", boot.log);
+    for line in [
+        r#"missing model="unhashed" reason="example.org redirects from https to http, and the catalog has no hash"#,
+        r#"a redirect from https to http: only the hash protects this file from="example.org" to="127.0.0.1""#,
+    ] {
+        assert!(boot.log.contains(line), "{line}: {}", boot.log);
+    }
+}
+
+/// A SOCKS5 proxy that connects to `target`, whatever it is asked for; sends the names that it was asked for.
+fn socks(target: String) -> (String, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, (seen, names)) = (listener.local_addr().unwrap().to_string(), mpsc::channel());
+    let proxy = move |mut client: TcpStream, seen: mpsc::Sender<String>| -> std::io::Result<()> {
+        let mut greeting = [0; 2];
+        client.read_exact(&mut greeting)?;
+        client.read_exact(&mut vec![0; greeting[1].into()])?;
+        client.write_all(&[5, 0])?;
+        // CONNECT to a name of this length.
+        let mut head = [0; 5];
+        client.read_exact(&mut head)?;
+        let mut name = vec![0; usize::from(head[4]) + 2];
+        client.read_exact(&mut name)?;
+        seen.send(String::from_utf8_lossy(&name[..name.len() - 2]).into_owned()).unwrap();
+        client.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0])?;
+        let (mut server, mut requests) = (TcpStream::connect(&target)?, client.try_clone()?);
+        let mut to_server = server.try_clone()?;
+        std::thread::spawn(move || std::io::copy(&mut requests, &mut to_server));
+        std::io::copy(&mut server, &mut client).map(drop)
+    };
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (proxy, seen) = (proxy.clone(), seen.clone());
+            std::thread::spawn(move || drop(proxy(stream.unwrap(), seen)));
+        }
+    });
+    (address, names)
+}
+
+#[test]
+fn proxies_are_used_as_curl_uses_them() {
+    let mut machine = Machine::new("proxies", "a");
+    let file = content(1, 5_000);
+    machine.store.put("http://files.invalid/a", Way::File(file.clone()));
+    machine.store.put("/a", Way::File(file.clone()));
+    machine.models_are(&[("a", "http://files.invalid/a", "a", Some(sum("sha256sum", &file)), None)]);
+    let store = machine.store.address.clone();
+    let (socks, names) = socks(store.clone());
+    machine.set("NO_PROXY", "127.0.0.1");
+    for (name, value) in [
+        ("HTTP_PROXY", store.clone()),
+        ("http_proxy", format!("user:word@{store}")),
+        ("ALL_PROXY", format!("http://{store}/")),
+        ("all_proxy", format!("socks5h://{socks}")),
+    ] {
+        machine.set(name, &value);
+        let boot = machine.boot(&[]);
+        assert!(boot.status == 0 && machine.read("a").as_ref() == Some(&file), "{name} {value}: {}", boot.log);
+        assert!(!boot.log.contains("is ignored"), "{name} {value}: {}", boot.log);
+        std::fs::remove_dir_all(machine.models()).unwrap();
+        machine.settings.retain(|(other, _)| other != name);
+    }
+    assert_eq!(names.try_iter().next().as_deref(), Some("files.invalid"));
+    machine.set("HTTPS_PROXY", "ftp://user:s3cret@proxy:3128");
+    machine.set("all_proxy", "pr oxy");
+    let boot = machine.boot(&[]);
+    for name in ["HTTPS_PROXY", "all_proxy"] {
+        assert!(boot.log.contains(&format!("{name} is ignored: it is not the URL of a proxy")), "{}", boot.log);
+    }
+    assert!(!boot.log.contains("s3cret") && !boot.log.contains("HTTP_PROXY is"), "{}", boot.log);
 }

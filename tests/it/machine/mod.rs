@@ -17,11 +17,12 @@ mod written_files;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use files::Files;
 use sha2::{Digest, Sha256};
 
-use crate::support::{Db, Server, TempFolder};
+use crate::support::{Db, Server, TempFolder, WAIT_LIMIT};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_model-catalog");
 
@@ -146,6 +147,23 @@ impl Machine {
     /// Runs `pull`; checks that no token was exposed and no temporary folder is left.
     fn boot(&self, command: &[&str]) -> Boot {
         self.ended(self.spawn(command))
+    }
+
+    /// The same, but a boot that waits too long is killed, and then has no status. Its log must fit into a pipe.
+    fn boot_in_time(&self, command: &[&str]) -> Boot {
+        let mut boot = self.spawn(command);
+        let deadline = Instant::now() + WAIT_LIMIT;
+        while boot.try_wait().unwrap().is_none() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        let _ = boot.kill();
+        self.ended(boot)
+    }
+
+    /// The same through another program.
+    fn boot_through(&self, prefix: &[&str]) -> Boot {
+        let prefix: Vec<_> = prefix.iter().map(|&argument| argument.to_owned()).collect();
+        self.ended(self.pull(&prefix, &[]).stderr(Stdio::piped()).spawn().unwrap())
     }
 
     fn ended(&self, boot: Child) -> Boot {

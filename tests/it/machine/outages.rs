@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::files::Way;
 use super::hubs::response;
-use super::{Machine, content, sum};
+use super::{Machine, add, content, sum};
+use crate::support::system_faults::SystemFaults;
 use crate::support::{Db, Server};
 
 const SIZE: usize = 300_000;
@@ -148,4 +149,80 @@ fn too_many_files_at_a_time_are_a_warning() {
     machine.set("MACHINE_MODELS_CONNECTIONS", "100000");
     let boot = machine.boot(&[]);
     assert!(boot.status == 0 && boot.log.contains("MACHINE_MODELS_PARALLEL is 100000: using 64"), "{}", boot.log);
+}
+
+#[tokio::test]
+async fn model_with_more_dependencies_than_a_batch_is_pulled_with_all_of_them() {
+    let mut machine = Machine::new("dependencies", "big,other");
+    let db = Db::new().await;
+    for (number, (id, needs)) in
+        [("other", &["deep"][..]), ("dep7", &["deep", "big"]), ("deep", &["gone"])].iter().enumerate()
+    {
+        let file = content(number as u64, SIZE);
+        let url = machine.store.put(&format!("/{id}"), Way::File(file.clone()));
+        add(&db, id, &url, id, &sum("sha256sum", &file), false, needs).await;
+    }
+    let url = machine.store.put("/big", Way::File(content(9, SIZE)));
+    let needs: Vec<_> = (0..2_500).map(|number| format!("dep{number}")).collect();
+    let needs: Vec<_> = needs.iter().map(String::as_str).collect();
+    add(&db, "big", &url, "big", &sum("sha256sum", &content(9, SIZE)), false, &needs).await;
+    let server = Server::start(&db).await;
+    machine.catalog(&server);
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("fetched=4 present=0 linked=0 missing=2500"), "{}", boot.log.lines().last().unwrap());
+    assert_eq!(machine.files(), ["big", "deep", "dep7", "other"]);
+    for reason in [r#"model="dep8" reason="\"big\" depends on it"#, r#"model="gone" reason="\"deep\" depends on it"#] {
+        assert!(boot.log.contains(reason), "{reason} {}", boot.log);
+    }
+}
+
+#[test]
+fn name_server_that_does_not_answer_does_not_delay_the_command() {
+    let faults = SystemFaults::new();
+    faults.begin("silent-resolver");
+    let mut machine = Machine::new("resolver", "a");
+    for (name, value) in faults.settings() {
+        machine.set(name, value);
+    }
+    machine.models_are(&[("a", "http://files.invalid/a", "a", None, None)]);
+    let boot = machine.boot_in_time(&["echo", "started"]);
+    assert_eq!((boot.status, &*boot.output), (0, "started\n"), "{}", boot.log);
+    assert!(boot.log.contains(r#"model="a" reason="files.invalid did not respond in time""#), "{}", boot.log);
+    machine.set("CATALOG_URL", "http://catalog.invalid");
+    let boot = machine.boot_in_time(&["echo", "started"]);
+    assert_eq!((boot.status, &*boot.output), (0, "started\n"), "{}", boot.log);
+    assert!(boot.log.contains("cannot get the models from the catalog"), "{}", boot.log);
+}
+
+#[test]
+fn dead_host_with_many_files_delays_a_boot_little() {
+    let mut machine = Machine::new("dead", "all");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let file = content(1, SIZE);
+    let good = machine.store.put("/good", Way::File(file.clone()));
+    let rows: Vec<_> = (0..24)
+        .map(|number| (number.to_string(), format!("http://{}/{number}", listener.local_addr().unwrap())))
+        .collect();
+    let mut models: Vec<_> =
+        rows.iter().map(|(id, url)| (&**id, &**url, &**id, Some(sum("sha256sum", id.as_bytes())), None)).collect();
+    models.push(("good", &good, "good", Some(sum("sha256sum", &file)), None));
+    machine.models_are(&models);
+    machine.set("MACHINE_MODELS_TRIES", "3");
+    let started = Instant::now();
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains("fetched=1 present=0 linked=0 missing=24"), "{}", boot.log);
+    // Five seconds for the plan, and three for each of 24 files, four at a time. Without a memory of the host: 65.
+    assert!(started.elapsed() < Duration::from_secs(45), "{:?}: {}", started.elapsed(), boot.log);
+}
+
+#[test]
+fn urls_that_differ_by_a_download_parameter_are_one_file() {
+    let mut machine = Machine::new("parameter", "a,b");
+    let url = machine.store.put("/a", Way::File(content(1, SIZE)));
+    machine.models_are(&[("a", &url, "f", None, None), ("b", &format!("{url}?download=true"), "f", None, None)]);
+    let boot = machine.boot(&[]);
+    assert!(boot.status == 0 && boot.log.contains("fetched=1 present=0 linked=0 missing=0"), "{}", boot.log);
+    machine.models_are(&[("a", &url, "f", None, None), ("b", &format!("{url}?download=1"), "f", None, None)]);
+    let boot = machine.boot(&[]);
+    assert!(boot.status == 1 && boot.log.contains("another model has the save path f"), "{}", boot.log);
 }

@@ -58,37 +58,59 @@ async fn command_starts_while_the_log_cannot_be_written() {
     }
 }
 
+/// Runs a boot on a terminal, which may be stopped; returns what it was sent.
+fn boot_on_terminal(machine: &Machine, stopped: bool) -> String {
+    let _ = std::fs::remove_dir_all(machine.models());
+    let mut terminal = File::from(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap());
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let path = ptsname(&terminal, Vec::new()).unwrap();
+    let noctty = rustix::fs::OFlags::NOCTTY.bits().try_into().unwrap();
+    let stderr = File::options().read(true).write(true).custom_flags(noctty).open(path.to_str().unwrap()).unwrap();
+    if stopped {
+        // Ctrl-S.
+        terminal.write_all(b"\x13").unwrap();
+    }
+    let child = machine.pull(&[], &COMMAND).stderr(Stdio::from(stderr)).spawn().unwrap();
+    let reading = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let mut buffer = [0; 4096];
+        // Reading fails once no process has the terminal open.
+        while let Ok(size @ 1..) = terminal.read(&mut buffer) {
+            text.extend_from_slice(&buffer[..size]);
+        }
+        String::from_utf8(text).unwrap()
+    });
+    let done = child.wait_with_output().unwrap();
+    assert_eq!((done.status.code(), &*done.stdout), (Some(7), &b"started\n"[..]), "stopped: {stopped}");
+    assert!(machine.read("model.bin") == Some(content(1, 50_000)), "stopped: {stopped}");
+    reading.join().unwrap()
+}
+
 #[tokio::test]
 async fn command_starts_while_the_terminal_is_stopped() {
     let (mut machine, _db, _server) = machine("terminal").await;
     machine.set("TERM", "xterm");
     for stopped in [false, true] {
-        let _ = std::fs::remove_dir_all(machine.models());
-        let mut terminal = File::from(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap());
-        grantpt(&terminal).unwrap();
-        unlockpt(&terminal).unwrap();
-        let path = ptsname(&terminal, Vec::new()).unwrap();
-        let noctty = rustix::fs::OFlags::NOCTTY.bits().try_into().unwrap();
-        let stderr = File::options().read(true).write(true).custom_flags(noctty).open(path.to_str().unwrap()).unwrap();
-        if stopped {
-            // Ctrl-S.
-            terminal.write_all(b"\x13").unwrap();
-        }
-        let child = machine.pull(&[], &COMMAND).stderr(Stdio::from(stderr)).spawn().unwrap();
-        let reading = std::thread::spawn(move || {
-            let mut text = Vec::new();
-            let mut buffer = [0; 4096];
-            // Reading fails once no process has the terminal open.
-            while let Ok(size @ 1..) = terminal.read(&mut buffer) {
-                text.extend_from_slice(&buffer[..size]);
-            }
-            String::from_utf8(text).unwrap()
-        });
-        let done = child.wait_with_output().unwrap();
-        assert_eq!((done.status.code(), &*done.stdout), (Some(7), &b"started\n"[..]), "stopped: {stopped}");
-        assert!(machine.read("model.bin") == Some(content(1, 50_000)), "stopped: {stopped}");
-        let text = reading.join().unwrap();
+        let text = boot_on_terminal(&machine, stopped);
         assert_eq!(text.contains("pulled") && text.contains("\x1b[2K"), !stopped, "{text:?}");
+    }
+}
+
+#[tokio::test]
+async fn colors_and_bars_are_for_terminals_that_want_them() {
+    let (mut machine, _db, _server) = machine("colors").await;
+    for (term, no_color, has_bars, has_colors) in
+        [("xterm", "", true, true), ("xterm", "1", true, false), ("dumb", "", false, false), ("", "", false, false)]
+    {
+        machine.set("TERM", term);
+        machine.set("NO_COLOR", no_color);
+        let text = boot_on_terminal(&machine, false);
+        // The sequences end in `m`, those of the bars in another letter.
+        let sequences: Vec<_> =
+            text.split("\x1b[").skip(1).filter_map(|rest| rest.chars().find(|c| c.is_ascii_alphabetic())).collect();
+        let found = (sequences.iter().any(|end| *end != 'm'), sequences.contains(&'m'));
+        assert!(text.contains("pulled") && found == (has_bars, has_colors), "{term} {no_color}: {text:?}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::files::Way;
 use super::{Machine, add, content, sum};
-use crate::support::{Db, Server, preload, until};
+use crate::support::{Db, Server, preload, refuse, until};
 
 const SIZE: usize = 1_000_000;
 
@@ -125,4 +125,103 @@ async fn read_only_folder_with_the_right_files_is_a_warm_boot() {
     assert_eq!((boot.status, &*boot.output), (0, "started\n"), "{}", boot.log);
     assert!(boot.log.contains("fetched=0 present=2"), "{}", boot.log);
     assert_eq!(machine.files(), ["f/0", "f/1"]);
+}
+
+#[tokio::test]
+async fn file_systems_without_free_space_are_used() {
+    let (machine, _db, _server) = machine("free", "m0,m1").await;
+    for (call, errno) in [("fstatfs", "ENOSYS"), ("fstatfs", "EPERM"), ("openat2", "ENOSYS"), ("statx", "ENOSYS")] {
+        let boot = machine.boot_through(&[&refuse(&machine.folder, call, errno)]);
+        assert!(boot.status == 0 && boot.log.contains("fetched=2"), "{call} {errno}: {}", boot.log);
+        std::fs::remove_dir_all(machine.models()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn folder_without_renames_is_named_before_the_download() {
+    let (machine, _db, _server) = machine("renames", "m0,m1").await;
+    let boot = machine.boot_through(&[&refuse(&machine.folder, "renameat", "EXDEV")]);
+    let reason = r#"missing model="m0" reason="renaming a file in its folder failed: Invalid cross-device link"#;
+    assert!(boot.status == 1 && boot.log.contains(reason), "{}", boot.log);
+    assert_eq!(machine.files(), [""; 0], "{}", boot.log);
+    let requests = machine.store.take_requests();
+    assert!(requests.iter().all(|request| request.sent <= 1), "{requests:?}");
+}
+
+#[test]
+fn file_is_kept_while_its_row_breaks_a_rule() {
+    let mut machine = Machine::new("rule", "a");
+    let file = content(1, SIZE);
+    let url = machine.store.put("/a", Way::File(file.clone()));
+    let row = |path| ("a", &*url, path, Some(sum("sha256sum", &file)), None);
+    machine.models_are(&[row("f/a")]);
+    assert_eq!(machine.boot(&[]).status, 0);
+    machine.models_are(&[row("../f/a")]);
+    for (name, value) in [("PRUNE", "1"), ("KEEP_FREE", "900T"), ("STRICT", "1")] {
+        machine.set(&format!("MACHINE_MODELS_{name}"), value);
+    }
+    let boot = machine.boot(&["echo", "started"]);
+    assert_eq!((boot.status, &*boot.output, machine.read("f/a")), (0, "started\n", Some(file)), "{}", boot.log);
+    assert!(boot.log.contains(r#"its file is kept model="a" path="f/a" reason="its save path"#), "{}", boot.log);
+}
+
+#[test]
+fn partial_file_that_cannot_be_resumed_does_not_keep_a_disk_full() {
+    let file = content(1, SIZE);
+    let (half, hash) = (format!("--fsize={}", SIZE / 2), sum("sha256sum", &file));
+    for (hash, kept) in [(None, false), (Some(hash), true)] {
+        let mut machine = Machine::new("full", "a");
+        let url = machine.store.put("/a", Way::File(file.clone()));
+        machine.models_are(&[("a", &url, "f/a", hash, None)]);
+        let boot = machine.boot_through(&["prlimit", &half]);
+        assert!(boot.status == 1 && boot.log.contains("writing the partial file failed"), "{}", boot.log);
+        let parts = machine.files().iter().filter(|name| name.ends_with(".part")).count();
+        assert_eq!(parts == 1, kept, "{:?} {}", machine.files(), boot.log);
+        // It is resumed.
+        assert_eq!(machine.boot(&[]).status, 0);
+        assert!(machine.read("f/a").as_ref() == Some(&file));
+    }
+}
+
+#[test]
+fn record_is_written_once_a_second() {
+    const FILES: u64 = 400;
+    let mut machine = Machine::new("writes", "all");
+    let files: Vec<_> = (0..FILES).map(|seed| (seed.to_string(), content(seed, 1_000))).collect();
+    let url = |(id, file): &(String, Vec<u8>)| machine.store.put(&format!("/{id}"), Way::File(file.clone()));
+    let urls: Vec<_> = files.iter().map(url).collect();
+    let rows = files.iter().zip(&urls);
+    let models: Vec<super::Row<'_>> =
+        rows.map(|((id, file), url)| (&**id, &**url, &**id, Some(sum("sha256sum", file)), Some(0.001))).collect();
+    machine.models_are(&models);
+    let count = machine.folder.path("count");
+    let library = preload(
+        &machine.folder,
+        r#"
+        #include <stdio.h>
+        #include <stdlib.h>
+        #include <string.h>
+        #include <sys/syscall.h>
+        #include <unistd.h>
+        int fsync(int fd) {
+            char link[64], path[4096] = "";
+            snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+            if (readlink(link, path, sizeof path - 1) > 0 && strstr(path, "record.json")) {
+                FILE *count = fopen(getenv("COUNT"), "a");
+                fputs("x", count);
+                fclose(count);
+            }
+            return syscall(SYS_fsync, fd);
+        }
+        "#,
+    );
+    machine.set("COUNT", &count);
+    machine.set("LD_PRELOAD", &library);
+    let started = std::time::Instant::now();
+    let boot = machine.boot(&[]);
+    assert!(boot.log.contains(&format!("fetched={FILES}")), "{}", boot.log);
+    let writes = std::fs::metadata(&count).unwrap().len();
+    // The first one, one a second, and those at the end.
+    assert!((1..=started.elapsed().as_secs() + 4).contains(&writes), "{writes} in {:?}", started.elapsed());
+    assert!(machine.boot(&[]).log.contains(&format!("present={FILES}")));
 }

@@ -4,11 +4,10 @@
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use super::files::Way;
-use super::{Boot, Machine, PROGRAM, content, key, sum};
-use crate::support::{Db, WAIT_LIMIT};
+use super::{Machine, PROGRAM, content, key, sum};
+use crate::support::Db;
 
 const SIZE: usize = 50_000;
 
@@ -48,18 +47,6 @@ fn machine(name: &str) -> Machine {
     machine
 }
 
-/// A pull that must not wait for a pipe. Its log fits into the pipe to this process.
-fn boot(machine: &Machine) -> Boot {
-    let mut pull = machine.spawn(&[]);
-    let deadline = Instant::now() + WAIT_LIMIT;
-    while pull.try_wait().unwrap().is_none() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(3));
-    }
-    // Then it has no status.
-    let _ = pull.kill();
-    machine.ended(pull)
-}
-
 fn assert_precious(machine: &Machine, what: &str) {
     let text = std::fs::read_to_string(machine.folder.join("precious")).unwrap();
     assert_eq!(text, "precious", "{what}: a link was followed");
@@ -83,7 +70,7 @@ fn nothing_in_the_models_folder_is_followed_or_waited_for() {
         for trap in TRAPS {
             let what = format!("{trap:?} at {name}");
             trap.put(&machine.models().join(name), &machine.folder.join("precious"));
-            let boot = boot(&machine);
+            let boot = machine.boot_in_time(&[]);
             assert_precious(&machine, &what);
             // The download writes to no other name than this one.
             if name == part && trap != Trap::Endless {
@@ -111,7 +98,7 @@ fn reports_are_written_beside_whatever_is_in_the_way() {
             machine.set(name, &path);
             trap.put(Path::new(&format!("{path}.tmp")), &machine.folder.join("precious"));
         }
-        let boot = boot(&machine);
+        let boot = machine.boot_in_time(&[]);
         assert_precious(&machine, &format!("{trap:?}"));
         assert!(boot.status == 0 && !boot.log.contains("cannot be written"), "{trap:?}: {}", boot.log);
         let read = |file: &str| std::fs::read_to_string(machine.folder.join(file)).unwrap();
@@ -126,7 +113,7 @@ fn report_does_not_replace_a_pipe() {
     let path = machine.folder.path("status");
     machine.set("MACHINE_MODELS_STATUS_FILE", &path);
     Trap::Pipe.put(Path::new(&path), &machine.folder.join("precious"));
-    let boot = boot(&machine);
+    let boot = machine.boot_in_time(&[]);
     let message = "the status file cannot be written";
     assert!(boot.status == 0 && boot.log.contains(message), "{}", boot.log);
     assert!(boot.log.contains("it is not a regular file"), "{}", boot.log);

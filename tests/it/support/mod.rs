@@ -21,7 +21,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 pub use postgres::{Db, connect, database, migrate_without_table, migrated, model_json, sql, start_postgres};
-pub use preload::preload;
+pub use preload::{preload, refuse};
 pub use response::Response;
 pub use server::{NOTIFY_ONLY, Server, start_with_model_a};
 pub use temp_folder::TempFolder;

@@ -27,6 +27,7 @@ async fn healthy_database_has_nothing_to_fix() {
         "look-up",
         "rows",
         "dependencies",
+        "save_paths",
         "hashes",
         "secrets",
     ];

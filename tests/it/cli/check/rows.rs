@@ -22,7 +22,7 @@ async fn rejected_rows_are_listed_up_to_a_limit() {
     assert!(last["text"].as_str().unwrap().starts_with("and 5 more"), "{last}");
     db.sql(fix(last)).await;
     assert_eq!(check_with(&db.url, &[("CATALOG_CHECK_LIMIT", "100")]).bad().len(), 25);
-    db.sql("UPDATE models SET save_path = 'x/y'").await;
+    db.sql("UPDATE models SET save_path = 'x/' || id").await;
     check(&db).clean();
 
     // Other allowed schemes reject other rows; the statement for the remaining rows uses the same schemes.
@@ -73,7 +73,8 @@ async fn dangling_and_cyclic_dependencies_and_unknown_hashes_are_reported() {
     for id in ["a", "b", "c", "d", "self"] {
         db.add(id).await;
     }
-    let undo = "UPDATE models SET dependencies = '[]', hash = NULL, save_path = 'x/y', download_url = 'https://a/b'";
+    let undo =
+        "UPDATE models SET dependencies = '[]', hash = NULL, save_path = 'x/' || id, download_url = 'https://a/b'";
     for (change, subject, id, text) in [
         (
             "SET dependencies = '[\"b\", \"no such\"]' WHERE id = 'a'",
@@ -89,6 +90,12 @@ async fn dangling_and_cyclic_dependencies_and_unknown_hashes_are_reported() {
             "download_url contains \"token\"",
         ),
         ("SET hash = 'deadbeef1' WHERE id = 'c'", "hash", "c", "\"deadbeef1\" is of an unknown kind"),
+        (
+            "SET save_path = './x//a', download_url = 'https://a/c' WHERE id = 'b'",
+            "save_path",
+            "b",
+            "\"a\" has the same save_path and other content",
+        ),
     ] {
         db.sql(&format!("UPDATE models {change}")).await;
         let checked = check(&db);

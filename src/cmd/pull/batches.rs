@@ -1,0 +1,157 @@
+//! Requests for the models of this machine.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{StatusCode, Url};
+use tracing::info;
+
+use super::catalog::{Listing, parse};
+use super::error::{Problem, Transport};
+use super::http::{Http, host, read};
+use super::settings::Settings;
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Larger than any batch response: a thousand models of 60 KB.
+const MAX_RESPONSE: usize = 64 * 1024 * 1024;
+/// Characters of an error's body that are logged.
+const MAX_EXCERPT: usize = 300;
+/// Ids per request: the default limit of the catalog.
+const MAX_IDS: usize = 1_000;
+/// Longest pause between two requests, before jitter.
+const MAX_PAUSE: Duration = Duration::from_secs(8);
+
+/// Why no catalog returned a list of models.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// No response; another request may succeed.
+    #[error("no response from {0}: {1}")]
+    Unreachable(String, #[source] Transport),
+    /// A status that may be temporary.
+    #[error("{0} returned status {1}")]
+    Status(String, u16),
+    /// The catalog rejected the request.
+    #[error("{0} returned status {1}: {2}")]
+    Rejected(String, u16, String),
+    /// It is not a catalog.
+    #[error("the response from {0} is not a list of models")]
+    InvalidResponse(String),
+}
+
+impl CatalogError {
+    fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable(..) | Self::Status(..))
+    }
+}
+
+/// Tries the catalogs in turn, until one responds or the time to wait is over.
+///
+/// # Errors
+/// The last error, or the last transient one if there was any in the last round.
+pub async fn request_models(http: &Http, settings: &Settings) -> Result<Listing, CatalogError> {
+    let deadline = Instant::now() + settings.wait;
+    let mut pause = Duration::from_secs(1);
+    loop {
+        let mut last = None;
+        for catalog in &settings.catalogs {
+            match request_all(http, catalog, &settings.ids).await {
+                Ok(mut listing) => {
+                    for model in &mut listing.models {
+                        for url in std::iter::once(&mut model.url).chain(&mut model.mirrors) {
+                            *url = http.tokens().at_endpoint(url);
+                        }
+                    }
+                    return Ok(listing);
+                }
+                Err(error) => {
+                    info!(%error, "the request to the catalog failed");
+                    // A transient error is worth another round, whatever the errors of the other catalogs.
+                    if last.as_ref().is_none_or(|last: &CatalogError| !last.is_transient()) {
+                        last = Some(error);
+                    }
+                }
+            }
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        match last {
+            Some(error) if !error.is_transient() || left.is_zero() => return Err(error),
+            _ => {}
+        }
+        // Jitter: machines that boot together should not retry together.
+        tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64()).min(left)).await;
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}
+
+/// A request.
+struct Batch {
+    ids: Vec<String>,
+    /// Whether the catalog adds the dependencies.
+    resolve: bool,
+}
+
+/// Requests the models and their dependencies in as few batches as the catalog accepts.
+async fn request_all(http: &Http, catalog: &Url, ids: &[String]) -> Result<Listing, CatalogError> {
+    let batch = |ids: &[String], resolve| Batch { ids: ids.to_vec(), resolve };
+    let mut batches: Vec<Batch> = ids.chunks(MAX_IDS).rev().map(|ids| batch(ids, true)).collect();
+    let (mut all, mut known, mut needed_by) = (Listing::default(), HashSet::new(), HashMap::new());
+    while let Some(Batch { mut ids, resolve }) = batches.pop() {
+        match request_one(http, catalog, &ids, resolve).await {
+            // With their dependencies, they may be too many, or its limits are lower.
+            Err(CatalogError::Rejected(_, 400 | 413, _)) if ids.len() > 1 => {
+                let second = ids.split_off(ids.len() / 2);
+                batches.extend([second, ids].map(|ids| Batch { ids, resolve }));
+            }
+            // A single model with more dependencies than the limit: they are requested level by level.
+            Err(CatalogError::Rejected(_, 400, _)) if resolve => batches.push(Batch { ids, resolve: false }),
+            listing => {
+                let Listing { mut models, mut missing, dependencies } = listing?;
+                // A dependency may be in several batches.
+                models.retain(|model| !known.contains(&model.id));
+                missing.retain(|(id, _)| !known.contains(id));
+                for (id, problem) in &mut missing {
+                    if let (Problem::NotInCatalog, Some(model)) = (&*problem, needed_by.remove(id)) {
+                        *problem = Problem::MissingDependency(model);
+                    }
+                }
+                known.extend(models.iter().map(|model| &model.id).chain(missing.iter().map(|(id, _)| id)).cloned());
+                all.models.extend(models);
+                all.missing.extend(missing);
+                if !resolve {
+                    let mut next = Vec::new();
+                    for (id, model) in dependencies {
+                        if !known.contains(&id) && needed_by.insert(id.clone(), model).is_none() {
+                            next.push(id);
+                        }
+                    }
+                    batches.extend(next.chunks(MAX_IDS).map(|ids| batch(ids, false)));
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
+async fn request_one(http: &Http, catalog: &Url, ids: &[String], resolve: bool) -> Result<Listing, CatalogError> {
+    let name = host(catalog);
+    let mut url = catalog.clone();
+    url.set_path(&format!("{}/api/models/batch", catalog.path().trim_end_matches('/')));
+    let body = serde_json::json!({"model_ids": ids, "resolve_dependencies": resolve}).to_string();
+    let request = http.client().post(url).header(CONTENT_TYPE, "application/json").timeout(REQUEST_TIMEOUT).body(body);
+    let unreachable = |error: reqwest::Error| CatalogError::Unreachable(name.clone(), error.into());
+    let mut response = request.send().await.map_err(unreachable)?;
+    let body = read(&mut response, MAX_RESPONSE).await.map_err(unreachable)?;
+    match response.status() {
+        StatusCode::OK => parse(&body, resolve).ok_or(CatalogError::InvalidResponse(name)),
+        status @ (StatusCode::BAD_REQUEST
+        | StatusCode::NOT_FOUND
+        | StatusCode::METHOD_NOT_ALLOWED
+        | StatusCode::PAYLOAD_TOO_LARGE) => {
+            let excerpt =
+                String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(MAX_EXCERPT).collect();
+            Err(CatalogError::Rejected(name, status.as_u16(), excerpt))
+        }
+        status => Err(CatalogError::Status(name, status.as_u16())),
+    }
+}
