@@ -94,6 +94,8 @@ pub struct Loader {
     costs: ReadCosts,
     /// When the database was started that this process last connected to.
     server_started: Option<String>,
+    /// It was started again since, and not everything was read yet.
+    unaudited: bool,
     backoff: ReconnectBackoff,
 }
 
@@ -121,6 +123,7 @@ impl Loader {
             delta_timed_out: false,
             costs: ReadCosts::default(),
             server_started: None,
+            unaudited: false,
             backoff: ReconnectBackoff::new("database"),
         }
     }
@@ -203,7 +206,9 @@ impl Loader {
             self.position = None;
         }
         self.refresh(session).await?;
-        let served = self.position.as_ref().map(|position| (self.current.revision(), position));
+        // Without a position it does not count as in step.
+        let position = self.position.as_ref().filter(|_| !self.unaudited);
+        let served = position.map(|position| (self.current.revision(), position));
         self.set_application_name(session, application_name(&self.settings.replica, served));
         Ok(self.fleet.refresh(session, &self.output).await?)
     }
@@ -282,6 +287,7 @@ impl Loader {
         let refreshed = refreshed.await;
         self.record_read(kind, started, refreshed.is_ok());
         self.delta_timed_out = false;
+        self.unaudited &= refreshed.is_err();
         self.next_audit = Instant::now() + jittered(self.settings.audit_interval);
         refreshed
     }

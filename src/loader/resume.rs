@@ -56,8 +56,9 @@ impl ResumePoint {
 impl Loader {
     /// Chooses the position that the first delta of a session reads from, if it may be a delta.
     pub(super) async fn resume_from(&mut self, session: &Session) -> Result<(), SessionError> {
-        let restarted =
-            self.server_started.replace(session.server_started().into()).as_deref() != Some(session.server_started());
+        let before = self.server_started.replace(session.server_started().into());
+        let restarted = before.as_deref() != Some(session.server_started());
+        self.unaudited |= restarted && before.is_some();
         let Some(latest) = self.position.take() else { return Ok(()) };
         if restarted {
             self.next_audit = self.next_audit.min(Instant::now() + AUDIT_AFTER_RESTART.mul_f64(fastrand::f64()));
