@@ -138,8 +138,11 @@ supply-chain:
 		else echo "advisories: skipped, the database on github.com cannot be reached"; fi
 	cargo machete
 
-# The spell checker is a binary from PyPI: building it with cargo takes minutes. typos.toml lists correct words.
+# The spell checker and the linter for JavaScript are binaries from PyPI: building them with cargo takes minutes. typos.toml
+# lists correct words. The scripts of the page share one scope, so they are linted as one file.
 TYPOS = 1.52.0
+OXLINT = 1.89.0
+PAGE_SCRIPTS = $(addprefix src/http/handlers/page/,elements.js live.js charts.js status.js list.js details.js start.js)
 lint:
 	@deploy/install.sh shellcheck shellcheck
 	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
@@ -147,6 +150,11 @@ lint:
 	[ "$$(target/typos/bin/typos --version 2>/dev/null)" = "typos-cli $(TYPOS)" ] || { python3 -m venv target/typos && \
 		target/typos/bin/pip install --quiet typos==$(TYPOS); }
 	target/typos/bin/typos
+	[ -x target/oxlint-$(OXLINT)/bin/oxlint ] || { python3 -m venv target/oxlint-$(OXLINT) && \
+		target/oxlint-$(OXLINT)/bin/pip install --quiet oxlint==$(OXLINT); }
+	@cat $(PAGE_SCRIPTS) > target/page.js
+	target/oxlint-$(OXLINT)/bin/oxlint --deny-warnings -D correctness -D suspicious -D perf -D curly -D no-var -D eqeqeq \
+		-D prefer-const -D prefer-template target/page.js
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items

@@ -21,8 +21,8 @@
 //!
 //! A lingering close counts as `IDLE` and ends after `LINGER_TIME`.
 //!
-//! A timer per request, or hyper's own `header_read_timeout`, costs 1,400 instructions a request; instead the connection
-//! notes its deadline, and its one alarm looks at that only when it fires.
+//! A timer per request, or hyper's own `header_read_timeout`, costs 1,400 instructions a request; instead the
+//! connection notes its deadline, and its one alarm looks at that only when it fires.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};

@@ -16,11 +16,16 @@ use crate::http::etag::{DIGITS, entity_tag, matches_etag, with_etag};
 use crate::http::response::{self, Response};
 
 const HTML: &str = concat!(
-    include_str!("page.html"),
+    include_str!("page/page.html"),
     "<script>\n",
-    include_str!("page.js"),
-    include_str!("page_charts.js"),
-    "tick();\n</script>\n</body>\n</html>\n"
+    include_str!("page/elements.js"),
+    include_str!("page/live.js"),
+    include_str!("page/charts.js"),
+    include_str!("page/status.js"),
+    include_str!("page/list.js"),
+    include_str!("page/details.js"),
+    include_str!("page/start.js"),
+    "</script>\n</body>\n</html>\n"
 );
 
 /// Derived from the page's text at the first request for it.
