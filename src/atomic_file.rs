@@ -64,9 +64,9 @@ impl AtomicFile {
                 Ok(Locking::Locked) if is_at(&atomic.file, dir, &atomic.temporary) => return Ok(atomic),
                 // Another process took it for a leftover.
                 Ok(Locking::Locked | Locking::Busy) if attempts < ATTEMPTS => {}
-                Ok(Locking::Locked | Locking::Busy) => return Err(io::ErrorKind::ResourceBusy.into()),
-                // Without a lock, no process takes it for a leftover.
-                Ok(Locking::Unsupported) | Err(_) => return Ok(atomic),
+                Ok(Locking::Busy) => return Err(io::ErrorKind::ResourceBusy.into()),
+                // Some file systems have no locks, so that no process takes it for a leftover, or change inode numbers.
+                Ok(Locking::Locked | Locking::Unsupported) | Err(_) => return Ok(atomic),
             }
         }
     }

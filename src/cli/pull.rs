@@ -1,4 +1,4 @@
-//! The flags of `pull`. Numbers are strings here and validated later, because an invalid one is only a warning: it must
+//! The flags of `pull`. Values are strings here and validated later, because an invalid one is only a warning: it must
 //! not keep a machine from booting.
 
 use std::ffi::OsString;
@@ -38,9 +38,9 @@ pub struct PullArgs {
     /// Allow folders inside the models folder to be symbolic links that lead out of it.
     #[arg(long, env = "MACHINE_MODELS_LINKS", value_parser = FalseyValueParser::new())]
     pub links: bool,
-    /// Which existing files to hash: those not verified since they changed, or all.
+    /// Which existing files to hash: those not verified since they changed ("changed"), or all ("always").
     #[arg(long, env = "MACHINE_MODELS_VERIFY", value_name = "WHICH", default_value = "changed")]
-    pub verify: Verify,
+    pub verify: String,
     /// Bytes per second below which a connection counts as stalled, such as 10K or 1M.
     #[arg(long, env = "MACHINE_MODELS_MIN_SPEED", value_name = "BYTES", default_value = "10K")]
     pub min_speed: String,

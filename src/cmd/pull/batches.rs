@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use reqwest::header::CONTENT_TYPE;
+use reqwest::header::{CONTENT_TYPE, LOCATION};
 use reqwest::{StatusCode, Url};
 use tracing::info;
 
@@ -145,12 +145,20 @@ async fn request_one(http: &Http, catalog: &Url, ids: &[String], resolve: bool) 
     match response.status() {
         StatusCode::OK => parse(&body, resolve).ok_or(CatalogError::InvalidResponse(name)),
         status @ (StatusCode::BAD_REQUEST
+        | StatusCode::UNAUTHORIZED
+        | StatusCode::FORBIDDEN
         | StatusCode::NOT_FOUND
         | StatusCode::METHOD_NOT_ALLOWED
         | StatusCode::PAYLOAD_TOO_LARGE) => {
             let excerpt =
                 String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(MAX_EXCERPT).collect();
             Err(CatalogError::Rejected(name, status.as_u16(), excerpt))
+        }
+        status if status.is_redirection() => {
+            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let to = catalog.join(location).map_or_else(|_| "elsewhere".into(), |to| to.origin().ascii_serialization());
+            let text = format!("it redirects to {to}, which CATALOG_URL should name");
+            Err(CatalogError::Rejected(name, status.as_u16(), text))
         }
         status => Err(CatalogError::Status(name, status.as_u16())),
     }

@@ -47,6 +47,12 @@ impl SavePath {
         &self.name
     }
 
+    /// The folders that it leads through, relative to the models folder.
+    pub fn folders(&self) -> impl Iterator<Item = &str> {
+        let ends = self.folder.match_indices('/').map(|(end, _)| end).chain([self.folder.len()]);
+        ends.filter(|end| *end > 0).map(|end| &self.folder[..end])
+    }
+
     /// The whole path, relative to the models folder.
     #[must_use]
     pub fn text(&self) -> String {
@@ -234,6 +240,14 @@ mod tests {
             ("a/.model-catalog-0123.part", None),
         ] {
             assert_eq!(SavePath::parse(text).ok().map(|path| path.text()).as_deref(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn folders_of_a_path_are_listed() {
+        for (text, expected) in [("a", &[][..]), ("a/b", &["a"]), ("./a//bb/c", &["a", "a/bb"])] {
+            let path = SavePath::parse(text).expect(text);
+            assert_eq!(path.folders().collect::<Vec<_>>(), expected, "{text}");
         }
     }
 }

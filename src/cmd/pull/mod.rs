@@ -7,6 +7,7 @@ mod batches;
 pub(super) mod catalog;
 pub(super) mod content;
 pub(super) mod error;
+mod fd_limit;
 mod folder;
 mod follower;
 mod hash;
@@ -45,6 +46,7 @@ use tracing::{error, info, warn};
 
 use catalog::{Listing, Model};
 use error::Problem;
+use fd_limit::FdLimit;
 use folder::{Folder, Stamp};
 use http::{Http, Source};
 use plan::{FreeSpace, Plan};
@@ -151,7 +153,9 @@ fn ignore_broken_pipes() {
 }
 
 fn pull_models(pull: &PullArgs, screen: Screen) -> PullResult {
-    let done = pull.check().map_err(Failure::from).and_then(|settings| {
+    let fd_limit = FdLimit::raise();
+    let done = pull.check().map_err(Failure::from).and_then(|mut settings| {
+        settings.fit(fd_limit.allowed);
         let runtime = runtime()?;
         runtime.block_on(async {
             // Installed first, so that no signal arrives before its handler.
@@ -248,10 +252,16 @@ fn add_models(progress: &mut Progress, listing: Listing, folder: &Folder, record
             None => progress.add(&id, String::new(), 0).missing(&problem),
         }
     }
+    let folders: HashSet<String> =
+        listing.models.iter().flat_map(|model| model.path.folders()).map(str::to_owned).collect();
     for model in listing.models {
         let content = model.content();
         let path = model.path.text();
         match first.get(&path) {
+            None if folders.contains(&path) => {
+                let problem = Problem::SavePath(format!("{path} is the folder of another model"));
+                progress.add(&model.id, path, 0).missing(&problem);
+            }
             None => {
                 first.insert(path.clone(), content);
                 let progress = progress.add(&model.id, path, model.bytes.unwrap_or(0));

@@ -12,6 +12,9 @@ use super::hash::Hash;
 use super::journal::{self, Journal, KEY_LENGTH};
 use super::segments::Segments;
 
+/// Attempts to lock a partial file that others rename or remove.
+const LOCK_ATTEMPTS: usize = 100;
+
 /// Who has the lock on a partial file.
 enum Lock {
     /// This process.
@@ -38,7 +41,7 @@ pub(super) fn lock_part(folder: &Dir, key: &str, take_over: bool) -> io::Result<
 }
 
 fn lock_shared(folder: &Dir, key: &str) -> io::Result<Lock> {
-    loop {
+    for _ in 0..LOCK_ATTEMPTS {
         let file = journal::open_part(folder, key)?;
         match file.try_lock() {
             Ok(()) => {}
@@ -56,6 +59,8 @@ fn lock_shared(folder: &Dir, key: &str) -> io::Result<Lock> {
             return Ok(Lock::Ours(file));
         }
     }
+    // The file system changes inode numbers.
+    Ok(Lock::Unsupported)
 }
 
 /// Removes a partial file that this process has locked.

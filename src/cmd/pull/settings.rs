@@ -2,11 +2,13 @@
 //!
 //! An invalid number is a warning, and the default is used: a typo must not keep a machine from booting.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use reqwest::Url;
 use tracing::warn;
 
@@ -15,6 +17,11 @@ use crate::cli::{PullArgs, Verify};
 
 /// Maximum number of files at a time, and of connections per file.
 const MAX_CONCURRENT: u32 = 64;
+
+/// Descriptors of everything that is not a download, such as the requests while planning.
+const RESERVED_FDS: u64 = 100;
+/// Descriptors of a download beside its connections.
+const FDS_PER_FILE: usize = 4;
 
 /// Validated settings.
 #[derive(Debug)]
@@ -65,17 +72,15 @@ pub enum SettingsError {
 }
 
 impl PullArgs {
-    /// The needed ids, trimmed and without duplicates.
+    /// The needed ids, trimmed and without duplicates. A JSON array of strings is accepted as well.
     #[must_use]
     pub fn ids(&self) -> Vec<String> {
-        let mut ids: Vec<String> = Vec::new();
-        for part in self.needed.split([',', '\n']) {
-            let id: String = part.trim().chars().filter(|c| !c.is_control()).collect();
-            if !id.is_empty() && !ids.contains(&id) {
-                ids.push(id);
-            }
-        }
-        ids
+        let array: Option<Vec<String>> = serde_json::from_str(&self.needed).ok();
+        // No id has a control character, such as a line feed.
+        let separated = || self.needed.split(|c: char| c == ',' || c.is_control()).map(str::to_owned).collect();
+        let mut known = HashSet::new();
+        let ids = array.unwrap_or_else(separated).into_iter().map(|id| id.trim().to_owned());
+        ids.filter(|id| !id.is_empty() && known.insert(id.clone())).collect()
     }
 
     /// Validates the settings. Invalid numbers are logged and replaced by their defaults.
@@ -96,7 +101,13 @@ impl PullArgs {
             parallel: capped("MACHINE_MODELS_PARALLEL", &self.parallel),
             connections: capped("MACHINE_MODELS_CONNECTIONS", &self.connections),
             links: self.links,
-            verify: self.verify,
+            verify: or_default(
+                "MACHINE_MODELS_VERIFY",
+                &self.verify,
+                "changed",
+                Verify::from_str(self.verify.trim(), true).ok(),
+                Verify::Changed,
+            ),
             min_speed: or_default("MACHINE_MODELS_MIN_SPEED", &self.min_speed, "10K", bytes(&self.min_speed), 10_000),
             stall: or_default(
                 "MACHINE_MODELS_STALL",
@@ -139,6 +150,19 @@ fn number(name: &str, text: &str, default: u32) -> u32 {
     // An empty variable counts as unset.
     let value = if text.is_empty() { Some(default) } else { text.parse().ok().filter(|number| *number > 0) };
     or_default(name, text, default, value, default)
+}
+
+impl Settings {
+    /// Reduces connections and files at a time to what `allowed` descriptors suffice for.
+    pub fn fit(&mut self, allowed: u64) {
+        let left = usize::try_from(allowed.saturating_sub(RESERVED_FDS)).unwrap_or(usize::MAX);
+        let parallel = self.parallel.min(left / (FDS_PER_FILE + 1)).max(1);
+        let connections = self.connections.min((left / parallel).saturating_sub(FDS_PER_FILE)).max(1);
+        if (parallel, connections) != (self.parallel, self.connections) {
+            warn!(parallel, connections, allowed, "fewer connections than configured: raise `ulimit -n`");
+            (self.parallel, self.connections) = (parallel, connections);
+        }
+    }
 }
 
 /// A number of connections or files at a time. More than the limit only costs memory and file descriptors.
@@ -188,6 +212,28 @@ mod tests {
             ("99999999999T", None),
         ] {
             assert_eq!(bytes(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn ids_are_separated_by_commas_and_control_characters() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            pull: PullArgs,
+        }
+        for (text, expected) in [
+            ("", &[][..]),
+            (" , ,\n", &[]),
+            ("a", &["a"]),
+            (" a,b ,a,\u{e4} b;c", &["a", "b", "\u{e4} b;c"]),
+            ("a\tb\r\nc\u{85}d,,e", &["a", "b", "c", "d", "e"]),
+            (r#"["a", "b,c ", "", "a"]"#, &["a", "b,c"]),
+            ("[]", &[]),
+            ("[a]", &["[a]"]),
+        ] {
+            let cli = <Cli as clap::Parser>::parse_from(["pull", "--needed", text]);
+            assert_eq!(cli.pull.ids(), expected, "{text:?}");
         }
     }
 

@@ -86,15 +86,14 @@ pub async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Outcome, P
     }
     let fetched = download.run(pending.source.clone()).await;
     download.state.follower = None;
-    match fetched {
-        Ok(()) => download.finish().await.map(|()| Outcome::Fetched),
-        Err(problem) => {
-            if !download.can_be_resumed() {
-                remove_part(&download.folder, &context.state_dir, &download.key);
-            }
-            Err(problem)
-        }
+    let finished = match fetched {
+        Ok(()) => download.finish().await,
+        Err(problem) => Err(problem),
+    };
+    if finished.is_err() && !download.can_be_resumed() {
+        remove_part(&download.folder, &context.state_dir, &download.key);
     }
+    finished.map(|()| Outcome::Fetched)
 }
 
 /// How the next request is made, as learnt from the responses of a URL:
@@ -150,7 +149,7 @@ impl Download<'_> {
                 }
                 match self.try_url(url, source.take()).await {
                     Err(problem) if !problem.is_of_this_machine() => {
-                        if problem.is_transient() {
+                        if problem.is_transient() && !self.budget.is_over(&problem, self.state.shared.total()) {
                             recoverable.push(url);
                         }
                         last = Some(problem);
@@ -309,7 +308,10 @@ impl Download<'_> {
     fn start_over(&mut self, total: u64, validator: Option<String>) -> Result<(), Problem> {
         self.state.follower = None;
         Journal::remove(&self.context.state_dir, &self.key);
-        self.part.set_len(0).map_err(Problem::disk("emptying the partial file"))?;
+        // Not every file system can shorten files, and most are empty.
+        if self.part.metadata().map_or(true, |metadata| metadata.len() > 0) {
+            self.part.set_len(0).map_err(Problem::disk("emptying the partial file"))?;
+        }
         self.begin(total, &[(0, total)], validator);
         Ok(())
     }

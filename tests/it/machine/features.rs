@@ -192,12 +192,15 @@ async fn next_catalog_is_used_when_one_fails() {
 }
 
 #[tokio::test]
-async fn invalid_number_is_a_warning_and_missing_folder_stops_only_strict_mode() {
+async fn invalid_value_is_a_warning_and_missing_folder_stops_only_strict_mode() {
     let (mut machine, _db, _server) = machine("wrong", 1).await;
     machine.set("MACHINE_MODELS_PARALLEL", "four");
+    machine.set("MACHINE_MODELS_VERIFY", "often");
     let boot = machine.boot(&["echo", "started"]);
     assert_eq!((boot.status, &*boot.output), (0, "started\n"));
-    assert!(boot.log.contains("MACHINE_MODELS_PARALLEL is \"four\""), "{}", boot.log);
+    for warning in ["MACHINE_MODELS_PARALLEL is \"four\"", "MACHINE_MODELS_VERIFY is \"often\""] {
+        assert!(boot.log.contains(warning), "{}", boot.log);
+    }
     machine.flags.extend(["--dir", ""]);
     let boot = machine.boot(&["echo", "started"]);
     assert_eq!((boot.status, &*boot.output), (0, "started\n"));

@@ -24,10 +24,13 @@ fn silent_host_delays_only_its_own_file_and_is_given_up() {
     models.extend(urls.iter().enumerate().map(|(seed, url)| (ids[seed], &**url, ids[seed], hash(seed as u64), None)));
     machine.models_are(&models);
     machine.set("MACHINE_MODELS_PARALLEL", "1");
+    // Half of it is for the plan and one attempt.
+    machine.set("MACHINE_MODELS_WAIT", "30");
     let started = Instant::now();
     let boot = machine.boot(&[]);
     assert!(boot.log.contains("fetched=4 present=0 linked=0 missing=1"), "{}", boot.log);
     assert!(boot.log.contains(r#"missing model="silent" reason="127.0.0.1 did not respond in time""#), "{}", boot.log);
+    assert!(!boot.log.contains("retrying"), "{}", boot.log);
     let order: Vec<_> = ["a", "silent"].map(|id| boot.log.find(&format!("model=\"{id}\"")).unwrap()).into();
     assert!(order[0] < order[1] && started.elapsed() < Duration::from_secs(60), "{:?} {}", started.elapsed(), boot.log);
 }
@@ -225,4 +228,29 @@ fn urls_that_differ_by_a_download_parameter_are_one_file() {
     machine.models_are(&[("a", &url, "f", None, None), ("b", &format!("{url}?download=1"), "f", None, None)]);
     let boot = machine.boot(&[]);
     assert!(boot.status == 1 && boot.log.contains("another model has the save path f"), "{}", boot.log);
+}
+
+#[test]
+fn catalog_that_redirects_is_named_at_once() {
+    let mut machine = Machine::new("redirects", "a");
+    let url = machine.store.put("/api/models/batch", Way::Redirect(308, "https://catalog.example/x?secret".into()));
+    machine.set("CATALOG_URL", &url.replace("/api/models/batch", ""));
+    machine.set("MACHINE_MODELS_WAIT", "600");
+    let boot = machine.boot_in_time(&[]);
+    let reason =
+        "127.0.0.1 returned status 308: it redirects to https://catalog.example, which CATALOG_URL should name";
+    assert!(boot.status == 1 && boot.log.contains(reason), "{}", boot.log);
+}
+
+#[test]
+fn path_that_is_the_folder_of_another_file_is_named_before_the_download() {
+    let mut machine = Machine::new("prefix", "a,b");
+    let (a, b) = (content(1, SIZE), content(2, SIZE));
+    let urls = [("/a", &a), ("/b", &b)].map(|(path, file)| machine.store.put(path, Way::File(file.clone())));
+    machine.models_are(&[("a", &urls[0], "p", None, None), ("b", &urls[1], "p/q", None, None)]);
+    let boot = machine.boot(&[]);
+    let reason = r#"missing model="a" reason="its save path p is the folder of another model""#;
+    assert!(boot.status == 1 && boot.log.contains(reason), "{}", boot.log);
+    assert_eq!(machine.files(), ["p/q"], "{}", boot.log);
+    assert!(machine.store.take_requests().iter().all(|request| request.path != "/a"), "{}", boot.log);
 }

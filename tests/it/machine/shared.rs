@@ -1,7 +1,7 @@
 //! Folders as they are: requested files that the catalog no longer has, file systems without locks or syncs, read-only
 //! folders, processes that were stopped.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::files::Way;
 use super::{Machine, add, content, sum};
@@ -133,6 +133,31 @@ async fn file_systems_without_free_space_are_used() {
     for (call, errno) in [("fstatfs", "ENOSYS"), ("fstatfs", "EPERM"), ("openat2", "ENOSYS"), ("statx", "ENOSYS")] {
         let boot = machine.boot_through(&[&refuse(&machine.folder, call, errno)]);
         assert!(boot.status == 0 && boot.log.contains("fetched=2"), "{call} {errno}: {}", boot.log);
+        std::fs::remove_dir_all(machine.models()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn folders_that_cannot_shorten_files_are_used() {
+    let (machine, _db, _server) = machine("shorten", "m0,m1").await;
+    let boot = machine.boot_through(&[&refuse(&machine.folder, "ftruncate", "EINVAL")]);
+    assert!(boot.status == 0 && boot.log.contains("fetched=2"), "{}", boot.log);
+}
+
+#[tokio::test]
+async fn few_descriptors_are_enough_and_the_command_gets_its_own_limit() {
+    let (mut machine, _db, _server) = machine("descriptors", "m0,m1,m3").await;
+    for (limits, connections, is_limited) in
+        [("--nofile=64:4096", "64", true), ("--nofile=64:4096", "32", false), ("--nofile=64:64", "64", true)]
+    {
+        machine.set("MACHINE_MODELS_PARALLEL", connections);
+        machine.set("MACHINE_MODELS_CONNECTIONS", connections);
+        let prefix = ["prlimit", limits].map(str::to_owned);
+        let child = machine.pull(&prefix, &["sh", "-c", "ulimit -Sn"]).stderr(Stdio::piped()).spawn().unwrap();
+        let boot = machine.ended(child);
+        assert_eq!((boot.status, &*boot.output), (0, "64\n"), "{limits}: {}", boot.log);
+        assert!(boot.log.contains("fetched=4"), "{limits}: {}", boot.log);
+        assert_eq!(boot.log.contains("fewer connections than configured"), is_limited, "{limits}: {}", boot.log);
         std::fs::remove_dir_all(machine.models()).unwrap();
     }
 }
