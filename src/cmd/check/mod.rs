@@ -69,6 +69,9 @@ async fn check_all(
     if !rights.needed {
         return Ok(());
     }
+    if rights.state {
+        recorded::growth(&session, report).await?;
+    }
     let columns = sources::columns(&session, report).await?;
     let readable = columns && sources::readable(&session, report).await?;
     let scans = if readable { plan::look_up(&session).await? } else { Vec::new() };

@@ -1,4 +1,4 @@
-//! Whether the values that triggers record are ids of models.
+//! What triggers record: whether the values are ids of models, and whether the log of changes stays small.
 
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::SimpleQueryRow;
@@ -7,6 +7,30 @@ use super::error::CheckError;
 use super::report::{Report, literal};
 use crate::postgres::error::ReadError;
 use crate::postgres::session::Session;
+
+const LOG: &str = include_str!("../../../sql/check/log.sql");
+
+/// Rows in `changes` for each model, and in `reloads`, above which older ones are not being deleted. It is done by
+/// transactions that are not serializable, usually at once.
+const MAX_CHANGES_PER_MODEL: u64 = 10;
+const MAX_RELOADS: u64 = 1000;
+/// A smaller log costs nothing.
+const SMALL_LOG: u64 = 10_000;
+
+/// Reports a log of changes from which older rows are not deleted.
+pub async fn growth(session: &Session, report: &mut Report) -> Result<(), CheckError> {
+    let rows = session.query_system_catalog(LOG).await?;
+    let number = |column: &str| rows.first().and_then(|row| row.get(column)?.parse::<u64>().ok()).unwrap_or_default();
+    let (changes, models, reloads) = (number("entries"), number("models"), number("reloads"));
+    if reloads > MAX_RELOADS || changes > SMALL_LOG.max(MAX_CHANGES_PER_MODEL * models) {
+        let text = format!(
+            "the log has {changes} changes of {models} models and {reloads} reloads: older rows are not deleted, as if \
+             all writers used SERIALIZABLE, in which that could make others fail. It slows servers down as it grows"
+        );
+        report.warning("log", text, "SELECT model_catalog.reload();");
+    }
+    Ok(())
+}
 
 /// Number of rows of a table that are looked at.
 const ROWS: usize = 1000;

@@ -180,3 +180,24 @@ async fn hot_standby_is_reported() {
     let server = checked.findings.iter().find(|finding| finding["subject"] == "server").unwrap();
     assert!(server["text"].as_str().unwrap().starts_with("a hot standby"), "{checked:#?}");
 }
+
+#[tokio::test]
+async fn log_that_serializable_transactions_let_grow_is_reported() {
+    let db = Db::new().await;
+    db.add("a").await;
+    db.sql("SET default_transaction_isolation = 'serializable'").await;
+    for _ in 0..3 {
+        db.sql("UPDATE models SET name = md5(name)").await;
+    }
+    assert_eq!(db.sql("SELECT count(*) FROM model_catalog.changes").await.as_deref(), Some("4"));
+    check(&db).clean();
+    // What ten thousand such transactions leave.
+    let grow = "SET default_transaction_isolation = 'read committed'; \
+                INSERT INTO model_catalog.changes SELECT 'b', n::text::xid8, now() FROM generate_series(1, 20000) n";
+    break_and_fix(&db, grow, "warning", "log", "the log has 20004 changes of 2 models").await;
+    assert_eq!(db.sql("SELECT count(*) FROM model_catalog.changes").await.as_deref(), Some("2"));
+    let grow = "INSERT INTO model_catalog.reloads SELECT n::text::xid8, now() FROM generate_series(1, 2000) n \
+                ON CONFLICT DO NOTHING";
+    break_and_fix(&db, grow, "warning", "log", "the log has 2 changes of 2 models and 2").await;
+    assert_eq!(db.sql("SELECT count(*) FROM model_catalog.reloads").await.as_deref(), Some("1"));
+}
