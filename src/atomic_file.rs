@@ -37,7 +37,7 @@ impl AtomicFile {
     /// # Errors
     /// What the system reports, or there is something other than a file at the path, such as a device: it would be
     /// replaced.
-    pub fn create(path: &Path) -> io::Result<Self> {
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
         let (dir, name) = open_parent(path)?;
         if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
             return Err(not_regular());
@@ -52,7 +52,7 @@ impl AtomicFile {
     ///
     /// # Errors
     /// What the system reports.
-    pub fn create_in(dir: &Dir, name: &Path) -> io::Result<Self> {
+    pub(crate) fn create_in(dir: &Dir, name: &Path) -> io::Result<Self> {
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -72,8 +72,7 @@ impl AtomicFile {
     }
 
     /// The temporary file.
-    #[must_use]
-    pub fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         &self.file
     }
 
@@ -82,7 +81,7 @@ impl AtomicFile {
     ///
     /// # Errors
     /// What the system reports. The file at the path is then unchanged, unless only the directory could not be synced.
-    pub fn commit(mut self) -> io::Result<()> {
+    pub(crate) fn commit(mut self) -> io::Result<()> {
         synced(self.file.sync_all())?;
         self.rename()?;
         synced(sync_dir(&self.dir))
@@ -92,7 +91,7 @@ impl AtomicFile {
     ///
     /// # Errors
     /// What the system reports. The file at the path is then unchanged.
-    pub fn commit_without_sync(mut self) -> io::Result<()> {
+    pub(crate) fn commit_without_sync(mut self) -> io::Result<()> {
         self.rename()
     }
 
@@ -125,7 +124,7 @@ impl FileLock {
     /// # Errors
     /// [`io::ErrorKind::ResourceBusy`] if another process has the lock, or what the system reports. A link or a pipe in
     /// the place of the file is an error.
-    pub fn acquire(path: &Path) -> io::Result<Self> {
+    pub(crate) fn acquire(path: &Path) -> io::Result<Self> {
         let (dir, name) = open_parent(path)?;
         Self::acquire_in(&dir, &with_suffix(name, "lock"), LOCK_MODE)
     }
@@ -134,7 +133,7 @@ impl FileLock {
     ///
     /// # Errors
     /// As for [`FileLock::acquire`].
-    pub fn acquire_in(dir: &Dir, name: &Path, mode: u32) -> io::Result<Self> {
+    pub(crate) fn acquire_in(dir: &Dir, name: &Path, mode: u32) -> io::Result<Self> {
         let file = open_regular(dir, name, OpenOptions::new().write(true).create(true).mode(mode))?;
         match try_lock(&file)? {
             Locking::Locked => Ok(Self { _file: Some(file) }),
@@ -144,8 +143,7 @@ impl FileLock {
     }
 
     /// In the place of a lock that could not be acquired.
-    #[must_use]
-    pub fn unlocked() -> Self {
+    pub(crate) fn unlocked() -> Self {
         Self { _file: None }
     }
 }
@@ -172,7 +170,7 @@ fn try_lock(file: &File) -> io::Result<Locking> {
 ///
 /// # Errors
 /// What the system reports, or it is not a regular file.
-pub fn open_regular(dir: &Dir, name: impl AsRef<Path>, options: &mut OpenOptions) -> io::Result<File> {
+pub(crate) fn open_regular(dir: &Dir, name: impl AsRef<Path>, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = dir.open_with(name, options.custom_flags(flags.bits().cast_signed()))?.into_std();
     if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
@@ -184,7 +182,7 @@ fn not_regular() -> io::Error {
 
 /// Removes temporary files whose writers are gone, as far as that is possible: those whose name is `is_temporary`,
 /// unless they are locked.
-pub fn remove_leftovers(dir: &Dir, is_temporary: impl Fn(&str) -> bool) {
+pub(crate) fn remove_leftovers(dir: &Dir, is_temporary: impl Fn(&str) -> bool) {
     for entry in dir.entries().into_iter().flatten().flatten() {
         let name = entry.file_name();
         if name.to_str().is_some_and(&is_temporary)
@@ -224,7 +222,7 @@ fn open_parent(path: &Path) -> io::Result<(Dir, &Path)> {
 ///
 /// # Errors
 /// The sync failed.
-pub fn sync_dir(dir: &Dir) -> io::Result<()> {
+pub(crate) fn sync_dir(dir: &Dir) -> io::Result<()> {
     // The descriptor of a `Dir` is opened with O_PATH, which fsync does not accept.
     let dir = rustix::fs::openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     Ok(rustix::fs::fsync(dir)?)
@@ -235,7 +233,7 @@ pub fn sync_dir(dir: &Dir) -> io::Result<()> {
 ///
 /// # Errors
 /// The sync failed.
-pub fn synced(result: io::Result<()>) -> io::Result<()> {
+pub(crate) fn synced(result: io::Result<()>) -> io::Result<()> {
     let missing = |error: &io::Error| {
         let codes = [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP];
         codes.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
@@ -244,8 +242,7 @@ pub fn synced(result: io::Result<()>) -> io::Result<()> {
 }
 
 /// `PATH.SUFFIX`
-#[must_use]
-pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".");
     name.push(suffix);

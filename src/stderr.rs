@@ -82,8 +82,7 @@ struct Queue {
 
 impl Stderr {
     /// Starts the thread. `format` is that of the lines which do not come from `tracing`.
-    #[must_use]
-    pub fn new(format: LogFormat) -> Self {
+    pub(crate) fn new(format: LogFormat) -> Self {
         let (queue, added, finished) = Default::default();
         let stderr = Self(Arc::new(Shared { format, queue, added, finished }));
         stderr.start_thread(&mut stderr.0.lock());
@@ -91,12 +90,12 @@ impl Stderr {
     }
 
     /// Writes a message that is not a log line, such as an error of the command line.
-    pub fn print(&self, message: &str) {
+    pub(crate) fn print(&self, message: &str) {
         self.add(message.as_bytes().to_vec(), 1, MAX_BYTES);
     }
 
     /// Writes a log line that no filter can suppress and that is formatted without `tracing`.
-    pub fn log(&self, level: tracing::Level, message: &str) {
+    pub(crate) fn log(&self, level: tracing::Level, message: &str) {
         self.add(self.0.format_line(level, message), 1, MAX_BYTES);
     }
 
@@ -107,7 +106,7 @@ impl Stderr {
 
     /// Waits until everything added so far is written or dropped, for at most half a second. Lines that are queued when
     /// the process ends are lost.
-    pub fn flush(&self) {
+    pub(crate) fn flush(&self) {
         let mut queue = self.0.lock();
         if !queue.has_thread {
             self.start_thread(&mut queue);
@@ -125,22 +124,20 @@ impl Stderr {
     }
 
     /// Counts the lines that are dropped, including those dropped before this call.
-    pub fn count_dropped(&self, counter: &IntCounter) {
+    pub(crate) fn count_dropped(&self, counter: &IntCounter) {
         let mut queue = self.0.lock();
         counter.inc_by(std::mem::take(&mut queue.uncounted));
         queue.counter = Some(counter.clone());
     }
 
     /// Whether it is a terminal that understands control sequences, so that progress bars can be drawn.
-    #[must_use]
-    pub fn can_draw(&self) -> bool {
+    pub(crate) fn can_draw(&self) -> bool {
         rustix::stdio::stderr().is_terminal()
             && std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb")
     }
 
     /// Whether text may be coloured, which `NO_COLOR` forbids: <https://no-color.org>.
-    #[must_use]
-    pub fn has_colors(&self) -> bool {
+    pub(crate) fn has_colors(&self) -> bool {
         self.can_draw() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
     }
 

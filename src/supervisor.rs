@@ -55,8 +55,7 @@ struct State {
 
 impl Supervisor {
     /// Counts restarts in `restarts`, whose label is the name of the thread.
-    #[must_use]
-    pub fn new(restarts: IntCounterVec) -> Self {
+    pub(crate) fn new(restarts: IntCounterVec) -> Self {
         Self { threads: Mutex::default(), restarts }
     }
 
@@ -65,7 +64,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// The thread could not be started.
-    pub fn spawn(
+    pub(crate) fn spawn(
         &self,
         (name, duty): (String, Duty),
         tracker: &TaskTracker,
@@ -97,8 +96,7 @@ impl Supervisor {
     }
 
     /// The name of a thread that cannot be restarted.
-    #[must_use]
-    pub fn lost_thread(&self) -> Option<String> {
+    pub(crate) fn lost_thread(&self) -> Option<String> {
         let now = Instant::now();
         self.threads().iter().find(|thread| thread.state().is_lost(thread.duty, now)).map(|thread| thread.name.clone())
     }

@@ -61,7 +61,7 @@ impl TempDir {
     ///
     /// # Errors
     /// No descriptor is free.
-    pub fn hold(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn hold(&self) -> io::Result<OwnedFd> {
         let pipe = self.pipe.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         pipe.as_fd().try_clone_to_owned()
     }

@@ -43,8 +43,7 @@ pub struct LimitExceeded {
 
 impl<'a> Selection<'a> {
     /// The requested models alone, in the order requested.
-    #[must_use]
-    pub fn requested(snapshot: &'a Snapshot, ids: &[&'a str]) -> Self {
+    pub(crate) fn requested(snapshot: &'a Snapshot, ids: &[&'a str]) -> Self {
         let (mut selection, mut seen) = (Self::default(), HashSet::new());
         for id in ids {
             match snapshot.get(id) {
@@ -61,7 +60,11 @@ impl<'a> Selection<'a> {
     ///
     /// # Errors
     /// More than `limit` models, or more than `limit` missing dependencies.
-    pub fn with_dependencies(snapshot: &'a Snapshot, ids: &[&'a str], limit: usize) -> Result<Self, LimitExceeded> {
+    pub(crate) fn with_dependencies(
+        snapshot: &'a Snapshot,
+        ids: &[&'a str],
+        limit: usize,
+    ) -> Result<Self, LimitExceeded> {
         let mut resolver = Resolver { snapshot, limit, visited: HashSet::new(), selection: Self::default() };
         for id in ids {
             match snapshot.get(id) {

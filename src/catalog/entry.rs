@@ -53,7 +53,7 @@ impl Fields<'_> {
     ///
     /// # Errors
     /// The serializer failed, which none of these types cause.
-    pub fn render(&self, json: &mut Vec<u8>) -> serde_json::Result<()> {
+    pub(crate) fn render(&self, json: &mut Vec<u8>) -> serde_json::Result<()> {
         serde_json::to_writer(json, self)
     }
 }
@@ -87,20 +87,17 @@ impl Entry {
     }
 
     /// XXH3-64 of the rendered JSON: the entity tag, and the summand of this model in the revision.
-    #[must_use]
-    pub fn digest(&self) -> u64 {
+    pub(crate) fn digest(&self) -> u64 {
         self.0.header.header.digest
     }
 
     /// Whether both are the same allocation.
-    #[must_use]
-    pub fn ptr_eq(&self, other: &Self) -> bool {
+    pub(crate) fn ptr_eq(&self, other: &Self) -> bool {
         self.0.ptr() == other.0.ptr()
     }
 
     /// All fields. `None` only for JSON that was not rendered by [`Fields::render`].
-    #[must_use]
-    pub fn fields(&self) -> Option<Fields<'_>> {
+    pub(crate) fn fields(&self) -> Option<Fields<'_>> {
         serde_json::from_slice(self.json()).ok()
     }
 
@@ -108,15 +105,14 @@ impl Entry {
     ///
     /// # Errors
     /// The first rule that it breaks.
-    pub fn check(&self, rules: &Rules) -> Result<(), RowError> {
+    pub(crate) fn check(&self, rules: &Rules) -> Result<(), RowError> {
         let fields = self.fields().ok_or_else(|| RowError::Unreadable("it is not a model".into()))?;
         fields.check(rules)
     }
 
     /// The ids of the models that this one needs, each once. Reads nothing else, so it costs less than
     /// [`Entry::fields`].
-    #[must_use]
-    pub fn dependencies(&self) -> Vec<String> {
+    pub(crate) fn dependencies(&self) -> Vec<String> {
         #[derive(Deserialize)]
         struct OnlyDependencies {
             dependencies: Vec<String>,
@@ -135,22 +131,20 @@ pub struct EntryBuilder(Vec<u8>);
 
 impl EntryBuilder {
     /// Starts an entry with this id. Its rendered JSON is to be appended to the buffer returned.
-    pub fn begin(&mut self, id: &str) -> &mut Vec<u8> {
+    pub(crate) fn begin(&mut self, id: &str) -> &mut Vec<u8> {
         self.0.clear();
         self.0.extend_from_slice(id.as_bytes());
         &mut self.0
     }
 
     /// The JSON written so far; `id` must be the one given to [`EntryBuilder::begin`].
-    #[must_use]
-    pub fn json(&self, id: &str) -> &[u8] {
+    pub(crate) fn json(&self, id: &str) -> &[u8] {
         self.0.get(id.len()..).unwrap_or_default()
     }
 
     /// The finished entry; `id` must be the one given to [`EntryBuilder::begin`]. Its length fits into 32 bits because
     /// it is a column of a row, which Postgres limits to 1 GiB.
-    #[must_use]
-    pub fn finish(&mut self, id: &str) -> Entry {
+    pub(crate) fn finish(&mut self, id: &str) -> Entry {
         let id_length = u32::try_from(id.len()).unwrap_or(u32::MAX);
         Entry(ThinArc::from_header_and_slice(Header { digest: xxh3_64(self.json(id)), id_length }, &self.0))
     }
@@ -161,8 +155,7 @@ const NAME_BEGIN: &[u8] = br#"","name":"#;
 const NAME_END: &[u8] = br#","download_url":""#;
 
 /// Reads the id, which is the first key, from rendered JSON. Only an id with an escape needs a JSON parser.
-#[must_use]
-pub fn read_id(json: &[u8]) -> Option<Cow<'_, str>> {
+pub(crate) fn read_id(json: &[u8]) -> Option<Cow<'_, str>> {
     #[derive(Deserialize)]
     struct OnlyId {
         id: String,
@@ -190,8 +183,7 @@ impl Default for NameReader {
 impl NameReader {
     /// The name, which is the second key. A quote inside a value is preceded by a backslash, so neither delimiter can
     /// occur in one.
-    #[must_use]
-    pub fn read<'a>(&self, entry: &'a Entry) -> Option<Cow<'a, [u8]>> {
+    pub(crate) fn read<'a>(&self, entry: &'a Entry) -> Option<Cow<'a, [u8]>> {
         // The rendered id is as long as the id itself, or longer where it contains escapes.
         let rest = entry.json().get(ID_BEGIN.len() + entry.id().len()..)?;
         let begin = if rest.starts_with(NAME_BEGIN) { 0 } else { memmem::find(rest, NAME_BEGIN)? };
@@ -214,12 +206,12 @@ pub struct ArrayWriter<W> {
 
 impl<W: Write> ArrayWriter<W> {
     /// An array without whitespace.
-    pub fn compact(out: W) -> Self {
+    pub(crate) fn compact(out: W) -> Self {
         Self { out, line_end: b"", len: 0 }
     }
 
     /// An array with each model on a line of its own, for files that people read and compare.
-    pub fn lines(out: W) -> Self {
+    pub(crate) fn lines(out: W) -> Self {
         Self { out, line_end: b"\n", len: 0 }
     }
 
@@ -227,7 +219,7 @@ impl<W: Write> ArrayWriter<W> {
     ///
     /// # Errors
     /// The writer failed.
-    pub fn push(&mut self, json: &[u8]) -> io::Result<()> {
+    pub(crate) fn push(&mut self, json: &[u8]) -> io::Result<()> {
         self.out.write_all(if self.len == 0 { b"[" } else { b"," })?;
         self.out.write_all(self.line_end)?;
         self.out.write_all(json)?;
@@ -239,7 +231,7 @@ impl<W: Write> ArrayWriter<W> {
     ///
     /// # Errors
     /// The writer failed.
-    pub fn finish(&mut self) -> io::Result<()> {
+    pub(crate) fn finish(&mut self) -> io::Result<()> {
         if self.len == 0 {
             self.out.write_all(b"[")?;
         } else {
@@ -251,20 +243,13 @@ impl<W: Write> ArrayWriter<W> {
     }
 
     /// Number of models appended.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
-    }
-
-    /// Whether no model was appended.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 }
 
 /// Appends `entries` to `json` as an array without whitespace.
-pub fn write_array(json: &mut Vec<u8>, entries: &[&Entry]) {
+pub(crate) fn write_array(json: &mut Vec<u8>, entries: &[&Entry]) {
     let mut array = ArrayWriter::compact(json);
     // Writing to a `Vec` cannot fail.
     entries.iter().for_each(|entry| drop(array.push(entry.json())));
@@ -272,8 +257,7 @@ pub fn write_array(json: &mut Vec<u8>, entries: &[&Entry]) {
 }
 
 /// Number of bytes that [`write_array`] appends.
-#[must_use]
-pub fn array_size(entries: &[&Entry]) -> usize {
+pub(crate) fn array_size(entries: &[&Entry]) -> usize {
     let models: usize = entries.iter().map(|entry| entry.json().len()).sum();
     let (brackets, commas) = (2, entries.len().saturating_sub(1));
     models + brackets + commas
@@ -347,7 +331,7 @@ mod tests {
             let mut out = Vec::new();
             let mut array = ArrayWriter::lines(&mut out);
             models.iter().for_each(|model| array.push(model.as_bytes()).expect("a Vec"));
-            assert_eq!((array.len(), array.is_empty()), (models.len(), models.is_empty()));
+            assert_eq!(array.len(), models.len());
             array.finish().expect("a Vec");
             String::from_utf8(out).expect("UTF-8")
         };

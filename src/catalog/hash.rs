@@ -68,8 +68,7 @@ impl FileHash {
     /// Parses `DIGITS`, `KIND:DIGITS` or `KIND=DIGITS`; `None` if the kind is unknown or the digits do not fit it.
     /// Case, spaces around each part, and `-` and `_` in the kind are ignored, so `SHA-256: 0A…` is a hash as well.
     /// Digits without a kind are taken for the most common kind with this many.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let text = text.trim().to_ascii_lowercase();
         let (name, digits) = match text.split_once([':', '=']) {
             Some((name, digits)) => (Some(name.trim().replace(['-', '_'], "")), digits.trim()),

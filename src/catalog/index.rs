@@ -35,8 +35,7 @@ impl Default for Index {
 impl Index {
     /// An empty index with room for this many entries. A table that grows reads all of its entries again, so each has
     /// room for an eighth more than the average: few get more than that.
-    #[must_use]
-    pub fn with_capacity(entries: usize) -> Self {
+    pub(crate) fn with_capacity(entries: usize) -> Self {
         let bits = (entries / ENTRIES_PER_TABLE).checked_ilog2().unwrap_or(0);
         let per_table = entries >> bits;
         let table = |_| Table::new(HashTable::with_capacity(per_table + per_table / 8));
@@ -45,14 +44,12 @@ impl Index {
     }
 
     /// Number of entries.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// Whether there is no entry.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
@@ -64,16 +61,14 @@ impl Index {
     }
 
     /// The entry of this id.
-    #[must_use]
-    pub fn get(&self, id: &[u8]) -> Option<&Entry> {
+    pub(crate) fn get(&self, id: &[u8]) -> Option<&Entry> {
         let hash = xxh3_64(id);
         self.table(hash).find(hash, |entry| entry.id() == id)
     }
 
     /// The entries of several ids, in the order of the ids. A lookup is four dependent loads; each step here does one
     /// kind of them for all ids, so that the cache misses of a large catalog overlap.
-    #[must_use]
-    pub fn get_all<'a>(&'a self, ids: &[&str]) -> Vec<Option<&'a Entry>> {
+    pub(crate) fn get_all<'a>(&'a self, ids: &[&str]) -> Vec<Option<&'a Entry>> {
         let hashes: Vec<u64> = ids.iter().map(|id| xxh3_64(id.as_bytes())).collect();
         let tables: Vec<&Table> = hashes.iter().map(|hash| self.table(*hash)).collect();
         let mut found: Vec<_> = tables.iter().zip(&hashes).map(|(table, hash)| table.find(*hash, |_| true)).collect();
@@ -97,7 +92,7 @@ impl Index {
     }
 
     /// Adds an entry, or replaces the one with the same id, which is returned.
-    pub fn insert(&mut self, entry: Entry) -> Option<Entry> {
+    pub(crate) fn insert(&mut self, entry: Entry) -> Option<Entry> {
         if self.len >= (2 * ENTRIES_PER_TABLE) << self.bits {
             self.grow();
         }
@@ -114,7 +109,7 @@ impl Index {
     }
 
     /// Removes and returns the entry of this id.
-    pub fn remove(&mut self, id: &[u8]) -> Option<Entry> {
+    pub(crate) fn remove(&mut self, id: &[u8]) -> Option<Entry> {
         // Checked before `table_mut`, so that a miss does not copy a table.
         self.get(id)?;
         let hash = xxh3_64(id);
@@ -124,7 +119,7 @@ impl Index {
     }
 
     /// All entries, in unspecified order.
-    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.root.iter().flat_map(|branch| branch.iter()).flat_map(|table| table.iter())
     }
 

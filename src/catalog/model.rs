@@ -129,7 +129,7 @@ const MAX_NAME_BYTES: usize = 255;
 ///
 /// # Errors
 /// [`RowError::SavePath`] with the part of the rule that is broken.
-pub fn check_save_path(path: &str) -> Result<(), RowError> {
+pub(crate) fn check_save_path(path: &str) -> Result<(), RowError> {
     let reserved =
         |part: &str| part.get(..RESERVED_PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(RESERVED_PREFIX));
     let parts = || path.split('/');

@@ -148,8 +148,7 @@ impl<'a> Refresh<'a> {
     }
 
     /// Models added, replaced or removed so far.
-    #[must_use]
-    pub fn changed(&self) -> usize {
+    pub(crate) fn changed(&self) -> usize {
         self.changed
     }
 

@@ -14,8 +14,7 @@ pub struct Rules {
 
 impl Rules {
     /// The rules as one line of text, to detect that a snapshot file was written under other rules.
-    #[must_use]
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         format!("{RULES_VERSION}:{}", self.url_schemes.join(","))
     }
 }

@@ -32,8 +32,7 @@ pub struct Page<'a> {
 }
 
 /// The first matching models of `snapshot`. It scans all models, whatever the query.
-#[must_use]
-pub fn page<'a>(snapshot: &'a Snapshot, query: &Query) -> Page<'a> {
+pub(crate) fn page<'a>(snapshot: &'a Snapshot, query: &Query) -> Page<'a> {
     let mut matcher = Matcher::new(&query.text);
     // One more than the page holds, to know whether further models match.
     let mut first: BTreeMap<&[u8], &Entry> = BTreeMap::new();

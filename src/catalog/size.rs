@@ -4,16 +4,14 @@
 const EXACT_DIGITS: usize = 9;
 
 /// Decimal gigabytes, rounded up to hundredths, so that a small file does not have a size of 0.
-#[must_use]
-pub fn gigabytes(bytes: u128) -> String {
+pub(crate) fn gigabytes(bytes: u128) -> String {
     let hundredths = bytes.div_ceil(10_000_000);
     format!("{}.{:02}", hundredths / 100, hundredths % 100)
 }
 
 /// Whether `gigabytes`, in the text format of a Postgres `numeric`, can stand for a file of `bytes`: however it was
 /// rounded, it differs by less than one in its last digit.
-#[must_use]
-pub fn matches(gigabytes: &str, bytes: u64) -> bool {
+pub(crate) fn matches(gigabytes: &str, bytes: u64) -> bool {
     let (whole, fraction) = gigabytes.split_once('.').unwrap_or((gigabytes, ""));
     let shown = &fraction[..fraction.len().min(EXACT_DIGITS)];
     let unit = 10_u128.pow((EXACT_DIGITS - shown.len()) as u32);

@@ -31,8 +31,7 @@ impl Snapshot {
     }
 
     /// The models with these ids, in the order of the ids.
-    #[must_use]
-    pub fn get_all(&self, ids: &[&str]) -> Vec<Option<&Entry>> {
+    pub(crate) fn get_all(&self, ids: &[&str]) -> Vec<Option<&Entry>> {
         self.index.get_all(ids)
     }
 
@@ -43,7 +42,6 @@ impl Snapshot {
     }
 
     /// Whether no model is served.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.index.is_empty()
     }
@@ -74,8 +72,7 @@ impl Snapshot {
     }
 
     /// Models that were added, replaced or removed since `previous`, with which unchanged entries are shared.
-    #[must_use]
-    pub fn changes_since(&self, previous: &Self) -> usize {
+    pub(crate) fn changes_since(&self, previous: &Self) -> usize {
         if previous.is_empty() {
             return self.len();
         }
@@ -92,7 +89,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// The first error among `entries`.
-    pub fn from_entries<E>(
+    pub(crate) fn from_entries<E>(
         entries: impl IntoIterator<Item = Result<Entry, E>>,
         capacity: usize,
         rejected: Rejected,
@@ -105,8 +102,7 @@ impl Snapshot {
     }
 
     /// The models that break one of `rules`, with the reasons. Those that are shared with `checked` are known to pass.
-    #[must_use]
-    pub fn violations(&self, rules: &Rules, checked: &Self) -> Vec<(Box<str>, Box<str>)> {
+    pub(crate) fn violations(&self, rules: &Rules, checked: &Self) -> Vec<(Box<str>, Box<str>)> {
         let violation = |entry: &Entry| {
             if checked.index.get(entry.id()).is_some_and(|checked| checked.ptr_eq(entry)) {
                 return None;
@@ -119,7 +115,7 @@ impl Snapshot {
 
     /// Removes the models that break one of `rules` and lists them as rejected; returns them with their reasons. A
     /// model whose row is rejected already keeps the reason of its row.
-    pub fn check_again(&mut self, rules: &Rules) -> Vec<(Box<str>, Box<str>)> {
+    pub(crate) fn check_again(&mut self, rules: &Rules) -> Vec<(Box<str>, Box<str>)> {
         let rejected = self.violations(rules, &Self::default());
         for (id, reason) in &rejected {
             self.remove(id);

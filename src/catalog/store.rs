@@ -77,15 +77,13 @@ impl Store {
 
     /// The servers that follow the same database, as of the publisher's last read of them, and a request for the next
     /// read; `None` before it, and if the source does not show them.
-    #[must_use]
-    pub fn fleet(&self) -> Option<Arc<Fleet>> {
+    pub(crate) fn fleet(&self) -> Option<Arc<Fleet>> {
         self.fleet_requested.store(true, Relaxed);
         self.fleet.load_full()
     }
 
     /// The tables of the source whose changes go unnoticed until an audit; `None` if unknown.
-    #[must_use]
-    pub fn unwatched(&self) -> Option<Arc<Box<[String]>>> {
+    pub(crate) fn unwatched(&self) -> Option<Arc<Box<[String]>>> {
         self.unwatched.load_full()
     }
 }
@@ -108,8 +106,7 @@ impl Publisher {
     }
 
     /// Whether there is a snapshot to serve.
-    #[must_use]
-    pub fn has_published(&self) -> bool {
+    pub(crate) fn has_published(&self) -> bool {
         self.store.load().is_some()
     }
 
@@ -126,18 +123,17 @@ impl Publisher {
     }
 
     /// Whether [`Store::fleet`] was called since the last call.
-    #[must_use]
-    pub fn take_fleet_request(&self) -> bool {
+    pub(crate) fn take_fleet_request(&self) -> bool {
         self.store.fleet_requested.swap(false, Relaxed)
     }
 
     /// Replaces the list of servers; `None` if it is unknown.
-    pub fn publish_fleet(&self, fleet: Option<Fleet>) {
+    pub(crate) fn publish_fleet(&self, fleet: Option<Fleet>) {
         self.store.fleet.store(fleet.map(Arc::new));
     }
 
     /// Replaces the list of tables whose changes go unnoticed.
-    pub fn publish_unwatched(&self, tables: Box<[String]>) {
+    pub(crate) fn publish_unwatched(&self, tables: Box<[String]>) {
         self.store.unwatched.store(Some(Arc::new(tables)));
     }
 

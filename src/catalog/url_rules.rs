@@ -26,7 +26,6 @@ pub(super) fn check_url(text: &str, rules: &Rules) -> Result<(), UrlError> {
 
 /// The name of the first query parameter that probably carries a secret, such as `token` or `X-Amz-Signature`. Such a
 /// URL is served unchanged, because machines need all of it.
-#[must_use]
 pub(crate) fn secret_parameter(url: &str) -> Option<&str> {
     const PARTS: [&str; 6] = ["token", "secret", "signature", "password", "passwd", "apikey"];
     let (_, query) = url.split('#').next()?.split_once('?')?;

@@ -208,10 +208,7 @@ pub struct DatabaseArgs {
 
 impl DatabaseArgs {
     /// The database, with the settings of libpq's environment variables.
-    ///
-    /// # Errors
-    /// See [`DatabaseUrlError`].
-    pub fn config(&self) -> Result<DatabaseConfig, DatabaseUrlError> {
+    pub(crate) fn config(&self) -> Result<DatabaseConfig, DatabaseUrlError> {
         let environment = Environment::from_env();
         let url = self.database_url.as_ref().map_or("", Secret::expose);
         DatabaseConfig::parse(url, &environment, &self.channel, self.database_timeout)
@@ -237,8 +234,7 @@ impl fmt::Debug for Secret {
 
 impl Secret {
     /// The text itself.
-    #[must_use]
-    pub fn expose(&self) -> &str {
+    pub(crate) fn expose(&self) -> &str {
         &self.0
     }
 }
@@ -255,8 +251,7 @@ pub struct RuleArgs {
 
 impl RuleArgs {
     /// The rules that rows are checked by.
-    #[must_use]
-    pub fn rules(&self) -> Rules {
+    pub(crate) fn rules(&self) -> Rules {
         Rules { url_schemes: self.url_schemes.clone() }
     }
 }

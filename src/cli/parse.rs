@@ -16,12 +16,12 @@ const MAX_DATABASE_TIMEOUT: Duration = Duration::from_secs(24 * 24 * 60 * 60);
 /// Postgres truncates names to NAMEDATALEN - 1 bytes, and notifications on a truncated channel would never arrive.
 const MAX_CHANNEL_BYTES: usize = 63;
 
-pub fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let duration = duration_or_zero(text)?;
     if duration.is_zero() { Err("it must be longer than zero, such as 500ms, 10s or 1h".into()) } else { Ok(duration) }
 }
 
-pub fn duration_or_zero(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration_or_zero(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a number with a unit, such as 500ms, 10s or 1h"))?;
     if duration > MAX_DURATION {
@@ -31,7 +31,7 @@ pub fn duration_or_zero(text: &str) -> Result<Duration, String> {
 }
 
 /// A timeout of the database, to which it is sent as an `i32` in milliseconds.
-pub fn database_timeout(text: &str) -> Result<Duration, String> {
+pub(crate) fn database_timeout(text: &str) -> Result<Duration, String> {
     let duration = duration(text)?;
     if duration > MAX_DATABASE_TIMEOUT {
         return Err("it must be at most 24days, such as 10s or 5m".into());
@@ -39,15 +39,15 @@ pub fn database_timeout(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
-pub fn number(text: &str) -> Result<NonZeroUsize, String> {
+pub(crate) fn number(text: &str) -> Result<NonZeroUsize, String> {
     text.parse().map_err(|_| "write a whole number above 0, such as 1000".into())
 }
 
-pub fn rate(text: &str) -> Result<NonZeroU32, String> {
+pub(crate) fn rate(text: &str) -> Result<NonZeroU32, String> {
     text.parse().map_err(|_| "write a whole number above 0, such as 100".into())
 }
 
-pub fn url_scheme(text: &str) -> Result<String, String> {
+pub(crate) fn url_scheme(text: &str) -> Result<String, String> {
     // RFC 3986 §3.1. Otherwise `https://` would be accepted here, and every row rejected because of it.
     let is_scheme_char = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
     if text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(is_scheme_char) {
@@ -57,15 +57,15 @@ pub fn url_scheme(text: &str) -> Result<String, String> {
     }
 }
 
-pub fn socket_addr(text: &str) -> Result<SocketAddr, String> {
+pub(crate) fn socket_addr(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:3000, 0.0.0.0:3000 or [::]:3000".into())
 }
 
-pub fn header_name(text: &str) -> Result<HeaderName, String> {
+pub(crate) fn header_name(text: &str) -> Result<HeaderName, String> {
     text.parse().map_err(|_| "write the name of a header, such as x-forwarded-for".into())
 }
 
-pub fn cors(text: &str) -> Result<Cors, String> {
+pub(crate) fn cors(text: &str) -> Result<Cors, String> {
     if text == "*" {
         return Ok(Cors::Any);
     }
@@ -79,20 +79,20 @@ pub fn cors(text: &str) -> Result<Cors, String> {
     origins.map(Cors::Only).ok_or_else(invalid)
 }
 
-pub fn network(text: &str) -> Result<IpNet, String> {
+pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     let single_host = || text.parse::<IpAddr>().map(IpNet::from);
     let network = text.parse().or_else(|_| single_host());
     network.map_err(|_| "write comma-separated networks, such as 10.0.0.0/8,::1".into())
 }
 
-pub fn channel(text: &str) -> Result<String, String> {
+pub(crate) fn channel(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > MAX_CHANNEL_BYTES {
         return Err(format!("the name of a channel has 1 to {MAX_CHANNEL_BYTES} bytes"));
     }
     Ok(text.into())
 }
 
-pub fn log_filter(text: &str) -> Result<String, String> {
+pub(crate) fn log_filter(text: &str) -> Result<String, String> {
     let filter = text.parse::<tracing_subscriber::EnvFilter>();
     filter.map(|_| text.into()).map_err(|error| format!("{error}; write a level such as info, or target=level pairs"))
 }

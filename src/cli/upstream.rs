@@ -31,10 +31,7 @@ pub struct UpstreamArgs {
 
 impl UpstreamArgs {
     /// The settings of the upstream, if there is one.
-    ///
-    /// # Errors
-    /// See [`UpstreamUrlError`].
-    pub fn settings(&self, rules: &Rules) -> Result<Option<upstream::Settings>, UpstreamUrlError> {
+    pub(crate) fn settings(&self, rules: &Rules) -> Result<Option<upstream::Settings>, UpstreamUrlError> {
         let locations = self.upstream.iter().zip(1..).map(|(url, number)| Location::parse(url.expose(), number));
         let locations = locations.collect::<Result<Vec<_>, _>>()?;
         let token = self.upstream_token.as_ref().map(|token| config::bearer(token.expose())).transpose()?;

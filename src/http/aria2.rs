@@ -32,7 +32,7 @@ impl Format {
     ///
     /// # Errors
     /// An unknown format; the message lists the known ones.
-    pub fn of_query(query: Option<&str>) -> Result<Self, &'static str> {
+    pub(crate) fn of_query(query: Option<&str>) -> Result<Self, &'static str> {
         let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
         match pairs.filter(|(key, _)| key == "format").last().as_ref().map(|(_, value)| &**value) {
             None | Some("json") => Ok(Self::Json),
@@ -44,8 +44,7 @@ impl Format {
 
 /// The beginning of the input file: what is missing. [`push_item`] appends the models. Paths are relative to the
 /// working directory of aria2.
-#[must_use]
-pub fn head(selection: &Selection<'_>) -> String {
+pub(crate) fn head(selection: &Selection<'_>) -> String {
     let mut file = String::with_capacity(128 + 512 * selection.models.len());
     // Writing to a String cannot fail.
     let _ = writeln!(file, "# model-catalog: {} models; run aria2c in the models folder", selection.models.len());
@@ -60,7 +59,7 @@ pub fn head(selection: &Selection<'_>) -> String {
 }
 
 /// Appends the item of a model to the input file. It takes a few microseconds, as the fields are parsed again.
-pub fn push_item(file: &mut String, entry: &Entry) {
+pub(crate) fn push_item(file: &mut String, entry: &Entry) {
     let Some(model) = entry.fields() else { return };
     let _ = writeln!(file, "\n# id: {}", quoted(&model.id));
     if let Some(size) = model.file_size_gb {

@@ -80,8 +80,7 @@ impl BatchResponse<'_, '_> {
 }
 
 /// `{"models":[…],"not_found":[…],"missing_dependencies":[…]}`
-#[must_use]
-pub fn with_dependencies(selection: &Selection<'_>) -> Vec<u8> {
+pub(crate) fn with_dependencies(selection: &Selection<'_>) -> Vec<u8> {
     let mut json = Vec::with_capacity(array_size(&selection.models) + 1024);
     json.extend_from_slice(HEAD);
     write_array(&mut json, &selection.models);

@@ -13,7 +13,7 @@ use super::response::{self, Response};
 ///
 /// # Errors
 /// The response that says what is wrong.
-pub async fn read<B>(body: &mut B, limit: usize, reservation: &mut Reservation) -> Result<Bytes, Response>
+pub(crate) async fn read<B>(body: &mut B, limit: usize, reservation: &mut Reservation) -> Result<Bytes, Response>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

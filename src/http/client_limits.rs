@@ -39,8 +39,7 @@ const CELLS: usize = 1 << 16;
 
 impl RateLimit {
     /// `per_second` requests, `burst` of them at once.
-    #[must_use]
-    pub fn new(per_second: NonZeroU32, burst: NonZeroU32) -> Self {
+    pub(crate) fn new(per_second: NonZeroU32, burst: NonZeroU32) -> Self {
         let cells = (0..CELLS).map(|_| InMemoryState::default()).collect();
         let cells = Cells { cells, hasher: RandomState::new() };
         Self(RateLimiter::new(Quota::per_second(per_second).allow_burst(burst), cells, MonotonicClock))
@@ -94,8 +93,7 @@ pub type Peer = Option<IpAddr>;
 
 impl ClientLimits {
     /// No connection is open yet.
-    #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub(crate) fn new(settings: Settings) -> Self {
         Self { settings, open: Mutex::default() }
     }
 
@@ -103,7 +101,7 @@ impl ClientLimits {
     ///
     /// # Errors
     /// The client has disconnected.
-    pub fn peer(&self, stream: &TcpStream) -> io::Result<Peer> {
+    pub(crate) fn peer(&self, stream: &TcpStream) -> io::Result<Peer> {
         if self.settings.max_connections.is_none() && self.settings.rate.is_none() {
             return Ok(None);
         }
@@ -111,7 +109,7 @@ impl ClientLimits {
     }
 
     /// Admits a connection if its address has fewer than the limit.
-    pub fn admit(self: &Arc<Self>, peer: Peer) -> Admission {
+    pub(crate) fn admit(self: &Arc<Self>, peer: Peer) -> Admission {
         let (Some(max), Some(peer)) = (self.settings.max_connections, peer) else { return Admission::Unlimited };
         if self.is_trusted(peer) {
             return Admission::Unlimited;
@@ -130,7 +128,7 @@ impl ClientLimits {
     ///
     /// # Errors
     /// The client is over its rate limit; gives the seconds until its next request is allowed.
-    pub fn check_rate<'a, V>(&self, peer: Peer, forwarded: impl FnOnce(&HeaderName) -> V) -> Result<(), u64>
+    pub(crate) fn check_rate<'a, V>(&self, peer: Peer, forwarded: impl FnOnce(&HeaderName) -> V) -> Result<(), u64>
     where
         V: IntoIterator<Item = &'a [u8], IntoIter: DoubleEndedIterator>,
     {
@@ -218,7 +216,7 @@ impl Drop for ConnectionPermit {
 }
 
 /// Tells a new connection why it is closed, as cheaply as possible: its client is over a limit.
-pub fn reject_connection(mut stream: TcpStream) {
+pub(crate) fn reject_connection(mut stream: TcpStream) {
     const RESPONSE: &str = concat!(
         "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\n",
         "connection: close\r\ncontent-length: 54\r\n\r\n",

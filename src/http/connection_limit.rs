@@ -25,8 +25,7 @@ pub(super) enum Place {
 
 impl ConnectionLimit {
     /// At most `served` connections are served at a time; `waiting` more are accepted and wait.
-    #[must_use]
-    pub fn new(served: usize, waiting: usize) -> Self {
+    pub(crate) fn new(served: usize, waiting: usize) -> Self {
         let permits = |count: usize| Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)));
         Self { served: permits(served), waiting: permits(waiting) }
     }

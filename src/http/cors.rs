@@ -19,7 +19,7 @@ pub enum Cors {
 
 impl Cors {
     /// Adds the CORS headers to a response.
-    pub fn allow(&self, origin: Option<&HeaderValue>, response: &mut Response) {
+    pub(crate) fn allow(&self, origin: Option<&HeaderValue>, response: &mut Response) {
         let headers = response.headers_mut();
         let allowed = match self {
             Self::Any => origin.map(|_| HeaderValue::from_static("*")),
@@ -36,7 +36,7 @@ impl Cors {
     }
 
     /// The response to a preflight request, if it is one; [`Cors::allow`] completes it.
-    pub fn preflight(method: &Method, headers: &HeaderMap) -> Option<Response> {
+    pub(crate) fn preflight(method: &Method, headers: &HeaderMap) -> Option<Response> {
         let asks = headers.contains_key(ORIGIN) && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
         (method == Method::OPTIONS && asks).then(|| {
             let mut response = Response::default();

@@ -9,8 +9,7 @@ use super::response::Response;
 pub const DIGITS: usize = 16;
 
 /// 16 hexadecimal digits, as revisions and entity tags are written.
-#[must_use]
-pub fn hex_digits(digest: u64) -> [u8; DIGITS] {
+pub(crate) fn hex_digits(digest: u64) -> [u8; DIGITS] {
     std::array::from_fn(|place| b"0123456789abcdef"[(digest >> (60 - 4 * place)) as usize & 0xf])
 }
 
@@ -21,36 +20,32 @@ pub fn hex(digest: u64) -> String {
 }
 
 /// A header value of hexadecimal digits or an entity tag.
-#[must_use]
-pub fn header(text: &[u8]) -> HeaderValue {
+pub(crate) fn header(text: &[u8]) -> HeaderValue {
     // Only hexadecimal digits and quotes come here, which are valid in every header value.
     HeaderValue::from_bytes(text).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// The entity tag of a digest, with its quotes.
-#[must_use]
-pub fn entity_tag(digest: u64) -> [u8; DIGITS + 2] {
+pub(crate) fn entity_tag(digest: u64) -> [u8; DIGITS + 2] {
     let mut tag = [b'"'; DIGITS + 2];
     tag[1..=DIGITS].copy_from_slice(&hex_digits(digest));
     tag
 }
 
 /// RFC 9110 §13.1.2: `*` or a list of tags, compared weakly.
-#[must_use]
-pub fn matches_etag(headers: &HeaderMap, etag: &[u8]) -> bool {
+pub(crate) fn matches_etag(headers: &HeaderMap, etag: &[u8]) -> bool {
     let tags = headers.get_all(IF_NONE_MATCH).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     tags.map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag)
 }
 
 /// Adds the entity tag; caches must revalidate the response before each use.
-#[must_use]
-pub fn with_etag(mut response: Response, etag: &[u8]) -> Response {
+pub(crate) fn with_etag(mut response: Response, etag: &[u8]) -> Response {
     set_etag(&mut response, etag);
     response
 }
 
 /// The same for a response in place.
-pub fn set_etag(response: &mut Response, etag: &[u8]) {
+pub(crate) fn set_etag(response: &mut Response, etag: &[u8]) {
     response.headers_mut().insert(ETAG, header(etag));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
 }

@@ -40,7 +40,7 @@ pub struct TooFewDescriptors {
 ///
 /// # Errors
 /// The limit leaves fewer than `MIN_CONNECTIONS`.
-pub fn allocate(connections: usize, threads: usize) -> Result<ConnectionLimits, TooFewDescriptors> {
+pub(crate) fn allocate(connections: usize, threads: usize) -> Result<ConnectionLimits, TooFewDescriptors> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     // `None` is RLIM_INFINITY.

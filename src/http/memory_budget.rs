@@ -23,14 +23,12 @@ impl MemoryBudget {
     }
 
     /// A reservation of no bytes yet.
-    #[must_use]
-    pub fn reserve(&self) -> Reservation {
+    pub(crate) fn reserve(&self) -> Reservation {
         Reservation { budget: Arc::clone(&self.0), permit: None }
     }
 
     /// Bytes that stay counted until they are dropped; `None` if the budget has no room for them.
-    #[must_use]
-    pub fn try_bytes(&self, bytes: Vec<u8>) -> Option<Bytes> {
+    pub(crate) fn try_bytes(&self, bytes: Vec<u8>) -> Option<Bytes> {
         if bytes.len() <= UNCOUNTED {
             return Some(bytes.into());
         }
@@ -48,8 +46,7 @@ pub struct Reservation {
 
 impl Reservation {
     /// Changes the reservation to `bytes` in all. If the budget has no room for more, it stays as it was.
-    #[must_use]
-    pub fn try_resize(&mut self, bytes: usize) -> bool {
+    pub(crate) fn try_resize(&mut self, bytes: usize) -> bool {
         let held = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         if bytes <= held {
             drop(self.permit.as_mut().and_then(|permit| permit.split(held - bytes)));
@@ -65,8 +62,7 @@ impl Reservation {
     }
 
     /// Bytes that keep this reservation until they are dropped.
-    #[must_use]
-    pub fn into_bytes(self, bytes: Vec<u8>) -> Bytes {
+    pub(crate) fn into_bytes(self, bytes: Vec<u8>) -> Bytes {
         Bytes::from_owner(ReservedBytes { bytes, _reservation: self })
     }
 }

@@ -32,18 +32,14 @@ pub enum OffloadError {
 impl Offload {
     /// A queue of at most `max_queued` jobs, in addition to the one that runs. They run once a thread calls
     /// [`Offload::run_jobs`].
-    #[must_use]
-    pub fn new(max_queued: usize) -> Self {
+    pub(crate) fn new(max_queued: usize) -> Self {
         let (jobs, queue) = sync_channel(max_queued);
         Self { jobs, queue: Mutex::new(queue) }
     }
 
     /// Queues `job` and waits for its result. If this future is dropped, a job that has not begun never does: what it
     /// owns, such as a permit, is dropped when its turn comes. One that has begun goes on.
-    ///
-    /// # Errors
-    /// See [`OffloadError`].
-    pub fn run<T, F>(&self, job: F) -> impl Future<Output = Result<T, OffloadError>> + use<T, F>
+    pub(crate) fn run<T, F>(&self, job: F) -> impl Future<Output = Result<T, OffloadError>> + use<T, F>
     where
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,

@@ -23,12 +23,12 @@ struct ErrorBody<'a> {
 }
 
 /// A response with a JSON body.
-pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Response {
+pub(crate) fn json(status: StatusCode, body: impl Into<Bytes>) -> Response {
     with_type(status, HeaderValue::from_static("application/json"), body)
 }
 
 /// A response with a body of any type.
-pub fn with_type(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response {
+pub(crate) fn with_type(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, content_type);
@@ -36,7 +36,7 @@ pub fn with_type(status: StatusCode, content_type: HeaderValue, body: impl Into<
 }
 
 /// A 200 response that reuses the request's `HeaderMap`, so that most requests allocate no other one.
-pub fn reusing(mut headers: HeaderMap, content_type: HeaderValue, body: impl Into<Bytes>) -> Response {
+pub(crate) fn reusing(mut headers: HeaderMap, content_type: HeaderValue, body: impl Into<Bytes>) -> Response {
     let mut response = Response::new(Full::new(body.into()));
     headers.clear();
     headers.insert(CONTENT_TYPE, content_type);
@@ -45,31 +45,31 @@ pub fn reusing(mut headers: HeaderMap, content_type: HeaderValue, body: impl Int
 }
 
 /// 304: what the client has is current.
-pub fn not_modified() -> Response {
+pub(crate) fn not_modified() -> Response {
     let mut response = Response::default();
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     response
 }
 
 /// `{"error": …}`
-pub fn error(status: StatusCode, message: &str) -> Response {
+pub(crate) fn error(status: StatusCode, message: &str) -> Response {
     error_body(status, &ErrorBody { error: message, model_id: None })
 }
 
 /// An error with `Retry-After: 1`.
-pub fn retry_later(status: StatusCode, message: &str) -> Response {
+pub(crate) fn retry_later(status: StatusCode, message: &str) -> Response {
     let mut response = error(status, message);
     response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);
     response
 }
 
 /// 503: the memory budget has no room for a large request or response.
-pub fn out_of_memory() -> Response {
+pub(crate) fn out_of_memory() -> Response {
     retry_later(StatusCode::SERVICE_UNAVAILABLE, "too many large requests at once: try again in a second")
 }
 
 /// 503 or 500: there is no result of an offloaded job.
-pub fn not_offloaded(error: &OffloadError) -> Response {
+pub(crate) fn not_offloaded(error: &OffloadError) -> Response {
     match error {
         OffloadError::Busy => {
             let message = "too many requests for all of the catalog: retry in a second";
@@ -80,29 +80,29 @@ pub fn not_offloaded(error: &OffloadError) -> Response {
 }
 
 /// 503: there is no snapshot yet.
-pub fn not_loaded() -> Response {
+pub(crate) fn not_loaded() -> Response {
     retry_later(StatusCode::SERVICE_UNAVAILABLE, "Catalog not loaded yet")
 }
 
 /// 404 for an id that the catalog does not have.
-pub fn model_not_found(id: &str) -> Response {
+pub(crate) fn model_not_found(id: &str) -> Response {
     error_body(StatusCode::NOT_FOUND, &ErrorBody { error: "Model not found", model_id: Some(id) })
 }
 
 /// 405 with the methods that are allowed.
-pub fn method_not_allowed(allow: &'static str) -> Response {
+pub(crate) fn method_not_allowed(allow: &'static str) -> Response {
     let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed");
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
     response
 }
 
 /// 500; the cause goes to the log.
-pub fn internal_error() -> Response {
+pub(crate) fn internal_error() -> Response {
     error(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error")
 }
 
 /// 500 for a response that could not be serialized; logs the cause.
-pub fn serialization_failed(route: &str, error: &(dyn std::error::Error + 'static)) -> Response {
+pub(crate) fn serialization_failed(route: &str, error: &(dyn std::error::Error + 'static)) -> Response {
     tracing::error!(route, error, "cannot serialize the response");
     internal_error()
 }

@@ -47,7 +47,7 @@ pub struct BindError {
 ///
 /// # Errors
 /// The address is in use or not local.
-pub fn bind(address: SocketAddr, count: usize) -> Result<Vec<std::net::TcpListener>, BindError> {
+pub(crate) fn bind(address: SocketAddr, count: usize) -> Result<Vec<std::net::TcpListener>, BindError> {
     let failed = |source| BindError { address, source };
     // SO_REUSEPORT would silently share the port with another process of this user; a first socket without it does
     // not. It never listens, because connections in its queue would be reset. Port 0 never collides.
@@ -97,7 +97,7 @@ fn defer_accept(socket: &TcpSocket) -> io::Result<()> {
 ///
 /// # Errors
 /// The listener could not be registered with the runtime.
-pub async fn serve(
+pub(crate) async fn serve(
     socket: &mut Option<std::net::TcpListener>,
     api: Arc<Api>,
     routes: Routes,

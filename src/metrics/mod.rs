@@ -18,8 +18,9 @@ pub use self::reads::ReadMetrics;
 pub use self::replay::ReplayMetrics;
 use self::requests::RequestCollector;
 pub use self::requests::{RequestMetrics, Route, TimedOut, statuses, templates};
+pub use self::top_missing::ID_BYTES;
 use self::top_missing::Id;
-pub use self::top_missing::{ID_BYTES, truncate};
+pub(crate) use self::top_missing::truncate;
 pub use self::upstream::UpstreamMetrics;
 
 /// Upper bounds in seconds, from one changed row to a full load of millions.
@@ -163,15 +164,13 @@ impl Metrics {
     }
 
     /// The request metrics of one more worker thread.
-    #[must_use]
-    pub fn register_thread(&self) -> Arc<RequestMetrics> {
+    pub(crate) fn register_thread(&self) -> Arc<RequestMetrics> {
         self.requests.register_thread()
     }
 
     /// The number of lookups of unknown ids, and the most requested of these ids with a lower bound of their requests.
     /// In no order.
-    #[must_use]
-    pub fn missing(&self) -> (u64, HashMap<Id, u64>) {
+    pub(crate) fn missing(&self) -> (u64, HashMap<Id, u64>) {
         self.requests.missing()
     }
 

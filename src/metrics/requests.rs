@@ -161,7 +161,7 @@ impl RequestMetrics {
     }
 
     /// Counts a request; `took` is the time from its head being read to its response being ready to send.
-    pub fn request(&self, route: Route, status: u16, took: Duration) {
+    pub(crate) fn request(&self, route: Route, status: u16, took: Duration) {
         let slot = STATUSES.iter().position(|(known, _)| *known == status);
         debug_assert!(slot.is_some(), "the status {status} is missing in STATUSES");
         let slot = slot.unwrap_or(STATUSES.len() - 1);
@@ -171,13 +171,13 @@ impl RequestMetrics {
     }
 
     /// Counts lookups of ids, in a batch or single.
-    pub fn lookups(&self, found: usize, not_found: usize) {
+    pub(crate) fn lookups(&self, found: usize, not_found: usize) {
         add(&self.found, found as u64);
         add(&self.not_found, not_found as u64);
     }
 
     /// Counts requests for unknown ids.
-    pub fn missing(&self, ids: &[&str]) {
+    pub(crate) fn missing(&self, ids: &[&str]) {
         if !ids.is_empty() {
             let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
             ids.iter().for_each(|id| missing.count(id));
@@ -185,22 +185,22 @@ impl RequestMetrics {
     }
 
     /// Counts a batch by the number of its ids.
-    pub fn batch(&self, ids: usize) {
+    pub(crate) fn batch(&self, ids: usize) {
         self.batch_ids.observe(ids as u64, 1.0, &BATCH_IDS);
     }
 
     /// Counts an accepted connection.
-    pub fn connection_opened(&self) {
+    pub(crate) fn connection_opened(&self) {
         add(&self.opened, 1);
     }
 
     /// Counts a closed connection.
-    pub fn connection_closed(&self) {
+    pub(crate) fn connection_closed(&self) {
         add(&self.closed, 1);
     }
 
     /// Counts a connection that is closed because a request took too long.
-    pub fn timed_out(&self, what: TimedOut) {
+    pub(crate) fn timed_out(&self, what: TimedOut) {
         add(&self.timed_out[what as usize], 1);
     }
 }

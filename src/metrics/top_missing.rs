@@ -17,8 +17,7 @@ const COUNTERS: usize = 512;
 pub const ID_BYTES: usize = 200;
 
 /// The longest prefix of `text` that fits into `bytes`, and whether it is shorter than `text`.
-#[must_use]
-pub fn truncate(text: &str, bytes: usize) -> (&str, bool) {
+pub(crate) fn truncate(text: &str, bytes: usize) -> (&str, bool) {
     let end = text.floor_char_boundary(bytes);
     (&text[..end], end < text.len())
 }
@@ -54,7 +53,7 @@ pub struct TopMissingIds {
 
 impl TopMissingIds {
     /// Counts a request for `id`.
-    pub fn count(&mut self, id: &str) {
+    pub(crate) fn count(&mut self, id: &str) {
         let (text, truncated) = truncate(id, ID_BYTES);
         let hash = xxh3_64(text.as_bytes());
         let same =
@@ -96,7 +95,7 @@ impl TopMissingIds {
     }
 
     /// Adds these counts to `sums`.
-    pub fn add_to(&self, sums: &mut HashMap<Id, u64>) {
+    pub(crate) fn add_to(&self, sums: &mut HashMap<Id, u64>) {
         for counter in &self.counters {
             *sums.entry(counter.id.clone()).or_default() += counter.requests;
         }

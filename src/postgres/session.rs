@@ -248,9 +248,6 @@ impl Session {
     }
 
     /// A fingerprint of what the view depends on besides the rows of tables: see `sql/structure.sql`.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
     pub(crate) async fn structure(&self) -> Result<String, ReadError> {
         let timeout = self.database.timeout;
         let mut rows = if self.server.direct {
@@ -271,9 +268,6 @@ impl Session {
     }
 
     /// The tables that the view reads, as `sql/sources.sql` describes. `ids` are rows of its `$ids$`.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
     pub(crate) async fn sources(&self, ids: &[String]) -> Result<Vec<SimpleQueryRow>, ReadError> {
         let ids = [ids, &["(NULL, NULL, NULL)".into()]].concat().join(", ");
         self.query_system_catalog(&SOURCES.replace("$ids$", &ids)).await
@@ -281,9 +275,6 @@ impl Session {
 
     /// The names of the tables with changes that go unnoticed: those that the view reads and no trigger watches, and
     /// those that the view seems to have lost when tables were swapped by renaming.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
     pub(crate) async fn unwatched_tables(&self) -> Result<Vec<String>, ReadError> {
         let mut names = Vec::new();
         for row in self.sources(&[]).await? {

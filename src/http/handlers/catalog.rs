@@ -53,7 +53,7 @@ struct NotFound {
 }
 
 /// The response to `GET /api/catalog`.
-pub fn respond(api: &Api) -> Response {
+pub(crate) fn respond(api: &Api) -> Response {
     let current = api.store.load();
     let Some(snapshot) = current.as_deref() else { return response::not_loaded() };
     let (fleet, unwatched) = (api.store.fleet(), api.store.unwatched());

@@ -30,7 +30,7 @@ pub(crate) const MAX_REQUESTS: usize = 8;
 ///
 /// # Errors
 /// A response that needs no scan.
-pub fn parse<B>(api: &Api, request: &Request<B>) -> Result<Query, Response> {
+pub(crate) fn parse<B>(api: &Api, request: &Request<B>) -> Result<Query, Response> {
     let current = api.store.load();
     let Some(snapshot) = current.as_deref() else { return Err(response::not_loaded()) };
     let query = parse_query(request.uri().query().unwrap_or_default())
@@ -43,7 +43,7 @@ pub fn parse<B>(api: &Api, request: &Request<B>) -> Result<Query, Response> {
 }
 
 /// The page that a query asks for.
-pub async fn respond(api: &Api, query: Query) -> Response {
+pub(crate) async fn respond(api: &Api, query: Query) -> Response {
     // Held until the scan has ended or this request is dropped.
     let Ok(_permit) = api.list_requests.try_acquire() else {
         let message = "too many list requests: retry in a second";

@@ -36,7 +36,7 @@ pub(in crate::http) fn is_start(bytes: &[u8]) -> bool {
 }
 
 /// The process responds, and every thread runs or can be restarted.
-pub fn livez(api: &Api) -> Response {
+pub(crate) fn livez(api: &Api) -> Response {
     match api.threads.lost_thread() {
         None => response::json(StatusCode::OK, r#"{"status":"alive"}"#),
         Some(thread) => {
@@ -69,8 +69,7 @@ pub struct CatalogStatus {
 
 impl CatalogStatus {
     /// The status of a snapshot, if there is one yet.
-    #[must_use]
-    pub fn new(snapshot: Option<&Snapshot>, api: &Api) -> Self {
+    pub(crate) fn new(snapshot: Option<&Snapshot>, api: &Api) -> Self {
         let sync = api.store.last_sync();
         let mode = sync.map(|sync| match sync.mode {
             None => "upstream",
@@ -116,7 +115,7 @@ fn status(api: &Api, loaded: bool) -> &'static str {
 }
 
 /// Ready from the first snapshot until the shutdown begins, whatever happens to Postgres in between.
-pub fn readyz(api: &Api) -> Response {
+pub(crate) fn readyz(api: &Api) -> Response {
     let current = api.store.load();
     let snapshot = current.as_deref();
     let status = status(api, snapshot.is_some());
@@ -129,7 +128,7 @@ pub fn readyz(api: &Api) -> Response {
 }
 
 /// All metrics in the Prometheus text format.
-pub fn metrics(api: &Api) -> Response {
+pub(crate) fn metrics(api: &Api) -> Response {
     api.metrics.ready.set(i64::from(status(api, api.store.load().is_some()) == READY));
     api.metrics.follow_stalled.set(i64::from(is_stalled(api)));
     api.metrics.upstream.waiters.set(api.snapshots.waiting().try_into().unwrap_or(i64::MAX));

@@ -37,7 +37,7 @@ struct Page {
 }
 
 /// The page, or 304 if the client has the current one.
-pub fn respond(headers: &HeaderMap) -> Response {
+pub(crate) fn respond(headers: &HeaderMap) -> Response {
     let mut response = if matches_etag(headers, &PAGE.etag) {
         response::not_modified()
     } else {

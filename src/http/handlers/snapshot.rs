@@ -67,15 +67,14 @@ struct Compressed {
 impl SnapshotFeed {
     /// Serves the states that `latest` receives. At most `max_waiters` requests wait at a time; further ones get their
     /// response at once. All waiting requests do when the sender is dropped, or sends while the server drains.
-    #[must_use]
-    pub fn new(latest: watch::Receiver<Pending>, max_waiters: usize) -> Self {
+    pub(crate) fn new(latest: watch::Receiver<Pending>, max_waiters: usize) -> Self {
         let max_waiters = max_waiters.min(Semaphore::MAX_PERMITS);
         let compressed = Arc::new(Mutex::new(Compressed { latest: latest.clone(), body: None }));
         Self { latest, max_waiters, waiters: Semaphore::new(max_waiters), compressed }
     }
 
     /// The number of requests that wait.
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.max_waiters - self.waiters.available_permits()
     }
 
@@ -85,7 +84,7 @@ impl SnapshotFeed {
 }
 
 /// How long a request may wait: an addition to the deadline of its connection. Zero for other routes.
-pub fn allowed_wait(uri: &Uri) -> Duration {
+pub(crate) fn allowed_wait(uri: &Uri) -> Duration {
     if uri.path() == SNAPSHOT { parse_wait(uri).unwrap_or_default() } else { Duration::ZERO }
 }
 
@@ -115,7 +114,7 @@ struct Known {
 ///
 /// # Errors
 /// The response, if there is no catalog yet or the request is invalid.
-pub fn parse<B>(api: &Api, request: &Request<B>) -> Result<SnapshotRequest, Response> {
+pub(crate) fn parse<B>(api: &Api, request: &Request<B>) -> Result<SnapshotRequest, Response> {
     let feed = api.snapshots.latest.borrow();
     let Some(latest) = feed.as_ref() else { return Err(response::not_loaded()) };
     let wait = parse_wait(request.uri())
@@ -129,7 +128,7 @@ pub fn parse<B>(api: &Api, request: &Request<B>) -> Result<SnapshotRequest, Resp
 
 /// The snapshot, or 304 if its revision is the known one. If the request asks for it, waits first until it is another.
 #[expect(clippy::manual_async_fn, reason = "an async fn would keep its arguments twice, for as long as it waits")]
-pub fn respond(api: Arc<Api>, request: SnapshotRequest) -> impl Future<Output = Response> {
+pub(crate) fn respond(api: Arc<Api>, request: SnapshotRequest) -> impl Future<Output = Response> {
     async move {
         if let Some(known) = &request.known {
             let permit = permit_to_wait(&api, known);
