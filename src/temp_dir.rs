@@ -20,7 +20,7 @@ read -r end
 rm -rf "$1"
 "#;
 
-/// A new directory with mode 0700; dropping it removes it, after every program with a [`TempDir::hold`] has ended.
+/// A new directory with mode 0700; dropping it removes it, after every program with a `hold` has ended.
 #[derive(Debug)]
 pub struct TempDir {
     path: PathBuf,

@@ -83,7 +83,7 @@ impl FileHash {
     }
 }
 
-/// `KIND:DIGITS`, which is equal for equal hashes and which [`FileHash::parse`] accepts.
+/// `KIND:DIGITS`, which is equal for equal hashes and which `FileHash::parse` accepts.
 impl fmt::Display for FileHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.kind.spelling().0, self.digits)

@@ -9,7 +9,7 @@ use super::snapshot::Snapshot;
 /// Builds the next snapshot from rows.
 ///
 /// A row that breaks a rule is rejected alone, and the last accepted version of its model stays served: every model of
-/// `previous` must pass the same rules, see [`Snapshot::check_again`]. Of several
+/// `previous` must pass the same rules, see `Snapshot::check_again`. Of several
 /// valid rows with the same id the one with the smallest JSON is served, so that every replica serves the same.
 pub struct Refresh<'a> {
     previous: &'a Snapshot,

@@ -42,7 +42,7 @@ pub struct PersistedSnapshot<S> {
     pub position: Position,
     /// The position that the catalog is of; `position` may be older, see `ResumePoint`.
     pub as_of: Position,
-    /// The rules that its rows passed; see [`Rules::text`](crate::catalog::model::Rules::text). Under other rules the
+    /// The rules that its rows passed; see `Rules::text`. Under other rules the
     /// rows must be checked again before they are served.
     pub rules: String,
     /// The structure of the view that it was read under, see `Structure`; a server loads everything if it is unknown.
