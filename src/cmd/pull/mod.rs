@@ -231,7 +231,7 @@ async fn get_models(settings: Settings, screen: Screen, stop: watch::Receiver<bo
         reporter.abort();
         // The final report below must be the last one.
         let _ = reporter.await;
-        report::finish(&context);
+        report::finish(&context).await;
     }
     let complete =
         if context.settings.dry_run { context.progress.count("missing") == 0 } else { context.progress.is_complete() };

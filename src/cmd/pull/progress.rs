@@ -275,13 +275,24 @@ pub struct Progress {
     pub screen: Screen,
     /// Start of the pull.
     pub started: Instant,
+    /// Held while the status file and the metrics are written.
+    pub reports: Mutex<Reports>,
+}
+
+/// The state of the status file and the metrics.
+#[derive(Debug, Default)]
+pub struct Reports {
+    /// Whether the final ones have been written.
+    pub finished: bool,
+    /// Whether they could not be written the last time, which is logged once.
+    pub failed: bool,
 }
 
 impl Progress {
     /// Creates the progress of a pull without models.
     #[must_use]
     pub fn new(screen: Screen) -> Self {
-        Self { files: Vec::new(), screen, started: Instant::now() }
+        Self { files: Vec::new(), screen, started: Instant::now(), reports: Mutex::default() }
     }
 
     /// Adds a model.

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
 use serde_json::json;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 
@@ -17,6 +18,10 @@ use super::{Context, Pending, state_file};
 
 /// Interval at which the bars and the files are updated.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Time in which the final files must be written.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The status until the end.
+const RUNNING: &str = "running";
 /// Seconds between two log lines.
 const LINE_EVERY: u32 = 10;
 
@@ -26,7 +31,7 @@ pub async fn run(context: Arc<Context>) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut bars = context.progress.screen.bars().map(|_| Bars::new(&context.progress));
     let mut before: Vec<_> = vec![0; context.progress.files.len()];
-    let (mut last, mut ticks) = (Instant::now(), 0u32);
+    let (mut last, mut ticks, mut writing) = (Instant::now(), 0u32, None);
     loop {
         tick.tick().await;
         for (file, before) in context.progress.files.iter().zip(&mut before) {
@@ -34,7 +39,9 @@ pub async fn run(context: Arc<Context>) {
             *before = file.received();
         }
         last = Instant::now();
-        write_files(&context, "running");
+        if writing.as_ref().is_none_or(JoinHandle::is_finished) {
+            writing = Some(write_files(Arc::clone(&context), RUNNING));
+        }
         match &mut bars {
             Some(bars) => bars.update(&context.progress),
             None if ticks > 0 && ticks.is_multiple_of(LINE_EVERY) => line(&context.progress),
@@ -171,10 +178,14 @@ fn speed(rate: f64, left: u64) -> String {
 }
 
 /// Writes the final report.
-pub fn finish(context: &Context) {
+pub async fn finish(context: &Arc<Context>) {
     let progress = &context.progress;
     let (missing, fetched) = (progress.count("missing"), progress.count("fetched"));
-    write_files(context, if progress.is_complete() { "complete" } else { "incomplete" });
+    let written = write_files(Arc::clone(context), if progress.is_complete() { "complete" } else { "incomplete" });
+    // A disk that hangs must not delay the command.
+    if tokio::time::timeout(WRITE_TIMEOUT, written).await.is_err() {
+        progress.screen.log(|| warn!("the progress could not be written to a file in time"));
+    }
     let models = progress.files.iter().filter(|file| !file.path.is_empty()).count();
     let bytes = Totals::of(progress).received;
     let seconds = (progress.started.elapsed().as_secs_f64() * 10.0).round() / 10.0;
@@ -182,19 +193,31 @@ pub fn finish(context: &Context) {
     info!(models, fetched, present, linked, missing, kept, bytes, seconds, "pulled");
 }
 
-fn write_files(context: &Context, status: &str) {
-    if let Some(path) = &context.settings.status_file
-        && let Err(error) = state_file::replace(path, self::status(&context.progress, status).to_string().as_bytes())
-    {
-        context.progress.screen.log(|| warn!(path = %path.display(), %error, "the status file cannot be written"));
-    }
-    if let Some(path) = &context.settings.metrics_file {
-        let written = metrics(&context.progress).and_then(|text| Ok(state_file::replace(path, &text)?));
-        if let Err(error) = written {
-            let log = || warn!(path = %path.display(), error = %error, "the metrics file cannot be written");
-            context.progress.screen.log(log);
+/// Writes the status file and the metrics, on a thread that may wait for a slow disk.
+fn write_files(context: Arc<Context>, status: &'static str) -> JoinHandle<()> {
+    spawn_blocking(move || {
+        let (settings, progress) = (&context.settings, &context.progress);
+        let mut reports = progress.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that was delayed must not replace the final ones.
+        if reports.finished {
+            return;
         }
-    }
+        reports.finished = status != RUNNING;
+        let status = || self::status(progress, status).to_string().into_bytes();
+        let written = [
+            settings.status_file.as_ref().map(|path| (path, state_file::replace(path, &status()))),
+            settings.metrics_file.as_ref().map(|path| {
+                let text = metrics(progress).map_err(std::io::Error::other);
+                (path, text.and_then(|text| state_file::replace(path, &text)))
+            }),
+        ];
+        let failures: Vec<_> =
+            written.into_iter().flatten().filter_map(|(path, done)| Some((path, done.err()?))).collect();
+        for (path, error) in failures.iter().filter(|_| !reports.failed) {
+            progress.screen.log(|| warn!(path = %path.display(), %error, "the progress cannot be written to a file"));
+        }
+        reports.failed = !failures.is_empty();
+    })
 }
 
 fn status(progress: &Progress, status: &str) -> serde_json::Value {

@@ -62,7 +62,8 @@ pub fn pause(headers: &HeaderMap) -> Option<Duration> {
 
 /// Parses `bytes FIRST-LAST/TOTAL`, in which `*` stands for an unknown total.
 fn content_range(text: &str) -> Option<BodyRange> {
-    let (range, total) = text.trim().strip_prefix("bytes ")?.trim().split_once('/')?;
+    let (unit, range) = text.trim().split_once(' ')?;
+    let (range, total) = range.trim().split_once('/').filter(|_| unit.eq_ignore_ascii_case("bytes"))?;
     let (start, last) = range.split_once('-')?;
     let (start, last): (u64, u64) = (start.trim().parse().ok()?, last.trim().parse().ok()?);
     let total = match total.trim() {
@@ -107,6 +108,7 @@ mod tests {
             ("bytes 5-9/10", part(5, 10, Some(10))),
             ("bytes 5-9/*", part(5, 10, None)),
             (" bytes 5 - 9 / 10 ", part(5, 10, Some(10))),
+            ("Bytes  0-0/1", part(0, 1, Some(1))),
             ("bytes 5-4/10", None),
             ("bytes 5-10/10", None),
             ("bytes */10", None),

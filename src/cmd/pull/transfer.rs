@@ -51,7 +51,9 @@ pub async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Outcome, P
     let key = model.key();
     let settings = &context.settings;
     // A process that was stopped holds its locks.
-    let take_over = pending.elsewhere.is_some_and(|(since, _)| since.elapsed() > settings.wait + 2 * settings.stall);
+    let take_over = pending
+        .elsewhere
+        .is_some_and(|(since, _)| since.elapsed() > settings.wait.saturating_add(settings.stall.saturating_mul(2)));
     let locked = lock_part(&folder, &key, take_over).map_err(Problem::disk("opening the partial file"))?;
     let Some((key, part)) = locked else {
         progress.set_phase(Phase::Elsewhere);

@@ -150,6 +150,8 @@ fn too_many_files_at_a_time_are_a_warning() {
     machine.models_are(&[("a", &url, "a", Some(sum("sha256sum", &file)), None)]);
     machine.set("MACHINE_MODELS_PARALLEL", "100000");
     machine.set("MACHINE_MODELS_CONNECTIONS", "100000");
+    machine.set("MACHINE_MODELS_STALL", "500000000000 years");
+    machine.set("MACHINE_MODELS_WAIT", "4294967295");
     let boot = machine.boot(&[]);
     assert!(boot.status == 0 && boot.log.contains("MACHINE_MODELS_PARALLEL is 100000: using 64"), "{}", boot.log);
 }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use super::files::Way;
 use super::{Machine, PROGRAM, content, key, sum};
-use crate::support::Db;
+use crate::support::{Db, preload};
 
 const SIZE: usize = 50_000;
 
@@ -114,10 +114,40 @@ fn report_does_not_replace_a_pipe() {
     machine.set("MACHINE_MODELS_STATUS_FILE", &path);
     Trap::Pipe.put(Path::new(&path), &machine.folder.join("precious"));
     let boot = machine.boot_in_time(&[]);
-    let message = "the status file cannot be written";
-    assert!(boot.status == 0 && boot.log.contains(message), "{}", boot.log);
+    assert_eq!(boot.status, 0, "{}", boot.log);
+    assert_eq!(boot.log.matches("the progress cannot be written to a file").count(), 1, "{}", boot.log);
     assert!(boot.log.contains("it is not a regular file"), "{}", boot.log);
     assert!(std::fs::metadata(&path).unwrap().file_type().is_fifo(), "{}", boot.log);
+}
+
+#[test]
+fn command_starts_while_the_disk_of_a_report_hangs() {
+    let mut machine = machine("hanging");
+    let (path, release) = (machine.folder.path("status"), machine.folder.path("release"));
+    let library = preload(
+        &machine.folder,
+        r#"
+        #include <stdio.h>
+        #include <stdlib.h>
+        #include <string.h>
+        #include <sys/syscall.h>
+        #include <unistd.h>
+        ssize_t write(int fd, const void *bytes, size_t size) {
+            char link[64], path[4096] = "";
+            snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+            if (readlink(link, path, sizeof path - 1) > 0 && strstr(path, "/status."))
+                while (access(getenv("RELEASE"), F_OK))
+                    usleep(10000);
+            return syscall(SYS_write, fd, bytes, size);
+        }
+        "#,
+    );
+    for (name, value) in [("MACHINE_MODELS_STATUS_FILE", &path), ("RELEASE", &release), ("LD_PRELOAD", &library)] {
+        machine.set(name, value);
+    }
+    let boot = machine.boot_in_time(&["echo", "started"]);
+    assert_eq!((boot.status, &*boot.output), (0, "started\n"), "{}", boot.log);
+    assert!(boot.log.contains("the progress could not be written to a file in time"), "{}", boot.log);
 }
 
 #[tokio::test]
