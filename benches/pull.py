@@ -1,9 +1,11 @@
 """`make bench-pull`: `model-catalog pull` beside aria2c, curl and Python's requests, from a local nginx.
 
 All verify SHA-256, in turns, several rounds, and the medians are written to benches/results/pull.md. Memory needed on
-tmpfs: twice four files of BENCH_PULL_MIB. CPU seconds are those of the client's processes, from wait4.
+tmpfs: twice four files of BENCH_PULL_MIB. CPU seconds are those of the client's processes, from wait4. The least that a
+client can do is measured as well: one connection per file, whose bytes are received, written and hashed by OpenSSL.
 """
 
+import asyncio
 import hashlib
 import json
 import os
@@ -22,6 +24,29 @@ MIB = int(os.environ.get("BENCH_PULL_MIB", "2048"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 FILES = 4
 PORT, TLS_PORT = 18480, 18443
+CATALOG_PORT, SLOW_PORT = 18482, 18483
+SMALL_BYTES, SMALL_FILES, SLOW_FILES = 100_000, 2000, 400
+LATENCY = 0.080
+MINIMUM = "receive, write, hash"
+RECEIVE = """
+import concurrent.futures, hashlib, http.client, ssl, sys, urllib.parse
+def get(argument):
+    url, path, digest = argument.split()
+    server = urllib.parse.urlsplit(url)
+    if server.scheme == "https":
+        connection = http.client.HTTPSConnection(server.netloc, context=ssl.create_default_context(cafile=sys.argv[1]))
+    else:
+        connection = http.client.HTTPConnection(server.netloc)
+    connection.request("GET", server.path)
+    response, buffer, computed = connection.getresponse(), memoryview(bytearray(1 << 18)), hashlib.sha256()
+    with open(path, "wb", buffering=0) as file:
+        while count := response.readinto(buffer):
+            file.write(buffer[:count])
+            computed.update(buffer[:count])
+    assert computed.hexdigest() == digest
+with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    list(pool.map(get, sys.argv[2:]))
+"""
 REQUESTS = """
 import concurrent.futures, hashlib, sys, requests
 def get(argument):
@@ -99,22 +124,112 @@ def clients(work, target, models, tls):
         "curl -Z, sha256sum": (["sh", "-ec", f"curl -sfZ --parallel-max 4 --cacert {certificate} {sources}\n"
                                 f"sha256sum --quiet -c {work}/sums"], environment),
         "requests, hashlib": ([sys.executable, "-c", REQUESTS, *arguments], environment),
+        MINIMUM: ([sys.executable, "-c", RECEIVE, certificate, *arguments], environment),
     }
 
 
-def measure(work, target, models, tls):
+def measure(target, files, size, commands):
+    """Median wall and CPU seconds of each command, in turns; each has to create these files of this size."""
     results = {}
     for _ in range(ROUNDS):
-        for name, (command, environment) in clients(work, target, models, tls).items():
+        for name, (command, environment) in commands.items():
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)
             os.sync()
             results.setdefault(name, []).append(run(command, env=environment))
-            for file in models:
-                if (target / file).stat().st_size != MIB << 20:
+            for file in files:
+                if (target / file).stat().st_size != size:
                     sys.exit(f"{name}: {file} is not whole")
     shutil.rmtree(target)
     return {name: [statistics.median(column) for column in zip(*rows)] for name, rows in results.items()}
+
+
+class Servers(threading.Thread):
+    """The catalog of the small files, and a server that answers after a round trip and accepts after another."""
+
+    def __init__(self, source, models):
+        super().__init__(daemon=True)
+        self.source, self.models = source, models
+        self.loop = asyncio.new_event_loop()
+        self.start()
+
+    def run(self):
+        for handler, port in [(self.catalog, CATALOG_PORT), (self.slow, SLOW_PORT)]:
+            self.loop.run_until_complete(asyncio.start_server(handler, "127.0.0.1", port, backlog=1024))
+        self.loop.run_forever()
+
+    async def request(self, reader):
+        """Path, headers in lower case, and body."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower().splitlines()
+        headers = dict(line.split(": ", 1) for line in head[1:] if line)
+        return head[0].split()[1], headers, await reader.readexactly(int(headers.get("content-length", 0)))
+
+    async def catalog(self, reader, writer):
+        """The path before /api names the server of the files: its port."""
+        path, _, body = await self.request(reader)
+        port = path.split("/")[1]
+        entries = [{"id": name, "download_url": f"http://127.0.0.1:{port}/{name}", "hash": self.models[name],
+                    "auth_required": False, "save_path": name, "file_size_gb": SMALL_BYTES / 1e9}
+                   for name in json.loads(body)["model_ids"]]
+        answer = json.dumps({"models": entries, "not_found": [], "missing_dependencies": []}).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(answer) + answer)
+        await writer.drain()
+        writer.close()
+
+    async def slow(self, reader, writer):
+        await asyncio.sleep(LATENCY)
+        try:
+            while True:
+                path, headers, _ = await self.request(reader)
+                await asyncio.sleep(LATENCY)
+                file = (self.source / path[1:]).read_bytes()
+                status, extra = "200 OK", ""
+                if "range" in headers:
+                    first, last = headers["range"].removeprefix("bytes=").split("-")
+                    part = file[int(first):int(last or SMALL_BYTES) + 1]
+                    extra = f"content-range: bytes {first}-{int(first) + len(part) - 1}/{len(file)}\r\n"
+                    status, file = "206 Partial Content", part
+                writer.write(f"HTTP/1.1 {status}\r\n{extra}content-length: {len(file)}\r\n\r\n".encode() + file)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+
+def small_clients(work, target, models, port):
+    """`pull` and aria2c with as many requests at a time."""
+    sheet = "".join(f"http://127.0.0.1:{port}/{name}\n  out={name}\n  checksum=sha-256={digest}\n"
+                    for name, digest in models.items())
+    (work / "aria2-small").write_text(sheet)
+    environment = {"PATH": os.environ["PATH"]}
+    commands = {}
+    for parallel, connections in [(4, 4), (4, 1)]:
+        lanes = parallel * connections
+        pull = {"MACHINE_MODELS_NEEDED": ",".join(models), "CATALOG_URL": f"http://127.0.0.1:{CATALOG_PORT}/{port}",
+                "MODELS_DIR": str(target), "MACHINE_MODELS_CONNECTIONS": str(connections)}
+        commands[f"model-catalog pull, {lanes} connections"] = ([PROGRAM, "pull"], environment | pull)
+        commands[f"aria2c -j{lanes}"] = (["aria2c", "--no-conf", "-q", f"-j{lanes}", "--file-allocation=none",
+                                          f"-d{target}", f"-i{work}/aria2-small"], environment)
+    return commands
+
+
+def small(work, target):
+    """Rows of the table of small files."""
+    source = work / "source"
+    models = {}
+    for number in range(SMALL_FILES):
+        content = os.urandom(SMALL_BYTES)
+        (source / f"s{number}").write_bytes(content)
+        models[f"s{number}"] = hashlib.sha256(content).hexdigest()
+    Servers(source, models)
+    time.sleep(0.5)
+    for place, count, port in [("local", SMALL_FILES, PORT), (f"{LATENCY * 1000:.0f} ms", SLOW_FILES, SLOW_PORT)]:
+        files = dict(list(models.items())[:count])
+        results = measure(target, files, SMALL_BYTES, small_clients(work, target, files, port))
+        for lanes in [16, 4]:
+            wall, cpu = results[f"aria2c -j{lanes}"]
+            seconds, used = results[f"model-catalog pull, {lanes} connections"]
+            yield (f"| {count}, {place} | {lanes} | {seconds:.2f} | {wall:.2f} | {seconds / wall:.2f} | {used:.2f} "
+                   f"| {used / cpu:.2f} |")
 
 
 def warm(work):
@@ -165,18 +280,24 @@ def main():
             models[str(number)] = digest.hexdigest()
         server = nginx(work, models)
         lines = [f"{FILES} files of {MIB} MiB, {os.cpu_count()} cores, median of {ROUNDS} rounds, {time.strftime('%F')}.", "",
-                 "| target | TLS | client | seconds | of aria2c's | CPU s per GiB | of aria2c's |",
-                 "|---|---|---|---:|---:|---:|---:|"]
+                 "| target | TLS | client | seconds | of aria2c's | CPU s per GiB | of aria2c's | of the least |",
+                 "|---|---|---|---:|---:|---:|---:|---:|"]
         gib = FILES * MIB / 1024
         for place, target in [("tmpfs", work / "target"), ("disk", disk)]:
             for tls in [False, True]:
-                results = measure(work, target, models, tls)
-                wall, cpu = results["aria2c -j4 -x4 -s4"]
+                results = measure(target, models, MIB << 20, clients(work, target, models, tls))
+                (wall, cpu), (_, least) = results["aria2c -j4 -x4 -s4"], results[MINIMUM]
                 for name, (seconds, used) in results.items():
                     row = (f"| {place} | {'on' if tls else 'off'} | {name} | {seconds:.2f} | {seconds / wall:.2f} "
-                           f"| {used / gib:.2f} | {used / cpu:.2f} |")
+                           f"| {used / gib:.2f} | {used / cpu:.2f} | {used / least:.2f} |")
                     print(row, flush=True)
                     lines.append(row)
+        lines += ["", f"Files of {SMALL_BYTES // 1000} KB on disk, by number and latency of the server; medians.", "",
+                  "| files | at a time | seconds | aria2c's | ratio | CPU s | of aria2c's |",
+                  "|---|---:|---:|---:|---:|---:|---:|"]
+        for row in small(work, disk):
+            print(row, flush=True)
+            lines.append(row)
         seconds, read = warm(work)
         lines += ["", f"Warm boot, 20 files of 10 GB (sparse): {seconds * 1000:.0f} ms, {read} bytes read."]
         print(lines[-1])

@@ -29,10 +29,10 @@ pub struct PullArgs {
     /// Consecutive attempts with less than 1 MiB of progress before giving up on a file.
     #[arg(long, env = "MACHINE_MODELS_TRIES", value_name = "NUMBER", default_value = "3")]
     pub tries: String,
-    /// Files downloaded concurrently.
+    /// Files downloaded concurrently; small ones, of one connection each, up to this number times --connections.
     #[arg(long, env = "MACHINE_MODELS_PARALLEL", value_name = "NUMBER", default_value = "4")]
     pub parallel: String,
-    /// Connections per file.
+    /// Connections per file while --parallel files are downloaded; fewer files get more. With 1, each file has one.
     #[arg(long, env = "MACHINE_MODELS_CONNECTIONS", value_name = "NUMBER", default_value = "4")]
     pub connections: String,
     /// Allow folders inside the models folder to be symbolic links that lead out of it.

@@ -141,6 +141,12 @@ impl Problem {
         }
     }
 
+    /// Whether the server may have refused one connection too many.
+    #[must_use]
+    pub fn is_overload(&self) -> bool {
+        matches!(self, Self::Status { status: 429 | 503, .. })
+    }
+
     /// Whether it is the status of a response.
     #[must_use]
     pub fn is_status(&self) -> bool {
@@ -206,6 +212,15 @@ pub enum AttemptError {
     Distrust(Problem),
     /// Another attempt would fail in the same way.
     Fatal(Problem),
+}
+
+impl AttemptError {
+    /// The reason.
+    #[must_use]
+    pub fn problem(&self) -> &Problem {
+        let (Self::Retryable(problem) | Self::Distrust(problem) | Self::Fatal(problem)) = self;
+        problem
+    }
 }
 
 impl From<Problem> for AttemptError {

@@ -4,7 +4,9 @@
 //! fit on the disk. A model that cannot be downloaded is a warning and does not stop the others.
 
 mod batches;
+mod body;
 pub(super) mod catalog;
+mod connections;
 pub(super) mod content;
 pub(super) mod error;
 mod fd_limit;
@@ -18,6 +20,7 @@ mod partial;
 mod plan;
 mod progress;
 mod prune;
+mod queue;
 mod record;
 mod report;
 mod response;
@@ -29,11 +32,11 @@ mod state_file;
 pub(super) mod tokens;
 mod transfer;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cap_std::fs::Dir;
@@ -41,10 +44,10 @@ use futures_util::StreamExt;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use catalog::{Listing, Model};
+use connections::Connections;
 use error::Problem;
 use fd_limit::FdLimit;
 use folder::{Folder, Stamp};
@@ -61,8 +64,6 @@ use crate::stderr::Stderr;
 
 /// Exit status after SIGTERM, SIGINT or SIGHUP: the one that shells report for SIGTERM.
 const EXIT_SIGNALED: u8 = 143;
-/// Pause before retrying a file that another process is downloading.
-const BUSY_PAUSE: Duration = Duration::from_millis(250);
 /// Time for downloads to write their journals after a signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum threads for network and disk I/O; hashing has its own threads.
@@ -84,6 +85,7 @@ struct Context {
     record: Record,
     unrecorded: Unrecorded,
     http: Http,
+    connections: Connections,
     progress: Progress,
     /// True once a signal was received.
     stop: watch::Receiver<bool>,
@@ -218,8 +220,10 @@ async fn get_models(settings: Settings, screen: Screen, stop: watch::Receiver<bo
     let mut progress = Progress::new(screen);
     let models = add_models(&mut progress, listing, &folder, &record);
     let unrecorded = Unrecorded::default();
+    let connections = Connections::new(settings.parallel, settings.connections);
     let context =
-        Arc::new(Context { settings, folder, state_dir, has_record, record, unrecorded, http, progress, stop });
+        Context { settings, folder, state_dir, has_record, record, unrecorded, http, connections, progress, stop };
+    let context = Arc::new(context);
     let reporter = tokio::spawn(report::run(Arc::clone(&context)));
     let planned = plan_all(&context, &models).await;
     if context.settings.dry_run {
@@ -341,7 +345,7 @@ async fn fetch_all(context: &Arc<Context>, mut pending: Vec<Pending>) {
             let needed = FreeSpace::needed(context, model, pending.source.as_ref());
             free_space.reserve(context, model, needed).map_err(|problem| progress.missing(&problem)).is_ok()
         };
-        download(context, fetch.into_iter().filter(fits).collect()).await;
+        queue::download(context, fetch.into_iter().filter(fits).collect()).await;
         pending = others;
     }
 }
@@ -359,40 +363,4 @@ fn linked(context: &Context, pending: &Pending) -> bool {
         }
     }
     true
-}
-
-/// Downloads files, several concurrently.
-async fn download(context: &Arc<Context>, pending: Vec<Pending>) {
-    let queue = Arc::new(Mutex::new(VecDeque::from(pending)));
-    let mut tasks = JoinSet::new();
-    for _ in 0..context.settings.parallel {
-        tasks.spawn(work(Arc::clone(context), Arc::clone(&queue)));
-    }
-    while tasks.join_next().await.is_some() {}
-}
-
-/// Downloads files from the queue until it is empty. A file that another process is downloading is moved to the end of
-/// the queue, so processes that share a folder divide the work.
-async fn work(context: Arc<Context>, queue: Arc<Mutex<VecDeque<Pending>>>) {
-    let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
-    loop {
-        if *context.stop.borrow() {
-            return;
-        }
-        let Some(mut pending) = lock().pop_front() else { return };
-        let progress = &pending.item.1;
-        match transfer::run(&context, &pending).await {
-            Ok(transfer::Outcome::Fetched) => progress.finish(Outcome::Fetched),
-            Ok(transfer::Outcome::Present) => progress.finish(Outcome::Present),
-            Ok(transfer::Outcome::Busy) => {
-                let (done, _) = progress.bytes();
-                if pending.elsewhere.is_none_or(|(_, before)| before != done) {
-                    pending.elsewhere = Some((Instant::now(), done));
-                }
-                lock().push_back(pending);
-                tokio::time::sleep(BUSY_PAUSE).await;
-            }
-            Err(problem) => progress.missing(&problem),
-        }
-    }
 }

@@ -2,13 +2,14 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
-use std::sync::Arc;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cap_std::fs::Dir;
 
 use super::folder::Stamp;
-use super::follower::{Follower, SharedSegments};
-use super::hash::Hash;
+use super::follower::Follower;
 use super::journal::{self, Journal, KEY_LENGTH};
 use super::segments::Segments;
 
@@ -71,31 +72,42 @@ pub(super) fn remove_part(folder: &Dir, own: &Dir, key: &str) {
 
 /// The state of the partial file.
 pub(super) struct State {
-    pub(super) shared: Arc<SharedSegments>,
+    segments: Mutex<Segments>,
     pub(super) validator: Option<String>,
     pub(super) follower: Option<Follower>,
+    /// Number of received bytes when they were last requested to be written to the disk.
+    pub(super) writeback: AtomicU64,
     /// Whether its bytes come from more than one round, so perhaps from different versions of the file, or from a
     /// response that contradicts an earlier one.
     pub(super) doubtful: bool,
 }
 
 impl State {
-    pub(super) fn new(
-        connections: usize,
-        part: &Arc<File>,
-        total: u64,
-        gaps: &[(u64, u64)],
-        validator: Option<String>,
-        hash: Option<Hash>,
-    ) -> Self {
-        let shared = Arc::new(SharedSegments::new(Segments::new(total, gaps, connections)));
-        let follower = hash.map(|hash| Follower::start(Arc::clone(&shared), Arc::clone(part), hash));
-        let doubtful = shared.segments().written() > 0;
-        Self { shared, validator, follower, doubtful }
+    pub(super) fn new(segments: Segments, validator: Option<String>, follower: Option<Follower>) -> Self {
+        let doubtful = segments.written() > 0;
+        Self { segments: Mutex::new(segments), validator, follower, writeback: AtomicU64::new(0), doubtful }
+    }
+
+    /// Locks the segments. The guard must not be held across an await.
+    pub(super) fn segments(&self) -> MutexGuard<'_, Segments> {
+        // No operation leaves the segments inconsistent when it panics.
+        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Size of the file in bytes; `u64::MAX` while it is unknown.
+    pub(super) fn total(&self) -> u64 {
+        self.segments().total()
     }
 
     /// Bytes on disk.
     pub(super) fn written(&self) -> u64 {
-        self.shared.segments().written()
+        self.segments().written()
     }
+}
+
+/// Starts to write to the disk what is in the page cache only. Where the system call is missing, nothing happens.
+#[allow(unsafe_code, reason = "no crate has a safe way to call sync_file_range")]
+pub(super) fn start_writeback(file: &File) {
+    // SAFETY: the descriptor is open, and no memory is passed.
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }

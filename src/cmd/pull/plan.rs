@@ -21,7 +21,7 @@ use crate::cli::Verify;
 /// Time that a server has to respond while other files wait; the download tries for longer.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Size up to which a hashed file is requested once, by its download.
+/// Size up to which a file is requested once, by its download: another request would cost as much.
 const MAX_SMALL: u64 = 20_000_000;
 
 /// How to get the file of a model.
@@ -49,6 +49,15 @@ enum Existing {
     Unhashed(u64),
 }
 
+fn is_small_size(bytes: Option<u64>) -> bool {
+    bytes.is_some_and(|bytes| bytes > 0 && bytes <= MAX_SMALL)
+}
+
+/// Whether a file is so small that its latency matters more than its bytes.
+pub fn is_small(pending: &Pending) -> bool {
+    is_small_size(pending.source.as_ref().and_then(|source| source.total).or(pending.item.0.bytes))
+}
+
 /// Plans one model; `first`: no earlier model has the same content.
 ///
 /// # Errors
@@ -71,9 +80,9 @@ pub async fn plan(
     if !first || link::has_copy(context, model) {
         return Ok(Plan::Link);
     }
-    // The request that finds the location of a small file would cost as much as its download.
-    let is_small = model.bytes.is_some_and(|bytes| bytes > 0 && bytes <= MAX_SMALL);
-    if is_small && model.hash.is_some() && !context.settings.dry_run {
+    // Without a hash, the size on the server shows whether the file is the same.
+    let is_comparable = matches!(existing, Existing::Unhashed(_));
+    if is_small_size(model.bytes) && !is_comparable && !context.settings.dry_run {
         return Ok(Plan::FetchLater(None));
     }
     let resolved = resolve(context, model).await;

@@ -76,6 +76,13 @@ impl Segments {
         Some(self.insert(index + 1, middle, end, true))
     }
 
+    /// Whether several connections can download at once.
+    #[must_use]
+    pub fn is_divisible(&self) -> bool {
+        let size = |gap: &Gap| gap.end - gap.next;
+        self.total != u64::MAX && (self.gaps.len() > 1 || self.gaps.iter().any(|gap| size(gap) >= 2 * MIN_SPLIT))
+    }
+
     /// Bytes of this segment still to be written.
     #[must_use]
     pub fn left(&self, id: u64) -> u64 {
@@ -96,6 +103,13 @@ impl Segments {
         let mut gaps = self.gaps.iter().filter(|gap| segment.is_none_or(|id| id == gap.id));
         let gap = gaps.find(|gap| gap.next < end && gap.end > start)?;
         (gap.next >= start).then_some(Claim { id: gap.id, start: gap.next, end: gap.end.min(end) })
+    }
+
+    /// Whether bytes at or after `position` are missing, of one segment or of any.
+    #[must_use]
+    pub fn is_missing_after(&self, segment: Option<u64>, position: u64) -> bool {
+        let mut gaps = self.gaps.iter().filter(|gap| segment.is_none_or(|id| id == gap.id));
+        gaps.any(|gap| gap.end > position)
     }
 
     /// Releases a segment; its missing bytes can be claimed again.

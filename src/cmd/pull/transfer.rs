@@ -12,6 +12,8 @@ use super::catalog::Model;
 use super::content::{self, Foreign};
 use super::error::{AttemptError, Problem};
 use super::folder::Stamp;
+use super::follower::Follower;
+use super::hash::Hash;
 use super::http::{Opened, Source, Target, host};
 use super::journal::{self, Journal};
 use super::link::record_verified;
@@ -20,6 +22,7 @@ use super::plan::appeared_since_planned;
 use super::progress::{ModelProgress, Phase};
 use super::retry::Budget;
 use super::round::{Opening, check_part};
+use super::segments::Segments;
 use super::{Context, Pending};
 use crate::atomic_file::{sync_dir, synced};
 
@@ -68,7 +71,7 @@ pub async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Outcome, P
     }
     progress.set_phase(Phase::Fetching);
     let part = Arc::new(part);
-    let state = State::new(context.settings.connections, &part, u64::MAX, &[(0, u64::MAX)], None, None);
+    let state = State::new(Segments::default(), None, None);
     let budget = Budget::new(context.settings.tries, context.settings.wait, context.progress.started);
     let mut download = Download {
         context,
@@ -151,7 +154,7 @@ impl Download<'_> {
                 }
                 match self.try_url(url, source.take()).await {
                     Err(problem) if !problem.is_of_this_machine() => {
-                        if problem.is_transient() && !self.budget.is_over(&problem, self.state.shared.total()) {
+                        if problem.is_transient() && !self.budget.is_over(&problem, self.state.total()) {
                             recoverable.push(url);
                         }
                         last = Some(problem);
@@ -161,7 +164,7 @@ impl Download<'_> {
             }
             let Some(problem) = last else { return Ok(()) };
             let outage = self.progress.received() == before;
-            if recoverable.is_empty() || !outage || self.budget.is_spent(self.state.shared.total()) {
+            if recoverable.is_empty() || !outage || self.budget.is_spent(self.state.total()) {
                 return Err(problem);
             }
             self.progress.failed_attempt(&self.progress.source(), &problem);
@@ -196,7 +199,7 @@ impl Download<'_> {
                 self.budget.begin_url();
                 continue;
             }
-            if failed_often || self.budget.is_over(&problem, self.state.shared.total()) {
+            if failed_often || self.budget.is_over(&problem, self.state.total()) {
                 return Err(problem);
             }
             self.progress.failed_attempt(&host(url), &problem);
@@ -206,7 +209,7 @@ impl Download<'_> {
 
     /// Whether starting over costs little.
     fn is_cheap(&self) -> bool {
-        let segments = self.state.shared.segments();
+        let segments = self.state.segments();
         segments.total() == u64::MAX || segments.written() <= segments.total() / 8
     }
 
@@ -215,15 +218,21 @@ impl Download<'_> {
     }
 
     async fn attempt(&mut self, url: &Url, source: Option<Source>) -> Result<(), AttemptError> {
-        if self.state.shared.total() == u64::MAX
+        if self.state.total() == u64::MAX
             && let Some(total) = source.as_ref().and_then(|source| source.total)
         {
             self.start_over(total, None)?;
         }
         let url = source.map_or_else(|| url.clone(), |source| source.url);
-        if self.state.shared.segments().missing() > 0 {
-            let opening = self.open(&url).await?;
-            let round = self.round(opening).await;
+        if self.state.segments().missing() > 0 {
+            let context = self.context;
+            let connection = context.connections.connect(&host(&url)).await;
+            let opening = self.open(&url).await.inspect_err(|error| {
+                if error.problem().is_overload() {
+                    connection.refused();
+                }
+            })?;
+            let round = self.round(opening, connection).await;
             self.state.doubtful |= round.is_err();
             round?;
         }
@@ -233,16 +242,16 @@ impl Download<'_> {
     /// Sends the first request of a round, alone, because its response shows how the server answers.
     async fn open(&mut self, url: &Url) -> Result<Opening, AttemptError> {
         let claim = match self.mode {
-            Mode::Ranges => self.state.shared.segments().claim(),
+            Mode::Ranges => self.state.segments().claim(),
             Mode::Whole => None,
         };
-        let unknown = self.state.shared.total() == u64::MAX;
+        let unknown = self.state.total() == u64::MAX;
         let range = claim.map(|claim| (claim.start, if unknown { claim.start + FIRST_RANGE } else { claim.end }));
         let http = &self.context.http;
         let limit = self.budget.head_timeout(http.has_responded(url));
         let opened = http.open_within(self.target(url), range, limit).await;
         if let Some(claim) = claim {
-            self.state.shared.segments().release(claim.id);
+            self.state.segments().release(claim.id);
         }
         let opened = opened?;
         let part = &opened.part;
@@ -262,7 +271,7 @@ impl Download<'_> {
             return Ok(Opening::Whole(opened));
         }
         self.proven = true;
-        let claim = self.state.shared.segments().claim();
+        let claim = self.state.segments().claim();
         let claim = claim.ok_or_else(|| Problem::Range(host(&opened.url)))?;
         Ok(Opening::Part(claim, opened))
     }
@@ -272,7 +281,7 @@ impl Download<'_> {
     fn admit(&mut self, opened: &Opened, whole: bool) -> Result<(), Problem> {
         let part = &opened.part;
         let fresh = self.state.written() == 0;
-        let (total, known) = (part.total.unwrap_or(u64::MAX), self.state.shared.total());
+        let (total, known) = (part.total.unwrap_or(u64::MAX), self.state.total());
         if !fresh && !whole {
             return self.check_version(part, &opened.url);
         }
@@ -319,19 +328,20 @@ impl Download<'_> {
     }
 
     fn begin(&mut self, total: u64, gaps: &[(u64, u64)], validator: Option<String>) {
-        self.state =
-            State::new(self.context.settings.connections, &self.part, total, gaps, validator, self.model.hash.clone());
+        let segments = Segments::new(total, gaps, self.context.settings.connections);
+        let follower = |hash: &Hash| Follower::new(&self.part, hash.clone(), segments.contiguous());
+        let follower = self.model.hash.as_ref().map(follower);
+        self.state = State::new(segments, validator, follower);
         let written = self.state.written();
         self.progress.set_bytes(written, if total == u64::MAX { 0 } else { total });
     }
 
     /// Verifies the complete file against the catalog.
     async fn verify(&mut self) -> Result<(), AttemptError> {
-        let (total, doubtful) = (self.state.shared.total(), self.state.doubtful);
-        self.state.shared.notify();
+        let (total, doubtful) = (self.state.total(), self.state.doubtful);
         self.progress.set_phase(Phase::Checking);
         let matches = match self.state.follower.take() {
-            Some(follower) => follower.matches().await.map_err(Problem::disk("reading the partial file"))?,
+            Some(follower) => follower.matches(total).await.map_err(Problem::disk("reading the partial file"))?,
             None => true,
         };
         self.progress.set_phase(Phase::Fetching);
@@ -380,7 +390,7 @@ impl Download<'_> {
 
     /// Whether a later pull can continue the partial file.
     fn can_be_resumed(&self) -> bool {
-        let segments = self.state.shared.segments();
+        let segments = self.state.segments();
         // Without locks, no other process knows its name.
         let known = segments.total() != u64::MAX && segments.written() > 0 && self.key == self.model.key();
         // After an outage, nothing is known of the server.

@@ -82,6 +82,10 @@ impl FaultyServer {
         let (start, end) = range.map_or((0, file.len()), |(start, last)| {
             (start.parse().unwrap(), last.parse::<usize>().map_or(file.len(), |last| file.len().min(last + 1)))
         });
+        // After a wrong size was sent, the bytes behind the end are requested.
+        if start >= end {
+            return respond(&stream, 416, "content-length: 0", b"");
+        }
         self.part(&stream, file, start, end)
     }
 

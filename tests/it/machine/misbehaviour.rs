@@ -246,7 +246,7 @@ fn pull(hashed: bool, connections: &str, halves: bool) {
             // Without a hash, the bytes of the first version that was seen are of no use.
             Kind::OtherTags if !hashed => 2.2,
             // A small file is not planned, so nothing contradicts its size until its last byte is missing.
-            Kind::OtherTotal if hashed => 2.2,
+            Kind::OtherTotal => 2.2,
             _ => 1.2,
         };
         let same = machine.read(&format!("f/{number}")).as_deref() == Some(&hub.kinds[&format!("/{number}")].1);
