@@ -66,7 +66,8 @@ impl Supervisor {
     /// The thread could not be started.
     pub(crate) fn spawn(
         &self,
-        (name, duty): (String, Duty),
+        name: String,
+        duty: Duty,
         tracker: &TaskTracker,
         mut run: impl FnMut() -> ThreadResult + Send + 'static,
     ) -> io::Result<()> {
@@ -157,7 +158,7 @@ mod tests {
                 _ => Ok(()),
             }
         };
-        supervisor.spawn(("worker".into(), Duty::Serve), &tracker, run).expect("a thread");
+        supervisor.spawn("worker".into(), Duty::Serve, &tracker, run).expect("a thread");
         tracker.close();
         tracker.wait().await;
         assert_eq!(restarts.with_label_values(&["worker"]).get(), 2);
@@ -174,7 +175,7 @@ mod tests {
         }
         let (supervisor, tracker) = (Supervisor::new(restarts()), TaskTracker::new());
         let run = || std::panic::panic_any(PanicsOnDrop);
-        supervisor.spawn(("loader".into(), Duty::Support), &tracker, run).expect("a thread");
+        supervisor.spawn("loader".into(), Duty::Support, &tracker, run).expect("a thread");
         tracker.close();
         tracker.wait().await;
         assert_eq!(supervisor.lost_thread().as_deref(), Some("loader"));

@@ -1,10 +1,11 @@
 //! `model-catalog demo`: serves a sample catalog from an ephemeral Postgres.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::info;
 
-use super::serve::{self, Listeners, Source};
+use super::serve::{Listeners, Server, ServerConfig};
 use super::{CommandResult, examples, runtime};
 use crate::cli::ServerArgs;
 use crate::postgres::config::{DatabaseConfig, Environment};
@@ -20,7 +21,7 @@ const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Runs the command until a signal stops it.
 ///
 /// # Errors
-/// An address is in use, Postgres could not be started, or what [`serve::serve`] reports.
+/// An address is in use, Postgres could not be started, or what [`Server::start`] reports.
 pub fn run(args: &ServerArgs, stderr: &Stderr) -> CommandResult {
     // Before anything is created: the port may be taken.
     let listeners = Listeners::bind(args)?;
@@ -35,10 +36,14 @@ pub fn run(args: &ServerArgs, stderr: &Stderr) -> CommandResult {
         CommandResult::Ok(())
     })?;
     let connection = postgres.loopback_url("postgres");
-    serve::serve(Source::Database(Box::new(database)), args, listeners, stderr, async |address, store| {
-        examples::first_snapshot(store).await;
+    let address = listeners.address()?;
+    let server = Server::start(ServerConfig::of_database(args, database, address), listeners, stderr)?;
+    let store = Arc::clone(server.store());
+    server.run(async {
+        examples::first_snapshot(&store).await;
         let running = "\nAn ephemeral Postgres with a sample catalog is running; Ctrl-C stops it and removes it.\n";
         let commands = examples::commands(address, &["flux-dev", "sdxl-base"], Some(&connection));
         examples::print(running.to_owned() + &commands).await;
-    })
+    });
+    Ok(())
 }

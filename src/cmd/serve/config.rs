@@ -1,0 +1,84 @@
+//! The settings of a server, as its parts take them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::shutdown::ShutdownTimes;
+use crate::cli::ServerArgs;
+use crate::http::Limits;
+use crate::http::client_limits::{self, ClientLimits, RateLimit};
+use crate::http::connection::Timeouts;
+use crate::http::cors::Cors;
+use crate::loader::{self, replica, upstream};
+use crate::postgres::config::DatabaseConfig;
+
+/// Less would report every restart of a database.
+const MIN_STALLED_AFTER: Duration = Duration::from_secs(30);
+
+/// What a loader reads, with its settings.
+pub enum Source {
+    /// A database.
+    Database(Box<loader::Settings>),
+    /// Other servers, or files.
+    Upstream(upstream::Settings),
+}
+
+/// The settings of a server.
+pub struct ServerConfig {
+    pub(super) source: Source,
+    pub(super) snapshot_file: Option<PathBuf>,
+    pub(super) stalled_after: Duration,
+    pub(super) limits: Limits,
+    pub(super) clients: Arc<ClientLimits>,
+    pub(super) cors: Option<Cors>,
+    pub(super) max_buffer_bytes: usize,
+    pub(super) timeouts: Timeouts,
+    pub(super) shutdown: ShutdownTimes,
+}
+
+impl ServerConfig {
+    /// Serves a database. `address` is that of the API; the default name of the replica depends on it.
+    pub fn of_database(args: &ServerArgs, database: DatabaseConfig, address: SocketAddr) -> Self {
+        let intervals = args.poll_interval.max(args.standby_poll_interval).saturating_mul(3);
+        let stalled_after = intervals.saturating_add(database.timeout);
+        let default_name = || replica::default_name(database.driver.get_application_name(), address);
+        let settings = loader::Settings {
+            replica: args.replica_name.clone().unwrap_or_else(default_name),
+            database,
+            poll_interval: args.poll_interval,
+            standby_poll_interval: args.standby_poll_interval,
+            audit_interval: args.audit_interval,
+            rules: args.rules.rules(),
+        };
+        Self::new(args, Source::Database(Box::new(settings)), stalled_after)
+    }
+
+    /// Follows an upstream. It may hold back a response, twice, and its own catalog may have an age.
+    pub fn of_upstream(args: &ServerArgs, settings: upstream::Settings) -> Self {
+        let stalled_after = settings.interval.saturating_mul(3).saturating_add(upstream::MAX_AGE);
+        Self::new(args, Source::Upstream(settings), stalled_after)
+    }
+
+    /// `stalled_after` is the longest time without a sync that the settings of the source explain.
+    fn new(args: &ServerArgs, source: Source, stalled_after: Duration) -> Self {
+        let clients = client_limits::Settings {
+            max_connections: args.max_connections_per_addr,
+            rate: args.rate_limit.map(|limit| RateLimit::new(limit, args.rate_burst.unwrap_or(limit))),
+            trusted: args.trusted_proxies.clone(),
+            header: Some(args.client_addr_header.clone()),
+        };
+        Self {
+            source,
+            snapshot_file: args.snapshot_file.clone(),
+            stalled_after: stalled_after.max(MIN_STALLED_AFTER),
+            limits: Limits { batch_ids: args.max_batch_ids.get(), body_bytes: args.max_body_bytes.get() },
+            clients: Arc::new(ClientLimits::new(clients)),
+            cors: args.cors_allow_origin.clone(),
+            max_buffer_bytes: args.max_buffer_bytes.get(),
+            timeouts: Timeouts { request: args.request_timeout, idle: args.idle_timeout },
+            shutdown: ShutdownTimes { grace: args.drain_grace, drain: args.drain_timeout },
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The thread that keeps the catalog in sync with a database or an upstream.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::config::Source;
+use crate::catalog::model::Rules;
+use crate::catalog::snapshot::Snapshot;
+use crate::catalog::store::Store;
+use crate::cmd::runtime;
+use crate::loader::persist::{self, Pending};
+use crate::loader::snapshot_file::PersistedSnapshot;
+use crate::loader::upstream::{self, Upstream};
+use crate::loader::{self, Loader};
+use crate::metrics::Metrics;
+use crate::supervisor::ThreadResult;
+
+/// What a loader needs besides its settings.
+pub(super) struct LoaderContext {
+    pub(super) snapshot_file: Option<PathBuf>,
+    pub(super) store: Arc<Store>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) pending: watch::Sender<Pending>,
+    pub(super) stop: CancellationToken,
+}
+
+impl LoaderContext {
+    /// Keeps the catalog in sync until the shutdown.
+    pub(super) fn follow(&self, source: &Source) -> ThreadResult {
+        match source {
+            Source::Database(settings) => self.follow_database((**settings).clone()),
+            Source::Upstream(settings) => self.follow_upstream(settings.clone()),
+        }
+    }
+
+    fn follow_database(&self, settings: loader::Settings) -> ThreadResult {
+        let persisted = self.persisted(&settings.rules);
+        let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
+        let mut loader = Loader::new(settings, store, metrics, self.pending.clone());
+        if let Some(persisted) = persisted {
+            loader.restore(persisted);
+        }
+        self.run(loader.run())
+    }
+
+    fn follow_upstream(&self, settings: upstream::Settings) -> ThreadResult {
+        let persisted = self.persisted(&settings.rules);
+        let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
+        let mut upstream = Upstream::new(settings, store, metrics, self.pending.clone())?;
+        if let Some(persisted) = persisted {
+            upstream.restore(persisted);
+        }
+        self.run(upstream.run())
+    }
+
+    /// The content of the snapshot file, at the first start of the loader.
+    fn persisted(&self, rules: &Rules) -> Option<PersistedSnapshot<Snapshot>> {
+        let path = self.snapshot_file.as_ref().filter(|_| self.store.load().is_none())?;
+        persist::restore(path, rules, &self.metrics)
+    }
+
+    fn run(&self, loader: impl Future<Output = Infallible>) -> ThreadResult {
+        runtime()?.block_on(async {
+            // Starts the thread that resolves host names while threads can be started.
+            drop(tokio::task::spawn_blocking(|| ()).await);
+            tokio::select! {
+                never = loader => match never {},
+                () = self.stop.cancelled() => Ok(()),
+            }
+        })
+    }
+}
