@@ -391,7 +391,8 @@ async fn table_with_a_virtual_generated_column_is_followed() {
     db.sql("CREATE TABLE files (slug text, id text GENERATED ALWAYS AS (lower(slug)) VIRTUAL, note json)").await;
     let refused = db.client.batch_execute("SELECT model_catalog.watch('files', 'id')").await.unwrap_err();
     assert!(describe(&refused).contains("is a virtual generated column"), "{}", describe(&refused));
-    db.sql("SELECT model_catalog.watch('files', 'slug'); INSERT INTO files VALUES ('A', '1'), ('B', '1')").await;
+    db.sql("SELECT model_catalog.watch('files', 'slug'); INSERT INTO files (slug, note) VALUES ('A', '1'), ('B', '1')")
+        .await;
     let log = "SELECT string_agg(model_id, ' ' ORDER BY model_id) FROM model_catalog.changes \
                GROUP BY xid ORDER BY xid DESC LIMIT 1";
     for (statement, logged) in [
