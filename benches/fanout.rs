@@ -21,13 +21,14 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use model_catalog::catalog::model::Rules;
-use model_catalog::catalog::store::{Store, SyncMode};
+use model_catalog::catalog::store::Store;
 use model_catalog::loader::{Loader, Settings};
 use model_catalog::metrics::Metrics;
 use model_catalog::postgres::config::{DatabaseConfig, Environment};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use model_catalog::postgres::migrate::{ModelsTable, migrate};
-use model_catalog::postgres::session;
+use model_catalog::postgres::session::{self, SyncMode};
+use model_catalog::sync::SyncStatus;
 use probe::Latencies;
 use report::{Row, report};
 use tokio::runtime::{Builder, Runtime};
@@ -257,10 +258,12 @@ impl Replicas {
             rules: Rules::default(),
             replica: "replica".into(),
         };
-        let loader = |store: &Arc<Store>| {
-            Loader::new(settings.clone(), Arc::clone(store), Arc::clone(&metrics), watch::channel(None).0)
+        let statuses: Vec<_> = stores.iter().map(|_| Arc::<SyncStatus>::default()).collect();
+        let loader = |(store, sync): (&Arc<Store>, &Arc<SyncStatus>)| {
+            let (store, sync, metrics) = (Arc::clone(store), Arc::clone(sync), Arc::clone(&metrics));
+            Loader::new(settings.clone(), store, sync, metrics, watch::channel(None).0)
         };
-        let loaders: Vec<_> = stores.iter().map(loader).collect();
+        let loaders: Vec<_> = stores.iter().zip(&statuses).map(loader).collect();
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (end, asked) = oneshot::channel();
         let (ending, ended) = mpsc::channel();
@@ -274,8 +277,8 @@ impl Replicas {
         let replicas = Self { stores, metrics, end: Some(end), ended };
         let deadline = Instant::now() + PATIENCE;
         let mode = if setup.standby.is_some() { SyncMode::Standby } else { SyncMode::Live };
-        let synced = |store: &Arc<Store>| store.last_sync().is_some_and(|sync| sync.mode == Some(mode));
-        while !replicas.stores.iter().all(synced) {
+        let synced = |status: &Arc<SyncStatus>| status.last_sync().is_some_and(|sync| sync.mode == Some(mode));
+        while !statuses.iter().all(synced) {
             if Instant::now() > deadline {
                 return Err("the replicas did not start".into());
             }

@@ -14,4 +14,5 @@ pub mod metrics;
 pub mod postgres;
 pub mod stderr;
 pub mod supervisor;
+pub mod sync;
 pub mod temp_dir;

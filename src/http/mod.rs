@@ -34,23 +34,21 @@ use hyper::{Method, Request, StatusCode};
 use tokio::sync::{Semaphore, watch};
 
 use crate::catalog::search;
-use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
 use crate::metrics::{Metrics, RequestMetrics, Route};
 use crate::supervisor::Supervisor;
+use crate::sync::SyncStatus;
 use batch_request::BatchParser;
 use client_limits::{ClientLimits, Peer};
 use cors::Cors;
 use date::DateCache;
-use etag::{header, hex_digits};
 use handlers::batch;
 use handlers::models;
 use handlers::snapshot::{self, SnapshotFeed, SnapshotRequest};
 use memory_budget::MemoryBudget;
 use offload::Offload;
-use response::Response;
+use response::{Response, set_revision, with_revision};
 
-const CATALOG_REVISION: HeaderName = HeaderName::from_static("catalog-revision");
 const MODELS: &str = "/api/models/";
 const ALL_MODELS: &str = "/api/models";
 const CATALOG: &str = "/api/catalog";
@@ -74,6 +72,8 @@ pub struct Limits {
 pub struct Api {
     /// Where the catalog is read from.
     pub store: Arc<Store>,
+    /// Whether it is in sync with its source.
+    pub sync: Arc<SyncStatus>,
     /// Exposed at `/metrics`.
     pub metrics: Arc<Metrics>,
     /// Limits of one request.
@@ -110,6 +110,7 @@ impl Api {
         let threads = Supervisor::new(metrics.thread_restarts.clone());
         Self {
             store,
+            sync: Arc::default(),
             metrics,
             limits,
             list_requests,
@@ -386,14 +387,4 @@ fn with_current_revision(api: &Api, response: Response) -> Response {
 /// Whether a route is subject to the limits per client and to CORS.
 fn is_limited(route: Route) -> bool {
     matches!(route, Route::Single | Route::Batch | Route::Models | Route::Catalog | Route::Snapshot)
-}
-
-/// Adds the revision of the snapshot that a response was built from.
-fn with_revision(mut response: Response, snapshot: &Snapshot) -> Response {
-    set_revision(&mut response, snapshot);
-    response
-}
-
-fn set_revision(response: &mut Response, snapshot: &Snapshot) {
-    response.headers_mut().insert(CATALOG_REVISION, header(&hex_digits(snapshot.revision())));
 }

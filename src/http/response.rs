@@ -2,14 +2,18 @@
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{HeaderMap, StatusCode};
 use serde::Serialize;
 
+use super::etag::{header, hex_digits};
 use super::offload::OffloadError;
+use crate::catalog::snapshot::Snapshot;
 
 /// Every response has its whole body in memory.
 pub type Response = hyper::Response<Full<Bytes>>;
+
+const CATALOG_REVISION: HeaderName = HeaderName::from_static("catalog-revision");
 
 /// Seconds after which a client may retry when something is only temporarily unavailable.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
@@ -110,4 +114,15 @@ pub(crate) fn serialization_failed(route: &str, error: &(dyn std::error::Error +
 fn error_body(status: StatusCode, body: &ErrorBody<'_>) -> Response {
     // Serializing two strings cannot fail; an empty body would be the worst that could happen.
     json(status, serde_json::to_vec(body).unwrap_or_default())
+}
+
+/// Adds the revision of the snapshot that a response was built from.
+pub(crate) fn with_revision(mut response: Response, snapshot: &Snapshot) -> Response {
+    set_revision(&mut response, snapshot);
+    response
+}
+
+/// Adds the revision of `snapshot`.
+pub(crate) fn set_revision(response: &mut Response, snapshot: &Snapshot) {
+    response.headers_mut().insert(CATALOG_REVISION, header(&hex_digits(snapshot.revision())));
 }

@@ -12,11 +12,11 @@ use super::Loader;
 use super::costs::ReadCosts;
 use super::report::RefreshKind;
 use crate::catalog::refresh::Refresh;
-use crate::catalog::store::SyncMode;
 use crate::postgres::error::ReadError;
 use crate::postgres::position::Position;
 use crate::postgres::rows::{self, RowChunks, Scope};
 use crate::postgres::session::Session;
+use crate::postgres::session::SyncMode;
 
 /// What a delta came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

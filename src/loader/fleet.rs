@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use tracing::debug;
 
 use super::output::Output;
-use crate::catalog::store::{Fleet, FleetMember};
 use crate::postgres::error::ReadError;
 use crate::postgres::session::Session;
+use crate::sync::{Fleet, FleetMember};
 
 /// Minimum time between two reads, each of which visits all sessions of the cluster. With 80 servers one takes 5 to
 /// 10 ms (2 cores of an AMD EPYC), which is too much for all of them to do all the time.

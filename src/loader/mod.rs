@@ -13,12 +13,14 @@ use tracing::{debug, info};
 
 use crate::catalog::refresh::{Refresh, Refreshed};
 use crate::catalog::snapshot::Snapshot;
-use crate::catalog::store::{LastSync, Store, SyncMode};
+use crate::catalog::store::Store;
 use crate::metrics::Metrics;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::{ConnectError, ReadError};
 use crate::postgres::position::Position;
 use crate::postgres::session::Session;
+use crate::postgres::session::SyncMode;
+use crate::sync::{LastSync, SyncStatus};
 
 mod backoff;
 mod costs;
@@ -102,12 +104,18 @@ pub struct Loader {
 impl Loader {
     /// A loader that publishes to `store` and sends states to be persisted to `pending`.
     #[must_use]
-    pub fn new(settings: Settings, store: Arc<Store>, metrics: Arc<Metrics>, pending: watch::Sender<Pending>) -> Self {
+    pub fn new(
+        settings: Settings,
+        store: Arc<Store>,
+        sync: Arc<SyncStatus>,
+        metrics: Arc<Metrics>,
+        pending: watch::Sender<Pending>,
+    ) -> Self {
         let current = store.load().clone().unwrap_or_default();
         let next_audit = Instant::now() + jittered(settings.audit_interval);
         Self {
             settings,
-            output: Output::new(store, Arc::clone(&metrics), pending),
+            output: Output::new(store, sync, Arc::clone(&metrics), pending),
             metrics,
             current,
             position: None,

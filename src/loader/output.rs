@@ -10,12 +10,14 @@ use super::persist::Pending;
 use super::report;
 use super::snapshot_file::PersistedSnapshot;
 use crate::catalog::snapshot::Snapshot;
-use crate::catalog::store::{Fleet, LastSync, Publisher, Store};
+use crate::catalog::store::{Publisher, Store};
 use crate::metrics::Metrics;
+use crate::sync::{Fleet, LastSync, SyncStatus};
 
-/// The only writer of a [`Store`].
+/// The only writer of a [`Store`] and of a [`SyncStatus`].
 pub struct Output {
     publisher: Publisher,
+    sync: Arc<SyncStatus>,
     metrics: Arc<Metrics>,
     pending: watch::Sender<Pending>,
 }
@@ -23,8 +25,13 @@ pub struct Output {
 impl Output {
     /// Publishes to `store` and sends states that can be resumed from to `pending`.
     #[must_use]
-    pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, pending: watch::Sender<Pending>) -> Self {
-        Self { publisher: Publisher::new(store), metrics, pending }
+    pub fn new(
+        store: Arc<Store>,
+        sync: Arc<SyncStatus>,
+        metrics: Arc<Metrics>,
+        pending: watch::Sender<Pending>,
+    ) -> Self {
+        Self { publisher: Publisher::new(store), sync, metrics, pending }
     }
 
     /// Replaces the snapshot that requests are served from.
@@ -67,23 +74,24 @@ impl Output {
     pub fn record_sync(&mut self, sync: LastSync) {
         let now = UNIX_EPOCH.elapsed().unwrap_or_default();
         self.metrics.last_sync.set(now.saturating_sub(sync.at.elapsed()).as_secs_f64());
-        self.publisher.record_sync(sync);
+        self.sync.record(sync);
+        self.publisher.sweep();
     }
 
     /// Whether the fleet was asked for since the last call.
     #[must_use]
     pub fn take_fleet_request(&self) -> bool {
-        self.publisher.take_fleet_request()
+        self.sync.take_fleet_request()
     }
 
     /// Replaces the list of servers that follow the same database; `None` if it is unknown.
     pub fn publish_fleet(&self, fleet: Option<Fleet>) {
-        self.publisher.publish_fleet(fleet);
+        self.sync.set_fleet(fleet);
     }
 
     /// Replaces the list of tables whose changes go unnoticed.
     pub fn publish_unwatched(&self, tables: Box<[String]>) {
         self.metrics.unwatched_tables.set(i64::try_from(tables.len()).unwrap_or(i64::MAX));
-        self.publisher.publish_unwatched(tables);
+        self.sync.set_unwatched(tables);
     }
 }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use tracing::{debug, error, info, warn};
 
 use crate::catalog::snapshot::Snapshot;
-use crate::catalog::store::SyncMode;
 use crate::metrics::Metrics;
+use crate::postgres::session::SyncMode;
 
 /// Number of rejected rows that are logged for one refresh; further ones are only counted.
 const MAX_LOGGED_REJECTIONS: usize = 20;

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use tracing::info;
 
 use super::{Loader, SessionError};
-use crate::catalog::store::SyncMode;
 use crate::postgres::error::ReadError;
 use crate::postgres::position::Position;
 use crate::postgres::session::Session;
+use crate::postgres::session::SyncMode;
 
 /// Age at which everything is durable: the WAL writer of Postgres takes at most three times `wal_writer_delay`, which
 /// is at most 10 s.

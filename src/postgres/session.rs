@@ -17,7 +17,6 @@ use super::error::{ConnectError, ReadError, describe, with_timeout};
 use super::position::Position;
 use super::read::{Limits, Read};
 use super::rows::RowChunks;
-use crate::catalog::store::SyncMode;
 
 mod changes;
 mod dial;
@@ -37,6 +36,17 @@ pub const STANDBY_DELTA: &str = include_str!("../../sql/delta_standby.sql");
 
 const PROBE: &str = "SELECT pg_catalog.current_setting('model_catalog.direct', true) = 'yes', \
                      pg_catalog.pg_is_in_recovery(), pg_catalog.pg_postmaster_start_time()::text";
+
+/// How changes reach the snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncMode {
+    /// The source notifies of every change.
+    Live,
+    /// Notifications are lost on the way: changes are read at intervals.
+    Polling,
+    /// The source is a read-only copy that sends no notifications: changes are read at intervals.
+    Standby,
+}
 
 /// Connects, and drives the connection on the current runtime.
 ///

@@ -10,10 +10,10 @@ use tokio_postgres::types::{ToSql, Type};
 use super::error::CheckError;
 use super::report::Report;
 use crate::catalog::model::Rules;
-use crate::catalog::store::SyncMode;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::ReadError;
 use crate::postgres::migrate;
+use crate::postgres::session::SyncMode;
 use crate::postgres::session::{self, Session};
 
 const SERVER: &str = include_str!("../../../sql/check/server.sql");

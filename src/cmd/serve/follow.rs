@@ -18,11 +18,13 @@ use crate::loader::upstream::{self, Upstream};
 use crate::loader::{self, Loader};
 use crate::metrics::Metrics;
 use crate::supervisor::ThreadResult;
+use crate::sync::SyncStatus;
 
 /// What a loader needs besides its settings.
 pub(super) struct LoaderContext {
     pub(super) snapshot_file: Option<PathBuf>,
     pub(super) store: Arc<Store>,
+    pub(super) sync: Arc<SyncStatus>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) pending: watch::Sender<Pending>,
     pub(super) stop: CancellationToken,
@@ -40,7 +42,7 @@ impl LoaderContext {
     fn follow_database(&self, settings: loader::Settings) -> ThreadResult {
         let persisted = self.persisted(&settings.rules);
         let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
-        let mut loader = Loader::new(settings, store, metrics, self.pending.clone());
+        let mut loader = Loader::new(settings, store, Arc::clone(&self.sync), metrics, self.pending.clone());
         if let Some(persisted) = persisted {
             loader.restore(persisted);
         }
@@ -50,7 +52,7 @@ impl LoaderContext {
     fn follow_upstream(&self, settings: upstream::Settings) -> ThreadResult {
         let persisted = self.persisted(&settings.rules);
         let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
-        let mut upstream = Upstream::new(settings, store, metrics, self.pending.clone())?;
+        let mut upstream = Upstream::new(settings, store, Arc::clone(&self.sync), metrics, self.pending.clone())?;
         if let Some(persisted) = persisted {
             upstream.restore(persisted);
         }

@@ -209,8 +209,14 @@ impl Threads {
         snapshot_file: Option<PathBuf>,
         pending: watch::Sender<Pending>,
     ) -> io::Result<()> {
-        let (store, metrics) = (Arc::clone(&api.store), Arc::clone(&api.metrics));
-        let context = LoaderContext { snapshot_file, store, metrics, pending, stop: self.stop.clone() };
+        let context = LoaderContext {
+            snapshot_file,
+            store: Arc::clone(&api.store),
+            sync: Arc::clone(&api.sync),
+            metrics: Arc::clone(&api.metrics),
+            pending,
+            stop: self.stop.clone(),
+        };
         api.threads.spawn("loader".into(), Duty::Support, &self.writers, move || context.follow(&source))
     }
 }

@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::ops::CatalogStatus;
 use crate::catalog::snapshot::Snapshot;
-use crate::catalog::store::{Fleet, FleetMember};
 use crate::http::response::{self, Response};
 use crate::http::{Api, CATALOG, with_revision};
 use crate::metrics::{ID_BYTES, truncate};
+use crate::sync::{Fleet, FleetMember};
 
 /// Maximum entries of each list; the counts beside them include all.
 const LISTED: usize = 100;
@@ -56,7 +56,7 @@ struct NotFound {
 pub(crate) fn respond(api: &Api) -> Response {
     let current = api.store.load();
     let Some(snapshot) = current.as_deref() else { return response::not_loaded() };
-    let (fleet, unwatched) = (api.store.fleet(), api.store.unwatched());
+    let (fleet, unwatched) = (api.sync.fleet(), api.sync.unwatched());
     let unwatched = unwatched.as_deref().map(|tables| &tables[..tables.len().min(LISTED)]);
     let response = match serde_json::to_vec(&catalog(api, snapshot, fleet.as_deref(), unwatched)) {
         Ok(body) => match api.memory.try_bytes(body) {

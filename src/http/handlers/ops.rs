@@ -7,11 +7,12 @@ use hyper::header::HeaderValue;
 use serde::Serialize;
 
 use crate::catalog::snapshot::Snapshot;
-use crate::catalog::store::{LastSync, SyncMode};
 use crate::http::Api;
 use crate::http::etag::hex;
 use crate::http::response::{self, Response};
 use crate::metrics::Route;
+use crate::postgres::session::SyncMode;
+use crate::sync::LastSync;
 
 const READY: &str = "ready";
 
@@ -70,7 +71,7 @@ pub struct CatalogStatus {
 impl CatalogStatus {
     /// The status of a snapshot, if there is one yet.
     pub(crate) fn new(snapshot: Option<&Snapshot>, api: &Api) -> Self {
-        let sync = api.store.last_sync();
+        let sync = api.sync.last_sync();
         let mode = sync.map(|sync| match sync.mode {
             None => "upstream",
             Some(SyncMode::Live) => "live",
@@ -97,7 +98,7 @@ impl CatalogStatus {
 
 /// Whether the catalog has not been in sync with its source for too long, counted from the start if it never was.
 fn is_stalled(api: &Api) -> bool {
-    let since = api.store.last_sync().map_or(api.started, |sync| sync.at);
+    let since = api.sync.last_sync().map_or(api.started, |sync| sync.at);
     since.elapsed() > api.stalled_after
 }
 

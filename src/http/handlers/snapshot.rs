@@ -255,7 +255,7 @@ fn with_body(body: Bytes) -> Response {
 /// since the catalog was in sync with the database, however many servers are between.
 fn finish(api: &Api, response: Response, snapshot: &Snapshot, as_of: &Position) -> Response {
     let mut response = with_etag(response, &entity_tag(snapshot.revision()));
-    let age = api.store.last_sync().map_or(NEVER_SYNCED, |sync| sync.at.elapsed().as_secs().min(NEVER_SYNCED));
+    let age = api.sync.last_sync().map_or(NEVER_SYNCED, |sync| sync.at.elapsed().as_secs().min(NEVER_SYNCED));
     response.headers_mut().insert(AGE, age.into());
     response.headers_mut().insert(VARY, HeaderValue::from_static("accept-encoding"));
     let as_of = as_of.to_string();

@@ -26,9 +26,10 @@ use super::report::{self, RefreshKind};
 use super::snapshot_file::{PersistedSnapshot, SnapshotFileError};
 use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
-use crate::catalog::store::{LastSync, Store};
+use crate::catalog::store::Store;
 use crate::metrics::Metrics;
 use crate::postgres::position::Position;
+use crate::sync::{LastSync, SyncStatus};
 
 /// How long a request to a server waits there for a change. Its response is what shows that the server is alive.
 const WAIT: Duration = Duration::from_secs(30);
@@ -147,15 +148,16 @@ impl Upstream {
     pub fn new(
         settings: Settings,
         store: Arc<Store>,
+        sync: Arc<SyncStatus>,
         metrics: Arc<Metrics>,
         pending: watch::Sender<Pending>,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let sources: Vec<_> = settings.locations.iter().cloned().map(Source::new).collect();
         // After a restart, the state that is served continues to be the one that others are compared with.
-        let (synced_at, current) = (store.last_sync().map(|sync| sync.at), pending.borrow().clone());
+        let (synced_at, current) = (sync.last_sync().map(|sync| sync.at), pending.borrow().clone());
         Ok(Self {
             client: Client::new(settings.token.clone())?,
-            output: Output::new(store, Arc::clone(&metrics), pending),
+            output: Output::new(store, sync, Arc::clone(&metrics), pending),
             active: fastrand::usize(..sources.len()),
             synced_at,
             connected: false,
@@ -359,7 +361,8 @@ mod tests {
             rules: Rules::default(),
         };
         let metrics = Arc::new(Metrics::new().expect("valid metrics"));
-        Upstream::new(settings, Arc::default(), metrics, watch::channel(None).0).expect("TLS can be set up")
+        Upstream::new(settings, Arc::default(), Arc::default(), metrics, watch::channel(None).0)
+            .expect("TLS can be set up")
     }
 
     #[test]

@@ -7,10 +7,12 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use model_catalog::catalog::snapshot::Snapshot;
-use model_catalog::catalog::store::{LastSync, Publisher, Store, SyncMode};
+use model_catalog::catalog::store::{Publisher, Store};
 use model_catalog::http::memory_budget::MemoryBudget;
 use model_catalog::http::{Api, Handler, Limits, Routes};
 use model_catalog::metrics::Metrics;
+use model_catalog::postgres::session::SyncMode;
+use model_catalog::sync::{LastSync, SyncStatus};
 
 use crate::support::raw::Raw;
 use crate::support::{Db, Response, Server};
@@ -253,11 +255,14 @@ async fn open_connections_are_counted() {
 #[tokio::test]
 async fn stalled_catalog_is_ready_and_says_so() {
     let (store, metrics) = (Arc::new(Store::default()), Arc::new(Metrics::new().unwrap()));
-    let mut publisher = Publisher::new(Arc::clone(&store));
-    publisher.publish(Arc::new(Snapshot::default()));
+    let sync = Arc::new(SyncStatus::default());
+    Publisher::new(Arc::clone(&store)).publish(Arc::new(Snapshot::default()));
     let limits = Limits { batch_ids: 1, body_bytes: 1 };
     let api = Api::new(store, metrics, limits, MemoryBudget::new(1000));
-    let handler = Arc::new(Handler::new(Arc::new(Api { stalled_after: Duration::from_secs(60), ..api }), Routes::All));
+    let handler = Arc::new(Handler::new(
+        Arc::new(Api { stalled_after: Duration::from_secs(60), sync: Arc::clone(&sync), ..api }),
+        Routes::All,
+    ));
     let get = async |path| {
         let request = Request::get(path).body(Full::<Bytes>::default()).unwrap();
         let response = handler.handle(request, None, Instant::now()).await.response;
@@ -267,7 +272,7 @@ async fn stalled_catalog_is_ready_and_says_so() {
     assert!(get("/readyz").await.contains(r#""follow":null"#));
     for (seconds, follow, gauge) in [(10, "live", 0), (120, "stalled", 1), (10, "live", 0)] {
         let at = Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
-        publisher.record_sync(LastSync { at, mode: Some(SyncMode::Live), replay_lag_seconds: None });
+        sync.record(LastSync { at, mode: Some(SyncMode::Live), replay_lag_seconds: None });
         for path in ["/readyz", "/api/catalog"] {
             let text = get(path).await;
             assert!(text.contains(&format!("\"follow\":\"{follow}\"")), "{text}");
