@@ -12,6 +12,7 @@ pub mod http;
 pub mod loader;
 pub mod metrics;
 pub mod postgres;
+pub mod snapshot_file;
 pub mod stderr;
 pub mod supervisor;
 pub mod sync;

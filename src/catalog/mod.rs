@@ -7,7 +7,7 @@ pub mod hash;
 pub mod index;
 pub mod model;
 pub mod refresh;
-mod row_error;
+pub(crate) mod row_error;
 mod rules;
 pub mod search;
 pub mod size;

@@ -1,5 +1,10 @@
 //! Why a row is rejected: the messages that DBAs read.
 
+use tracing::warn;
+
+/// Number of rejected rows that are logged for one refresh; further ones are only counted.
+const MAX_LOGGED_REJECTIONS: usize = 20;
+
 /// Why a row is rejected. The text is shown to DBAs, so it names the column and says what is accepted; the SQL function
 /// `model_catalog.problems` uses the same words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,4 +92,14 @@ pub enum UrlError {
         "has a user name or a password before the host, which every client could read: remove it and set auth_required"
     )]
     Credentials,
+}
+
+/// Logs rows that were rejected for the first time, or for another reason than before.
+pub(crate) fn log_rejections(rejected: &[(Box<str>, Box<str>)]) {
+    for (id, reason) in rejected.iter().take(MAX_LOGGED_REJECTIONS) {
+        warn!(%id, %reason, "row rejected; its last valid version stays served, if there was one");
+    }
+    if rejected.len() > MAX_LOGGED_REJECTIONS {
+        warn!(more = rejected.len() - MAX_LOGGED_REJECTIONS, "further rows rejected");
+    }
 }

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{debug, info};
 
 use crate::catalog::refresh::{Refresh, Refreshed};
+use crate::catalog::row_error::log_rejections;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
 use crate::metrics::Metrics;
@@ -27,28 +28,26 @@ mod costs;
 mod delta;
 mod fleet;
 pub mod output;
-pub mod persist;
 pub mod replica;
 pub mod report;
 mod resume;
 mod settings;
-pub mod snapshot_file;
 mod standby;
 mod structure;
 mod unknown_ids;
 pub mod upstream;
 
+use crate::snapshot_file::PersistedSnapshot;
+use crate::snapshot_file::writer::Pending;
 use backoff::{Problem, ReconnectBackoff, jittered};
 use costs::ReadCosts;
 use delta::Delta;
 use fleet::FleetReader;
 use output::Output;
-use persist::Pending;
 use replica::application_name;
 use report::RefreshKind;
 use resume::ResumePoint;
 pub use settings::Settings;
-use snapshot_file::PersistedSnapshot;
 use standby::Standby;
 use structure::Structure;
 use unknown_ids::UnknownIds;
@@ -364,7 +363,7 @@ impl Loader {
         self.metrics.replay.stalled.set(i64::from(self.standby.is_stalled()));
         self.output.record_sync(LastSync { at: started, mode: Some(mode), replay_lag_seconds });
         report::log_sync((kind, Some(mode)), started, rows, changed, &self.current);
-        report::log_rejections(&newly_rejected);
+        log_rejections(&newly_rejected);
     }
 
     /// What is handed on. Without a position it could not be resumed from.

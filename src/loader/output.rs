@@ -6,12 +6,12 @@ use std::time::UNIX_EPOCH;
 
 use tokio::sync::watch;
 
-use super::persist::Pending;
 use super::report;
-use super::snapshot_file::PersistedSnapshot;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::{Publisher, Store};
 use crate::metrics::Metrics;
+use crate::snapshot_file::PersistedSnapshot;
+use crate::snapshot_file::writer::Pending;
 use crate::sync::{Fleet, LastSync, SyncStatus};
 
 /// The only writer of a [`Store`] and of a [`SyncStatus`].

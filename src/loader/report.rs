@@ -8,9 +8,6 @@ use crate::catalog::snapshot::Snapshot;
 use crate::metrics::Metrics;
 use crate::postgres::session::SyncMode;
 
-/// Number of rejected rows that are logged for one refresh; further ones are only counted.
-const MAX_LOGGED_REJECTIONS: usize = 20;
-
 /// A kind of read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefreshKind {
@@ -79,16 +76,6 @@ pub fn update_gauges(metrics: &Metrics, snapshot: &Snapshot) {
     metrics.models.set(count(snapshot.len()));
     metrics.models_rejected.set(count(snapshot.rejected().size()));
     metrics.snapshot_bytes.set(count(snapshot.bytes()));
-}
-
-/// Logs rows that were rejected for the first time, or for another reason than before.
-pub fn log_rejections(rejected: &[(Box<str>, Box<str>)]) {
-    for (id, reason) in rejected.iter().take(MAX_LOGGED_REJECTIONS) {
-        warn!(%id, %reason, "row rejected; its last valid version stays served, if there was one");
-    }
-    if rejected.len() > MAX_LOGGED_REJECTIONS {
-        warn!(more = rejected.len() - MAX_LOGGED_REJECTIONS, "further rows rejected");
-    }
 }
 
 /// Logs a mode in which changes arrive late. `every` is the interval at which they are read, and `refused` the reason

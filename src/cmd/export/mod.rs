@@ -16,10 +16,10 @@ use crate::atomic_file::AtomicFile;
 use crate::catalog::entry::ArrayWriter;
 use crate::catalog::model::{RowError, Rules};
 use crate::cli::DatabaseArgs;
-use crate::loader::snapshot_file::SnapshotFileError;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::{ConnectError, ReadError};
 use crate::postgres::session::Session;
+use crate::snapshot_file::SnapshotFileError;
 
 /// Maximum number of omitted rows that are logged; further ones are only counted.
 const MAX_LOGGED: usize = 20;

@@ -10,15 +10,15 @@ use tracing::info;
 use super::ExportError;
 use crate::catalog::model::Rules;
 use crate::catalog::refresh::Refresh;
+use crate::catalog::row_error::log_rejections;
 use crate::catalog::snapshot::Snapshot;
 use crate::cli::DatabaseArgs;
 use crate::cmd::stdout::{self, StdoutError};
 use crate::cmd::{CommandResult, require_all, runtime};
-use crate::loader::report::log_rejections;
-use crate::loader::snapshot_file::{self, PersistedSnapshot};
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::ReadError;
 use crate::postgres::session::Session;
+use crate::snapshot_file::{self, PersistedSnapshot};
 
 /// Runs the command. `path` is the output file, `-` for standard output. A regular file is either complete or left
 /// unchanged.

@@ -12,11 +12,11 @@ use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
 use crate::cmd::runtime;
-use crate::loader::persist::{self, Pending};
-use crate::loader::snapshot_file::PersistedSnapshot;
 use crate::loader::upstream::{self, Upstream};
 use crate::loader::{self, Loader};
 use crate::metrics::Metrics;
+use crate::snapshot_file::PersistedSnapshot;
+use crate::snapshot_file::writer::{self, Pending};
 use crate::supervisor::ThreadResult;
 use crate::sync::SyncStatus;
 
@@ -62,7 +62,7 @@ impl LoaderContext {
     /// The content of the snapshot file, at the first start of the loader.
     fn persisted(&self, rules: &Rules) -> Option<PersistedSnapshot<Snapshot>> {
         let path = self.snapshot_file.as_ref().filter(|_| self.store.load().is_none())?;
-        persist::restore(path, rules, &self.metrics)
+        writer::restore(path, rules, &self.metrics)
     }
 
     fn run(&self, loader: impl Future<Output = Infallible>) -> ThreadResult {

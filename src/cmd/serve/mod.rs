@@ -31,8 +31,8 @@ use crate::http::connection_limit::ConnectionLimit;
 use crate::http::handlers::snapshot::SnapshotFeed;
 use crate::http::memory_budget::MemoryBudget;
 use crate::http::{Api, Routes, SCANS_NICE, server};
-use crate::loader::persist::{self, Pending};
 use crate::metrics::Metrics;
+use crate::snapshot_file::writer::{self, Pending};
 use crate::stderr::Stderr;
 use crate::supervisor::Duty;
 
@@ -195,7 +195,7 @@ impl Threads {
     fn start_snapshot_writer(&self, api: &Api, path: PathBuf, latest: watch::Receiver<Pending>) -> io::Result<()> {
         let metrics = Arc::clone(&api.metrics);
         api.threads.spawn("snapshot-writer".into(), Duty::Support, &self.writers, move || {
-            runtime()?.block_on(persist::run(&path, latest.clone(), &metrics));
+            runtime()?.block_on(writer::run(&path, latest.clone(), &metrics));
             Ok(())
         })
     }

@@ -21,14 +21,14 @@ use config::Location;
 
 use super::backoff::{Problem, ReconnectBackoff, jittered};
 use super::output::Output;
-use super::persist::Pending;
 use super::report::{self, RefreshKind};
-use super::snapshot_file::{PersistedSnapshot, SnapshotFileError};
 use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
 use crate::metrics::Metrics;
 use crate::postgres::position::Position;
+use crate::snapshot_file::writer::Pending;
+use crate::snapshot_file::{PersistedSnapshot, SnapshotFileError};
 use crate::sync::{LastSync, SyncStatus};
 
 /// How long a request to a server waits there for a change. Its response is what shows that the server is alive.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use model_catalog::loader::snapshot_file as file;
+use model_catalog::snapshot_file as file;
 
 use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_loads, in_sync};
 use crate::support::proxy::{Mode, Proxy};

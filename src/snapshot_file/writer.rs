@@ -9,10 +9,10 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::report;
-use super::snapshot_file::{self, PersistedSnapshot, SnapshotFileError};
+use super::{PersistedSnapshot, SnapshotFileError};
 use crate::atomic_file::FileLock;
 use crate::catalog::model::Rules;
+use crate::catalog::row_error::log_rejections;
 use crate::catalog::snapshot::Snapshot;
 use crate::metrics::Metrics;
 
@@ -68,9 +68,9 @@ fn save(
     let started = Instant::now();
     let locked = match lock {
         Some(_) => Ok(()),
-        None => snapshot_file::lock(path).map(|acquired| *lock = Some(acquired)),
+        None => super::lock(path).map(|acquired| *lock = Some(acquired)),
     };
-    let result = locked.and_then(|()| snapshot_file::write(path, persisted));
+    let result = locked.and_then(|()| super::write(path, persisted));
     let outcome = if result.is_ok() { "ok" } else { "error" };
     metrics.snapshot_file.with_label_values(&["write", outcome]).inc();
     let (path, models) = (path.display(), persisted.snapshot.len());
@@ -94,7 +94,7 @@ fn save(
 /// damaged; it never prevents the start.
 pub fn restore(path: &Path, rules: &Rules, metrics: &Metrics) -> Option<PersistedSnapshot<Snapshot>> {
     let started = Instant::now();
-    let result = snapshot_file::read(path).map(|persisted| check_again(persisted, rules));
+    let result = super::read(path).map(|persisted| check_again(persisted, rules));
     let outcome = match &result {
         Ok(_) => "ok",
         Err(SnapshotFileError::Missing) => "missing",
@@ -109,7 +109,7 @@ pub fn restore(path: &Path, rules: &Rules, metrics: &Metrics) -> Option<Persiste
         }
         Err(SnapshotFileError::Missing) => info!(path = %path.display(), "no snapshot file yet"),
         Err(error @ SnapshotFileError::Damaged(_)) => {
-            let renamed_to = snapshot_file::quarantine(path)
+            let renamed_to = super::quarantine(path)
                 .map_or_else(|error| format!("not renamed: {error}"), |quarantined| quarantined.display().to_string());
             warn!(
                 path = %path.display(), %error, renamed_to,
@@ -132,7 +132,7 @@ fn check_again(mut persisted: PersistedSnapshot<Snapshot>, rules: &Rules) -> Per
             written_under,
             removed, "the rules for rows differ from those of the snapshot file, its rows are checked"
         );
-        report::log_rejections(&rejected);
+        log_rejections(&rejected);
     }
     persisted
 }

@@ -4,6 +4,8 @@
 //! The first line is a header, each further line is a model as it is served, the last is a checksum of all lines before
 //! it.
 
+pub mod writer;
+
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
