@@ -19,7 +19,7 @@ struct FaultyServer {
     /// Transfer time of a small file on one connection.
     duration: Duration,
     random: Mutex<fastrand::Rng>,
-    /// Bytes sent as requested.
+    /// Bytes sent of files.
     sent: AtomicU64,
     started: Instant,
 }
@@ -127,7 +127,10 @@ impl FaultyServer {
                 let wrong = range(start, end, total + 1000);
                 respond(stream, 206, &format!("{wrong}\r\ncontent-length: {length}"), &file[start..end])
             }
-            16..19 if start > 0 => respond(stream, 200, &format!("content-length: {total}"), file),
+            16..19 if start > 0 => {
+                respond(stream, 200, &format!("content-length: {total}"), b"")?;
+                self.send(stream, file, 0, total)
+            }
             19..22 => respond(stream, 503, "retry-after: 0\r\ncontent-length: 0", b""),
             22..24 => respond(stream, 429, "content-length: 0", b""),
             24..27 if length > 1 => {
