@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
-use model_catalog::loader::snapshot_file::{self as file, PersistedSnapshot};
+use model_catalog::snapshot_file::{self as file, PersistedSnapshot};
 use model_catalog::temp_dir::TempDir;
 use xxhash_rust::xxh3::xxh3_128;
 

@@ -207,10 +207,10 @@ impl Download<'_> {
         }
     }
 
-    /// Whether starting over costs little.
+    /// Whether starting over costs little: no more than what counts as progress, or an eighth of the file.
     fn is_cheap(&self) -> bool {
         let segments = self.state.segments();
-        segments.total() == u64::MAX || segments.written() <= segments.total() / 8
+        segments.total() == u64::MAX || segments.written() <= (segments.total() / 8).max(MIN_PROGRESS)
     }
 
     pub(super) fn target<'a>(&self, url: &'a Url) -> Target<'a> {

@@ -121,11 +121,13 @@ impl FaultyServer {
             }
             10..13 if start > 0 => {
                 let wrong = range(start - 1, end - 1, total);
-                respond(stream, 206, &format!("{wrong}\r\ncontent-length: {length}"), &file[start - 1..end - 1])
+                respond(stream, 206, &format!("{wrong}\r\ncontent-length: {length}"), b"")?;
+                self.send(stream, file, start - 1, end - 1)
             }
             13..16 => {
                 let wrong = range(start, end, total + 1000);
-                respond(stream, 206, &format!("{wrong}\r\ncontent-length: {length}"), &file[start..end])
+                respond(stream, 206, &format!("{wrong}\r\ncontent-length: {length}"), b"")?;
+                self.send(stream, file, start, end)
             }
             16..19 if start > 0 => {
                 respond(stream, 200, &format!("content-length: {total}"), b"")?;
@@ -181,7 +183,7 @@ fn kill(kills: u32) {
     let mut machine = Machine::new("kills", "all");
     for (name, value) in [
         ("CATALOG_URL", format!("http://{address}")),
-        ("MACHINE_MODELS_TRIES", "30".into()),
+        ("MACHINE_MODELS_TRIES", "10".into()),
         ("MACHINE_MODELS_STALL", "1s".into()),
         ("CATALOG_LOG", "debug".into()),
     ] {
