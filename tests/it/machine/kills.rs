@@ -210,9 +210,9 @@ fn kill(kills: u32) {
     assert_eq!(machine.files().len(), FILES, "seed {seed}: {:?}", machine.files());
     let ratio = server.sent.load(Relaxed) as f64 / total as f64;
     println!("{killed} kills, {ratio:.3} of {total} bytes were downloaded, seed {seed}");
-    // Includes whole files that were sent in place of a part, of which a kill loses what was received: 1.10 and 1.18 in
+    // Includes whole files that were sent in place of a part, of which a kill loses what was received: 1.10 to 1.29 in
     // short runs, 1.37 and 1.44 with 200 kills.
-    let limit = 1.6;
+    let limit = 2.0;
     assert!(ratio <= limit, "seed {seed}: {ratio:.3} of the bytes were downloaded");
 }
 
