@@ -118,11 +118,11 @@ fn error_body(status: StatusCode, body: &ErrorBody<'_>) -> Response {
 
 /// Adds the revision of the snapshot that a response was built from.
 pub(crate) fn with_revision(mut response: Response, snapshot: &Snapshot) -> Response {
-    set_revision(&mut response, snapshot);
+    set_revision(&mut response, snapshot.revision());
     response
 }
 
-/// Adds the revision of `snapshot`.
-pub(crate) fn set_revision(response: &mut Response, snapshot: &Snapshot) {
-    response.headers_mut().insert(CATALOG_REVISION, header(&hex_digits(snapshot.revision())));
+/// Adds the revision of a snapshot.
+pub(crate) fn set_revision(response: &mut Response, revision: u64) {
+    response.headers_mut().insert(CATALOG_REVISION, header(&hex_digits(revision)));
 }

@@ -1,7 +1,5 @@
 //! `POST /api/models/batch`: many models in one response, all of them from one snapshot.
 
-use std::sync::Arc;
-
 use futures_util::future::Either;
 use hyper::header::HeaderValue;
 use hyper::{HeaderMap, Request, StatusCode};
@@ -13,7 +11,7 @@ use crate::http::aria2::{self, Format};
 use crate::http::batch_request::BatchRequest;
 use crate::http::memory_budget::Reservation;
 use crate::http::response::{self, Response};
-use crate::http::{Handler, batch_response, with_revision};
+use crate::http::{Handler, batch_response, set_revision, with_revision};
 
 /// What a batch needs of its request's head.
 pub(in crate::http) struct Head {
@@ -34,7 +32,7 @@ impl Head {
 pub(in crate::http) struct Aria2File {
     head: String,
     models: Vec<Entry>,
-    snapshot: Arc<Snapshot>,
+    revision: u64,
     headers: HeaderMap,
     reservation: Reservation,
 }
@@ -62,7 +60,7 @@ impl Handler {
             Err(error) => return Either::Left(bad_request(&error.to_string())),
         };
         let current = self.api.store.load();
-        let Some(snapshot) = current.as_ref() else { return Either::Left(response::not_loaded()) };
+        let Some(snapshot) = current.as_deref() else { return Either::Left(response::not_loaded()) };
         let responded = if format == Format::Json && !batch.resolve_dependencies {
             Either::Left(self.models(snapshot, &batch, head.headers, reservation))
         } else {
@@ -76,7 +74,7 @@ impl Handler {
 
     /// The response with an input file for aria2.
     pub(in crate::http) async fn aria2(&self, file: Aria2File) -> Response {
-        let Aria2File { head: mut text, models, snapshot, headers, reservation } = file;
+        let Aria2File { head: mut text, models, revision, headers, reservation } = file;
         for (step, models) in models.chunks(ARIA2_STEP).enumerate() {
             if step > 0 {
                 tokio::task::yield_now().await;
@@ -84,7 +82,9 @@ impl Handler {
             models.iter().for_each(|entry| aria2::push_item(&mut text, entry));
         }
         let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
-        with_revision(self.respond_with(headers, content_type, text.into(), reservation), &snapshot)
+        let mut response = self.respond_with(headers, content_type, text.into(), reservation);
+        set_revision(&mut response, revision);
+        response
     }
 
     fn models(
@@ -103,7 +103,7 @@ impl Handler {
 
     fn selection(
         &self,
-        snapshot: &Arc<Snapshot>,
+        snapshot: &Snapshot,
         batch: &BatchRequest<'_>,
         format: Format,
         headers: HeaderMap,
@@ -128,7 +128,7 @@ impl Handler {
             Format::Aria2 => {
                 let head = aria2::head(&selection);
                 let models = selection.models.into_iter().cloned().collect();
-                Either::Right(Aria2File { head, models, snapshot: Arc::clone(snapshot), headers, reservation })
+                Either::Right(Aria2File { head, models, revision: snapshot.revision(), headers, reservation })
             }
         }
     }

@@ -35,7 +35,7 @@ impl Handler {
             response::reusing(headers, HeaderValue::from_static("application/json"), json)
         };
         set_etag(&mut response, &etag);
-        set_revision(&mut response, snapshot);
+        set_revision(&mut response, snapshot.revision());
         response
     }
 }

@@ -322,3 +322,25 @@ impl Catalog {
         })
     }
 }
+
+/// Other connections of the thread get their turn whenever the response is not ready yet.
+#[tokio::test]
+async fn aria2_file_of_many_models_is_rendered_in_steps() {
+    let ids: Vec<&'static str> = (0..201).map(|number| &*format!("m{number}").leak()).collect();
+    let catalog = Catalog::of(&ids);
+    for (requested, expected) in [(50, 0), (51, 1), (201, 4)] {
+        let body = serde_json::json!({"model_ids": ids[..requested]}).to_string();
+        let request = Request::post("/api/models/batch?format=aria2").body(Full::from(body)).unwrap();
+        let mut handling = Box::pin(catalog.handler.handle::<Full<Bytes>>(request, None, std::time::Instant::now()));
+        let mut steps = 0;
+        let handled = loop {
+            match futures_util::poll!(&mut handling) {
+                std::task::Poll::Ready(handled) => break handled,
+                std::task::Poll::Pending => steps += 1,
+            }
+        };
+        let text = handled.response.into_body().collect().await.unwrap().to_bytes();
+        let models = String::from_utf8_lossy(&text).matches("\n# id: ").count();
+        assert_eq!((models, steps), (requested, expected));
+    }
+}
