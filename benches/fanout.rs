@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use model_catalog::catalog::model::Rules;
 use model_catalog::catalog::store::Store;
+use model_catalog::loader::output::Output;
 use model_catalog::loader::{Loader, Settings};
 use model_catalog::metrics::Metrics;
 use model_catalog::postgres::config::{DatabaseConfig, Environment};
@@ -261,7 +262,7 @@ impl Replicas {
         let statuses: Vec<_> = stores.iter().map(|_| Arc::<SyncStatus>::default()).collect();
         let loader = |(store, sync): (&Arc<Store>, &Arc<SyncStatus>)| {
             let (store, sync, metrics) = (Arc::clone(store), Arc::clone(sync), Arc::clone(&metrics));
-            Loader::new(settings.clone(), store, sync, metrics, watch::channel(None).0)
+            Loader::new(settings.clone(), Output::new(store, sync, metrics, watch::channel(None).0))
         };
         let loaders: Vec<_> = stores.iter().zip(&statuses).map(loader).collect();
         let runtime = Builder::new_current_thread().enable_all().build()?;

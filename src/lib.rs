@@ -16,4 +16,3 @@ pub mod snapshot_file;
 pub mod stderr;
 pub mod supervisor;
 pub mod sync;
-pub mod temp_dir;

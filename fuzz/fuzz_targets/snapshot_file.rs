@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use model_catalog::snapshot_file::{self as file, PersistedSnapshot};
-use model_catalog::temp_dir::TempDir;
+use model_catalog::postgres::temp_dir::TempDir;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// The fuzzer ends without destructors, which the directory does not need.

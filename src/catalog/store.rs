@@ -38,9 +38,9 @@ impl Publisher {
         Self { store, retired: Vec::new() }
     }
 
-    /// Whether there is a snapshot to serve.
-    pub(crate) fn has_published(&self) -> bool {
-        self.store.load().is_some()
+    /// The current snapshot.
+    pub(crate) fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.store.current.load_full()
     }
 
     /// Replaces the current snapshot; requests that begin after this returns are served from the new one.

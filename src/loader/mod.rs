@@ -8,20 +8,19 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tracing::{debug, info};
 
 use crate::catalog::refresh::{Refresh, Refreshed};
 use crate::catalog::row_error::log_rejections;
 use crate::catalog::snapshot::Snapshot;
-use crate::catalog::store::Store;
 use crate::metrics::Metrics;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::{ConnectError, ReadError};
 use crate::postgres::position::Position;
-use crate::postgres::session::Session;
-use crate::postgres::session::SyncMode;
-use crate::sync::{LastSync, SyncStatus};
+use crate::postgres::session::{Session, SyncMode};
+use crate::snapshot_file::PersistedSnapshot;
+use crate::sync::LastSync;
 
 mod backoff;
 mod costs;
@@ -37,8 +36,6 @@ mod structure;
 mod unknown_ids;
 pub mod upstream;
 
-use crate::snapshot_file::PersistedSnapshot;
-use crate::snapshot_file::writer::Pending;
 use backoff::{Problem, ReconnectBackoff, jittered};
 use costs::ReadCosts;
 use delta::Delta;
@@ -101,21 +98,15 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// A loader that publishes to `store` and sends states to be persisted to `pending`.
+    /// A loader that publishes to `output`.
     #[must_use]
-    pub fn new(
-        settings: Settings,
-        store: Arc<Store>,
-        sync: Arc<SyncStatus>,
-        metrics: Arc<Metrics>,
-        pending: watch::Sender<Pending>,
-    ) -> Self {
-        let current = store.load().clone().unwrap_or_default();
+    pub fn new(settings: Settings, output: Output) -> Self {
+        let current = output.snapshot().unwrap_or_default();
         let next_audit = Instant::now() + jittered(settings.audit_interval);
         Self {
             settings,
-            output: Output::new(store, sync, Arc::clone(&metrics), pending),
-            metrics,
+            metrics: Arc::clone(output.metrics()),
+            output,
             current,
             position: None,
             resume: ResumePoint::default(),
@@ -380,7 +371,8 @@ impl Loader {
             SessionError::Read(error) if error.is_about_the_schema() => Problem::Unreadable,
             _ => Problem::Unavailable,
         };
-        let delay = self.backoff.next_delay(error, problem, self.output.has_published(), self.settings.poll_interval);
+        let delay =
+            self.backoff.next_delay(error, problem, self.output.snapshot().is_some(), self.settings.poll_interval);
         match error {
             // A delta that took too long is followed by a full read, and that by a pause, in which others get locks.
             SessionError::Read(ReadError::TooLong(limit)) if !self.delta_timed_out => {

@@ -2,7 +2,7 @@
 //! snapshot file and `GET /api/snapshot` are written from.
 
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{Instant, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
@@ -34,16 +34,30 @@ impl Output {
         Self { publisher: Publisher::new(store), sync, metrics, pending }
     }
 
+    /// The metrics of what is published.
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The snapshot that requests are served from.
+    pub(super) fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.publisher.snapshot()
+    }
+
+    /// The state that was handed on last.
+    pub(super) fn latest(&self) -> Pending {
+        self.pending.borrow().clone()
+    }
+
+    /// When the published snapshot was last in sync.
+    pub(super) fn last_sync(&self) -> Option<Instant> {
+        self.sync.last_sync().map(|sync| sync.at)
+    }
+
     /// Replaces the snapshot that requests are served from.
     pub fn publish(&mut self, snapshot: Arc<Snapshot>) {
         report::update_gauges(&self.metrics, &snapshot);
         self.publisher.publish(snapshot);
-    }
-
-    /// Whether there is a snapshot to serve.
-    #[must_use]
-    pub fn has_published(&self) -> bool {
-        self.publisher.has_published()
     }
 
     /// Hands a snapshot, with what is needed to resume from it, to the snapshot file and `/api/snapshot`. To be called

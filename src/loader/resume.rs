@@ -11,8 +11,7 @@ use tracing::info;
 use super::{Loader, SessionError};
 use crate::postgres::error::ReadError;
 use crate::postgres::position::Position;
-use crate::postgres::session::Session;
-use crate::postgres::session::SyncMode;
+use crate::postgres::session::{Session, SyncMode};
 
 /// Age at which everything is durable: the WAL writer of Postgres takes at most three times `wal_writer_delay`, which
 /// is at most 10 s.

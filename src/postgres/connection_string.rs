@@ -174,7 +174,7 @@ pub(super) fn refuse(setting: &Setting) -> Result<(), DatabaseUrlError> {
     })
 }
 
-/// Whether a setting is interpreted here or ignored. The driver reports those that nobody knows.
+/// Whether a setting is passed to the driver, which reports unknown ones. The others are interpreted here or ignored.
 pub(super) fn is_of_the_driver(key: &str) -> bool {
     let own = [
         "sslmode",

@@ -8,12 +8,13 @@ use std::borrow::Cow;
 use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, Error};
 
+use super::rows::MODEL_COLUMNS;
 use crate::catalog::model::RowError;
 
 /// What `model_catalog.readable()` puts before the bytes of a text that cannot be converted.
 const MARK: &str = "\u{1}not UTF-8: ";
 /// The columns of a model, in the order of the statements.
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; MODEL_COLUMNS as usize] = [
     "id",
     "name",
     "download_url",

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::temp_dir::TempDir;
+use super::temp_dir::TempDir;
 
 /// The path of a unix socket is limited to 107 bytes, and the name of the socket is `/.s.PGSQL.65535`.
 const MAX_DIRECTORY: usize = 107 - 15;

@@ -14,4 +14,5 @@ pub mod read;
 pub mod rows;
 mod server_role;
 pub mod session;
+pub mod temp_dir;
 pub mod tls;

@@ -12,6 +12,7 @@ use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
 use crate::cmd::runtime;
+use crate::loader::output::Output;
 use crate::loader::upstream::{self, Upstream};
 use crate::loader::{self, Loader};
 use crate::metrics::Metrics;
@@ -41,8 +42,7 @@ impl LoaderContext {
 
     fn follow_database(&self, settings: loader::Settings) -> ThreadResult {
         let persisted = self.persisted(&settings.rules);
-        let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
-        let mut loader = Loader::new(settings, store, Arc::clone(&self.sync), metrics, self.pending.clone());
+        let mut loader = Loader::new(settings, self.output());
         if let Some(persisted) = persisted {
             loader.restore(persisted);
         }
@@ -51,12 +51,16 @@ impl LoaderContext {
 
     fn follow_upstream(&self, settings: upstream::Settings) -> ThreadResult {
         let persisted = self.persisted(&settings.rules);
-        let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
-        let mut upstream = Upstream::new(settings, store, Arc::clone(&self.sync), metrics, self.pending.clone())?;
+        let mut upstream = Upstream::new(settings, self.output())?;
         if let Some(persisted) = persisted {
             upstream.restore(persisted);
         }
         self.run(upstream.run())
+    }
+
+    fn output(&self) -> Output {
+        let (store, sync, metrics) = (Arc::clone(&self.store), Arc::clone(&self.sync), Arc::clone(&self.metrics));
+        Output::new(store, sync, metrics, self.pending.clone())
     }
 
     /// The content of the snapshot file, at the first start of the loader.

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use reqwest::header::HeaderName;
-use tokio::sync::watch;
 use tracing::info;
 
 mod client;
@@ -24,12 +23,10 @@ use super::output::Output;
 use super::report::{self, RefreshKind};
 use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
-use crate::catalog::store::Store;
 use crate::metrics::Metrics;
 use crate::postgres::position::Position;
-use crate::snapshot_file::writer::Pending;
 use crate::snapshot_file::{PersistedSnapshot, SnapshotFileError};
-use crate::sync::{LastSync, SyncStatus};
+use crate::sync::LastSync;
 
 /// How long a request to a server waits there for a change. Its response is what shows that the server is alive.
 const WAIT: Duration = Duration::from_secs(30);
@@ -140,30 +137,23 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Publishes to `store` and sends states to be persisted to `pending`. Begins with any of the upstreams, so that
-    /// servers started together spread over them.
+    /// Publishes to `output`. Begins with any of the upstreams, so that servers started together spread over them.
     ///
     /// # Errors
     /// The TLS library cannot be set up.
-    pub fn new(
-        settings: Settings,
-        store: Arc<Store>,
-        sync: Arc<SyncStatus>,
-        metrics: Arc<Metrics>,
-        pending: watch::Sender<Pending>,
-    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    pub fn new(settings: Settings, output: Output) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let sources: Vec<_> = settings.locations.iter().cloned().map(Source::new).collect();
         // After a restart, the state that is served continues to be the one that others are compared with.
-        let (synced_at, current) = (sync.last_sync().map(|sync| sync.at), pending.borrow().clone());
+        let (synced_at, current) = (output.last_sync(), output.latest());
         Ok(Self {
             client: Client::new(settings.token.clone())?,
-            output: Output::new(store, sync, Arc::clone(&metrics), pending),
+            metrics: Arc::clone(output.metrics()),
+            output,
             active: fastrand::usize(..sources.len()),
             synced_at,
             connected: false,
             behind_since: None,
             settings,
-            metrics,
             current,
             sources,
             backoff: ReconnectBackoff::new("upstream"),
@@ -200,7 +190,7 @@ impl Upstream {
                     tokio::time::sleep(self.backoff.next_delay(
                         &error,
                         problem,
-                        self.output.has_published(),
+                        self.output.snapshot().is_some(),
                         Duration::MAX,
                     ))
                     .await;
@@ -352,6 +342,7 @@ impl Upstream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::sync::watch;
 
     fn upstream(urls: &[&str]) -> Upstream {
         let settings = Settings {
@@ -361,8 +352,8 @@ mod tests {
             rules: Rules::default(),
         };
         let metrics = Arc::new(Metrics::new().expect("valid metrics"));
-        Upstream::new(settings, Arc::default(), Arc::default(), metrics, watch::channel(None).0)
-            .expect("TLS can be set up")
+        let output = Output::new(Arc::default(), Arc::default(), metrics, watch::channel(None).0);
+        Upstream::new(settings, output).expect("TLS can be set up")
     }
 
     #[test]
