@@ -35,6 +35,15 @@ const MAX_CAPACITY: usize = 1 << 24;
 /// Longest line. A file of something else may have no line feed at all, and is not read into memory as a whole.
 const MAX_LINE_BYTES: u64 = 256 << 20;
 
+/// The `Age` in `GET /api/snapshot` of a catalog from a snapshot file whose server has not reached its source yet: the
+/// largest that there is.
+pub(crate) const NEVER_SYNCED: u64 = 1 << 31;
+
+/// The header of `GET /api/snapshot` in which a server says the latest position at which it had the content of a
+/// response. The position in the body may be older: content can come back, and stays in memory as it was rendered and
+/// compressed.
+pub(crate) const AS_OF: &str = "catalog-as-of";
+
 /// A snapshot with everything needed to resume from it.
 #[derive(Debug, Clone)]
 pub struct PersistedSnapshot<S> {

@@ -26,10 +26,9 @@ use crate::http::connection::Connection;
 use crate::http::etag::{entity_tag, matches_etag, with_etag};
 use crate::http::response::{self, Response};
 use crate::http::{Api, SNAPSHOT, with_revision};
-use crate::loader::upstream::{AS_OF, NEVER_SYNCED};
 use crate::postgres::position::Position;
 use crate::snapshot_file::writer::Pending;
-use crate::snapshot_file::{self, PersistedSnapshot};
+use crate::snapshot_file::{self, AS_OF, NEVER_SYNCED, PersistedSnapshot};
 
 /// Longest time that a request may wait; a longer one is shortened.
 const MAX_WAIT: Duration = Duration::from_secs(60);

@@ -13,10 +13,9 @@ use reqwest::{Response, StatusCode};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::config::Location;
-use super::{AS_OF, NEVER_SYNCED};
 use crate::catalog::snapshot::Snapshot;
 use crate::postgres::position::Position;
-use crate::snapshot_file::{self, PersistedSnapshot, SnapshotFileError};
+use crate::snapshot_file::{self, AS_OF, NEVER_SYNCED, PersistedSnapshot, SnapshotFileError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum time until a response begins, in addition to the time that the upstream may wait.

@@ -9,7 +9,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reqwest::header::HeaderName;
 use tracing::info;
 
 mod client;
@@ -40,13 +39,6 @@ const PAUSE_PER_TRANSFER: u32 = 9;
 /// connected to their database differ by less. After this time, the database has lost transactions in a crash, or no
 /// reachable replica is connected to it, and the state that is waited for may never come.
 const MAX_BEHIND: Duration = Duration::from_secs(60);
-
-/// The `Age` of a catalog from a snapshot file whose server has not reached its source yet: the largest that there is.
-pub const NEVER_SYNCED: u64 = 1 << 31;
-
-/// The header in which a server says the latest position at which it had the content of a response. The position in the
-/// body may be older: content can come back, and stays in memory as it was rendered and compressed.
-pub const AS_OF: HeaderName = HeaderName::from_static("catalog-as-of");
 
 /// Settings of an [`Upstream`].
 #[derive(Clone)]
