@@ -1,5 +1,5 @@
 # CONTRIBUTING.md lists the targets. `make run` and `make test` install what is missing on a bare Debian.
-.PHONY: run test test-api test-image test-manifests test-postgres-majors test-standby soak deploys edges slow-clients fuzz coverage \
+.PHONY: run test test-api test-image test-manifests test-postgres-majors test-race test-standby soak deploys edges slow-clients fuzz coverage \
 	supply-chain lint bench bench-scale bench-fanout bench-micro bench-peers bench-pull pull-kills dist test-dist postgres test-tools
 
 # Serves DATABASE_URL, or a private Postgres with the sample catalog. The demo is built with the profile of the tests,
@@ -28,6 +28,13 @@ POSTGRES_MAJORS ?= 14 16 17 18
 test-postgres-majors: postgres test-tools
 	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
 	tests/postgres_majors.sh $(POSTGRES_MAJORS)
+
+# Compares snapshots built from deltas with the table beside eight writers, at DELTA_STEPS steps on each major version;
+# `make test` does 300. About twenty minutes for each version.
+test-race: export DELTA_STEPS ?= 50000
+test-race: export TESTS = deltas_match_the_table
+test-race: POSTGRES_MAJORS = 14 15 16 17 18
+test-race: test-postgres-majors
 
 # Requests generated from /openapi.json, sent to the demo. Not part of `make test`, because it installs a hundred packages.
 test-api: postgres

