@@ -29,7 +29,7 @@ for major in "$@"; do
     echo "testing with $("target/postgres-$major/bin/postgres" --version), log in $log"
     # Its modules, above all that of standbys, look for libpq in a folder that does not exist here.
     outcome=$(PGBIN="$PWD/target/postgres-$major/bin" LD_LIBRARY_PATH="$PWD/target/postgres-$major/lib" \
-        cargo test --test it -- --nocapture ${TESTS:-} > "$log" 2>&1 && echo passed || echo FAILED)
+        cargo test --test it -- --nocapture "${TESTS:-}" > "$log" 2>&1 && echo passed || echo FAILED)
     [ "$outcome" = passed ] || { status=1; grep -E '^test .* FAILED$' "$log" || tail -20 "$log"; }
     results="$results
 $major: $(grep '^test result' "$log" || echo "$outcome")"

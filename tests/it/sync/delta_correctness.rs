@@ -32,7 +32,7 @@ const STEPS: usize = 300;
 /// Minimum number of non-empty deltas, and of deltas with open transactions, for a meaningful run.
 const MIN_STEPS: usize = 50;
 
-fn from_environment<N: std::str::FromStr>(name: &str) -> Option<N> {
+pub(super) fn from_environment<N: std::str::FromStr>(name: &str) -> Option<N> {
     std::env::var(name).ok().map(|text| text.parse().ok().unwrap_or_else(|| panic!("{name} is not a number: {text}")))
 }
 

@@ -15,6 +15,7 @@ use serde_json::Value;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use super::delta_correctness::from_environment;
 use crate::support::consistency::{self, bump, in_sync};
 use crate::support::tcp_proxy::TcpProxy;
 use crate::support::{Server, WAIT_LIMIT, connect, migrated, sql, start_postgres, until};
@@ -57,10 +58,6 @@ impl Pair {
     async fn replayed(&self) {
         consistency::replayed(&self.writer, &self.reader).await;
     }
-}
-
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
 }
 
 /// One statement of a writer.
