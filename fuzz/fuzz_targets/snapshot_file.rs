@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
-use model_catalog::snapshot_file::{self as file, PersistedSnapshot};
 use model_catalog::postgres::temp_dir::TempDir;
+use model_catalog::snapshot_file::{self as file, PersistedSnapshot};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// The fuzzer ends without destructors, which the directory does not need.
@@ -26,9 +26,12 @@ fuzz_target!(|data: &[u8]| {
         data.extend_from_slice(trailer.as_bytes());
     }
     std::fs::write(&*FILE, &data).expect("the file can be written");
-    let Ok(PersistedSnapshot { snapshot, position, as_of, rules, structure }) = file::read(&FILE) else { return };
+    let Ok(PersistedSnapshot { snapshot, position, as_of, rules, structure, database_started }) = file::read(&FILE)
+    else {
+        return;
+    };
     let (revision, bytes, length) = (snapshot.revision(), snapshot.bytes(), snapshot.len());
-    let saved = PersistedSnapshot { snapshot: Arc::new(snapshot), position, as_of, rules, structure };
+    let saved = PersistedSnapshot { snapshot: Arc::new(snapshot), position, as_of, rules, structure, database_started };
     file::write(&FILE, &saved).expect("the catalog can be written");
     let again = file::read(&FILE).expect("and read again");
     assert_eq!((revision, bytes, length), (again.snapshot.revision(), again.snapshot.bytes(), again.snapshot.len()));

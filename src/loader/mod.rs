@@ -90,7 +90,7 @@ pub struct Loader {
     /// The last delta took too long: the next read is a full one.
     delta_timed_out: bool,
     costs: ReadCosts,
-    /// When the database was started that this process last connected to.
+    /// When the database was started that was last connected to, by this process or the writer of the snapshot file.
     server_started: Option<String>,
     /// It was started again since, and not everything was read yet.
     unaudited: bool,
@@ -135,6 +135,8 @@ impl Loader {
             self.resume.advance(Some(&restored.position));
             self.position = Some(restored.as_of);
         }
+        // An unknown time differs from every other one.
+        self.server_started = Some(restored.database_started.unwrap_or_default());
         self.structure.restore(restored.structure);
     }
 
@@ -361,7 +363,9 @@ impl Loader {
     fn state(&self) -> Option<PersistedSnapshot<Arc<Snapshot>>> {
         let (position, as_of) = (self.resume.position().cloned()?, self.position.clone()?);
         let (snapshot, rules) = (Arc::clone(&self.current), self.settings.rules.text());
-        Some(PersistedSnapshot { snapshot, position, as_of, rules, structure: self.structure.loaded().cloned() })
+        let structure = self.structure.loaded().cloned();
+        let database_started = self.server_started.clone().filter(|_| !self.unaudited);
+        Some(PersistedSnapshot { snapshot, position, as_of, rules, structure, database_started })
     }
 
     /// Returns how long to wait before the next connect.

@@ -77,8 +77,9 @@ impl Output {
 
     /// Publishes a snapshot that was read from the snapshot file, which is not written again.
     pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) -> PersistedSnapshot<Arc<Snapshot>> {
-        let PersistedSnapshot { snapshot, position, as_of, rules, structure } = persisted;
-        let state = PersistedSnapshot { snapshot: Arc::new(snapshot), position, as_of, rules, structure };
+        let PersistedSnapshot { snapshot, position, as_of, rules, structure, database_started } = persisted;
+        let snapshot = Arc::new(snapshot);
+        let state = PersistedSnapshot { snapshot, position, as_of, rules, structure, database_started };
         self.move_position(state.clone());
         self.publish(Arc::clone(&state.snapshot));
         state

@@ -58,6 +58,8 @@ pub struct PersistedSnapshot<S> {
     pub rules: String,
     /// The structure of the view that it was read under, see `Structure`; a server loads everything if it is unknown.
     pub structure: Option<String>,
+    /// When the database was started that all of it was read from; `None` if another one may have been restored since.
+    pub database_started: Option<String>,
 }
 
 impl<S> PersistedSnapshot<S> {
@@ -113,6 +115,9 @@ struct Header<'a> {
     /// The witnesses of `as_of`. Older files lack them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     witnesses: Option<Cow<'a, str>>,
+    /// Older files lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    database_started: Option<Cow<'a, str>>,
     revision: String,
     models: usize,
     rejected: Cow<'a, Rejected>,
@@ -174,6 +179,7 @@ pub fn write_to(out: impl Write, persisted: &PersistedSnapshot<impl AsRef<Snapsh
         as_of: Some(Cow::Borrowed(&persisted.as_of.snapshot)),
         structure: persisted.structure.as_deref().map(Cow::Borrowed),
         witnesses: persisted.as_of.witnesses.as_deref().map(Cow::Borrowed),
+        database_started: persisted.database_started.as_deref().map(Cow::Borrowed),
         revision: format!("{:016x}", snapshot.revision()),
         models: snapshot.len(),
         rejected: Cow::Borrowed(snapshot.rejected()),
@@ -248,7 +254,8 @@ pub fn read_from(reader: impl BufRead, previous: &Snapshot) -> Result<PersistedS
         return Err(Damaged("the revision does not match"));
     }
     let structure = header.structure.map(Cow::into_owned);
-    Ok(PersistedSnapshot { snapshot, position, as_of, rules, structure })
+    let database_started = header.database_started.map(Cow::into_owned);
+    Ok(PersistedSnapshot { snapshot, position, as_of, rules, structure, database_started })
 }
 
 /// The part of the header that every version has.

@@ -39,6 +39,7 @@ pub fn run(path: &Path, rules: &Rules, database: &DatabaseArgs) -> CommandResult
 
 async fn read(rules: &Rules, database: &DatabaseConfig) -> Result<PersistedSnapshot<Arc<Snapshot>>, ExportError> {
     let session = Session::open(database, || {}).await?;
+    let database_started = Some(session.server_started().to_owned());
     let position = session.begin().await?;
     let previous = Snapshot::default();
     let mut refresh = Refresh::full(&previous, rules);
@@ -52,5 +53,6 @@ async fn read(rules: &Rules, database: &DatabaseConfig) -> Result<PersistedSnaps
     let refreshed = refresh.finish();
     log_rejections(&refreshed.newly_rejected);
     let (snapshot, as_of) = (Arc::new(refreshed.snapshot), position.clone());
-    Ok(PersistedSnapshot { snapshot, position, as_of, rules: rules.text(), structure: None })
+    let (rules, structure) = (rules.text(), None);
+    Ok(PersistedSnapshot { snapshot, position, as_of, rules, structure, database_started })
 }

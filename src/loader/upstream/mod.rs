@@ -270,9 +270,9 @@ impl Upstream {
             }
         }
         let (rows, changed) = (received.snapshot.len(), received.snapshot.changes_since(&previous));
-        let PersistedSnapshot { snapshot, position, as_of, structure, .. } = received;
+        let PersistedSnapshot { snapshot, position, as_of, structure, database_started, .. } = received;
         let (snapshot, rules) = (Arc::new(snapshot), self.settings.rules.text());
-        let state = PersistedSnapshot { snapshot, position, as_of, rules, structure };
+        let state = PersistedSnapshot { snapshot, position, as_of, rules, structure, database_started };
         self.output.persist(state.clone());
         self.output.publish(Arc::clone(&state.snapshot));
         report::log_sync((RefreshKind::Upstream, None), received_at, rows, changed, &state.snapshot);

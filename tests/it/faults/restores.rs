@@ -15,6 +15,11 @@ const PAIRS: usize = 5;
 const SETTINGS: [(&str, &str); 2] = [("CATALOG_POLL_INTERVAL", "300ms"), ("CATALOG_REPLICA_NAME", "one")];
 /// Time after the reconnect within which the served catalog must be that of the restored database.
 const NOTICED: Duration = Duration::from_secs(5);
+/// The same, if only an audit finds the difference.
+const AUDITED: Duration = Duration::from_secs(120);
+/// The pairs whose four models changed last.
+const WITNESSES: [usize; 2] = [1, 2];
+const IN_STEP: &str = "SELECT coalesce(bool_or(in_step), false) FROM model_catalog.fleet";
 
 struct Setup {
     postgres: EphemeralPostgres,
@@ -47,14 +52,13 @@ impl Setup {
 
     async fn assert_noticed_within(&self, limit: Duration) {
         let (start, mut in_step) = (Instant::now(), "f".to_owned());
-        let status = "SELECT coalesce(bool_or(in_step), false) FROM model_catalog.fleet";
         while let Some(difference) = difference(&self.server, &self.client).await {
             assert_eq!(in_step, "f", "in step, but {difference}");
             assert!(start.elapsed() < limit, "{difference}");
-            in_step = sql(&self.client, status).await.unwrap();
+            in_step = sql(&self.client, IN_STEP).await.unwrap();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        until("the fleet is in step", async || sql(&self.client, status).await.as_deref() == Some("t")).await;
+        until("the fleet is in step", async || sql(&self.client, IN_STEP).await.as_deref() == Some("t")).await;
     }
 
     /// Stops the database; `while_stopped` is called with its data directory and one for a copy.
@@ -79,6 +83,28 @@ impl Setup {
 
     async fn reconnect(&self) {
         self.proxy.set(Mode::Pass).await;
+    }
+
+    /// Copies the data directory, then changes a model and after it all that the server looks for. Returns the next
+    /// transaction id.
+    async fn lose_a_change(&mut self) -> u64 {
+        self.copy_data_directory().await;
+        in_sync(&self.server, &self.client).await;
+        // A model that did not change since the first load, so that no delta after the reconnect reads it again.
+        sql(&self.client, &rename("pair-4-a", "lost")).await;
+        for pair in WITNESSES {
+            sql(&self.client, &bump(pair)).await;
+        }
+        in_sync(&self.server, &self.client).await;
+        self.next_xid().await
+    }
+
+    /// Makes the changes again that the server looks for, with transaction ids from `end`.
+    async fn change_witnesses(&self, end: u64) {
+        self.use_xids(end).await;
+        for pair in WITNESSES {
+            sql(&self.client, &bump(pair)).await;
+        }
     }
 
     async fn next_xid(&self) -> u64 {
@@ -145,8 +171,7 @@ async fn data_directory_rolled_back_to_a_copy_is_noticed() {
     let with_file = [SETTINGS[0], ("CATALOG_SNAPSHOT_FILE", file.to_str().unwrap())];
     let stopped = Server::start_with(&setup.postgres.url("postgres"), &with_file).await;
     in_sync(&stopped, &setup.client).await;
-    stopped.signal("TERM");
-    until("it has stopped", async || stopped.exited().is_some()).await;
+    stopped.terminate().await;
     let end = setup.next_xid().await;
     setup.roll_back().await;
     assert!(setup.next_xid().await < end);
@@ -186,24 +211,40 @@ async fn change_with_a_transaction_id_that_another_history_used_is_noticed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restored_history_with_all_witnesses_changed_again_is_audited_within_two_minutes() {
     let mut setup = Setup::new().await;
-    setup.copy_data_directory().await;
-    in_sync(&setup.server, &setup.client).await;
-    // A model that did not change since the first load, so that no delta after the reconnect reads it again.
-    sql(&setup.client, &rename("pair-4-a", "lost")).await;
-    for pair in [1, 2] {
-        sql(&setup.client, &bump(pair)).await;
-    }
-    in_sync(&setup.server, &setup.client).await;
-    let (end, loads) = (setup.next_xid().await, full_loads(&setup.server, 1.0).await);
+    let end = setup.lose_a_change().await;
+    let loads = full_loads(&setup.server, 1.0).await;
     setup.roll_back().await;
-    setup.use_xids(end).await;
-    for pair in [1, 2] {
-        sql(&setup.client, &bump(pair)).await;
-    }
+    setup.change_witnesses(end).await;
     setup.reconnect().await;
-    setup.assert_noticed_within(Duration::from_secs(120)).await;
+    setup.assert_noticed_within(AUDITED).await;
     assert_eq!(full_loads(&setup.server, loads).await, loads, "it was found by other means than an audit");
     setup.server.until("the audit is counted", |s| async { s.refreshes("audit").await >= 1.0 }).await;
+}
+
+/// As above, but the server was not running while the database was restored.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_that_starts_from_its_file_after_such_a_restore_is_not_in_step_before_an_audit() {
+    let mut setup = Setup::new().await;
+    let file = setup.postgres.socket_directory().join("catalog.jsonl");
+    let settings = [&SETTINGS[..], &[("CATALOG_SNAPSHOT_FILE", file.to_str().unwrap())]].concat();
+    let url = setup.proxy.url("postgres");
+    setup.server = Server::start_with(&url, &settings).await;
+    let end = setup.lose_a_change().await;
+    setup.server.terminate().await;
+    setup.roll_back().await;
+    setup.change_witnesses(end).await;
+    setup.reconnect().await;
+    setup.server = Server::start_with(&url, &settings).await;
+    setup.assert_noticed_within(AUDITED).await;
+
+    // The database was not started again since the file was written, which is therefore as good as a first load.
+    let audits = setup.server.refreshes("audit").await;
+    sql(&setup.client, &bump(3)).await;
+    in_sync(&setup.server, &setup.client).await;
+    setup.server.terminate().await;
+    setup.server = Server::start_with(&url, &settings).await;
+    until("the fleet is in step", async || sql(&setup.client, IN_STEP).await.as_deref() == Some("t")).await;
+    assert_eq!((audits, setup.server.refreshes("audit").await), (1.0, 0.0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -173,6 +173,13 @@ impl Server {
         self.child.lock().unwrap().try_wait().unwrap()
     }
 
+    /// Ends the process and waits for its exit.
+    pub async fn terminate(&self) {
+        self.signal("TERM");
+        self.until("the process has exited", |s| async { s.exited().is_some() }).await;
+        assert!(self.exited().unwrap().success());
+    }
+
     /// Sends a signal. After STOP, waits until every thread has stopped.
     pub fn signal(&self, name: &str) {
         let pid = self.pid();

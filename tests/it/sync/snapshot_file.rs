@@ -41,19 +41,13 @@ async fn wait_for_write(server: &Server) {
     server.until("the file is written", |s| async { operations(s, "write", "ok").await > 0.0 }).await;
 }
 
-async fn terminate(server: &Server) {
-    server.signal("TERM");
-    server.until("the process has exited", |s| async { s.exited().is_some() }).await;
-    assert!(server.exited().unwrap().success());
-}
-
 /// A database with pairs and a snapshot file of it.
 async fn database_and_file() -> (Db, Folder) {
     let (db, folder) = (Db::new().await, Folder::new());
     consistency::add_pairs(&db.client, PAIRS).await;
     let server = start(&db.url, &folder.file()).await;
     wait_for_write(&server).await;
-    terminate(&server).await;
+    server.terminate().await;
     (db, folder)
 }
 
@@ -71,7 +65,7 @@ async fn start_without_database_serves_the_file_then_catches_up_with_a_delta() {
     sql(&client, &bump(0)).await;
     in_sync(&server, &client).await;
     let revision = server.get("/api/models/pair-0-a").await.revision();
-    terminate(&server).await;
+    server.terminate().await;
 
     proxy.set(Mode::Refuse).await;
     let server = start(&url, &folder.file()).await;
@@ -109,7 +103,7 @@ async fn file_of_another_history_is_served_until_postgres_responds() {
     server.until_logged("the database no longer has what was read from it", 1).await;
     // The file is replaced, too.
     wait_for_write(&server).await;
-    terminate(&server).await;
+    server.terminate().await;
     assert_eq!(file::read(Path::new(&folder.file())).unwrap().snapshot.len(), 4);
 }
 
@@ -121,7 +115,7 @@ async fn changed_rules_force_a_full_load() {
     let server = start(&db.url, &folder.file()).await;
     server.until("the server is in sync", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
     assert_eq!((full_loads(&server, 0.0).await, server.get("/api/models/s3").await.status), (0.0, 404));
-    terminate(&server).await;
+    server.terminate().await;
     let settings = [("CATALOG_SNAPSHOT_FILE", &*folder.file()), ("CATALOG_URL_SCHEMES", "https,s3")];
     let server = Server::start_with(&db.url, &settings).await;
     in_sync(&server, &db.client).await;
@@ -134,7 +128,7 @@ async fn id_with_json_escapes_survives_a_restart() {
     db.add("a\"b").await;
     let server = start(&db.url, &folder.file()).await;
     wait_for_write(&server).await;
-    terminate(&server).await;
+    server.terminate().await;
     let server = Server::spawn(UNREACHABLE, &[("CATALOG_SNAPSHOT_FILE", &folder.file())]).await;
     server.until("the file is served", |s| async move { s.get("/readyz").await.status == 200 }).await;
     assert_eq!(server.get("/api/models/a%22b").await.json()["id"], "a\"b");
@@ -258,7 +252,7 @@ async fn full_disk_stops_only_the_snapshot_file() {
     server.until("the file can be written again", |s| async { s.logged("can be written again") == 1 }).await;
     in_sync(&server, &db.client).await;
     readers.finish().await;
-    terminate(&server).await;
+    server.terminate().await;
     let kept = file::read(Path::new(&disk.file())).unwrap();
     assert_eq!(kept.snapshot.len(), 2 * PAIRS);
     let json = kept.snapshot.get("pair-0-a").unwrap().json().to_vec();
@@ -315,7 +309,7 @@ async fn processes_sharing_a_file_keep_it_valid() {
     db.sql(&bump(0)).await;
     for server in [&one, &two] {
         in_sync(server, &db.client).await;
-        terminate(server).await;
+        server.terminate().await;
     }
     assert!(file::read(&path).unwrap().snapshot.len() == 2 * PAIRS);
 
@@ -330,6 +324,7 @@ async fn processes_sharing_a_file_keep_it_valid() {
                 position: state.position.clone(),
                 rules: state.rules.clone(),
                 structure: state.structure.clone(),
+                database_started: state.database_started.clone(),
             };
             while Instant::now() < deadline {
                 match file::write(&path, &shared) {
@@ -359,7 +354,7 @@ async fn second_process_does_not_write_the_file_of_the_first() {
     two.until("it does not write", |s| async move { operations(s, "write", "error").await > 0.0 }).await;
     two.until_logged("another process is writing it", 1).await;
     assert_eq!((operations(&two, "write", "ok").await, operations(&one, "write", "error").await), (0.0, 0.0));
-    terminate(&one).await;
+    one.terminate().await;
     db.sql(&bump(2)).await;
     two.until_logged("the snapshot file can be written again", 1).await;
 }
@@ -380,7 +375,7 @@ async fn links_and_pipes_beside_the_file_are_left_alone() {
         db.add(kind).await;
         wait_for_write(&server).await;
         server.until_logged("the snapshot file can't be locked", 1).await;
-        terminate(&server).await;
+        server.terminate().await;
         assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
     }
 }
@@ -393,7 +388,7 @@ async fn pipe_or_device_is_never_replaced_by_a_file() {
     let server = start(&db.url, &pipe).await;
     server.until("the fault is logged", |s| async move { s.logged("it is not a regular file") >= 2 }).await;
     assert!(operations(&server, "write", "ok").await == 0.0 && operations(&server, "read", "error").await == 1.0);
-    terminate(&server).await;
+    server.terminate().await;
     let kinds: Vec<_> =
         std::fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().file_type().unwrap()).collect();
     assert!(kinds.len() == 1 && kinds[0].is_fifo(), "{kinds:?}");

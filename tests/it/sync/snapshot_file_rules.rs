@@ -36,8 +36,7 @@ async fn rows_that_break_tightened_rules_are_not_served_from_a_file() {
     let with_mirrors = server.get("/api/models/a").await.text();
     assert!(with_mirrors.ends_with(",\"mirrors\":[\"https://example.org/x\"]}"), "{with_mirrors}");
     server.until("the file is written", |_| std::future::ready(Path::new(&file).exists())).await;
-    server.signal("TERM");
-    server.until("it exited", |s| std::future::ready(s.exited().is_some())).await;
+    server.terminate().await;
 
     let written = std::fs::read(&file).unwrap();
     let default = [("CATALOG_SNAPSHOT_FILE", &*file)];
