@@ -29,6 +29,10 @@ const NO_REPORT: u8 = 2;
 pub fn run(cli: Cli) -> ExitCode {
     let stderr = Stderr::new(cli.log.format);
     init_logging(&cli.log, &stderr);
+    for name in &cli.log.ignored {
+        let value = std::env::var_os(name).unwrap_or_default();
+        warn!("{name} is {value:?}, which is invalid: using the default");
+    }
     log_panics(&stderr);
     // Writes beyond the limit of file sizes (`ulimit -f`) fail then.
     if let Err(error) = cmd::handle_signal(SignalKind::from_raw(libc::SIGXFSZ)) {

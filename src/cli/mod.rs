@@ -177,6 +177,9 @@ pub struct LogArgs {
         value_name = "FORMAT"
     )]
     pub format: LogFormat,
+    /// Variables of the above with invalid values, which `pull` ignores.
+    #[arg(skip)]
+    pub ignored: Vec<&'static str>,
 }
 
 /// Log output format.
@@ -298,12 +301,39 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
     command.mut_args(unset).mut_subcommands(without_empty_variables)
 }
 
-/// Parses the command line of this process.
+/// Parses the command line of this process. Invalid variables of the log do not stop `pull`: a typo must not keep a
+/// machine from booting.
 ///
 /// # Errors
 /// What is wrong with it, or the help or version that it asks for.
 pub fn parse() -> Result<Cli, clap::Error> {
-    let parsed = without_empty_variables(command()).try_get_matches();
+    let parsed = try_parse(command());
+    let is_value = |error: &clap::Error| matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation);
+    if parsed.as_ref().is_err_and(is_value) {
+        let ignored = invalid_log_variables();
+        let is_ignored = |arg: &clap::Arg| ignored.iter().any(|name| arg.get_env() == Some(name.as_ref()));
+        let ignore = |arg: clap::Arg| if is_ignored(&arg) { arg.env(None::<&str>) } else { arg };
+        if let Ok(mut cli @ Cli { command: Command::Pull(_), .. }) = try_parse(command().mut_args(ignore)) {
+            cli.log.ignored = ignored;
+            return Ok(cli);
+        }
+    }
+    parsed
+}
+
+fn invalid_log_variables() -> Vec<&'static str> {
+    let invalid = |(name, is_valid): (&'static str, fn(&str) -> bool)| {
+        let value = std::env::var_os(name).filter(|value| !value.is_empty())?;
+        (!value.to_str().is_some_and(is_valid)).then_some(name)
+    };
+    let filter: fn(&str) -> bool = |text| parse::log_filter(text).is_ok();
+    let format: fn(&str) -> bool = |text| LogFormat::from_str(text, false).is_ok();
+    let variables = [("CATALOG_LOG", filter), ("CATALOG_LOG_FORMAT", format)];
+    variables.into_iter().filter_map(invalid).collect()
+}
+
+fn try_parse(arguments: clap::Command) -> Result<Cli, clap::Error> {
+    let parsed = without_empty_variables(arguments).try_get_matches();
     let parsed = parsed.and_then(|matches| Cli::from_arg_matches(&matches)).map_err(|error| match error.kind() {
         // The help names every variable.
         ErrorKind::DisplayHelp => command().try_get_matches().err().unwrap_or(error),

@@ -56,6 +56,11 @@ impl Connections {
         Self { budget: parallel * per_file, several: per_file > 1, state: Mutex::default(), ended: Notify::new() }
     }
 
+    /// Maximum number for a file that is alone.
+    pub(super) fn most_per_file(&self) -> usize {
+        if self.several { self.budget } else { 1 }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -159,6 +159,13 @@ impl Problem {
         matches!(self, Self::Disk(..) | Self::NoSpace { .. } | Self::Stopped)
     }
 
+    /// Whether the file has to be opened again, because a network file system lost its handle.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        let (Self::Disk(_, error) | Self::Folder(error)) = self else { return false };
+        error.kind() == io::ErrorKind::StaleNetworkFileHandle
+    }
+
     /// The time that the server asked to wait.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

@@ -6,6 +6,7 @@
 mod batches;
 mod body;
 pub(super) mod catalog;
+mod complete;
 mod connections;
 pub(super) mod content;
 pub(super) mod error;
@@ -291,11 +292,13 @@ struct Pending {
     link: bool,
     /// While another process downloads it: since when that made no progress, and the bytes that it had then.
     elsewhere: Option<(Instant, u64)>,
+    /// How often its files were opened again.
+    reopened: u32,
 }
 
 impl Pending {
     fn new(item: &Item, before: Option<Stamp>, source: Option<Source>, link: bool) -> Self {
-        Self { item: item.clone(), before, source, not_before: None, link, elsewhere: None }
+        Self { item: item.clone(), before, source, not_before: None, link, elsewhere: None, reopened: 0 }
     }
 }
 
@@ -308,7 +311,14 @@ async fn plan_all(context: &Arc<Context>, items: &[Item]) -> Vec<Pending> {
         let first = item.0.hash.as_ref().is_none_or(|hash| known.insert(hash.text()));
         async move {
             let before = context.folder.existing(&item.0.path).map(|(_, stamp)| stamp);
-            (item, before, plan::plan(context, &item.0, &item.1, first, hashing).await)
+            let mut planned = plan::plan(context, &item.0, &item.1, first, hashing).await;
+            for _ in 1..context.settings.tries {
+                if planned.as_ref().is_err_and(Problem::is_stale) {
+                    tokio::time::sleep(retry::pause(0, None)).await;
+                    planned = plan::plan(context, &item.0, &item.1, first, hashing).await;
+                }
+            }
+            (item, before, planned)
         }
     });
     let mut plans = futures_util::stream::iter(plans).buffered(MAX_PLANS);
@@ -343,7 +353,13 @@ async fn fetch_all(context: &Arc<Context>, mut pending: Vec<Pending>) {
         let fits = |pending: &Pending| {
             let (model, progress) = &pending.item;
             let needed = FreeSpace::needed(context, model, pending.source.as_ref());
-            free_space.reserve(context, model, needed).map_err(|problem| progress.missing(&problem)).is_ok()
+            match free_space.reserve(context, model, needed) {
+                Err(problem) if !problem.is_stale() => {
+                    progress.missing(&problem);
+                    false
+                }
+                _ => true,
+            }
         };
         queue::download(context, fetch.into_iter().filter(fits).collect()).await;
         pending = others;

@@ -55,6 +55,12 @@ async fn work(context: Arc<Context>, queues: Arc<Queues>, only_small: bool) {
                 queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(pending);
                 tokio::time::sleep(BUSY_PAUSE).await;
             }
+            Err(problem) if problem.is_stale() && pending.reopened < context.settings.tries => {
+                progress.failed_attempt(&progress.source(), &problem);
+                pending.reopened += 1;
+                queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(pending);
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
             Err(problem) => progress.missing(&problem),
         }
     }

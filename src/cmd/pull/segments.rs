@@ -3,7 +3,7 @@
 /// A segment is not split into smaller halves than this, because each request costs a round trip.
 const MIN_SPLIT: u64 = 16 * 1024 * 1024;
 /// With larger segments, hashing, which stops at the first gap, would fall far behind.
-const MAX_SEGMENT: u64 = 256 * 1024 * 1024;
+const MAX_SEGMENT: u64 = 128 * 1024 * 1024;
 /// Segments per connection: several, so that all connections finish at about the same time.
 const PER_CONNECTION: u64 = 8;
 
@@ -76,6 +76,11 @@ impl Segments {
         Some(self.insert(index + 1, middle, end, true))
     }
 
+    /// Makes one segment of each missing range.
+    pub fn unite(&mut self) {
+        *self = Self::new(self.total, &self.gaps(), 1);
+    }
+
     /// Whether several connections can download at once.
     #[must_use]
     pub fn is_divisible(&self) -> bool {
@@ -119,7 +124,13 @@ impl Segments {
         }
     }
 
-    /// Ends a file of unknown size at the last byte written.
+    /// Whether bytes are there and only those after them are missing.
+    #[must_use]
+    pub fn lacks_only_the_end(&self) -> bool {
+        matches!(self.gaps()[..], [(start, end)] if start > 0 && end == self.total)
+    }
+
+    /// Ends a file whose size is unknown or wrong at the last byte written.
     pub fn end_here(&mut self) {
         self.total = self.contiguous();
         self.gaps.clear();

@@ -6,31 +6,28 @@ use std::sync::Arc;
 
 use cap_std::fs::Dir;
 use reqwest::Url;
-use tokio::task::spawn_blocking;
 
 use super::catalog::Model;
-use super::content::{self, Foreign};
 use super::error::{AttemptError, Problem};
-use super::folder::Stamp;
 use super::follower::Follower;
 use super::hash::Hash;
 use super::http::{Opened, Source, Target, host};
-use super::journal::{self, Journal};
-use super::link::record_verified;
+use super::journal::Journal;
 use super::partial::{State, lock_part, remove_part};
 use super::plan::appeared_since_planned;
 use super::progress::{ModelProgress, Phase};
+use super::response::BodyRange;
 use super::retry::Budget;
 use super::round::{Opening, check_part};
 use super::segments::Segments;
 use super::{Context, Pending};
-use crate::atomic_file::{sync_dir, synced};
 
 /// An attempt that received at least this many bytes does not count as a failure.
 pub const MIN_PROGRESS: u64 = 1024 * 1024;
 
-/// First range of a file of unknown size, which is a small file as a whole.
-const FIRST_RANGE: u64 = 16 * 1024 * 1024;
+/// First range of a file of unknown size. A file that is small according to its rounded size in the catalog comes as a
+/// whole by it, so no second response can contradict the first one.
+const FIRST_RANGE: u64 = 32 * 1024 * 1024;
 
 /// The result of a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,14 +102,15 @@ pub async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Outcome, P
 ///
 /// ```text
 ///             ranges refused, malformed, misaligned; another size or version;
-///             a wrong hash of bytes from several rounds
+///             nothing after the bytes that are there; a wrong hash of bytes from several rounds
 ///   Ranges ──────────────────────────────────────────────────────────────────▶ Whole
 ///     │ 200, or the whole file as a part: the same, with this response           │
 ///     ▼                                                                          ▼
 ///   complete ──▶ verified: hash and size decide, not headers ◀────────────── complete
 /// ```
 ///
-/// Nothing leads back from `Whole`, and its attempts are counted whatever they receive.
+/// Nothing leads back from `Whole`, and its attempts are counted whatever they receive. A plain GET of as many bytes as
+/// are there is not read: only the claimed size was wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// Ranges, over several connections once one response was as requested.
@@ -191,9 +189,12 @@ impl Download<'_> {
                 Err(AttemptError::Retryable(problem)) => (problem, false),
                 Err(AttemptError::Distrust(problem)) => (problem, true),
             };
-            let progressed = self.mode == Mode::Ranges && self.progress.received() - before >= MIN_PROGRESS;
+            let received = self.progress.received() - before;
+            // Bytes that were dropped because of their hash are no progress.
+            let progressed = self.mode == Mode::Ranges && received >= MIN_PROGRESS && self.state.written() > 0;
             let failed_often = self.budget.failed(progressed);
-            if distrust && !progressed && self.mode == Mode::Ranges && (failed_often || self.is_cheap()) {
+            let start_over = failed_often || self.is_cheap() || self.is_past_the_end(&problem);
+            if distrust && !progressed && self.mode == Mode::Ranges && start_over {
                 self.progress.failed_attempt(&host(url), &problem);
                 self.mode = Mode::Whole;
                 self.budget.begin_url();
@@ -213,15 +214,20 @@ impl Download<'_> {
         segments.total() == u64::MAX || segments.written() <= (segments.total() / 8).max(MIN_PROGRESS)
     }
 
+    /// Whether a server has nothing after the bytes that are there, so the size that it claimed may be wrong.
+    fn is_past_the_end(&self, problem: &Problem) -> bool {
+        matches!(problem, Problem::Status { status: 416, .. }) && self.state.segments().lacks_only_the_end()
+    }
+
     pub(super) fn target<'a>(&self, url: &'a Url) -> Target<'a> {
         Target { url, auth: self.model.auth, hashed: self.model.hash.is_some() }
     }
 
     async fn attempt(&mut self, url: &Url, source: Option<Source>) -> Result<(), AttemptError> {
         if self.state.total() == u64::MAX
-            && let Some(total) = source.as_ref().and_then(|source| source.total)
+            && let Some(Source { total: Some(total), validator, .. }) = &source
         {
-            self.start_over(total, None)?;
+            self.start_over(*total, validator.clone())?;
         }
         let url = source.map_or_else(|| url.clone(), |source| source.url);
         if self.state.segments().missing() > 0 {
@@ -232,15 +238,18 @@ impl Download<'_> {
                     connection.refused();
                 }
             })?;
-            let round = self.round(opening, connection).await;
-            self.state.doubtful |= round.is_err();
-            round?;
+            if let Some(opening) = opening {
+                let round = self.round(opening, connection).await;
+                self.state.doubtful |= round.is_err();
+                round?;
+            }
         }
         self.verify().await
     }
 
-    /// Sends the first request of a round, alone, because its response shows how the server answers.
-    async fn open(&mut self, url: &Url) -> Result<Opening, AttemptError> {
+    /// Sends the first request of a round, alone, because its response shows how the server answers. `None` if it shows
+    /// that nothing is missing.
+    async fn open(&mut self, url: &Url) -> Result<Option<Opening>, AttemptError> {
         let claim = match self.mode {
             Mode::Ranges => self.state.segments().claim(),
             Mode::Whole => None,
@@ -265,15 +274,32 @@ impl Download<'_> {
             // The end of the file is not known.
             part.total.ok_or_else(|| Problem::Range(host(&opened.url)))?;
         }
+        if self.mode == Mode::Whole && self.is_complete(part) {
+            self.state.segments().end_here();
+            self.progress.set_bytes(self.state.total(), self.state.total());
+            return Ok(None);
+        }
         self.admit(&opened, whole)?;
         if whole {
             self.mode = Mode::Whole;
-            return Ok(Opening::Whole(opened));
+            return Ok(Some(Opening::Whole(opened)));
         }
         self.proven = true;
+        if unknown && covers_all {
+            // This response has them all.
+            self.state.segments().unite();
+        }
         let claim = self.state.segments().claim();
         let claim = claim.ok_or_else(|| Problem::Range(host(&opened.url)))?;
-        Ok(Opening::Part(claim, opened))
+        Ok(Some(Opening::Part(claim, opened)))
+    }
+
+    /// Whether the bytes that are there are as many as a plain GET would give, and can be of the same version.
+    fn is_complete(&self, part: &BodyRange) -> bool {
+        let segments = self.state.segments();
+        let same_version =
+            self.model.hash.is_some() || (part.validator.is_some() && part.validator == self.state.validator);
+        segments.lacks_only_the_end() && part.total == Some(segments.contiguous()) && same_version
     }
 
     /// Compares a response with the partial file. A part must be of the same version as the bytes that are there.
@@ -282,8 +308,11 @@ impl Download<'_> {
         let part = &opened.part;
         let fresh = self.state.written() == 0;
         let (total, known) = (part.total.unwrap_or(u64::MAX), self.state.total());
-        if !fresh && !whole {
-            return self.check_version(part, &opened.url);
+        if !whole && (!fresh || self.state.validator.is_some()) {
+            self.check_version(part, &opened.url)?;
+        }
+        if !whole && !fresh {
+            return Ok(());
         }
         let contradicts = known != u64::MAX && known != total;
         if contradicts && self.mode == Mode::Ranges {
@@ -316,7 +345,7 @@ impl Download<'_> {
         Ok(())
     }
 
-    fn start_over(&mut self, total: u64, validator: Option<String>) -> Result<(), Problem> {
+    pub(super) fn start_over(&mut self, total: u64, validator: Option<String>) -> Result<(), Problem> {
         self.state.follower = None;
         Journal::remove(&self.context.state_dir, &self.key);
         // Not every file system can shorten files, and most are empty.
@@ -328,64 +357,12 @@ impl Download<'_> {
     }
 
     fn begin(&mut self, total: u64, gaps: &[(u64, u64)], validator: Option<String>) {
-        let segments = Segments::new(total, gaps, self.context.settings.connections);
+        let segments = Segments::new(total, gaps, self.context.connections.most_per_file());
         let follower = |hash: &Hash| Follower::new(&self.part, hash.clone(), segments.contiguous());
         let follower = self.model.hash.as_ref().map(follower);
         self.state = State::new(segments, validator, follower);
         let written = self.state.written();
         self.progress.set_bytes(written, if total == u64::MAX { 0 } else { total });
-    }
-
-    /// Verifies the complete file against the catalog.
-    async fn verify(&mut self) -> Result<(), AttemptError> {
-        let (total, doubtful) = (self.state.total(), self.state.doubtful);
-        self.progress.set_phase(Phase::Checking);
-        let matches = match self.state.follower.take() {
-            Some(follower) => follower.matches(total).await.map_err(Problem::disk("reading the partial file"))?,
-            None => true,
-        };
-        self.progress.set_phase(Phase::Fetching);
-        let problem = if matches && self.model.hash.is_some() {
-            return Ok(());
-        } else {
-            let beginning = content::read_beginning(&self.part).map_err(Problem::disk("reading the partial file"))?;
-            match Foreign::identify(&beginning, total, self.model.path.name()) {
-                Some(Foreign::Html) => Problem::Html(self.progress.source()),
-                Some(foreign) => Problem::Foreign(self.progress.source(), foreign),
-                None if !matches => Problem::Checksum,
-                None => match self.model.check_size(Some(total)) {
-                    Ok(()) => return Ok(()),
-                    Err(problem) => problem,
-                },
-            }
-        };
-        // Nothing is kept. Several rounds may have downloaded different versions, so that is worth another attempt.
-        self.start_over(u64::MAX, None)?;
-        Err(if doubtful { AttemptError::Distrust(problem) } else { AttemptError::Fatal(problem) })
-    }
-
-    /// Renames the file to its final name.
-    async fn finish(&self) -> Result<(), Problem> {
-        let part = Arc::clone(&self.part);
-        let folder = self.folder.try_clone().map_err(Problem::disk("opening its folder"))?;
-        let (from, to) = (journal::part_name(&self.key), self.model.path.name().to_owned());
-        let renamed = spawn_blocking(move || {
-            // Synced before the rename, so that after a power failure the file is complete or absent.
-            synced(part.sync_all())?;
-            if !Stamp::of(&part)?.is_named(&folder, &from) {
-                return Err(io::Error::other("another program replaced the partial file"));
-            }
-            folder.rename(&from, &folder, &to)?;
-            // Not every file system supports this, and the rename has succeeded in any case.
-            let _ = sync_dir(&folder);
-            Stamp::of(&part)
-        });
-        let renamed = renamed.await.unwrap_or_else(|panic| Err(io::Error::other(panic)));
-        let stamp = renamed.map_err(Problem::disk("renaming the complete file"))?;
-        Journal::remove(&self.context.state_dir, &self.key);
-        // Before the lock is released, so that a waiting process finds the file in the record.
-        record_verified(self.context, self.model, stamp, true);
-        Ok(())
     }
 
     /// Whether a later pull can continue the partial file.

@@ -306,3 +306,18 @@ async fn documented_commands_download_the_models() {
         std::fs::remove_dir_all(models).unwrap();
     }
 }
+
+#[test]
+fn invalid_settings_of_the_log_do_not_stop_a_boot() {
+    let mut machine = Machine::new("logsettings", "");
+    machine.set("CATALOG_LOG", "loud!=[");
+    machine.set("CATALOG_LOG_FORMAT", "xml");
+    let boot = machine.boot(&["echo", "started"]);
+    assert_eq!((boot.status, &*boot.output), (0, "started\n"), "{}", boot.log);
+    for line in [r#"CATALOG_LOG is "loud!=[", which is invalid"#, r#"CATALOG_LOG_FORMAT is "xml", which is invalid"#] {
+        assert!(boot.log.contains(line), "{}", boot.log);
+    }
+    // An option is an error: it was written for this command.
+    machine.flags = vec!["--log-format=xml"];
+    assert_eq!(machine.boot(&["echo", "started"]).status, 2);
+}

@@ -41,8 +41,10 @@ enum Kind {
     MalformedRange,
     /// 206 without `Content-Range`.
     NoContentRange,
-    /// 206 with the size of another file.
+    /// 206 with the size of another file, except for the first byte; 416 after the end.
     OtherTotal,
+    /// The same, also for the first byte.
+    Longer,
     /// `Content-Encoding: gzip`, but the bytes of the file.
     EncodedHeader,
     /// `Content-Type: text/html`.
@@ -51,7 +53,7 @@ enum Kind {
     OtherTags,
 }
 
-const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 18] = [
     Kind::Good,
     Kind::NoRanges,
     Kind::NoRangesNoLength,
@@ -66,6 +68,7 @@ const KINDS: [Kind; 17] = [
     Kind::MalformedRange,
     Kind::NoContentRange,
     Kind::OtherTotal,
+    Kind::Longer,
     Kind::EncodedHeader,
     Kind::HtmlHeader,
     Kind::OtherTags,
@@ -184,13 +187,22 @@ fn response(kind: Kind, file: &[u8], range: Option<(usize, usize)>, requests: us
         Kind::LargeForbidden if end - start > 1 << 20 => (403, Vec::new(), b""),
         Kind::MalformedRange => (206, vec![format!("content-range: bytes {start}-{end}"), tag], &file[start..end]),
         Kind::NoContentRange => (206, vec![tag], &file[start..end]),
+        Kind::OtherTotal | Kind::Longer if start >= total => (416, Vec::new(), b""),
         Kind::OtherTotal if end - start > 1 => part(start, end, total + 1000),
+        Kind::Longer => part(start, end, total + 1000),
         _ => part(start, end, total),
     }
 }
 
-/// A machine and the hub with a file per kind; `hash` gives that of a file in the catalog.
-fn machine(name: &str, kinds: &[Kind], cut: usize, hash: impl Fn(&[u8]) -> Option<String>) -> (Machine, Arc<Hub>) {
+/// A machine and the hub with a file per kind; `size` and `hash` are those of a file in the catalog. Files that are small
+/// according to it are not planned, so there is no response before that with the file.
+fn machine(
+    name: &str,
+    kinds: &[Kind],
+    cut: usize,
+    size: Option<f64>,
+    hash: impl Fn(&[u8]) -> Option<String>,
+) -> (Machine, Arc<Hub>) {
     let mut file = content(1, SIZE);
     let files = kinds.iter().enumerate().map(|(number, kind)| {
         // Equal files would be downloaded once.
@@ -201,7 +213,7 @@ fn machine(name: &str, kinds: &[Kind], cut: usize, hash: impl Fn(&[u8]) -> Optio
     let model = |(number, _): (usize, &Kind)| {
         let (_, file) = &hub.kinds[&format!("/{number}")];
         json!({"id": format!("m{number}"), "download_url": format!("http://{}/{number}", hub.address), "hash": hash(file),
-               "file_size_gb": 0.02, "auth_required": false, "save_path": format!("f/{number}")})
+               "file_size_gb": size, "auth_required": false, "save_path": format!("f/{number}")})
     };
     let models: Vec<_> = kinds.iter().enumerate().map(model).collect();
     *hub.catalog.lock().unwrap() = json!({"models": models, "not_found": [], "missing_dependencies": []}).to_string();
@@ -210,29 +222,29 @@ fn machine(name: &str, kinds: &[Kind], cut: usize, hash: impl Fn(&[u8]) -> Optio
     (machine, hub)
 }
 
-/// Puts the first half of each file on disk, as a pull that was stopped leaves it.
-fn put_halves(machine: &Machine, hub: &Hub, hashed: bool) {
+/// Puts the beginning of each file on disk, as a pull that was stopped leaves it, which believed in this `total`.
+fn put_partial(machine: &Machine, hub: &Hub, hashed: bool, length: usize, total: usize) {
     for (path, (_, file)) in &hub.kinds {
         let content =
             if hashed { format!("sha256:{}", sum("sha256sum", file)) } else { format!("http://{}{path}", hub.address) };
         let key = key(&format!("f{path}"), &content);
-        machine.put(&format!("f/.model-catalog-{key}.part"), &file[..SIZE / 2]);
+        machine.put(&format!("f/.model-catalog-{key}.part"), &file[..length]);
         let inode = machine.models().join(format!("f/.model-catalog-{key}.part")).metadata().unwrap().ino();
-        let journal = json!({"path": format!("f{path}"), "total": SIZE, "validator": "\"same\"", "inode": inode,
-                             "gaps": [[SIZE / 2, SIZE]]});
+        let journal = json!({"path": format!("f{path}"), "total": total, "validator": "\"same\"", "inode": inode,
+                             "gaps": [[length, total]]});
         machine.put(&format!(".model-catalog/{key}.json"), journal.to_string().as_bytes());
     }
 }
 
 /// Pulls from every kind of server at once.
-fn pull(hashed: bool, connections: &str, halves: bool) {
+fn pull(hashed: bool, connections: &str, size: Option<f64>, halves: bool) {
     let name = format!("misbehaviour-{hashed}-{connections}-{halves}");
     let hash = |file: &[u8]| hashed.then(|| sum("sha256sum", file));
-    let (mut machine, hub) = machine(&name, &KINDS, 0, hash);
+    let (mut machine, hub) = machine(&name, &KINDS, 0, size, hash);
     machine.set("MACHINE_MODELS_CONNECTIONS", connections);
     machine.set("MACHINE_MODELS_TRIES", "3");
     if halves {
-        put_halves(&machine, &hub, hashed);
+        put_partial(&machine, &hub, hashed, SIZE / 2, SIZE);
     }
     let boot = machine.boot(&[]);
     let sent = hub.sent.lock().unwrap();
@@ -243,10 +255,6 @@ fn pull(hashed: bool, connections: &str, halves: bool) {
         let most = match kind {
             // The second half is requested in one part at least.
             Kind::Good if halves => 0.55,
-            // Without a hash, the bytes of the first version that was seen are of no use.
-            Kind::OtherTags if !hashed => 2.2,
-            // A small file is not planned, so nothing contradicts its size until its last byte is missing.
-            Kind::OtherTotal => 2.2,
             _ => 1.2,
         };
         let same = machine.read(&format!("f/{number}")).as_deref() == Some(&hub.kinds[&format!("/{number}")].1);
@@ -261,32 +269,47 @@ fn pull(hashed: bool, connections: &str, halves: bool) {
 
 #[test]
 fn hashed_files_come_from_servers_that_misbehave() {
-    pull(true, "1", false);
-    pull(true, "8", false);
+    pull(true, "1", Some(0.02), false);
+    pull(true, "8", None, false);
 }
 
 #[test]
 fn hashed_partial_files_are_completed_by_servers_that_misbehave() {
-    pull(true, "1", true);
-    pull(true, "8", true);
+    pull(true, "1", Some(0.02), true);
+    pull(true, "8", None, true);
 }
 
 #[test]
 fn files_without_a_hash_come_from_servers_that_misbehave() {
-    pull(false, "1", false);
-    pull(false, "8", false);
+    pull(false, "1", Some(0.02), false);
+    pull(false, "8", None, false);
 }
 
 #[test]
 fn partial_files_without_a_hash_are_completed_by_servers_that_misbehave() {
-    pull(false, "1", true);
-    pull(false, "8", true);
+    pull(false, "1", Some(0.02), true);
+    pull(false, "8", None, true);
+}
+
+#[test]
+fn size_that_a_server_got_wrong_costs_one_request() {
+    for hashed in [true, false] {
+        let hash = |file: &[u8]| hashed.then(|| sum("sha256sum", file));
+        let (mut machine, hub) = machine("wrongsize", &[Kind::Longer], 0, None, hash);
+        machine.set("MACHINE_MODELS_TRIES", "9");
+        put_partial(&machine, &hub, hashed, SIZE, SIZE + 1000);
+        let boot = machine.boot(&[]);
+        let (bytes, requests) = hub.sent.lock().unwrap()["/0"];
+        let copies = bytes as f64 / SIZE as f64;
+        assert!(copies < 0.3 && requests <= 5, "{hashed}: {copies:.2} copies, {requests} requests: {}", boot.log);
+        assert!(boot.status == 0 && machine.read("f/0").as_ref() == Some(&hub.kinds["/0"].1), "{hashed}: {}", boot.log);
+    }
 }
 
 #[test]
 fn wrong_hash_and_cut_connections_cost_a_bounded_number_of_bytes() {
     for (kind, cut) in [(Kind::Good, SIZE / 5), (Kind::NoRanges, SIZE / 2), (Kind::Good, 0)] {
-        let (machine, hub) = machine("wronghash", &[kind], cut, |_| Some("0a".repeat(32)));
+        let (machine, hub) = machine("wronghash", &[kind], cut, Some(0.02), |_| Some("0a".repeat(32)));
         let boot = machine.boot(&[]);
         let (bytes, requests) = hub.sent.lock().unwrap()["/0"];
         let copies = bytes as f64 / SIZE as f64;

@@ -95,6 +95,32 @@ async fn file_systems_without_locks_and_syncs_are_used() {
 }
 
 #[tokio::test]
+async fn stale_handle_costs_an_attempt() {
+    let (mut machine, _db, _server) = machine("stale", "m0,m1").await;
+    let once = r#"
+        #include <sys/syscall.h>
+        #include <unistd.h>
+        int fsync(int fd) {
+            static int calls;
+            if (__sync_fetch_and_add(&calls, 1) == 0) {
+                errno = ESTALE;
+                return -1;
+            }
+            return syscall(SYS_fsync, fd);
+        }"#;
+    let library = preload(&machine.folder, once);
+    machine.set("LD_PRELOAD", &library);
+    let boot = machine.boot(&[]);
+    assert!(boot.status == 0 && boot.log.contains("fetched=2"), "{}", boot.log);
+    assert!(boot.log.contains("renaming the complete file failed: Stale file handle"), "{}", boot.log);
+    let library = preload(&machine.folder, "int fsync(int fd) { errno = ESTALE; return -1; }");
+    machine.set("LD_PRELOAD", &library);
+    std::fs::remove_dir_all(machine.models()).unwrap();
+    let boot = machine.boot(&[]);
+    assert!(boot.status == 1 && boot.log.contains("missing=2"), "{}", boot.log);
+}
+
+#[tokio::test]
 async fn file_of_a_stopped_process_is_taken_over() {
     let (mut machine, _db, _server) = machine("stopped", "m0").await;
     machine.store.put("/0", Way::Stalls(content(0, SIZE)));
