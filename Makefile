@@ -164,6 +164,8 @@ lint:
 		-D prefer-const -D prefer-template target/page.js
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+	# Not linked, so libFuzzer is not built.
+	CUSTOM_LIBFUZZER_PATH=$(CURDIR)/target/none.a cargo check --manifest-path fuzz/Cargo.toml --target-dir target
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
 
 # Load tests of the server and its peers, in turns; writes benches/results/load.md and load-*.svg. Takes about BENCH_ROUNDS

@@ -8,10 +8,11 @@ use tokio::signal::unix::SignalKind;
 use tracing::{Level, error, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Command, LogArgs, LogFormat};
+use crate::cli::{self, Cli, Command, LogArgs, LogFormat};
 use crate::cmd::stdout::{self, StdoutError};
 use crate::cmd::terminal::escape;
 use crate::cmd::{self, PartialSuccess, ReportResult};
+use crate::error_chain::chain;
 use crate::loader::upstream::config::UpstreamUrlError;
 use crate::postgres::config::DatabaseUrlError;
 use crate::postgres::migrate::ModelsTable;
@@ -24,9 +25,15 @@ const PARTIAL_SUCCESS: u8 = 3;
 /// Exit status of a report that could not be made or printed.
 const NO_REPORT: u8 = 2;
 
-/// Runs one command; returns the exit status.
-#[must_use]
-pub fn run(cli: Cli) -> ExitCode {
+/// Parses the command line and runs one command; returns the exit status.
+pub fn main() -> ExitCode {
+    match cli::parse() {
+        Ok(cli) => run(cli),
+        Err(message) => print_usage(&message),
+    }
+}
+
+fn run(cli: Cli) -> ExitCode {
     let stderr = Stderr::new(cli.log.format);
     init_logging(&cli.log, &stderr);
     for name in &cli.log.ignored {
@@ -43,9 +50,8 @@ pub fn run(cli: Cli) -> ExitCode {
     status
 }
 
-/// Prints help, the version, or what is wrong with the command line; returns the exit status.
-#[must_use]
-pub fn print_usage(message: &clap::Error) -> ExitCode {
+/// Prints help, the version, or what is wrong with the command line.
+fn print_usage(message: &clap::Error) -> ExitCode {
     let stderr = Stderr::new(LogFormat::Text);
     let status = if message.use_stderr() {
         let text = message.render();
@@ -57,7 +63,7 @@ pub fn print_usage(message: &clap::Error) -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(StdoutError::Closed) => ExitCode::from(stdout::CLOSED),
             Err(error) => {
-                stderr.print(&format!("error: {error}\n"));
+                stderr.print(&format!("error: {}\n", chain(&error)));
                 ExitCode::FAILURE
             }
         }
@@ -100,7 +106,7 @@ fn run_command(cli: Cli, stderr: &Stderr) -> ExitCode {
         Err(error) if is_stdout_closed(&*error) => ExitCode::from(stdout::CLOSED),
         // Printed like clap's own errors, whatever the log filter.
         Err(error) if error.is::<DatabaseUrlError>() || error.is::<UpstreamUrlError>() => {
-            stderr.print(&format!("error: {error}\n"));
+            stderr.print(&format!("error: {}\n", chain(&*error)));
             ExitCode::from(INVALID_SETTINGS)
         }
         Err(error) if error.is::<PartialSuccess>() => {
@@ -108,7 +114,7 @@ fn run_command(cli: Cli, stderr: &Stderr) -> ExitCode {
             ExitCode::from(PARTIAL_SUCCESS)
         }
         Err(error) => {
-            error!("{error}");
+            error!("{}", chain(&*error));
             ExitCode::FAILURE
         }
     }
@@ -119,7 +125,7 @@ fn report_status(result: ReportResult, stderr: &Stderr) -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) if is_stdout_closed(&*error) => ExitCode::from(stdout::CLOSED),
         Err(error) => {
-            stderr.print(&format!("error: {error}\n"));
+            stderr.print(&format!("error: {}\n", chain(&*error)));
             ExitCode::from(NO_REPORT)
         }
     }
@@ -127,14 +133,8 @@ fn report_status(result: ReportResult, stderr: &Stderr) -> ExitCode {
 
 /// Whether the reader of standard output closed it, which ends a command without a message.
 fn is_stdout_closed(error: &(dyn Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if matches!(error.downcast_ref(), Some(StdoutError::Closed)) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+    let mut causes = std::iter::successors(Some(error), |error| (*error).source());
+    causes.any(|cause| matches!(cause.downcast_ref(), Some(StdoutError::Closed)))
 }
 
 fn init_logging(log: &LogArgs, stderr: &Stderr) {

@@ -23,7 +23,7 @@ const LOCK_MODE: u32 = 0o600;
 /// A new version of a file, written to a temporary file beside it. Dropped without [`AtomicFile::commit`], it is
 /// removed and the file stays as it was.
 #[derive(Debug)]
-pub struct AtomicFile {
+pub(crate) struct AtomicFile {
     dir: Dir,
     name: PathBuf,
     temporary: PathBuf,
@@ -49,9 +49,6 @@ impl AtomicFile {
     }
 
     /// Creates and locks a temporary file for the file `name` in `dir`.
-    ///
-    /// # Errors
-    /// What the system reports.
     pub(crate) fn create_in(dir: &Dir, name: &Path) -> io::Result<Self> {
         let mut attempts = 0;
         loop {
@@ -113,7 +110,7 @@ impl Drop for AtomicFile {
 
 /// A lock on a file beside another one. It lasts until it is dropped, and no longer than the process.
 #[derive(Debug)]
-pub struct FileLock {
+pub(crate) struct FileLock {
     /// `None` if the file system has no locks.
     _file: Option<File>,
 }
@@ -130,9 +127,6 @@ impl FileLock {
     }
 
     /// Locks the file `name` in `dir`, which is created with the permissions `mode` if it is missing.
-    ///
-    /// # Errors
-    /// As for [`FileLock::acquire`].
     pub(crate) fn acquire_in(dir: &Dir, name: &Path, mode: u32) -> io::Result<Self> {
         let file = open_regular(dir, name, OpenOptions::new().write(true).create(true).mode(mode))?;
         match try_lock(&file)? {
@@ -219,9 +213,6 @@ fn open_parent(path: &Path) -> io::Result<(Dir, &Path)> {
 }
 
 /// Syncs a directory, and with it the names of its files, to the disk.
-///
-/// # Errors
-/// The sync failed.
 pub(crate) fn sync_dir(dir: &Dir) -> io::Result<()> {
     // The descriptor of a `Dir` is opened with O_PATH, which fsync does not accept.
     let dir = rustix::fs::openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -230,9 +221,6 @@ pub(crate) fn sync_dir(dir: &Dir) -> io::Result<()> {
 
 /// The result of a sync, which some network and FUSE file systems do not have: bytes then reach the disk when the file
 /// system writes them.
-///
-/// # Errors
-/// The sync failed.
 pub(crate) fn synced(result: io::Result<()>) -> io::Result<()> {
     let missing = |error: &io::Error| {
         let codes = [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP];

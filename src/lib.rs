@@ -6,13 +6,14 @@
 pub mod app;
 mod atomic_file;
 pub mod catalog;
-pub mod cli;
-pub mod cmd;
+mod cli;
+mod cmd;
+mod error_chain;
 pub mod http;
 pub mod loader;
 pub mod metrics;
 pub mod postgres;
 pub mod snapshot_file;
-pub mod stderr;
-pub mod supervisor;
+mod stderr;
+mod supervisor;
 pub mod sync;

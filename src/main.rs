@@ -1,8 +1,8 @@
-//! The program: parses the command line and runs one command.
+//! The program.
 
 use std::process::ExitCode;
 
-use model_catalog::{app, cli};
+use model_catalog::app;
 
 /// glibc's allocator grows the heap of a thread by many small system calls, which slows down full loads and bursts of
 /// connections.
@@ -10,8 +10,5 @@ use model_catalog::{app, cli};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match cli::parse() {
-        Ok(cli) => app::run(cli),
-        Err(message) => app::print_usage(&message),
-    }
+    app::main()
 }

@@ -36,7 +36,7 @@ const WRITE_AGAIN_PAUSE: Duration = Duration::from_millis(1);
 
 /// A handle to the queue.
 #[derive(Clone)]
-pub struct Stderr(Arc<Shared>);
+pub(crate) struct Stderr(Arc<Shared>);
 
 impl fmt::Debug for Stderr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

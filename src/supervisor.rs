@@ -9,6 +9,8 @@ use prometheus::IntCounterVec;
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
+use crate::error_chain::chain;
+
 /// Pause before a thread is restarted.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// A thread that has run for this long has been restarted successfully.
@@ -18,7 +20,7 @@ const LOST_AFTER: Duration = Duration::from_secs(30);
 
 /// What a thread is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Duty {
+pub(crate) enum Duty {
     /// It accepts connections. If it can't be restarted, its connections get no response, and only a restart of the
     /// process helps.
     Serve,
@@ -27,11 +29,11 @@ pub enum Duty {
 }
 
 /// What a thread returns: `Ok` if it was told to stop.
-pub type ThreadResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+pub(crate) type ThreadResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// Starts the threads of a server and watches them.
 #[derive(Debug)]
-pub struct Supervisor {
+pub(crate) struct Supervisor {
     threads: Mutex<Vec<Arc<Thread>>>,
     restarts: IntCounterVec,
 }
@@ -83,7 +85,9 @@ impl Supervisor {
                 thread.state().started = Instant::now();
                 match catch_unwind(AssertUnwindSafe(&mut run)) {
                     Ok(Ok(())) => return,
-                    Ok(Err(error)) => error!(thread = thread.name, %error, "a thread failed, restarting it"),
+                    Ok(Err(error)) => {
+                        error!(thread = thread.name, error = chain(&*error), "a thread failed, restarting it");
+                    }
                     // The panic hook has logged the reason.
                     Err(_) => error!(thread = thread.name, "a thread panicked, restarting it"),
                 }

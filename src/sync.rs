@@ -23,22 +23,22 @@ pub struct LastSync {
 
 /// The servers that follow the same database.
 #[derive(Debug, Default)]
-pub struct Fleet {
+pub(crate) struct Fleet {
     /// The first of them, those that are behind before the others.
-    pub members: Vec<FleetMember>,
+    pub(crate) members: Vec<FleetMember>,
     /// The number of all.
-    pub total: i64,
+    pub(crate) total: i64,
 }
 
 /// One server of a [`Fleet`].
 #[derive(Debug, Serialize)]
-pub struct FleetMember {
+pub(crate) struct FleetMember {
     /// Its configured name.
-    pub name: String,
+    pub(crate) name: String,
     /// The revision that it serves; `None` before its first read.
-    pub revision: Option<String>,
+    pub(crate) revision: Option<String>,
     /// Whether it serves every committed change.
-    pub in_sync: bool,
+    pub(crate) in_sync: bool,
 }
 
 /// The latest of each. Readers neither lock nor wait.
@@ -52,7 +52,6 @@ pub struct SyncStatus {
 
 impl SyncStatus {
     /// When and how the current snapshot was last in sync with the source; `None` before the first read.
-    #[must_use]
     pub fn last_sync(&self) -> Option<LastSync> {
         self.last_sync.load().as_deref().copied()
     }

@@ -13,29 +13,29 @@ use super::snapshot::Snapshot;
 
 /// The result of looking up requested ids in one snapshot.
 #[derive(Debug, Default)]
-pub struct Selection<'a> {
+pub(crate) struct Selection<'a> {
     /// The models found, each once.
-    pub models: Vec<&'a Entry>,
+    pub(crate) models: Vec<&'a Entry>,
     /// Requested ids that are not in the snapshot, in the order requested, with repeats.
-    pub not_found: Vec<&'a str>,
+    pub(crate) not_found: Vec<&'a str>,
     /// Dependencies that are not in the snapshot.
-    pub missing: Vec<MissingDependency<'a>>,
+    pub(crate) missing: Vec<MissingDependency<'a>>,
 }
 
 /// A dependency that is not in the catalog.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct MissingDependency<'a> {
+pub(crate) struct MissingDependency<'a> {
     /// The id that the dependency names.
-    pub id: String,
+    pub(crate) id: String,
     /// The model that needs it.
-    pub required_by: Cow<'a, str>,
+    pub(crate) required_by: Cow<'a, str>,
 }
 
 /// A batch exceeds the limit with its dependencies. Resolution stops there, so it costs no more than an accepted batch,
 /// and the full size is not known.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("model_ids and their dependencies are {count} {what} or more, the limit is {limit}: ask in several batches")]
-pub struct LimitExceeded {
+pub(crate) struct LimitExceeded {
     what: &'static str,
     count: usize,
     limit: usize,

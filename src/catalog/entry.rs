@@ -17,35 +17,35 @@ use super::rules::Rules;
 
 /// The ten fields of a model and its mirrors, in the order in which they are rendered.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     /// Unique id of the model.
     #[serde(borrow)]
-    pub id: Cow<'a, str>,
+    pub(crate) id: Cow<'a, str>,
     /// File name shown to people.
     #[serde(borrow)]
-    pub name: Cow<'a, str>,
+    pub(crate) name: Cow<'a, str>,
     /// Absolute URL of the file.
     #[serde(borrow)]
-    pub download_url: Cow<'a, str>,
+    pub(crate) download_url: Cow<'a, str>,
     /// Size in GB, a JSON number in its shortest form.
     #[serde(borrow)]
-    pub file_size_gb: Option<&'a RawValue>,
+    pub(crate) file_size_gb: Option<&'a RawValue>,
     /// Hash of the file, of any kind; see [`FileHash`](super::hash::FileHash).
-    pub hash: Option<Cow<'a, str>>,
+    pub(crate) hash: Option<Cow<'a, str>>,
     /// Whether the download needs a token.
-    pub auth_required: bool,
+    pub(crate) auth_required: bool,
     /// The provider that issues the token.
-    pub auth_provider: Option<Cow<'a, str>>,
+    pub(crate) auth_provider: Option<Cow<'a, str>>,
     /// Path of the file on a machine, relative to its models folder.
     #[serde(borrow)]
-    pub save_path: Cow<'a, str>,
+    pub(crate) save_path: Cow<'a, str>,
     /// Ids of the models that this one needs.
-    pub dependencies: Vec<String>,
+    pub(crate) dependencies: Vec<String>,
     /// Free text for people.
-    pub description: Option<Cow<'a, str>>,
+    pub(crate) description: Option<Cow<'a, str>>,
     /// Further URLs of the file. Without any, the JSON has only the ten fields.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub mirrors: Vec<String>,
+    pub(crate) mirrors: Vec<String>,
 }
 
 impl Fields<'_> {
@@ -75,13 +75,11 @@ impl Entry {
     }
 
     /// The id, which is valid UTF-8.
-    #[must_use]
     pub fn id(&self) -> &[u8] {
         self.split().0
     }
 
     /// The rendered JSON.
-    #[must_use]
     pub fn json(&self) -> &[u8] {
         self.split().1
     }
@@ -125,9 +123,15 @@ impl Entry {
     }
 }
 
+/// Whether of two valid rows with the same id the one with `json` is served, not the one with `other`: the same one for
+/// every order of the rows, so that all servers serve the same.
+pub(crate) fn is_preferred(json: &[u8], other: &[u8]) -> bool {
+    json < other
+}
+
 /// Builds entries one after the other in a buffer that is reused.
 #[derive(Debug, Default)]
-pub struct EntryBuilder(Vec<u8>);
+pub(crate) struct EntryBuilder(Vec<u8>);
 
 impl EntryBuilder {
     /// Starts an entry with this id. Its rendered JSON is to be appended to the buffer returned.
@@ -170,7 +174,7 @@ pub(crate) fn read_id(json: &[u8]) -> Option<Cow<'_, str>> {
 
 /// Reads names, with its search tables built once for a scan of many entries.
 #[derive(Debug)]
-pub struct NameReader {
+pub(crate) struct NameReader {
     end: Finder<'static>,
 }
 
@@ -198,7 +202,7 @@ impl NameReader {
 
 /// Writes rendered models as one JSON array.
 #[derive(Debug)]
-pub struct ArrayWriter<W> {
+pub(crate) struct ArrayWriter<W> {
     out: W,
     line_end: &'static [u8],
     len: usize,
@@ -216,9 +220,6 @@ impl<W: Write> ArrayWriter<W> {
     }
 
     /// Appends one model.
-    ///
-    /// # Errors
-    /// The writer failed.
     pub(crate) fn push(&mut self, json: &[u8]) -> io::Result<()> {
         self.out.write_all(if self.len == 0 { b"[" } else { b"," })?;
         self.out.write_all(self.line_end)?;
@@ -228,9 +229,6 @@ impl<W: Write> ArrayWriter<W> {
     }
 
     /// Ends the array and flushes the writer.
-    ///
-    /// # Errors
-    /// The writer failed.
     pub(crate) fn finish(&mut self) -> io::Result<()> {
         if self.len == 0 {
             self.out.write_all(b"[")?;

@@ -7,7 +7,7 @@ use std::fmt;
 /// A hash function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum HashKind {
+pub(crate) enum HashKind {
     Md5,
     Sha1,
     Sha224,
@@ -57,11 +57,11 @@ impl HashKind {
 
 /// The hash of a file, with its kind known.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileHash {
+pub(crate) struct FileHash {
     /// The hash function.
-    pub kind: HashKind,
+    pub(crate) kind: HashKind,
     /// The hash in hexadecimal digits, in lower case, as many as the kind has.
-    pub digits: String,
+    pub(crate) digits: String,
 }
 
 impl FileHash {

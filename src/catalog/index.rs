@@ -19,7 +19,7 @@ type Branch = Arc<Vec<Table>>;
 
 /// Entries by id. A clone shares all tables.
 #[derive(Clone, Debug)]
-pub struct Index {
+pub(crate) struct Index {
     root: Vec<Branch>,
     /// log2 of the number of tables.
     bits: u32,

@@ -6,8 +6,24 @@ use serde_json::value::RawValue;
 
 use super::entry::Fields;
 pub use super::row_error::{RowError, SavePathError, UrlError};
+pub(crate) use super::rules::DEFAULT_URL_SCHEMES;
 pub use super::rules::{RULES_VERSION, Rules};
 use super::url_rules::check_url;
+
+/// The columns of the view, in the order in which they are read, written and rendered.
+pub(crate) const COLUMNS: [&str; 11] = [
+    "id",
+    "name",
+    "download_url",
+    "file_size_gb",
+    "hash",
+    "auth_required",
+    "auth_provider",
+    "save_path",
+    "dependencies",
+    "description",
+    "mirrors",
+];
 
 /// A row as the database returns it: nothing is validated yet, and any column may be NULL.
 #[derive(Debug, Clone, Copy, Default)]
@@ -44,6 +60,23 @@ impl<'a> RawModel<'a> {
     pub fn render(&self, rules: &Rules, json: &mut Vec<u8>) -> Result<(), RowError> {
         let fields = self.validate(rules)?;
         fields.render(json).map_err(|error| RowError::Unreadable(error.to_string()))
+    }
+
+    /// The values in the order of [`COLUMNS`], as Postgres reads them.
+    pub(crate) fn texts(&self) -> [Option<&'a str>; COLUMNS.len()] {
+        [
+            self.id,
+            self.name,
+            self.download_url,
+            self.file_size_gb,
+            self.hash,
+            self.auth_required.map(|required| if required { "t" } else { "f" }),
+            self.auth_provider,
+            self.save_path,
+            self.dependencies,
+            self.description,
+            self.mirrors,
+        ]
     }
 
     fn validate(&self, rules: &Rules) -> Result<Fields<'a>, RowError> {
@@ -118,7 +151,7 @@ fn no_control(column: &'static str, text: &str) -> Result<(), RowError> {
 }
 
 /// Prefix of the names of the files of `pull` in the models folder. No part of a save path may begin with it.
-pub const RESERVED_PREFIX: &str = ".model-catalog";
+pub(crate) const RESERVED_PREFIX: &str = ".model-catalog";
 /// Bytes of a path that Linux accepts (`PATH_MAX`).
 const MAX_PATH_BYTES: usize = 4096;
 /// Bytes of a name that file systems accept (`NAME_MAX`). The names of the files that `pull` adds do not contain it.
@@ -207,6 +240,9 @@ mod tests {
                 r#""dependencies":["ae","clip \"l\""],"description":"größer / ≥ 12B"}"#
             ))
         );
+        let json = render(RawModel { mirrors: Some(r#"["https://a/x"]"#), ..GOOD }).expect("valid");
+        let places: Vec<_> = COLUMNS.iter().map(|column| json.find(&format!("\"{column}\":"))).collect();
+        assert!(places.is_sorted() && !places.contains(&None), "{places:?}");
     }
 
     #[test]

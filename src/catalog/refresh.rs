@@ -2,15 +2,15 @@
 //!
 //! A published snapshot never changes: a [`Refresh`] works on a copy that shares the unchanged parts.
 
-use super::entry::{Entry, EntryBuilder};
+use super::entry::{Entry, EntryBuilder, is_preferred};
 use super::model::{RawModel, RowError, Rules};
 use super::snapshot::Snapshot;
 
 /// Builds the next snapshot from rows.
 ///
 /// A row that breaks a rule is rejected alone, and the last accepted version of its model stays served: every model of
-/// `previous` must pass the same rules, see `Snapshot::check_again`. Of several
-/// valid rows with the same id the one with the smallest JSON is served, so that every replica serves the same.
+/// `previous` must pass the same rules, see `Snapshot::check_again`. Of several valid rows with the same id,
+/// [`is_preferred`] selects the one that is served.
 pub struct Refresh<'a> {
     previous: &'a Snapshot,
     rules: &'a Rules,
@@ -56,13 +56,11 @@ pub struct Refreshed {
 impl<'a> Refresh<'a> {
     /// Starts from an empty catalog: models that no row names are removed. Entries that stay the same are shared with
     /// `previous`, so a full load of an unchanged catalog needs little additional memory.
-    #[must_use]
     pub fn full(previous: &'a Snapshot, rules: &'a Rules) -> Self {
         Self::new(previous, rules, Snapshot::default(), true)
     }
 
     /// Starts from `previous`: models that no row names are kept. Rows with the same id must be consecutive.
-    #[must_use]
     pub fn delta(previous: &'a Snapshot, rules: &'a Rules) -> Self {
         Self::new(previous, rules, previous.clone(), false)
     }
@@ -120,7 +118,8 @@ impl<'a> Refresh<'a> {
         let json = self.builder.json(id);
         let duplicate = std::mem::replace(&mut self.group.accepted, true);
         let current = self.next.get(id).map(Entry::json);
-        let replaces = current.is_none_or(|current| if duplicate { json < current } else { json != current });
+        let replaces =
+            current.is_none_or(|current| if duplicate { is_preferred(json, current) } else { json != current });
         if replaces {
             self.next.insert(self.builder.finish(id));
             self.changed += 1;
@@ -153,7 +152,6 @@ impl<'a> Refresh<'a> {
     }
 
     /// The next snapshot.
-    #[must_use]
     pub fn finish(mut self) -> Refreshed {
         if self.full {
             self.finish_full();
@@ -178,7 +176,7 @@ impl<'a> Refresh<'a> {
         for entry in std::mem::take(&mut self.entries) {
             let Some(other) = self.next.insert(entry) else { continue };
             let id = String::from_utf8_lossy(other.id()).into_owned();
-            if self.next.get(&id).is_some_and(|entry| other.json() < entry.json()) {
+            if self.next.get(&id).is_some_and(|entry| is_preferred(other.json(), entry.json())) {
                 self.next.insert(other);
             }
             self.reject(&id, &RowError::Duplicate);

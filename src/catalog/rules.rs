@@ -19,8 +19,11 @@ impl Rules {
     }
 }
 
+/// The schemes that are allowed by default.
+pub(crate) const DEFAULT_URL_SCHEMES: &str = "http,https";
+
 impl Default for Rules {
     fn default() -> Self {
-        Self { url_schemes: vec!["http".into(), "https".into()] }
+        Self { url_schemes: DEFAULT_URL_SCHEMES.split(',').map(String::from).collect() }
     }
 }

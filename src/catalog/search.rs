@@ -13,22 +13,22 @@ use super::snapshot::Snapshot;
 
 /// Selects the models of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Query {
+pub(crate) struct Query {
     /// Text that the id or the name must contain, in any case. The empty text matches every model.
-    pub text: String,
+    pub(crate) text: String,
     /// Only ids greater than this one. Ids are ordered by their bytes, which is the order of their code points.
-    pub after: String,
+    pub(crate) after: String,
     /// Maximum number of models on the page.
-    pub limit: usize,
+    pub(crate) limit: usize,
 }
 
 /// A contiguous part of the matching models.
 #[derive(Debug)]
-pub struct Page<'a> {
+pub(crate) struct Page<'a> {
     /// Ordered by id.
-    pub entries: Vec<&'a Entry>,
+    pub(crate) entries: Vec<&'a Entry>,
     /// Whether further models match after the last one.
-    pub more: bool,
+    pub(crate) more: bool,
 }
 
 /// The first matching models of `snapshot`. It scans all models, whatever the query.

@@ -25,7 +25,6 @@ impl Snapshot {
     }
 
     /// The model with this id.
-    #[must_use]
     pub fn get(&self, id: &str) -> Option<&Entry> {
         self.index.get(id.as_bytes())
     }
@@ -36,7 +35,6 @@ impl Snapshot {
     }
 
     /// Number of models served.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.index.len()
     }
@@ -48,20 +46,17 @@ impl Snapshot {
 
     /// Digest of the content: the wrapping sum of the digests of all entries. It does not depend on their order, and is
     /// updated at the cost of the change.
-    #[must_use]
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
     /// Size of all rendered JSON and ids, in bytes.
-    #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Rows that broke a rule when they were last read. The last accepted version of such a model is served, if there
     /// was one.
-    #[must_use]
     pub fn rejected(&self) -> &Rejected {
         &self.rejected
     }

@@ -15,7 +15,6 @@ pub struct Store {
 impl Store {
     /// The current snapshot. Load it once per request, because a response must come from one snapshot, and drop it
     /// before any `.await`, because a snapshot that is held cannot be freed.
-    #[must_use]
     pub fn load(&self) -> Guard<Option<Arc<Snapshot>>> {
         self.current.load()
     }
@@ -33,7 +32,6 @@ pub struct Publisher {
 
 impl Publisher {
     /// The publisher of `store`.
-    #[must_use]
     pub fn new(store: Arc<Store>) -> Self {
         Self { store, retired: Vec::new() }
     }

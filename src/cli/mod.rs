@@ -17,26 +17,26 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use self::probe::ProbeArgs;
 pub use self::pull::{PullArgs, Verify};
-pub use self::server::{ListenArgs, ServerArgs};
-use crate::catalog::model::Rules;
+pub(crate) use self::server::{ListenArgs, ServerArgs};
+use crate::catalog::model::{DEFAULT_URL_SCHEMES, Rules};
 use crate::postgres::config::{DatabaseConfig, DatabaseUrlError, Environment};
-pub use upstream::UpstreamArgs;
+pub(crate) use upstream::UpstreamArgs;
 
 /// Serves a Postgres table of models from memory, up to date within milliseconds of a change.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 110)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(flatten)]
     /// Logging.
-    pub log: LogArgs,
+    pub(crate) log: LogArgs,
     /// The command to run.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 /// The command to run.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Serve the catalog of a database, or of another server.
     #[command(mut_arg("database_url", |arg| arg.required(false).required_unless_present("upstream")))]
     Serve {
@@ -157,7 +157,7 @@ pub enum Command {
 
 /// Logging.
 #[derive(Debug, Args)]
-pub struct LogArgs {
+pub(crate) struct LogArgs {
     /// Log filter: a level (error, warn, info, debug, trace) or comma-separated `target=level` pairs.
     #[arg(
         long = "log",
@@ -167,7 +167,7 @@ pub struct LogArgs {
         value_name = "FILTER"
     )]
     #[arg(value_parser = parse::log_filter)]
-    pub filter: String,
+    pub(crate) filter: String,
     /// Log output format.
     #[arg(
         long = "log-format",
@@ -176,37 +176,40 @@ pub struct LogArgs {
         global = true,
         value_name = "FORMAT"
     )]
-    pub format: LogFormat,
+    pub(crate) format: LogFormat,
     /// Variables of the above with invalid values, which `pull` ignores.
     #[arg(skip)]
-    pub ignored: Vec<&'static str>,
+    pub(crate) ignored: Vec<&'static str>,
 }
 
 /// Log output format.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// Lines of text.
     Text,
     /// One JSON object per line.
     Json,
 }
 
+/// The channel of a database that has no other.
+pub(crate) const DEFAULT_CHANNEL: &str = "model_catalog";
+
 /// The database to connect to.
 #[derive(Debug, Args)]
 #[group(skip)]
-pub struct DatabaseArgs {
+pub(crate) struct DatabaseArgs {
     /// The database, in libpq's syntax: postgres://user@host:5432/name, or key=value pairs. Settings that it
     /// lacks come from a service file and from libpq's environment variables, such as PGPASSWORD and PGSSLMODE.
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true, required = true)]
-    pub database_url: Option<Secret>,
+    pub(crate) database_url: Option<Secret>,
     /// Channel on which Postgres notifies of changes; `migrate` stores it in the database.
-    #[arg(long, env = "CATALOG_CHANNEL", default_value = "model_catalog", value_name = "NAME")]
+    #[arg(long, env = "CATALOG_CHANNEL", default_value = DEFAULT_CHANNEL, value_name = "NAME")]
     #[arg(value_parser = parse::channel)]
-    pub channel: String,
+    pub(crate) channel: String,
     /// Maximum time without data from the database while connecting or running a statement.
     #[arg(long, env = "CATALOG_DATABASE_TIMEOUT", default_value = "10s", value_name = "DURATION")]
     #[arg(value_parser = parse::database_timeout)]
-    pub database_timeout: Duration,
+    pub(crate) database_timeout: Duration,
 }
 
 impl DatabaseArgs {
@@ -221,7 +224,7 @@ impl DatabaseArgs {
 /// A text that may contain a password and is never shown. Any text is accepted here, because clap prints values that it
 /// rejects.
 #[derive(Clone)]
-pub struct Secret(String);
+pub(crate) struct Secret(String);
 
 impl From<String> for Secret {
     fn from(text: String) -> Self {
@@ -245,11 +248,11 @@ impl Secret {
 /// The rules for rows.
 #[derive(Debug, Clone, Args)]
 #[group(skip)]
-pub struct RuleArgs {
+pub(crate) struct RuleArgs {
     /// Comma-separated URL schemes that are allowed in a download_url.
-    #[arg(long, env = "CATALOG_URL_SCHEMES", default_value = "http,https", value_name = "LIST")]
+    #[arg(long, env = "CATALOG_URL_SCHEMES", default_value = DEFAULT_URL_SCHEMES, value_name = "LIST")]
     #[arg(value_delimiter = ',', value_parser = parse::url_scheme)]
-    pub url_schemes: Vec<String>,
+    pub(crate) url_schemes: Vec<String>,
 }
 
 impl RuleArgs {
@@ -262,26 +265,26 @@ impl RuleArgs {
 /// The check.
 #[derive(Debug, Clone, Args)]
 #[group(skip)]
-pub struct CheckArgs {
+pub(crate) struct CheckArgs {
     /// Treat warnings as something to fix.
     #[arg(long, env = "CATALOG_CHECK_STRICT")]
-    pub strict: bool,
+    pub(crate) strict: bool,
     // Not named `format`, the id of the global argument in `LogArgs`.
     /// Output format.
     #[arg(long = "format", env = "CATALOG_CHECK_FORMAT", default_value = "text", value_name = "FORMAT")]
-    pub output: ReportFormat,
+    pub(crate) output: ReportFormat,
     /// Maximum number of rows listed per kind of finding; further ones are counted.
     #[arg(long, env = "CATALOG_CHECK_LIMIT", default_value = "20", value_name = "NUMBER")]
     #[arg(value_parser = parse::number)]
-    pub limit: NonZeroUsize,
+    pub(crate) limit: NonZeroUsize,
     /// The rules for rows.
     #[command(flatten)]
-    pub rules: RuleArgs,
+    pub(crate) rules: RuleArgs,
 }
 
 /// Output format of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ReportFormat {
+pub(crate) enum ReportFormat {
     /// A line per finding, and below it how to fix it.
     Text,
     /// One JSON object.
@@ -306,7 +309,7 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
 ///
 /// # Errors
 /// What is wrong with it, or the help or version that it asks for.
-pub fn parse() -> Result<Cli, clap::Error> {
+pub(crate) fn parse() -> Result<Cli, clap::Error> {
     let parsed = try_parse(command());
     let is_value = |error: &clap::Error| matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation);
     if parsed.as_ref().is_err_and(is_value) {

@@ -12,21 +12,21 @@ use crate::loader::upstream::config::{self, Location, UpstreamUrlError};
 /// What a server follows in place of a database.
 #[derive(Debug, Clone, Args)]
 #[group(skip)]
-pub struct UpstreamArgs {
+pub(crate) struct UpstreamArgs {
     /// Comma-separated upstreams to follow in place of a database, used in turn when one fails: other servers, such as
     /// http://replica:3000, or snapshots that `export --snapshot` wrote, such as `https://example.org/catalog.jsonl` or
     /// file:///srv/catalog.jsonl.
     #[arg(long, env = "CATALOG_UPSTREAM", value_name = "LIST", value_delimiter = ',', hide_env_values = true)]
     #[arg(conflicts_with = "database_url")]
-    pub upstream: Vec<Secret>,
+    pub(crate) upstream: Vec<Secret>,
     /// Time between two requests to an upstream, plus or minus 20 %. Other servers are long-polled, so that a change
     /// arrives at once.
     #[arg(long, env = "CATALOG_UPSTREAM_INTERVAL", default_value = "1s", value_name = "DURATION")]
     #[arg(value_parser = parse::duration)]
-    pub upstream_interval: Duration,
+    pub(crate) upstream_interval: Duration,
     /// Bearer token that is sent to upstreams.
     #[arg(long, env = "CATALOG_UPSTREAM_TOKEN", value_name = "TOKEN", hide_env_values = true)]
-    pub upstream_token: Option<Secret>,
+    pub(crate) upstream_token: Option<Secret>,
 }
 
 impl UpstreamArgs {

@@ -7,7 +7,7 @@ use tracing::info;
 
 use super::serve::{Listeners, Server, ServerConfig};
 use super::{CommandResult, examples, runtime};
-use crate::cli::ServerArgs;
+use crate::cli::{DEFAULT_CHANNEL, ServerArgs};
 use crate::postgres::config::{DatabaseConfig, Environment};
 use crate::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use crate::postgres::migrate::{ModelsTable, migrate};
@@ -15,23 +15,22 @@ use crate::postgres::session;
 use crate::stderr::Stderr;
 
 const SAMPLE: &str = include_str!("../../sql/sample_models.sql");
-const CHANNEL: &str = "model_catalog";
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs the command until a signal stops it.
 ///
 /// # Errors
 /// An address is in use, Postgres could not be started, or what [`Server::start`] reports.
-pub fn run(args: &ServerArgs, stderr: &Stderr) -> CommandResult {
+pub(crate) fn run(args: &ServerArgs, stderr: &Stderr) -> CommandResult {
     // Before anything is created: the port may be taken.
     let listeners = Listeners::bind(args)?;
     info!("starting an ephemeral Postgres");
     let postgres = EphemeralPostgres::start(EphemeralOptions { loopback: true, ..EphemeralOptions::default() })?;
     let url = postgres.url("postgres");
-    let database = DatabaseConfig::parse(&url, &Environment::default(), CHANNEL, DATABASE_TIMEOUT)?;
+    let database = DatabaseConfig::parse(&url, &Environment::default(), DEFAULT_CHANNEL, DATABASE_TIMEOUT)?;
     runtime()?.block_on(async {
         let mut client = session::connect(&database).await?;
-        migrate(&mut client, CHANNEL, &args.rules.rules(), ModelsTable::Create).await?;
+        migrate(&mut client, DEFAULT_CHANNEL, &args.rules.rules(), ModelsTable::Create).await?;
         client.batch_execute(SAMPLE).await?;
         CommandResult::Ok(())
     })?;

@@ -13,7 +13,7 @@ use crate::stderr::Stderr;
 const DRAWINGS_PER_SECOND: u8 = 20;
 
 /// A target that draws on standard error if that is a terminal which understands control sequences.
-pub fn draw_target(stderr: &Stderr) -> ProgressDrawTarget {
+pub(crate) fn draw_target(stderr: &Stderr) -> ProgressDrawTarget {
     if !stderr.can_draw() {
         return ProgressDrawTarget::hidden();
     }

@@ -12,6 +12,7 @@ use tracing::warn;
 use super::stdout;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
+use crate::error_chain::chain;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::session;
 
@@ -19,7 +20,7 @@ use crate::postgres::session;
 const READY_POLL: Duration = Duration::from_millis(10);
 
 /// Waits for the first catalog.
-pub async fn first_snapshot(store: &Store) -> Arc<Snapshot> {
+pub(crate) async fn first_snapshot(store: &Store) -> Arc<Snapshot> {
     loop {
         if let Some(snapshot) = store.load().as_ref() {
             return Arc::clone(snapshot);
@@ -40,7 +41,7 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 
 /// Prints how to migrate `database` if it is not migrated, and commands to try when there is a catalog. The loader
 /// reports a database that can't be reached.
-pub async fn announce(address: SocketAddr, store: &Store, database: &DatabaseConfig) {
+pub(crate) async fn announce(address: SocketAddr, store: &Store, database: &DatabaseConfig) {
     if query(database, IS_MIGRATED).await == Some(false) {
         let text = format!(
             "\nThe database of DATABASE_URL is not migrated. In another terminal, with the same DATABASE_URL, this \
@@ -66,11 +67,11 @@ pub async fn announce(address: SocketAddr, store: &Store, database: &DatabaseCon
 
 /// Prints a text on a thread of its own. That of the caller handles signals, so a reader of standard output that does
 /// not read must not block it.
-pub async fn print(text: String) {
+pub(crate) async fn print(text: String) {
     let (done, printed) = oneshot::channel();
     let print = move || drop(done.send(stdout::print(&text)));
     let printed = match std::thread::Builder::new().name("examples".into()).spawn(print) {
-        Ok(_) => printed.await.unwrap_or(Ok(())).map_err(|error| error.to_string()),
+        Ok(_) => printed.await.unwrap_or(Ok(())).map_err(|error| chain(&error)),
         Err(error) => Err(error.to_string()),
     };
     if let Err(error) = printed {
@@ -79,7 +80,7 @@ pub async fn print(text: String) {
 }
 
 /// The commands. `connection` is where psql can change the table of models, if the catalog is a table.
-pub fn commands<Id: AsRef<str>>(address: SocketAddr, ids: &[Id], connection: Option<&str>) -> String {
+pub(crate) fn commands<Id: AsRef<str>>(address: SocketAddr, ids: &[Id], connection: Option<&str>) -> String {
     let ids = ids.iter().map(AsRef::as_ref);
     let Some(first) = ids.clone().next() else { return String::new() };
     let list: Vec<_> = ids.chain(["no-such-model"]).map(|id| format!("\"{id}\"")).collect();

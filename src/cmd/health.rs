@@ -20,6 +20,7 @@ use tracing::warn;
 use super::stdout::{self, StdoutError};
 use super::{CommandResult, runtime};
 use crate::cli::ListenArgs;
+use crate::error_chain::chain;
 
 /// Maximum time for the whole check. A server responds from memory.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,12 +29,12 @@ const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// Why a server is not healthy.
 #[derive(Debug, Error)]
-pub enum HealthError {
+pub(crate) enum HealthError {
     /// The configured port is 0.
     #[error("port 0 is any free port: set CATALOG_ADMIN_ADDR, or CATALOG_ADDR without it, to the port in use")]
     AnyPort,
     /// No connection, no response in time, or one that is not HTTP.
-    #[error("no response from http://{address}{path}: {source}")]
+    #[error("no response from http://{address}{path}")]
     NoResponse {
         /// The address of the server.
         address: SocketAddr,
@@ -57,15 +58,12 @@ pub enum HealthError {
 }
 
 /// Runs the command; prints the body of the response.
-///
-/// # Errors
-/// See [`HealthError`].
-pub fn run(listen: &ListenArgs, live: bool) -> CommandResult {
+pub(crate) fn run(listen: &ListenArgs, live: bool) -> CommandResult {
     let path = if live { "/livez" } else { "/readyz" };
     let body = check(listen.admin_addr.unwrap_or(listen.addr), path)?;
     // The exit status is the result: a full disk must not make the server unhealthy.
     if let Err(error @ StdoutError::Write(_)) = stdout::print(&(body + "\n")) {
-        warn!("{error}");
+        warn!("{}", chain(&error));
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::postgres::session;
 ///
 /// # Errors
 /// An invalid connection string, or what [`migrate`] reports.
-pub fn run(database: &DatabaseArgs, rules: &RuleArgs, models: ModelsTable) -> CommandResult {
+pub(crate) fn run(database: &DatabaseArgs, rules: &RuleArgs, models: ModelsTable) -> CommandResult {
     let (database, rules) = (database.config()?, rules.rules());
     runtime()?.block_on(async {
         let mut client = session::connect(&database).await?;

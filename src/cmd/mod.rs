@@ -1,19 +1,19 @@
 //! The commands, one module each. They may use every other part of the program; nothing but `app` uses them.
 
-pub mod check;
-pub mod demo;
+pub(crate) mod check;
+pub(crate) mod demo;
 mod draw_target;
 mod examples;
-pub mod export;
-pub mod health;
-pub mod import;
-pub mod migrate;
+pub(crate) mod export;
+pub(crate) mod health;
+pub(crate) mod import;
+pub(crate) mod migrate;
 mod models_table;
-pub mod probe;
+pub(crate) mod probe;
 mod progress;
-pub mod pull;
-pub mod serve;
-pub mod stdout;
+pub(crate) mod pull;
+pub(crate) mod serve;
+pub(crate) mod stdout;
 pub(crate) mod terminal;
 
 use std::error::Error;
@@ -24,15 +24,15 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The outcome of a command; `app` turns it into an exit status.
-pub type CommandResult = Result<(), Box<dyn Error + Send + Sync>>;
+pub(crate) type CommandResult = Result<(), Box<dyn Error + Send + Sync>>;
 
 /// The exit status of a command that prints a report.
-pub type ReportResult = Result<u8, Box<dyn Error + Send + Sync>>;
+pub(crate) type ReportResult = Result<u8, Box<dyn Error + Send + Sync>>;
 
 /// The command succeeded except for some entries or rows.
 #[derive(Debug, thiserror::Error)]
 #[error("rejected {items}: {rejected}, see above")]
-pub struct PartialSuccess {
+pub(crate) struct PartialSuccess {
     rejected: usize,
     items: &'static str,
 }

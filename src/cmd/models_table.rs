@@ -2,13 +2,11 @@
 
 use tokio_postgres::Client;
 
-use crate::postgres::error::describe;
-
 const SERVED: &str = include_str!("../../sql/models_served.sql");
 
 /// Why nothing that is written to the table would be served.
 #[derive(Debug, thiserror::Error)]
-pub enum ServedError {
+pub(crate) enum ServedError {
     /// The database is not migrated.
     #[error("the database has no view model_catalog.entries: run `model-catalog migrate` first")]
     NoView,
@@ -19,31 +17,27 @@ pub enum ServedError {
     )]
     OtherTables,
     /// The system catalogs can't be read.
-    #[error("cannot find out what the view model_catalog.entries reads: {}", describe(.0))]
+    #[error("cannot find out what the view model_catalog.entries reads")]
     Unknown(#[source] tokio_postgres::Error),
 }
 
 /// `public.models` as it is in this database.
 #[derive(Debug)]
-pub struct ModelsTable {
+pub(crate) struct ModelsTable {
     /// Whether it has the optional column `mirrors`.
-    pub has_mirrors: bool,
+    pub(crate) has_mirrors: bool,
 }
 
 impl ModelsTable {
     /// A statement for this table: without the lines with the optional column if the table does not have it.
-    #[must_use]
-    pub fn sql(&self, statement: &str) -> String {
+    pub(crate) fn sql(&self, statement: &str) -> String {
         let lines = statement.lines().filter(|line| self.has_mirrors || !line.contains("mirrors"));
         lines.collect::<Vec<_>>().join("\n")
     }
 }
 
 /// Checks that the view reads the table, directly or through other views.
-///
-/// # Errors
-/// See [`ServedError`].
-pub async fn require_served(client: &Client) -> Result<ModelsTable, ServedError> {
+pub(crate) async fn require_served(client: &Client) -> Result<ModelsTable, ServedError> {
     let row = client.query_one(SERVED, &[]).await.map_err(ServedError::Unknown)?;
     let is_true = |column: &str| row.try_get::<_, bool>(column).map_err(ServedError::Unknown);
     if !is_true("has_view")? {

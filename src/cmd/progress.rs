@@ -13,7 +13,7 @@ const SHOW_AFTER: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 
 /// The bar; removed from the terminal when it is dropped.
-pub struct Progress {
+pub(crate) struct Progress {
     stderr: Stderr,
     bar: ProgressBar,
     started: Instant,
@@ -22,13 +22,13 @@ pub struct Progress {
 
 impl Progress {
     /// A bar that is not shown yet.
-    pub fn new(stderr: &Stderr) -> Self {
+    pub(crate) fn new(stderr: &Stderr) -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         Self { stderr: stderr.clone(), bar, started: Instant::now(), shown: Cell::new(false) }
     }
 
     /// Begins a task of `steps` steps; 0 if the number is unknown.
-    pub fn begin(&self, task: &'static str, steps: usize) {
+    pub(crate) fn begin(&self, task: &'static str, steps: usize) {
         let template = if steps > 0 { "{msg} {bar:40} {pos}/{len}" } else { "{msg} {spinner} {elapsed}" };
         // The templates are valid; a default bar would do as well.
         self.bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -38,13 +38,13 @@ impl Progress {
     }
 
     /// Completes a step.
-    pub fn step(&self) {
+    pub(crate) fn step(&self) {
         self.bar.inc(1);
         self.show();
     }
 
     /// Waits for `work` while the bar is animated.
-    pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn during<T>(&self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         let mut tick = tokio::time::interval(TICK);
         loop {

@@ -3,16 +3,16 @@
 use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
 
 /// Exit status if the reader closed it: the one that shells report for a program that ends by SIGPIPE.
-pub const CLOSED: u8 = 141;
+pub(crate) const CLOSED: u8 = 141;
 
 /// Why standard output could not be written.
 #[derive(Debug, thiserror::Error)]
-pub enum StdoutError {
+pub(crate) enum StdoutError {
     /// The other end of the pipe was closed, as `head` does. The reader knows, so no message is printed.
     #[error("the reader of standard output closed it")]
     Closed,
     /// Any other error, such as a full disk.
-    #[error("cannot write to standard output: {0}")]
+    #[error("cannot write to standard output")]
     Write(#[source] io::Error),
 }
 
@@ -23,18 +23,14 @@ impl From<io::Error> for StdoutError {
 }
 
 /// Prints a text.
-///
-/// # Errors
-/// See [`StdoutError`].
-pub fn print(text: &str) -> Result<(), StdoutError> {
+pub(crate) fn print(text: &str) -> Result<(), StdoutError> {
     let mut stdout = buffered();
     stdout.write_all(text.as_bytes())?;
     Ok(stdout.flush()?)
 }
 
 /// A buffer in front of standard output; it must be flushed.
-#[must_use]
 #[allow(clippy::disallowed_methods, reason = "errors are handled by the callers")]
-pub fn buffered() -> BufWriter<StdoutLock<'static>> {
+pub(crate) fn buffered() -> BufWriter<StdoutLock<'static>> {
     BufWriter::new(io::stdout().lock())
 }

@@ -2,8 +2,7 @@
 
 /// Replaces every character that a terminal would obey or hide by its escape: control characters, and marks that
 /// reverse or hide text.
-#[must_use]
-pub fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         if is_visible(c) {
@@ -16,8 +15,7 @@ pub fn escape(text: &str) -> String {
 }
 
 /// Escapes the first `max_chars` characters; `…` stands for the rest.
-#[must_use]
-pub fn escape_truncated(text: &str, max_chars: usize) -> String {
+pub(crate) fn escape_truncated(text: &str, max_chars: usize) -> String {
     match text.char_indices().nth(max_chars) {
         Some((end, _)) => escape(&text[..end]) + "…",
         None => escape(text),
@@ -25,8 +23,7 @@ pub fn escape_truncated(text: &str, max_chars: usize) -> String {
 }
 
 /// Whether a terminal shows the character as it is.
-#[must_use]
-pub fn is_visible(c: char) -> bool {
+pub(crate) fn is_visible(c: char) -> bool {
     let marks = ['\u{200b}'..='\u{200f}', '\u{2028}'..='\u{202e}', '\u{2060}'..='\u{206f}', '\u{feff}'..='\u{feff}'];
     !c.is_control() && c != '\u{ad}' && !marks.iter().any(|range| range.contains(&c))
 }

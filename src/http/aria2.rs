@@ -20,7 +20,7 @@ const SCHEMES: [&str; 4] = ["http", "https", "ftp", "sftp"];
 
 /// The format of a batch response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub(crate) enum Format {
     /// JSON, the default.
     Json,
     /// An input file for aria2.

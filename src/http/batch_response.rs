@@ -43,7 +43,6 @@ impl<'a> Duplicates<'a> {
 }
 
 /// Looks up `ids` in one snapshot: models in request order, each once; unknown ids in request order, duplicates kept.
-#[must_use]
 pub fn look_up<'a, 'b>(snapshot: &'a Snapshot, ids: &[&'b str]) -> BatchResponse<'a, 'b> {
     let models = Vec::with_capacity(ids.len());
     let mut response = BatchResponse { models, not_found: Vec::new(), missing: Vec::new() };
@@ -63,7 +62,6 @@ pub fn look_up<'a, 'b>(snapshot: &'a Snapshot, ids: &[&'b str]) -> BatchResponse
 
 impl BatchResponse<'_, '_> {
     /// Size of the body in bytes.
-    #[must_use]
     pub fn size(&self) -> usize {
         HEAD.len() + array_size(&self.models) + MIDDLE.len() + self.not_found.len() + TAIL.len()
     }

@@ -19,19 +19,19 @@ use ipnet::IpNet;
 
 /// The configured limits. The default is none.
 #[derive(Debug, Default)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Open connections per address.
-    pub max_connections: Option<NonZeroUsize>,
+    pub(crate) max_connections: Option<NonZeroUsize>,
     /// Requests per second and client.
-    pub rate: Option<RateLimit>,
+    pub(crate) rate: Option<RateLimit>,
     /// Networks of load balancers, whose connections carry the requests of many clients.
-    pub trusted: Vec<IpNet>,
+    pub(crate) trusted: Vec<IpNet>,
     /// The header in which load balancers append the client's address.
-    pub header: Option<HeaderName>,
+    pub(crate) header: Option<HeaderName>,
 }
 
 /// Requests per second of each client.
-pub struct RateLimit(RateLimiter<IpAddr, Cells, MonotonicClock>);
+pub(crate) struct RateLimit(RateLimiter<IpAddr, Cells, MonotonicClock>);
 
 /// Half a MiB, however many clients there are. Two clients in one cell share its allowance; which ones do cannot be
 /// found out from outside.
@@ -83,13 +83,13 @@ impl StateStore for Cells {
 
 /// Enforces [`Settings`]; shared by all worker threads.
 #[derive(Debug, Default)]
-pub struct ClientLimits {
+pub(crate) struct ClientLimits {
     settings: Settings,
     open: Mutex<HashMap<IpAddr, usize>>,
 }
 
 /// The address of a connection's other end, if any limit depends on it.
-pub type Peer = Option<IpAddr>;
+pub(crate) type Peer = Option<IpAddr>;
 
 impl ClientLimits {
     /// No connection is open yet.
@@ -187,7 +187,7 @@ fn rate_limit_key(address: IpAddr) -> IpAddr {
 
 /// Whether a connection is admitted.
 #[derive(Debug)]
-pub enum Admission {
+pub(crate) enum Admission {
     /// It is not counted.
     Unlimited,
     /// It is counted until this is dropped.
@@ -198,7 +198,7 @@ pub enum Admission {
 
 /// Counts a connection for its address until it is dropped.
 #[derive(Debug)]
-pub struct ConnectionPermit {
+pub(crate) struct ConnectionPermit {
     limits: Arc<ClientLimits>,
     client: IpAddr,
 }

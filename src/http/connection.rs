@@ -54,12 +54,12 @@ use crate::metrics::TimedOut;
 
 /// How long a client may take.
 #[derive(Debug, Clone, Copy)]
-pub struct Timeouts {
+pub(crate) struct Timeouts {
     /// Maximum time to receive a request and send its response, counted from its first byte.
-    pub request: Duration,
+    pub(crate) request: Duration,
     /// Maximum time between two requests. It must exceed the load balancer's idle timeout, which is 60 s as a rule, so
     /// that the load balancer closes first: a request that is on its way would be lost otherwise.
-    pub idle: Duration,
+    pub(crate) idle: Duration,
 }
 
 /// Maximum time for which a lingering close reads and discards.

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A limit on served connections, and one on those that wait.
 #[derive(Debug, Clone)]
-pub struct ConnectionLimit {
+pub(crate) struct ConnectionLimit {
     served: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
 }

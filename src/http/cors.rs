@@ -10,7 +10,7 @@ use super::response::Response;
 
 /// Origins that may read responses.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cors {
+pub(crate) enum Cors {
     /// Any origin.
     Any,
     /// Only these.

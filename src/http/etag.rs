@@ -6,7 +6,7 @@ use hyper::header::{CACHE_CONTROL, ETAG, HeaderValue, IF_NONE_MATCH};
 use super::response::Response;
 
 /// Hexadecimal digits of a digest.
-pub const DIGITS: usize = 16;
+pub(crate) const DIGITS: usize = 16;
 
 /// 16 hexadecimal digits, as revisions and entity tags are written.
 pub(crate) fn hex_digits(digest: u64) -> [u8; DIGITS] {
@@ -14,7 +14,6 @@ pub(crate) fn hex_digits(digest: u64) -> [u8; DIGITS] {
 }
 
 /// The same as a string.
-#[must_use]
 pub fn hex(digest: u64) -> String {
     hex_digits(digest).map(char::from).iter().collect()
 }

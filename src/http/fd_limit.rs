@@ -18,11 +18,11 @@ const OPS_CONNECTIONS: u64 = 1024;
 
 /// Maximum open connections.
 #[derive(Debug, PartialEq, Eq)]
-pub struct ConnectionLimits {
+pub(crate) struct ConnectionLimits {
     /// On the API port, all threads together.
-    pub api: usize,
+    pub(crate) api: usize,
     /// On the admin port; without one, those on the API port that are accepted over its limit.
-    pub ops: usize,
+    pub(crate) ops: usize,
 }
 
 /// The limit is too low to serve at all.
@@ -31,7 +31,7 @@ pub struct ConnectionLimits {
     "only {allowed} file descriptors are allowed and at least {required} are needed: \
      raise `ulimit -n` (LimitNOFILE= in a unit)"
 )]
-pub struct TooFewDescriptors {
+pub(crate) struct TooFewDescriptors {
     allowed: u64,
     required: u64,
 }

@@ -17,7 +17,6 @@ pub struct MemoryBudget(Arc<Semaphore>);
 
 impl MemoryBudget {
     /// A budget of `limit` bytes.
-    #[must_use]
     pub fn new(limit: usize) -> Self {
         Self(Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))))
     }
@@ -39,7 +38,7 @@ impl MemoryBudget {
 
 /// The bytes that one request or response holds until this is dropped.
 #[derive(Debug)]
-pub struct Reservation {
+pub(crate) struct Reservation {
     budget: Arc<Semaphore>,
     permit: Option<OwnedSemaphorePermit>,
 }

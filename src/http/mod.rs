@@ -1,22 +1,22 @@
 //! The HTTP API. hyper runs the protocol; every response is built from one snapshot in memory.
 
-pub mod aria2;
+pub(crate) mod aria2;
 pub mod batch_request;
 pub mod batch_response;
 mod body;
-pub mod client_limits;
-pub mod connection;
-pub mod connection_limit;
-pub mod cors;
+pub(crate) mod client_limits;
+pub(crate) mod connection;
+pub(crate) mod connection_limit;
+pub(crate) mod cors;
 mod date;
 pub mod etag;
-pub mod fd_limit;
-pub mod handlers;
+pub(crate) mod fd_limit;
+pub(crate) mod handlers;
 pub mod memory_budget;
-pub mod offload;
+pub(crate) mod offload;
 mod percent;
-pub mod response;
-pub mod server;
+pub(crate) mod response;
+pub(crate) mod server;
 mod socket;
 
 use std::future::{Ready, ready};
@@ -71,38 +71,37 @@ pub struct Limits {
 /// The state that all worker threads share.
 pub struct Api {
     /// Where the catalog is read from.
-    pub store: Arc<Store>,
+    pub(crate) store: Arc<Store>,
     /// Whether it is in sync with its source.
     pub sync: Arc<SyncStatus>,
     /// Exposed at `/metrics`.
-    pub metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
     /// Limits of one request.
-    pub limits: Limits,
+    pub(crate) limits: Limits,
     /// Limits the requests whose catalog scan runs or is queued.
-    pub list_requests: Semaphore,
+    pub(crate) list_requests: Semaphore,
     /// Runs catalog scans and renders snapshots, at low priority. A thread must call [`Offload::run_jobs`].
     pub scans: Offload,
     /// What `/api/snapshot` serves.
-    pub snapshots: SnapshotFeed,
+    pub(crate) snapshots: SnapshotFeed,
     /// Limits of one client.
-    pub clients: Arc<ClientLimits>,
+    pub(crate) clients: Arc<ClientLimits>,
     /// Origins whose pages may read responses.
-    pub cors: Option<Cors>,
+    pub(crate) cors: Option<Cors>,
     /// Memory of large request bodies and responses.
-    pub memory: MemoryBudget,
+    pub(crate) memory: MemoryBudget,
     /// Starts and watches the threads of the server.
-    pub threads: Supervisor,
+    pub(crate) threads: Supervisor,
     /// Time without a sync after which following the source counts as stalled.
     pub stalled_after: Duration,
     /// When this server was started.
-    pub started: Instant,
+    pub(crate) started: Instant,
     /// Set at the beginning of a shutdown: `/readyz` answers 503, and responses close their connections.
-    pub draining: AtomicBool,
+    pub(crate) draining: AtomicBool,
 }
 
 impl Api {
     /// Serves `store` within these limits, without limits per client, CORS and `/api/snapshot`.
-    #[must_use]
     pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, limits: Limits, memory: MemoryBudget) -> Self {
         let (clients, draining) = Default::default();
         let (list_requests, scans) = (Semaphore::new(models::MAX_REQUESTS), Offload::new(MAX_QUEUED_SCANS));
@@ -178,7 +177,6 @@ enum Deferred {
 
 impl Handler {
     /// A handler with [`RequestMetrics`] of its own.
-    #[must_use]
     pub fn new(api: Arc<Api>, routes: Routes) -> Self {
         let metrics = api.metrics.register_thread();
         Self { api, metrics, routes, parser: Mutex::default(), date: DateCache::default() }

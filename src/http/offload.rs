@@ -22,7 +22,7 @@ pub struct Offload {
 
 /// Why a job has no result.
 #[derive(Debug, PartialEq, Eq)]
-pub enum OffloadError {
+pub(crate) enum OffloadError {
     /// Too many jobs are queued.
     Busy,
     /// The job panicked; the panic hook has logged it.

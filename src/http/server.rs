@@ -35,30 +35,18 @@ const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// that saves one of two wake-ups: a third of the cost of a connection.
 const DEFER_SECONDS: libc::c_int = 1;
 
-/// A port could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}")]
-pub struct BindError {
-    address: SocketAddr,
-    source: io::Error,
-}
-
 /// Opens `count` listeners on one address; with port 0 the system chooses one port for all.
-///
-/// # Errors
-/// The address is in use or not local.
-pub(crate) fn bind(address: SocketAddr, count: usize) -> Result<Vec<std::net::TcpListener>, BindError> {
-    let failed = |source| BindError { address, source };
+pub(crate) fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
     // SO_REUSEPORT would silently share the port with another process of this user; a first socket without it does
     // not. It never listens, because connections in its queue would be reset. Port 0 never collides.
     if address.port() != 0 && count > 1 {
-        socket(address, false).map_err(failed)?;
+        socket(address, false)?;
     }
-    let first = open(address, count > 1).map_err(failed)?;
-    let address = first.local_addr().map_err(failed)?;
+    let first = open(address, count > 1)?;
+    let address = first.local_addr()?;
     let mut listeners = vec![first];
     while listeners.len() < count {
-        listeners.push(open(address, true).map_err(failed)?);
+        listeners.push(open(address, true)?);
     }
     Ok(listeners)
 }

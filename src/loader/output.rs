@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::report;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::{Publisher, Store};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, set_count};
 use crate::snapshot_file::PersistedSnapshot;
 use crate::snapshot_file::writer::Pending;
 use crate::sync::{Fleet, LastSync, SyncStatus};
@@ -100,13 +100,13 @@ impl Output {
     }
 
     /// Replaces the list of servers that follow the same database; `None` if it is unknown.
-    pub fn publish_fleet(&self, fleet: Option<Fleet>) {
+    pub(super) fn publish_fleet(&self, fleet: Option<Fleet>) {
         self.sync.set_fleet(fleet);
     }
 
     /// Replaces the list of tables whose changes go unnoticed.
     pub fn publish_unwatched(&self, tables: Box<[String]>) {
-        self.metrics.unwatched_tables.set(i64::try_from(tables.len()).unwrap_or(i64::MAX));
+        set_count(&self.metrics.unwatched_tables, tables.len());
         self.sync.set_unwatched(tables);
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, error, info, warn};
 
 use crate::catalog::snapshot::Snapshot;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, set_count};
 use crate::postgres::session::SyncMode;
 
 /// A kind of read.
@@ -72,10 +72,9 @@ pub fn log_sync(
 
 /// Sets the gauges that describe the published snapshot.
 pub fn update_gauges(metrics: &Metrics, snapshot: &Snapshot) {
-    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-    metrics.models.set(count(snapshot.len()));
-    metrics.models_rejected.set(count(snapshot.rejected().size()));
-    metrics.snapshot_bytes.set(count(snapshot.bytes()));
+    set_count(&metrics.models, snapshot.len());
+    set_count(&metrics.models_rejected, snapshot.rejected().size());
+    set_count(&metrics.snapshot_bytes, snapshot.bytes());
 }
 
 /// Logs a mode in which changes arrive late. `every` is the interval at which they are read, and `refused` the reason

@@ -15,13 +15,14 @@ use std::sync::Arc;
 use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 pub use self::reads::ReadMetrics;
-pub use self::replay::ReplayMetrics;
+pub(crate) use self::replay::ReplayMetrics;
 use self::requests::RequestCollector;
-pub use self::requests::{RequestMetrics, Route, TimedOut, statuses, templates};
-pub use self::top_missing::ID_BYTES;
+pub(crate) use self::requests::{RequestMetrics, Route, TimedOut};
+pub use self::requests::{statuses, templates};
+pub(crate) use self::top_missing::ID_BYTES;
 use self::top_missing::Id;
 pub(crate) use self::top_missing::truncate;
-pub use self::upstream::UpstreamMetrics;
+pub(crate) use self::upstream::UpstreamMetrics;
 
 /// Upper bounds in seconds, from one changed row to a full load of millions.
 const REFRESH_SECONDS: [f64; 13] = [5e-4, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0];
@@ -31,43 +32,43 @@ pub struct Metrics {
     registry: Registry,
     requests: RequestCollector,
     /// `catalog_ready`
-    pub ready: IntGauge,
+    pub(crate) ready: IntGauge,
     /// `catalog_http_connections_limit`
-    pub connections_limit: IntGauge,
+    pub(crate) connections_limit: IntGauge,
     /// `catalog_models`
-    pub models: IntGauge,
+    pub(crate) models: IntGauge,
     /// `catalog_models_rejected`
-    pub models_rejected: IntGauge,
+    pub(crate) models_rejected: IntGauge,
     /// `catalog_snapshot_bytes`
-    pub snapshot_bytes: IntGauge,
+    pub(crate) snapshot_bytes: IntGauge,
     /// Reads of the database or of an upstream.
     pub reads: ReadMetrics,
     /// `catalog_propagation_seconds`
-    pub propagation_seconds: Histogram,
+    pub(crate) propagation_seconds: Histogram,
     /// `catalog_last_sync_timestamp_seconds`
-    pub last_sync: Gauge,
+    pub(crate) last_sync: Gauge,
     /// `catalog_follow_stalled`
-    pub follow_stalled: IntGauge,
+    pub(crate) follow_stalled: IntGauge,
     /// The replay of a hot standby.
-    pub replay: ReplayMetrics,
+    pub(crate) replay: ReplayMetrics,
     /// `catalog_thread_restarts_total{thread}`
-    pub thread_restarts: IntCounterVec,
+    pub(crate) thread_restarts: IntCounterVec,
     /// `catalog_listener_connected`
-    pub listener_connected: IntGauge,
+    pub(crate) listener_connected: IntGauge,
     /// `catalog_notifications_total`
-    pub notifications: IntCounter,
+    pub(crate) notifications: IntCounter,
     /// `catalog_audit_mismatches_total`
-    pub audit_mismatches: IntCounter,
+    pub(crate) audit_mismatches: IntCounter,
     /// `catalog_unknown_ids_total`
-    pub unknown_ids: IntCounter,
+    pub(crate) unknown_ids: IntCounter,
     /// `catalog_unwatched_tables`
-    pub unwatched_tables: IntGauge,
+    pub(crate) unwatched_tables: IntGauge,
     /// `catalog_snapshot_file_operations_total{operation,outcome}`
-    pub snapshot_file: IntCounterVec,
+    pub(crate) snapshot_file: IntCounterVec,
     /// `catalog_log_lines_dropped_total`
-    pub log_lines_dropped: IntCounter,
+    pub(crate) log_lines_dropped: IntCounter,
     /// Metrics of following an upstream and of being one.
-    pub upstream: UpstreamMetrics,
+    pub(crate) upstream: UpstreamMetrics,
 }
 
 impl Metrics {
@@ -181,6 +182,11 @@ impl Metrics {
     pub fn render(&self) -> prometheus::Result<String> {
         prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())
     }
+}
+
+/// Sets a gauge to a number of things.
+pub(crate) fn set_count(gauge: &IntGauge, count: usize) {
+    gauge.set(count.try_into().unwrap_or(i64::MAX));
 }
 
 fn propagation_seconds() -> prometheus::Result<Histogram> {

@@ -11,9 +11,9 @@ pub struct ReadMetrics {
     /// `catalog_refreshes_total{kind,outcome}`
     pub total: IntCounterVec,
     /// `catalog_refresh_duration_seconds{kind}`
-    pub seconds: HistogramVec,
+    pub(crate) seconds: HistogramVec,
     /// `catalog_slow_reads_total{kind}`
-    pub slow: IntCounterVec,
+    pub(crate) slow: IntCounterVec,
 }
 
 impl ReadMetrics {

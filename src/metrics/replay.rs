@@ -3,11 +3,11 @@
 use prometheus::{Gauge, IntGauge, Registry};
 
 /// The state of replay on the hot standby that is followed.
-pub struct ReplayMetrics {
+pub(crate) struct ReplayMetrics {
     /// `catalog_replay_lag_seconds`
-    pub lag: Gauge,
+    pub(crate) lag: Gauge,
     /// `catalog_replay_stalled`
-    pub stalled: IntGauge,
+    pub(crate) stalled: IntGauge,
 }
 
 impl ReplayMetrics {

@@ -13,7 +13,7 @@ use super::top_missing::{Id, TopMissingIds};
 
 /// The label `route` of a request: a template, never a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
+pub(crate) enum Route {
     /// `GET /api/models/{id}`
     Single,
     /// `POST /api/models/batch`
@@ -53,7 +53,6 @@ const ROUTES: [(Route, &str); 11] = [
 ];
 
 /// The templates of all routes; the last one is for any other path.
-#[must_use]
 pub fn templates() -> [&'static str; ROUTES.len()] {
     ROUTES.map(|(_, template)| template)
 }
@@ -75,7 +74,6 @@ const STATUSES: [(u16, &str); 11] = [
 ];
 
 /// The statuses of this program's responses.
-#[must_use]
 pub fn statuses() -> Vec<&'static str> {
     STATUSES.iter().filter(|(code, _)| *code != 0).map(|(_, label)| *label).collect()
 }
@@ -86,7 +84,7 @@ const INITIAL_STATUSES: [u16; 3] = [200, 500, 503];
 
 /// What a connection that was closed by `CATALOG_REQUEST_TIMEOUT` was about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TimedOut {
+pub(crate) enum TimedOut {
     /// The request was not complete, or its response not ready.
     Request,
     /// The response was not sent.
@@ -132,7 +130,7 @@ const NANOS: f64 = 1e9;
 
 /// The request metrics of one worker thread.
 #[derive(Debug)]
-pub struct RequestMetrics {
+pub(crate) struct RequestMetrics {
     requests: [[AtomicU64; STATUSES.len()]; ROUTES.len()],
     seconds: [Buckets<{ REQUEST_SECONDS.len() }>; ROUTES.len()],
     batch_ids: Buckets<{ BATCH_IDS.len() }>,

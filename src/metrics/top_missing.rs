@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Ids counted at the same time.
 const COUNTERS: usize = 512;
 /// Clients choose the ids, so only this many bytes of each are kept.
-pub const ID_BYTES: usize = 200;
+pub(crate) const ID_BYTES: usize = 200;
 
 /// The longest prefix of `text` that fits into `bytes`, and whether it is shorter than `text`.
 pub(crate) fn truncate(text: &str, bytes: usize) -> (&str, bool) {
@@ -24,11 +24,11 @@ pub(crate) fn truncate(text: &str, bytes: usize) -> (&str, bool) {
 
 /// An unknown id, possibly truncated.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Id {
+pub(crate) struct Id {
     /// At most [`ID_BYTES`].
-    pub text: Box<str>,
+    pub(crate) text: Box<str>,
     /// Whether it was longer.
-    pub truncated: bool,
+    pub(crate) truncated: bool,
 }
 
 #[derive(Debug)]
@@ -43,7 +43,7 @@ struct Counter {
 
 /// The unknown ids that one worker thread was asked for.
 #[derive(Debug, Default)]
-pub struct TopMissingIds {
+pub(crate) struct TopMissingIds {
     counters: Vec<Counter>,
     /// Indexes into `counters`, by id.
     indexes: HashTable<usize>,

@@ -6,15 +6,15 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 const OUTCOMES: [&str; 4] = ["changed", "unchanged", "refused", "error"];
 
 /// Metrics of following an upstream and of being one.
-pub struct UpstreamMetrics {
+pub(crate) struct UpstreamMetrics {
     /// `catalog_snapshot_waiters`
-    pub waiters: IntGauge,
+    pub(crate) waiters: IntGauge,
     /// `catalog_upstream_connected`
-    pub connected: IntGauge,
+    pub(crate) connected: IntGauge,
     /// `catalog_upstream_requests_total{outcome}`
-    pub requests: IntCounterVec,
+    pub(crate) requests: IntCounterVec,
     /// `catalog_upstream_received_bytes_total`
-    pub received_bytes: IntCounter,
+    pub(crate) received_bytes: IntCounter,
 }
 
 impl UpstreamMetrics {

@@ -8,25 +8,10 @@ use std::borrow::Cow;
 use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, Error};
 
-use super::rows::MODEL_COLUMNS;
-use crate::catalog::model::RowError;
+use crate::catalog::model::{COLUMNS, RowError};
 
 /// What `model_catalog.readable()` puts before the bytes of a text that cannot be converted.
 const MARK: &str = "\u{1}not UTF-8: ";
-/// The columns of a model, in the order of the statements.
-const COLUMNS: [&str; MODEL_COLUMNS as usize] = [
-    "id",
-    "name",
-    "download_url",
-    "file_size_gb",
-    "hash",
-    "auth_required",
-    "auth_provider",
-    "save_path",
-    "dependencies",
-    "description",
-    "mirrors",
-];
 /// Whether the database converts texts and has the function for those that it cannot convert.
 const CONVERTS: &str = "SELECT pg_catalog.getdatabaseencoding() <> 'UTF8' \
                         AND pg_catalog.to_regprocedure('model_catalog.readable(text)') IS NOT NULL";

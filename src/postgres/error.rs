@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::error::SqlState;
 
 use super::config::DatabaseConfig;
+use crate::error_chain::{chain, postgres_message};
 
 /// The oldest major version of Postgres with which this program is tested. Older ones lack what the migrations use.
 pub const OLDEST_MAJOR: u32 = 14;
@@ -183,30 +184,15 @@ fn lsn(position: u64) -> String {
     format!("{:X}/{:X}", position >> 32, position & 0xffff_ffff)
 }
 
-/// The error with its causes: the text of tokio-postgres alone is often no more than "db error".
+/// The error with its causes, see [`chain`].
 pub fn describe(error: &tokio_postgres::Error) -> String {
-    describe_with(error, None)
+    chain(error)
 }
 
 /// Like [`describe`], with the detail. It may quote values of rows, and thereby secrets: only for statements that read
 /// and write no models.
 pub fn describe_with_detail(error: &tokio_postgres::Error) -> String {
-    describe_with(error, error.as_db_error().and_then(DbError::detail))
-}
-
-fn describe_with(error: &tokio_postgres::Error, detail: Option<&str>) -> String {
-    if let Some(db) = error.as_db_error() {
-        let detail = detail.map(|detail| format!(": {detail}")).unwrap_or_default();
-        let hint = db.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
-        return format!("{}{detail}{hint} [{}]", db.message(), db.code().code());
-    }
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+    error.as_db_error().map_or_else(|| chain(error), |reported| postgres_message(reported, reported.detail()))
 }
 
 /// Waits for the database, for no longer than `limit`.

@@ -47,12 +47,12 @@ pub enum MigrateError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// A statement failed.
-    #[error("cannot {doing}: {}", describe_with_detail(.source))]
+    #[error("cannot {doing}")]
     Statement {
         /// What the statement was for.
         doing: &'static str,
         /// Why it failed.
-        source: tokio_postgres::Error,
+        source: Detailed,
     },
     /// Creating public.models would surprise the owner of other tables in that schema.
     #[error(
@@ -74,18 +74,31 @@ pub enum MigrateError {
         waited: Duration,
     },
     /// A numbered migration failed, or differs from the one that was applied before.
-    #[error("cannot apply the migrations: {}", describe_migration(.0))]
-    Migrations(#[from] refinery::Error),
+    #[error("cannot apply the migrations")]
+    Migrations(#[from] Detailed),
 }
 
-/// The error with what Postgres said, which the text of refinery lacks.
-fn describe_migration(error: &refinery::Error) -> String {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref());
-    match (error.kind(), cause) {
-        (refinery::error::Kind::Connection(doing, _), Some(cause)) => {
-            format!("{doing}: {}", describe_with_detail(cause))
-        }
-        _ => error.to_string(),
+/// An error with its causes and with the detail, of statements that read and write no models.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Detailed(String);
+
+impl From<tokio_postgres::Error> for Detailed {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self(describe_with_detail(&error))
+    }
+}
+
+/// With what Postgres said, which the text of refinery lacks.
+impl From<refinery::Error> for Detailed {
+    fn from(error: refinery::Error) -> Self {
+        let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref());
+        Self(match (error.kind(), cause) {
+            (refinery::error::Kind::Connection(doing, _), Some(cause)) => {
+                format!("{doing}: {}", describe_with_detail(cause))
+            }
+            _ => error.to_string(),
+        })
     }
 }
 
@@ -119,7 +132,7 @@ pub async fn migrate(
     rules: &Rules,
     models: ModelsTable,
 ) -> Result<(), MigrateError> {
-    let failed = |doing| move |source| MigrateError::Statement { doing, source };
+    let failed = |doing| move |error: tokio_postgres::Error| MigrateError::Statement { doing, source: error.into() };
     apply_numbered(client, models).await?;
     let transaction = begin(client).await?.0;
     if models != ModelsTable::Omit {
@@ -143,7 +156,7 @@ pub async fn migrate(
 
 /// Applies the pending migrations, all or none.
 async fn apply_numbered(client: &mut Client, models: ModelsTable) -> Result<(), MigrateError> {
-    let failed = |doing| move |source| MigrateError::Statement { doing, source };
+    let failed = |doing| move |error: tokio_postgres::Error| MigrateError::Statement { doing, source: error.into() };
     let mut transaction = begin(client).await?;
     if models == ModelsTable::UnlessOthers {
         let others = transaction.0.query_typed_one(OTHER_TABLES, &[]).await;
@@ -156,7 +169,7 @@ async fn apply_numbered(client: &mut Client, models: ModelsTable) -> Result<(), 
     transaction.0.batch_execute(&schema).await.map_err(failed("create the schema model_catalog"))?;
     let mut runner = embedded::migrations::runner();
     runner.set_migration_table_name("model_catalog.migrations");
-    let report = runner.run_async(&mut transaction).await?;
+    let report = runner.run_async(&mut transaction).await.map_err(Detailed::from)?;
     transaction.0.commit().await.map_err(failed("commit the migrations"))?;
     for applied in report.applied_migrations() {
         tracing::info!(migration = %applied, "applied");
@@ -166,7 +179,10 @@ async fn apply_numbered(client: &mut Client, models: ModelsTable) -> Result<(), 
 
 /// Begins a transaction that holds the lock. Its statements are unnamed, which works through every pooler.
 async fn begin(client: &mut Client) -> Result<OneTransaction<'_>, MigrateError> {
-    let failed = |source| MigrateError::Statement { doing: "take the migration lock", source };
+    let failed = |error: tokio_postgres::Error| MigrateError::Statement {
+        doing: "take the migration lock",
+        source: error.into(),
+    };
     // Statements after the lock must see what the previous holder committed.
     let begin = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false).start();
     let silent =

@@ -64,7 +64,7 @@ pub struct PersistedSnapshot<S> {
 
 impl<S> PersistedSnapshot<S> {
     /// Moves the catalog to a later position at which it has the same content.
-    pub fn move_to(&mut self, as_of: Position) {
+    pub(crate) fn move_to(&mut self, as_of: Position) {
         // Both are of one history. A loader that finds another one resumes from where it has read everything.
         if self.position.history != as_of.history {
             self.position = as_of.clone();
@@ -165,10 +165,7 @@ fn require_regular(path: &Path) -> Result<(), SnapshotFileError> {
 }
 
 /// Writes the lines to `out`, which should be buffered, and flushes it.
-///
-/// # Errors
-/// What `out` reports.
-pub fn write_to(out: impl Write, persisted: &PersistedSnapshot<impl AsRef<Snapshot>>) -> io::Result<()> {
+pub(crate) fn write_to(out: impl Write, persisted: &PersistedSnapshot<impl AsRef<Snapshot>>) -> io::Result<()> {
     let snapshot = persisted.snapshot.as_ref();
     let mut out = ChecksumWriter { inner: out, checksum: Xxh3::new() };
     let header = Header {
@@ -222,10 +219,10 @@ pub fn read(path: &Path) -> Result<PersistedSnapshot<Snapshot>, SnapshotFileErro
 }
 
 /// Reads lines that [`write_to`] wrote. Entries that are the same in `previous` are shared with it.
-///
-/// # Errors
-/// See [`SnapshotFileError`].
-pub fn read_from(reader: impl BufRead, previous: &Snapshot) -> Result<PersistedSnapshot<Snapshot>, SnapshotFileError> {
+pub(crate) fn read_from(
+    reader: impl BufRead,
+    previous: &Snapshot,
+) -> Result<PersistedSnapshot<Snapshot>, SnapshotFileError> {
     use SnapshotFileError::Damaged;
 
     let mut lines = ChecksumReader { reader, checksum: Xxh3::new(), line: Vec::new() };
@@ -292,10 +289,7 @@ fn read_entry(
 }
 
 /// Opens a file to be read.
-///
-/// # Errors
-/// See [`SnapshotFileError`].
-pub fn open(path: &Path) -> Result<BufReader<File>, SnapshotFileError> {
+pub(crate) fn open(path: &Path) -> Result<BufReader<File>, SnapshotFileError> {
     let missing = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => SnapshotFileError::Missing,
         _ => error.into(),
@@ -331,10 +325,7 @@ impl<R: BufRead> ChecksumReader<R> {
 }
 
 /// Renames an unusable file so that it can be examined; returns its new path.
-///
-/// # Errors
-/// What the system reports.
-pub fn quarantine(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn quarantine(path: &Path) -> io::Result<PathBuf> {
     let quarantined = with_suffix(path, "damaged");
     std::fs::rename(path, &quarantined).map(|()| quarantined)
 }

@@ -29,7 +29,7 @@ const RETRY: Duration = Duration::from_secs(30);
 
 /// Writes `pending` to `path` after each change, until its sender is dropped; the last state is written before this
 /// returns.
-pub async fn run(path: &Path, mut pending: watch::Receiver<Pending>, metrics: &Metrics) {
+pub(crate) async fn run(path: &Path, mut pending: watch::Receiver<Pending>, metrics: &Metrics) {
     let (mut failed, mut lock) = (false, None);
     loop {
         let open = tokio::select! {
@@ -92,7 +92,7 @@ fn save(
 /// Reads the snapshot file at startup. Rows that were accepted under other rules are checked again, and those that
 /// break one of `rules` are not served. A file that cannot be used is logged and counted, and quarantined if it is
 /// damaged; it never prevents the start.
-pub fn restore(path: &Path, rules: &Rules, metrics: &Metrics) -> Option<PersistedSnapshot<Snapshot>> {
+pub(crate) fn restore(path: &Path, rules: &Rules, metrics: &Metrics) -> Option<PersistedSnapshot<Snapshot>> {
     let started = Instant::now();
     let result = super::read(path).map(|persisted| check_again(persisted, rules));
     let outcome = match &result {

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::stdout::{self, StdoutError};
 use super::{CommandResult, require_all, runtime};
 use crate::atomic_file::AtomicFile;
-use crate::catalog::entry::ArrayWriter;
+use crate::catalog::entry::{ArrayWriter, is_preferred};
 use crate::catalog::model::{RowError, Rules};
 use crate::cli::DatabaseArgs;
 use crate::postgres::config::DatabaseConfig;
@@ -26,18 +26,18 @@ const MAX_LOGGED: usize = 20;
 
 /// Why the export failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ExportError {
+pub(crate) enum ExportError {
     /// The database could not be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The view could not be read.
-    #[error("cannot read model_catalog.entries: {0}")]
+    #[error("cannot read model_catalog.entries")]
     Read(#[from] ReadError),
     /// Standard output could not be written.
-    #[error("{0}")]
+    #[error("cannot export")]
     Stdout(#[from] StdoutError),
     /// The output could not be written.
-    #[error("cannot write {}: {source}", .path.display())]
+    #[error("cannot write {}", .path.display())]
     Write {
         /// The path on the command line.
         path: PathBuf,
@@ -45,7 +45,7 @@ pub enum ExportError {
         source: io::Error,
     },
     /// The snapshot could not be written.
-    #[error("cannot write {}: {source}", .path.display())]
+    #[error("cannot write {}", .path.display())]
     Snapshot {
         /// The path on the command line.
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum ExportError {
 ///
 /// # Errors
 /// An invalid connection string, an [`ExportError`], or [`PartialSuccess`](super::PartialSuccess).
-pub fn run(path: &Path, rules: &Rules, database: &DatabaseArgs) -> CommandResult {
+pub(crate) fn run(path: &Path, rules: &Rules, database: &DatabaseArgs) -> CommandResult {
     let database = database.config()?;
     require_all(runtime()?.block_on(export(path, rules, &database))?, "rows")
 }
@@ -89,8 +89,7 @@ struct Export<'a, W> {
     out: ArrayWriter<W>,
     path: &'a Path,
     rules: &'a Rules,
-    /// The id of the last accepted row and its JSON. It is not written yet, because of several rows with one id
-    /// servers serve the one with the smallest JSON.
+    /// The id of the last accepted row and its JSON. It is not written yet: the next row may have the same id.
     pending: Option<(String, Vec<u8>)>,
     rejected: usize,
 }
@@ -124,9 +123,9 @@ impl<'a, W: Write> Export<'a, W> {
 
     fn accept(&mut self, id: &str, json: Vec<u8>) -> Result<(), ExportError> {
         match &mut self.pending {
-            Some((last, smallest)) if last == id => {
-                if json < *smallest {
-                    *smallest = json;
+            Some((last, served)) if last == id => {
+                if is_preferred(&json, served) {
+                    *served = json;
                 }
                 self.reject(id, &RowError::Duplicate);
             }

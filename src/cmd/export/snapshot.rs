@@ -25,7 +25,7 @@ use crate::snapshot_file::{self, PersistedSnapshot};
 ///
 /// # Errors
 /// An invalid connection string, an [`ExportError`], or [`PartialSuccess`](crate::cmd::PartialSuccess).
-pub fn run(path: &Path, rules: &Rules, database: &DatabaseArgs) -> CommandResult {
+pub(crate) fn run(path: &Path, rules: &Rules, database: &DatabaseArgs) -> CommandResult {
     let state = runtime()?.block_on(read(rules, &database.config()?))?;
     if path == Path::new("-") {
         snapshot_file::write_to(stdout::buffered(), &state).map_err(StdoutError::from)?;

@@ -28,7 +28,7 @@ const REPOSITORY: &str = "<huggingface>";
 
 /// An entry; its fields `base` and `reference` are not used.
 #[derive(Deserialize)]
-pub struct ListEntry {
+pub(crate) struct ListEntry {
     name: String,
     #[serde(rename = "type", default)]
     kind: String,
@@ -45,7 +45,7 @@ pub struct ListEntry {
 ///
 /// # Errors
 /// Why the entry can't be converted, for people.
-pub fn row(entry: ListEntry) -> Result<ImportRow, String> {
+pub(crate) fn row(entry: ListEntry) -> Result<ImportRow, String> {
     let filename = entry.filename.trim();
     if filename == REPOSITORY {
         return Err("it is a repository of many files; only single files can be served".into());
@@ -83,8 +83,7 @@ fn folder(save_path: &str, kind: &str) -> Result<String, String> {
 
 /// The path with `~` instead of `/`, an id that rarely needs escaping in a URL. It depends only on the path, so it is
 /// stable across imports, and two paths never have the same id.
-#[must_use]
-pub fn id(save_path: &str) -> String {
+pub(crate) fn id(save_path: &str) -> String {
     save_path.replace('%', "%25").replace('~', "%7E").replace('/', "~")
 }
 

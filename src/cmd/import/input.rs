@@ -1,18 +1,18 @@
 //! The input file: its format, its entries with their paths, and the row that each entry is converted to.
 
-use std::ops::Range;
+use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use simd_json::Node;
+use serde_json::value::RawValue;
 
+use super::json::{decode, elements, members};
 use super::row::ImportRow;
-use super::tape::{decode, elements, members};
 use super::{comfyui, workflow};
 
 /// The format of the entries, detected by their fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InputFormat {
+pub(super) enum InputFormat {
     /// Models in the format of the API.
     Api,
     /// ComfyUI-Manager's `model-list.json`.
@@ -23,10 +23,10 @@ pub enum InputFormat {
 
 /// Why a file can't be imported at all.
 #[derive(Debug, thiserror::Error)]
-pub enum InputError {
+pub(crate) enum InputError {
     /// It is not JSON.
-    #[error("it is not valid JSON: {0}")]
-    Syntax(String),
+    #[error("it is not valid JSON")]
+    Syntax(#[source] serde_json::Error),
     /// It is neither an array nor an object, or `models` is not an array.
     #[error("it must be an array of models, an object with `models`, or one model")]
     NoModels,
@@ -46,27 +46,12 @@ pub enum InputError {
     NoEmbeddedModels,
 }
 
-/// The entries of a file.
+/// The entries of a file, not decoded yet.
 #[derive(Debug)]
-pub struct Entries<'a> {
-    /// Their format.
-    pub format: InputFormat,
-    /// The file as simd-json's tape.
-    nodes: Vec<Node<'a>>,
-    /// The nodes of each entry.
-    entries: Vec<Range<usize>>,
-    paths: Paths,
-}
-
-/// jq paths of the entries.
-#[derive(Debug)]
-enum Paths {
-    /// The file is a single model.
-    Root,
-    /// They are the elements of this array.
-    Array(&'static str),
-    /// Each has one of its own.
-    Each(Vec<String>),
+pub(super) struct Entries<'a> {
+    pub(super) format: InputFormat,
+    /// Each with its jq path.
+    entries: Vec<(String, &'a RawValue)>,
 }
 
 /// The fields by which the formats are distinguished.
@@ -90,11 +75,12 @@ impl Shape {
     }
 }
 
-/// The text with `null` instead of `NaN`, `Infinity` and `-Infinity`, which Python writes and JSON does not have;
-/// `None` if there are none outside of strings.
-fn without_nan(text: &str) -> Option<String> {
+/// The text without a byte order mark, and with `null` instead of `NaN`, `Infinity` and `-Infinity`, which Python
+/// writes and JSON does not have.
+pub(super) fn standard_json(text: &str) -> Cow<'_, str> {
+    let text = text.trim_start_matches('\u{feff}');
     if !text.contains("NaN") && !text.contains("Infinity") {
-        return None;
+        return text.into();
     }
     let (mut result, mut rest) = (String::with_capacity(text.len()), text);
     while let Some(quote) = rest.find('"') {
@@ -111,7 +97,7 @@ fn without_nan(text: &str) -> Option<String> {
         rest = &string[end..];
     }
     result.push_str(&finite(rest));
-    Some(result)
+    result.into()
 }
 
 fn finite(text: &str) -> String {
@@ -119,129 +105,65 @@ fn finite(text: &str) -> String {
 }
 
 impl<'a> Entries<'a> {
-    /// Splits a text into its entries, without decoding them. simd-json unescapes strings in `buffer`, a copy of the
-    /// text.
-    ///
-    /// # Errors
-    /// See [`InputError`].
-    pub fn parse(text: &str, buffer: &'a mut Vec<u8>) -> Result<Self, InputError> {
-        let text = text.trim_start_matches('\u{feff}');
-        let finite = without_nan(text);
-        let text = finite.as_deref().unwrap_or(text);
-        buffer.clear();
-        buffer.extend_from_slice(text.as_bytes());
-        let nodes = match simd_json::to_tape(buffer) {
-            Ok(tape) => tape.0,
-            // serde_json says line and column, which simd-json does not know.
-            Err(error) => {
-                let message = serde_json::from_str::<IgnoredAny>(text)
-                    .map_or_else(|error| error.to_string(), |_| error.to_string());
-                return Err(InputError::Syntax(message));
-            }
-        };
+    /// Splits a text into its entries, without decoding them.
+    pub(super) fn parse(text: &'a str) -> Result<Self, InputError> {
+        let document: &RawValue = serde_json::from_str(text).map_err(InputError::Syntax)?;
         // First: a workflow may have an array `models` at its top, too.
-        if workflow::is_workflow(&nodes) {
-            let (entries, paths): (Vec<_>, _) = workflow::model_files(&nodes).into_iter().unzip();
+        if workflow::is_workflow(document) {
+            let entries = workflow::model_files(document);
             if entries.is_empty() {
                 return Err(InputError::NoEmbeddedModels);
             }
-            return Ok(Self { format: InputFormat::Workflow, nodes, entries, paths: Paths::Each(paths) });
+            return Ok(Self { format: InputFormat::Workflow, entries });
         }
-        let (entries, paths) = match nodes.first() {
-            Some(Node::Array { .. }) => (elements(&nodes, 0), Paths::Array(".")),
-            Some(Node::Object { .. }) => match members(&nodes, 0).find(|(key, _)| *key == "models") {
-                Some((_, models)) if matches!(nodes[models], Node::Array { .. }) => {
-                    (elements(&nodes, models), Paths::Array(".models"))
-                }
-                Some(_) => return Err(InputError::NoModels),
-                None => (std::iter::once(0..nodes.len()).collect(), Paths::Root),
-            },
-            _ => return Err(InputError::NoModels),
+        let numbered = |path: &str, elements: Vec<&'a RawValue>| {
+            elements.into_iter().enumerate().map(|(number, entry)| (format!("{path}[{number}]"), entry)).collect()
         };
-        let format = |entry: &Range<usize>| decode::<Shape>(&nodes[entry.clone()]).ok()?.format();
-        let format = entries.iter().find_map(format);
+        let entries: Vec<_> = if let Some(entries) = elements(document) {
+            numbered(".", entries)
+        } else {
+            match members(document).ok_or(InputError::NoModels)?.iter().find(|(key, _)| key == "models") {
+                Some((_, models)) => numbered(".models", elements(models).ok_or(InputError::NoModels)?),
+                None => vec![(".".into(), document)],
+            }
+        };
+        let format = entries.iter().find_map(|(_, entry)| decode::<Shape>(entry).ok()?.format());
         // An empty list is valid in either format.
         let format = format.or_else(|| entries.is_empty().then_some(InputFormat::Api)).ok_or(InputError::Unknown)?;
-        Ok(Self { format, nodes, entries, paths })
+        Ok(Self { format, entries })
     }
 
-    /// Number of entries.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// The jq path of an entry.
-    #[must_use]
-    pub fn path(&self, number: usize) -> String {
-        match &self.paths {
-            Paths::Root => ".".into(),
-            Paths::Array(array) => format!("{array}[{number}]"),
-            Paths::Each(paths) => paths[number].clone(),
-        }
+    pub(super) fn path(&self, number: usize) -> &str {
+        &self.entries[number].0
     }
 
     /// Converts an entry to a row.
     ///
     /// # Errors
     /// Why the entry can't be converted, for people.
-    pub fn row(&self, number: usize) -> Result<ImportRow, String> {
-        let nodes = &self.nodes[self.entries[number].clone()];
+    pub(super) fn row(&self, number: usize) -> Result<ImportRow, String> {
+        let (_, entry) = self.entries[number];
         match self.format {
-            InputFormat::Api => decode::<ApiModel>(nodes)?.row(),
-            InputFormat::ComfyUi => comfyui::row(decode(nodes)?),
-            InputFormat::Workflow => workflow::row(decode(nodes)?),
+            InputFormat::Api => decode(entry),
+            InputFormat::ComfyUi => comfyui::row(decode(entry)?),
+            InputFormat::Workflow => workflow::row(decode(entry)?),
         }
     }
 
     /// The id or the name of an entry, if it has one.
-    #[must_use]
-    pub fn label(&self, number: usize) -> Option<String> {
+    pub(super) fn label(&self, number: usize) -> Option<String> {
         #[derive(Deserialize)]
         struct Label {
             id: Option<String>,
             name: Option<String>,
         }
-        let label: Label = decode(&self.nodes[self.entries[number].clone()]).ok()?;
+        let label: Label = decode(self.entries[number].1).ok()?;
         label.id.or(label.name)
-    }
-}
-
-/// A model in the format of the API. A missing key means null. An unknown key is an error, because it may be a misspelt
-/// one whose value would be lost.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ApiModel {
-    id: Option<String>,
-    name: Option<String>,
-    download_url: Option<String>,
-    file_size_gb: Option<serde_json::Value>,
-    hash: Option<String>,
-    auth_required: Option<bool>,
-    auth_provider: Option<String>,
-    save_path: Option<String>,
-    dependencies: Option<Vec<String>>,
-    description: Option<String>,
-    mirrors: Option<Vec<String>>,
-}
-
-impl ApiModel {
-    fn row(self) -> Result<ImportRow, String> {
-        let model = self;
-        let json = |list| serde_json::to_string(&list).map_err(|error| error.to_string());
-        Ok(ImportRow {
-            id: model.id,
-            name: model.name,
-            download_url: model.download_url,
-            file_size_gb: model.file_size_gb.map(|number| number.to_string()),
-            hash: model.hash,
-            auth_required: model.auth_required.unwrap_or_default(),
-            auth_provider: model.auth_provider,
-            save_path: model.save_path,
-            dependencies: model.dependencies.map(json).transpose()?,
-            description: model.description,
-            mirrors: model.mirrors.filter(|urls| !urls.is_empty()).map(json).transpose()?,
-        })
     }
 }
 
@@ -252,12 +174,12 @@ mod tests {
     #[test]
     fn numbers_of_python_that_json_does_not_have_become_null() {
         for (text, expected) in [
-            (r#"{"a": NaN, "b": [-Infinity, Infinity]}"#, Some(r#"{"a": null, "b": [null, null]}"#)),
-            (r#"{"NaN": "x\"NaN\\", "b": NaN}"#, Some(r#"{"NaN": "x\"NaN\\", "b": null}"#)),
-            (r#""NaN"#, Some(r#""NaN"#)),
-            ("[1]", None),
+            (r#"{"a": NaN, "b": [-Infinity, Infinity]}"#, r#"{"a": null, "b": [null, null]}"#),
+            (r#"{"NaN": "x\"NaN\\", "b": NaN}"#, r#"{"NaN": "x\"NaN\\", "b": null}"#),
+            (r#""NaN"#, r#""NaN"#),
+            ("\u{feff}[1]", "[1]"),
         ] {
-            assert_eq!(without_nan(text).as_deref(), expected, "{text}");
+            assert_eq!(standard_json(text), expected, "{text}");
         }
     }
 
@@ -268,16 +190,15 @@ mod tests {
         for (text, format, path) in [
             (api.to_owned(), InputFormat::Api, "."),
             (format!(" [{api},{api}]"), InputFormat::Api, ".[1]"),
-            (format!("\u{feff}{{\"models\":[1,{api}],\"not_found\":[]}}"), InputFormat::Api, ".models[1]"),
+            (format!("{{\"models\":[1,{api}],\"not_found\":[]}}"), InputFormat::Api, ".models[1]"),
             (format!("{{\"models\":[{{}},{list}]}}"), InputFormat::ComfyUi, ".models[1]"),
             (format!("[{list},{list}]"), InputFormat::ComfyUi, ".[1]"),
         ] {
-            let mut buffer = Vec::new();
-            let entries = Entries::parse(&text, &mut buffer).unwrap_or_else(|error| panic!("{error}: {text}"));
-            assert_eq!((entries.format, entries.path(entries.len() - 1).as_str()), (format, path), "{text}");
+            let entries = Entries::parse(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+            assert_eq!((entries.format, entries.path(entries.len() - 1)), (format, path), "{text}");
             assert!(entries.row(entries.len() - 1).is_ok(), "{text}");
         }
-        assert_eq!(Entries::parse("[]", &mut Vec::new()).map(|entries| entries.len()).ok(), Some(0));
+        assert_eq!(Entries::parse("[]").map(|entries| entries.len()).ok(), Some(0));
         for (text, error) in [
             ("", "it is not valid JSON"),
             ("{\"models\":[", "it is not valid JSON"),
@@ -286,7 +207,7 @@ mod tests {
             ("[1]", "its entries are neither"),
             ("{\"error\":\"Model not found\"}", "its entries are neither"),
         ] {
-            let found = Entries::parse(text, &mut Vec::new()).expect_err(text).to_string();
+            let found = Entries::parse(text).expect_err(text).to_string();
             assert!(found.starts_with(error), "{text}: {found}");
         }
     }
@@ -300,8 +221,7 @@ mod tests {
             (r#"{"id":"a","id":"b"}"#, "duplicate field `id`"),
         ] {
             let text = format!("[{{\"id\":\"x\"}},{json}]");
-            let mut buffer = Vec::new();
-            let error = Entries::parse(&text, &mut buffer).expect("entries").row(1).expect_err(json);
+            let error = Entries::parse(&text).expect("entries").row(1).expect_err(json);
             assert!(error.starts_with(reason) && !error.contains(" at line "), "{json}: {error}");
         }
     }

@@ -5,9 +5,9 @@
 
 mod comfyui;
 mod input;
+mod json;
 mod row;
 mod table;
-mod tape;
 mod workflow;
 
 use std::collections::HashMap;
@@ -17,13 +17,14 @@ use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
-use self::input::{Entries, InputError, InputFormat};
+use self::input::{Entries, InputError, InputFormat, standard_json};
 use self::row::ImportRow;
 use self::table::{Difference, MergeOptions, TableError};
 use super::progress::Progress;
 use super::stdout::{self, StdoutError};
 use super::terminal::escape_truncated;
 use super::{CommandResult, require_all, runtime};
+use crate::catalog::entry::is_preferred;
 use crate::catalog::model::Rules;
 use crate::cli::DatabaseArgs;
 use crate::postgres::config::DatabaseConfig;
@@ -36,22 +37,22 @@ const MAX_SHOWN: usize = 300;
 
 /// What to import, and how.
 #[derive(Debug)]
-pub struct Import {
+pub(crate) struct Import {
     /// The file; `-` is standard input.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// Only show what would be written.
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
     /// Write nothing if an entry is rejected.
-    pub strict: bool,
+    pub(crate) strict: bool,
     /// The rules of the servers.
-    pub rules: Rules,
+    pub(crate) rules: Rules,
 }
 
 /// Why nothing was written.
 #[derive(Debug, thiserror::Error)]
-pub enum ImportError {
+pub(crate) enum ImportError {
     /// The file can't be read.
-    #[error("cannot read {}: {source}", .path.display())]
+    #[error("cannot read {}", .path.display())]
     Read {
         /// The path on the command line.
         path: PathBuf,
@@ -59,7 +60,7 @@ pub enum ImportError {
         source: std::io::Error,
     },
     /// The file has no known format.
-    #[error("cannot import {}: {source}", .path.display())]
+    #[error("cannot import {}", .path.display())]
     Input {
         /// The path on the command line.
         path: PathBuf,
@@ -76,7 +77,7 @@ pub enum ImportError {
     #[error("rejected entries: {0}; nothing was written (--strict)")]
     Strict(usize),
     /// The result of a dry run could not be printed.
-    #[error("{0}")]
+    #[error("cannot print the result of the dry run")]
     Stdout(#[from] StdoutError),
 }
 
@@ -101,7 +102,7 @@ struct Validated {
 ///
 /// # Errors
 /// An invalid connection string, an [`ImportError`], or [`PartialSuccess`](super::PartialSuccess).
-pub fn run(import: Import, database: &DatabaseArgs, stderr: &Stderr) -> CommandResult {
+pub(crate) fn run(import: Import, database: &DatabaseArgs, stderr: &Stderr) -> CommandResult {
     let database = database.config()?;
     let progress = Progress::new(stderr);
     require_all(runtime()?.block_on(import_file(&import, &database, progress))?, "entries")
@@ -111,8 +112,8 @@ pub fn run(import: Import, database: &DatabaseArgs, stderr: &Stderr) -> CommandR
 async fn import_file(import: &Import, database: &DatabaseConfig, progress: Progress) -> Result<usize, ImportError> {
     let path = || import.file.clone();
     let text = read(&import.file).map_err(|source| ImportError::Read { path: path(), source })?;
-    let mut buffer = Vec::new();
-    let entries = Entries::parse(&text, &mut buffer).map_err(|source| ImportError::Input { path: path(), source })?;
+    let text = standard_json(&text);
+    let entries = Entries::parse(&text).map_err(|source| ImportError::Input { path: path(), source })?;
     let Validated { rows, rejected, repeated } = validate(&entries, &import.rules, &progress);
     if import.strict && !import.dry_run && !rejected.is_empty() {
         drop(progress);
@@ -153,9 +154,8 @@ fn read(path: &Path) -> std::io::Result<String> {
     std::fs::read_to_string(path)
 }
 
-/// Validates all entries. Of several with one id, the one with the smallest JSON is accepted, as servers do with such
-/// rows, so the result does not depend on their order. In a workflow, one node may have the hash of a file and another
-/// not.
+/// Validates all entries. Of several with one id, the one is accepted that servers would serve. In a workflow, one node
+/// may have the hash of a file and another not.
 fn validate(entries: &Entries<'_>, rules: &Rules, progress: &Progress) -> Validated {
     progress.begin("checking", entries.len());
     let mut validated = Validated::default();
@@ -182,7 +182,8 @@ fn validate(entries: &Entries<'_>, rules: &Rules, progress: &Progress) -> Valida
                 }
             }
             Slot::Occupied(mut slot) => {
-                let number = if json < slot.get().2 { slot.insert((number, row, json)).0 } else { number };
+                let number =
+                    if is_preferred(&json, &slot.get().2) { slot.insert((number, row, json)).0 } else { number };
                 let (other, id) = (entries.path(slot.get().0), slot.key());
                 let reason = format!("{other} has the same id {id:?} and other values, and only one is accepted");
                 validated.rejected.push(RejectedEntry { number, reason });

@@ -1,5 +1,7 @@
 //! A row that is to be written to `public.models`, and the rules that it must pass.
 
+use serde::{Deserialize, Deserializer};
+
 use crate::catalog::model::{RawModel, Rules};
 
 /// The column is `numeric(10, 2)` in the default table.
@@ -8,28 +10,51 @@ const MAX_SIZE_GB: f64 = 99_999_999.99;
 const MAX_ID_BYTES: usize = 2_000;
 
 /// A row to write, not validated yet: any value but `auth_required` may be missing.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct ImportRow {
-    pub id: Option<String>,
-    pub name: Option<String>,
-    pub download_url: Option<String>,
+///
+/// It is read from a model in the format of the API, where a missing key means null. An unknown key is an error,
+/// because it may be a misspelt one whose value would be lost.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ImportRow {
+    pub(super) id: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) download_url: Option<String>,
     /// A JSON number.
-    pub file_size_gb: Option<String>,
-    pub hash: Option<String>,
-    pub auth_required: bool,
-    pub auth_provider: Option<String>,
-    pub save_path: Option<String>,
+    #[serde(default, deserialize_with = "number")]
+    pub(super) file_size_gb: Option<String>,
+    pub(super) hash: Option<String>,
+    #[serde(default, deserialize_with = "true_or_not")]
+    pub(super) auth_required: bool,
+    pub(super) auth_provider: Option<String>,
+    pub(super) save_path: Option<String>,
     /// A JSON array of strings.
-    pub dependencies: Option<String>,
-    pub description: Option<String>,
+    #[serde(default, deserialize_with = "strings")]
+    pub(super) dependencies: Option<String>,
+    pub(super) description: Option<String>,
     /// A JSON array of strings, not an empty one.
-    pub mirrors: Option<String>,
+    #[serde(default, deserialize_with = "some_strings")]
+    pub(super) mirrors: Option<String>,
+}
+
+fn number<'de, D: Deserializer<'de>>(json: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<serde_json::Value>::deserialize(json)?.map(|number| number.to_string()))
+}
+
+fn true_or_not<'de, D: Deserializer<'de>>(json: D) -> Result<bool, D::Error> {
+    Ok(Option::deserialize(json)?.unwrap_or_default())
+}
+
+fn strings<'de, D: Deserializer<'de>>(json: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<Vec<String>>::deserialize(json)?.map(|texts| serde_json::Value::from(texts).to_string()))
+}
+
+fn some_strings<'de, D: Deserializer<'de>>(json: D) -> Result<Option<String>, D::Error> {
+    Ok(strings(json)?.filter(|texts| texts != "[]"))
 }
 
 impl ImportRow {
     /// Whether two rows are equal but for the hash, which one of them lacks.
-    #[must_use]
-    pub fn differs_by_missing_hash(&self, other: &Self) -> bool {
+    pub(super) fn differs_by_missing_hash(&self, other: &Self) -> bool {
         let without = |row: &Self| Self { hash: None, ..row.clone() };
         self.hash.is_some() != other.hash.is_some() && without(self) == without(other)
     }
@@ -38,9 +63,20 @@ impl ImportRow {
     ///
     /// # Errors
     /// The first rule that the row breaks: those of the servers, and limits of the table that would fail the import.
-    pub fn render(&self, rules: &Rules) -> Result<Vec<u8>, String> {
+    pub(super) fn render(&self, rules: &Rules) -> Result<Vec<u8>, String> {
         let mut json = Vec::new();
-        let raw = RawModel {
+        self.raw().render(rules, &mut json).map_err(|error| error.to_string())?;
+        if self.file_size_gb.as_ref().is_some_and(|size| size.parse().is_ok_and(|size: f64| size > MAX_SIZE_GB)) {
+            return Err(format!("file_size_gb is over {MAX_SIZE_GB}, the maximum of the column"));
+        }
+        if self.id.as_ref().is_some_and(|id| id.len() > MAX_ID_BYTES) {
+            return Err(format!("id is longer than {MAX_ID_BYTES} bytes, the maximum for an index"));
+        }
+        Ok(json)
+    }
+
+    pub(super) fn raw(&self) -> RawModel<'_> {
+        RawModel {
             id: self.id.as_deref(),
             name: self.name.as_deref(),
             download_url: self.download_url.as_deref(),
@@ -52,14 +88,6 @@ impl ImportRow {
             dependencies: self.dependencies.as_deref(),
             description: self.description.as_deref(),
             mirrors: self.mirrors.as_deref(),
-        };
-        raw.render(rules, &mut json).map_err(|error| error.to_string())?;
-        if self.file_size_gb.as_ref().is_some_and(|size| size.parse().is_ok_and(|size: f64| size > MAX_SIZE_GB)) {
-            return Err(format!("file_size_gb is over {MAX_SIZE_GB}, the maximum of the column"));
         }
-        if self.id.as_ref().is_some_and(|id| id.len() > MAX_ID_BYTES) {
-            return Err(format!("id is longer than {MAX_ID_BYTES} bytes, the maximum for an index"));
-        }
-        Ok(json)
     }
 }

@@ -8,9 +8,9 @@ use futures_util::SinkExt;
 use tokio_postgres::{Client, Transaction};
 
 use super::row::ImportRow;
+use crate::catalog::model::{COLUMNS, RawModel};
 use crate::cmd::models_table::{ModelsTable, ServedError, require_served};
 use crate::cmd::progress::Progress;
-use crate::postgres::error::describe;
 
 const STAGE: &str = include_str!("../../../sql/import_stage.sql");
 const KEEP: &str = include_str!("../../../sql/import_keep.sql");
@@ -19,17 +19,12 @@ const WRITE: &str = include_str!("../../../sql/import_write.sql");
 const LIST: &str = "SELECT id::text, added, fields FROM pg_temp.difference ORDER BY id";
 /// Blocks other writers but not readers, so that the table does not change between the comparison and the write.
 const LOCK: &str = "LOCK TABLE public.models IN SHARE ROW EXCLUSIVE MODE";
-/// The columns are in the order of [`push_line`].
-const COPY: &str = "COPY pg_temp.incoming
-    (id, name, download_url, file_size_gb, hash, auth_required, auth_provider, save_path, dependencies, description
-     , mirrors
-    ) FROM STDIN";
 /// Approximate size of a COPY message in bytes.
 const CHUNK: usize = 64 * 1024;
 
 /// Why nothing was written.
 #[derive(Debug, thiserror::Error)]
-pub enum TableError {
+pub(crate) enum TableError {
     /// Nothing that is written to the table would be served.
     #[error(transparent)]
     NotServed(#[from] ServedError),
@@ -40,7 +35,7 @@ pub enum TableError {
     )]
     NoMirrors,
     /// A statement failed.
-    #[error("cannot {doing}: {}; nothing was written", describe(.source))]
+    #[error("nothing was written: cannot {doing}")]
     Statement {
         /// What the statement was for.
         doing: &'static str,
@@ -51,29 +46,26 @@ pub enum TableError {
 
 /// The differences between the rows and the table, by id.
 #[derive(Debug, Default)]
-pub struct Difference {
+pub(crate) struct Difference {
     /// Ids that the table lacks.
-    pub added: Vec<String>,
+    pub(crate) added: Vec<String>,
     /// Ids of rows with other values, and the names of the columns that differ.
-    pub changed: Vec<(String, Vec<String>)>,
+    pub(crate) changed: Vec<(String, Vec<String>)>,
 }
 
 /// How rows are merged.
 #[derive(Debug, Clone, Copy)]
-pub struct MergeOptions {
+pub(crate) struct MergeOptions {
     /// Compare without writing.
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
     /// Preserve the values of existing rows that the format lacks, as ComfyUI-Manager's list and workflows do.
-    pub preserve_existing: bool,
+    pub(crate) preserve_existing: bool,
     /// Maximum time to wait for other writers of the table.
-    pub lock_timeout: Duration,
+    pub(crate) lock_timeout: Duration,
 }
 
 /// Merges `rows`, whose ids are distinct, into the table.
-///
-/// # Errors
-/// See [`TableError`]; the table is unchanged then.
-pub async fn merge(
+pub(crate) async fn merge(
     client: &mut Client,
     rows: &[ImportRow],
     options: MergeOptions,
@@ -116,10 +108,13 @@ async fn send(
     rows: &[ImportRow],
     progress: &Progress,
 ) -> Result<(), tokio_postgres::Error> {
-    let mut sink = std::pin::pin!(transaction.copy_in::<_, Bytes>(table.sql(COPY).as_str()).await?);
+    // The last column, `mirrors`, is optional.
+    let columns = &COLUMNS[..COLUMNS.len() - usize::from(!table.has_mirrors)];
+    let copy = format!("COPY pg_temp.incoming ({}) FROM STDIN", columns.join(", "));
+    let mut sink = std::pin::pin!(transaction.copy_in::<_, Bytes>(copy.as_str()).await?);
     let mut text = String::new();
     for row in rows {
-        push_line(&mut text, table, row);
+        push_line(&mut text, columns, row);
         if text.len() >= CHUNK {
             sink.send(std::mem::take(&mut text).into()).await?;
         }
@@ -132,22 +127,9 @@ async fn send(
 }
 
 /// Appends a line in COPY's text format. The rules allow no control characters, so only backslashes need escaping.
-fn push_line(text: &mut String, table: &ModelsTable, row: &ImportRow) {
-    let auth_required = Some(if row.auth_required { "t" } else { "f" });
-    let fields = [
-        row.id.as_deref(),
-        row.name.as_deref(),
-        row.download_url.as_deref(),
-        row.file_size_gb.as_deref(),
-        row.hash.as_deref(),
-        auth_required,
-        row.auth_provider.as_deref(),
-        row.save_path.as_deref(),
-        Some(row.dependencies.as_deref().unwrap_or("[]")),
-        row.description.as_deref(),
-    ];
-    let mirrors = table.has_mirrors.then_some(row.mirrors.as_deref());
-    for (number, field) in fields.into_iter().chain(mirrors).enumerate() {
+fn push_line(text: &mut String, columns: &[&str], row: &ImportRow) {
+    let row = RawModel { dependencies: row.dependencies.as_deref().or(Some("[]")), ..row.raw() };
+    for (number, field) in row.texts()[..columns.len()].iter().enumerate() {
         if number > 0 {
             text.push('\t');
         }
@@ -171,9 +153,10 @@ async fn compare(
     let mut difference = Difference::default();
     for row in transaction.query(LIST, &[]).await? {
         let id = row.try_get(0)?;
-        match row.try_get(1)? {
-            true => difference.added.push(id),
-            false => difference.changed.push((id, row.try_get(2)?)),
+        if row.try_get(1)? {
+            difference.added.push(id);
+        } else {
+            difference.changed.push((id, row.try_get(2)?));
         }
     }
     Ok(difference)

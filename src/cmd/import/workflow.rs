@@ -8,19 +8,17 @@
 //!
 //! A file has a name, URL, folder and maybe a hash. The columns that it lacks are preserved in existing rows.
 
-use std::ops::Range;
-
 use serde::Deserialize;
-use simd_json::Node;
+use serde_json::value::RawValue;
 
 use super::comfyui;
+use super::json::{Member, elements, member, members};
 use super::row::ImportRow;
-use super::tape::{elements, members, value};
 use crate::catalog::hash::FileHash;
 
 /// A model file, `zModelFile` in the schema.
 #[derive(Deserialize)]
-pub struct ModelFile {
+pub(super) struct ModelFile {
     name: String,
     url: String,
     directory: String,
@@ -28,51 +26,46 @@ pub struct ModelFile {
     hash_type: Option<String>,
 }
 
+/// Values below this depth are not searched: each level is parsed again.
+const MAX_DEPTH: usize = 100;
+
 /// Whether the document is a workflow: as ComfyUI saves it (an object with an array `nodes`), in API format (each node
 /// has a `class_type`), a request to `/prompt`, which holds the second and maybe the first, or a request to a worker of
 /// RunPod, which holds one of them as `input.workflow`.
-#[must_use]
-pub fn is_workflow(nodes: &[Node<'_>]) -> bool {
-    let member = |object: usize, key: &str| members(nodes, object).find(|(member, _)| *member == key);
-    let object = |start: &usize| is_object(nodes, *start);
-    let input = Some(0).filter(object).and_then(|root| Some(member(root, "input")?.1)).filter(object);
-    let workflow = input.and_then(|input| Some(member(input, "workflow")?.1));
-    is_workflow_at(nodes, 0) || workflow.is_some_and(|start| is_workflow_at(nodes, start))
+pub(super) fn is_workflow(document: &RawValue) -> bool {
+    let of_runpod = || member(member(document, "input")?, "workflow");
+    is_bare_workflow(document) || of_runpod().is_some_and(is_bare_workflow)
 }
 
-fn is_workflow_at(nodes: &[Node<'_>], start: usize) -> bool {
-    let is_prompt = |object: usize| {
-        let mut members = members(nodes, object).map(|(_, start)| start).filter(|start| is_object(nodes, *start));
-        members.any(|node| has_key(nodes, node, "class_type"))
+fn is_bare_workflow(value: &RawValue) -> bool {
+    let is_prompt = |members: &[Member<'_>]| members.iter().any(|(_, node)| member(node, "class_type").is_some());
+    let is_part = |(key, value): &Member<'_>| match &**key {
+        "nodes" => elements(value).is_some(),
+        "prompt" | "output" => members(value).is_some_and(|members| is_prompt(&members)),
+        _ => false,
     };
-    let is_part = |(key, start): (&str, usize)| match &nodes[start] {
-        Node::Array { .. } => key == "nodes",
-        Node::Object { .. } => ["prompt", "output"].contains(&key) && is_prompt(start),
-        Node::String(_) | Node::Static(_) => false,
-    };
-    is_object(nodes, start) && (is_prompt(start) || members(nodes, start).any(is_part))
+    members(value).is_some_and(|members| is_prompt(&members) || members.iter().any(is_part))
 }
 
 /// The embedded model files of a workflow, each with its jq path.
-#[must_use]
-pub fn model_files(nodes: &[Node<'_>]) -> Vec<(Range<usize>, String)> {
+pub(super) fn model_files(document: &RawValue) -> Vec<Member<'_>> {
     let mut files = Vec::new();
-    // Not recursive: the parser accepts documents of any depth.
-    let mut unvisited = vec![(0, String::new())];
-    while let Some((start, path)) = unvisited.pop() {
-        let children: Vec<_> = match &nodes[start] {
-            Node::Object { .. } => members(nodes, start).map(|(key, child)| (child, jq_path(&path, key))).collect(),
-            Node::Array { .. } => {
-                let numbered = elements(nodes, start).into_iter().enumerate();
-                numbered.map(|(number, child)| (child.start, format!("{path}[{number}]"))).collect()
+    let mut unvisited = vec![(0, String::new(), document)];
+    while let Some((depth, path, value)) = unvisited.pop() {
+        let children: Vec<Member<'_>> = if let Some(elements) = elements(value) {
+            let numbered = elements.into_iter().enumerate();
+            let children = numbered.map(|(number, child)| (format!("{path}[{number}]"), child)).collect();
+            if path.ends_with(".models") {
+                files.extend(Vec::into_iter(children).filter(|(_, child)| is_file(child)));
+                continue;
             }
-            Node::String(_) | Node::Static(_) => continue,
-        };
-        if path.ends_with(".models") && matches!(nodes[start], Node::Array { .. }) {
-            let here = children.into_iter().filter(|(child, _)| is_file(nodes, *child));
-            files.extend(here.map(|(child, path)| (value(nodes, child), path)));
+            children
         } else {
-            unvisited.extend(children.into_iter().rev());
+            let members = members(value).unwrap_or_default().into_iter();
+            members.map(|(key, child)| (jq_path(&path, &key), child)).collect()
+        };
+        if depth < MAX_DEPTH {
+            unvisited.extend(children.into_iter().rev().map(|(path, child)| (depth + 1, path, child)));
         }
     }
     files
@@ -80,25 +73,18 @@ pub fn model_files(nodes: &[Node<'_>]) -> Vec<(Range<usize>, String)> {
 
 /// Whether an element of an array `models` is meant as a model file. Nodes of other programs have arrays of that name,
 /// too, of strings for example.
-fn is_file(nodes: &[Node<'_>], start: usize) -> bool {
-    let has = |key: &str| has_key(nodes, start, key);
-    is_object(nodes, start) && has("name") && (has("url") || has("directory"))
-}
-
-fn is_object(nodes: &[Node<'_>], start: usize) -> bool {
-    matches!(nodes[start], Node::Object { .. })
-}
-
-fn has_key(nodes: &[Node<'_>], object: usize, key: &str) -> bool {
-    members(nodes, object).any(|(member, _)| member == key)
+fn is_file(value: &RawValue) -> bool {
+    let has = |key: &str| member(value, key).is_some();
+    has("name") && (has("url") || has("directory"))
 }
 
 /// The jq path of a member of the object at `path`, which is empty for the document.
 fn jq_path(path: &str, key: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    match key.chars().all(plain) && key.starts_with(|c: char| !c.is_ascii_digit()) {
-        true => format!("{path}.{key}"),
-        false => format!("{}[{}]", if path.is_empty() { "." } else { path }, serde_json::Value::from(key)),
+    if key.chars().all(plain) && key.starts_with(|c: char| !c.is_ascii_digit()) {
+        format!("{path}.{key}")
+    } else {
+        format!("{}[{}]", if path.is_empty() { "." } else { path }, serde_json::Value::from(key))
     }
 }
 
@@ -106,7 +92,7 @@ fn jq_path(path: &str, key: &str) -> String {
 ///
 /// # Errors
 /// Why the file can't be converted, for people.
-pub fn row(file: ModelFile) -> Result<ImportRow, String> {
+pub(super) fn row(file: ModelFile) -> Result<ImportRow, String> {
     let (name, directory) = (file.name.trim(), file.directory.trim().trim_end_matches('/'));
     // Some workflows name the folder as seen from ComfyUI's own.
     let directory = directory.strip_prefix("models/").unwrap_or(directory);

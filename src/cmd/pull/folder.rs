@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Problem;
 use crate::atomic_file::AtomicFile;
-pub use crate::catalog::model::RESERVED_PREFIX;
+pub(super) use crate::catalog::model::RESERVED_PREFIX;
 use crate::catalog::model::check_save_path;
 
 /// A save path whose text stays inside the models folder. Symbolic links are checked when it is opened.

@@ -18,7 +18,7 @@ use crate::postgres::config::DatabaseConfig;
 const MIN_STALLED_AFTER: Duration = Duration::from_secs(30);
 
 /// What a loader reads, with its settings.
-pub enum Source {
+pub(crate) enum Source {
     /// A database.
     Database(Box<loader::Settings>),
     /// Other servers, or files.
@@ -26,7 +26,7 @@ pub enum Source {
 }
 
 /// The settings of a server.
-pub struct ServerConfig {
+pub(crate) struct ServerConfig {
     pub(super) source: Source,
     pub(super) snapshot_file: Option<PathBuf>,
     pub(super) stalled_after: Duration,
@@ -40,7 +40,7 @@ pub struct ServerConfig {
 
 impl ServerConfig {
     /// Serves a database. `address` is that of the API; the default name of the replica depends on it.
-    pub fn of_database(args: &ServerArgs, database: DatabaseConfig, address: SocketAddr) -> Self {
+    pub(crate) fn of_database(args: &ServerArgs, database: DatabaseConfig, address: SocketAddr) -> Self {
         let intervals = args.poll_interval.max(args.standby_poll_interval).saturating_mul(3);
         let stalled_after = intervals.saturating_add(database.timeout);
         let default_name = || replica::default_name(database.driver.get_application_name(), address);
@@ -56,7 +56,7 @@ impl ServerConfig {
     }
 
     /// Follows an upstream. It may hold back a response, twice, and its own catalog may have an age.
-    pub fn of_upstream(args: &ServerArgs, settings: upstream::Settings) -> Self {
+    pub(crate) fn of_upstream(args: &ServerArgs, settings: upstream::Settings) -> Self {
         let stalled_after = settings.interval.saturating_mul(3).saturating_add(upstream::MAX_AGE);
         Self::new(args, Source::Upstream(settings), stalled_after)
     }

@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
-pub use self::config::ServerConfig;
+pub(crate) use self::config::ServerConfig;
 use self::follow::LoaderContext;
-pub use self::listeners::Listeners;
+pub(crate) use self::listeners::Listeners;
 use self::shutdown::{ShutdownTimes, Signals, drain};
 use super::{CommandResult, CommandRuntime, examples, runtime};
 use crate::catalog::store::Store;
@@ -31,7 +31,7 @@ use crate::http::connection_limit::ConnectionLimit;
 use crate::http::handlers::snapshot::SnapshotFeed;
 use crate::http::memory_budget::MemoryBudget;
 use crate::http::{Api, Routes, SCANS_NICE, server};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, set_count};
 use crate::snapshot_file::writer::{self, Pending};
 use crate::stderr::Stderr;
 use crate::supervisor::Duty;
@@ -41,7 +41,7 @@ use crate::supervisor::Duty;
 ///
 /// # Errors
 /// An invalid connection string or upstream, or what [`Listeners::bind`] and [`Server::start`] report.
-pub fn run(
+pub(crate) fn run(
     database: &DatabaseArgs,
     upstream: &UpstreamArgs,
     args: &ServerArgs,
@@ -67,7 +67,7 @@ pub fn run(
 }
 
 /// A running server.
-pub struct Server {
+pub(crate) struct Server {
     api: Arc<Api>,
     threads: Threads,
     /// The loader is the other sender of new states.
@@ -91,7 +91,7 @@ impl Server {
     ///
     /// # Errors
     /// A thread that could not be started.
-    pub fn start(
+    pub(crate) fn start(
         config: ServerConfig,
         listeners: Listeners,
         stderr: &Stderr,
@@ -122,12 +122,12 @@ impl Server {
     }
 
     /// The catalog that is served.
-    pub fn store(&self) -> &Arc<Store> {
+    pub(crate) fn store(&self) -> &Arc<Store> {
         &self.api.store
     }
 
     /// Serves until a signal arrives, then shuts down. Runs `meanwhile` until the signal.
-    pub fn run(mut self, meanwhile: impl Future<Output = ()>) {
+    pub(crate) fn run(mut self, meanwhile: impl Future<Output = ()>) {
         self.runtime.block_on(async {
             let until_signal = async {
                 tokio::join!(log_first_snapshot(&self.api.store), meanwhile);
@@ -148,7 +148,7 @@ impl Server {
 
 /// The state that all worker threads share.
 fn api(config: &ServerConfig, listeners: &Listeners, metrics: Arc<Metrics>, latest: watch::Receiver<Pending>) -> Api {
-    metrics.connections_limit.set(listeners.limits.api.try_into().unwrap_or(i64::MAX));
+    set_count(&metrics.connections_limit, listeners.limits.api);
     Api {
         // The other half of the connections is for requests that do not wait.
         snapshots: SnapshotFeed::new(latest, listeners.limits.api / 2),

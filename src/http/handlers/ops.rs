@@ -10,7 +10,7 @@ use crate::catalog::snapshot::Snapshot;
 use crate::http::Api;
 use crate::http::etag::hex;
 use crate::http::response::{self, Response};
-use crate::metrics::Route;
+use crate::metrics::{Route, set_count};
 use crate::postgres::session::SyncMode;
 use crate::sync::LastSync;
 
@@ -56,7 +56,7 @@ struct Readiness {
 
 /// What is served, and how current it is.
 #[derive(Serialize)]
-pub struct CatalogStatus {
+pub(crate) struct CatalogStatus {
     revision: Option<String>,
     models: usize,
     rejected: usize,
@@ -132,7 +132,7 @@ pub(crate) fn readyz(api: &Api) -> Response {
 pub(crate) fn metrics(api: &Api) -> Response {
     api.metrics.ready.set(i64::from(status(api, api.store.load().is_some()) == READY));
     api.metrics.follow_stalled.set(i64::from(is_stalled(api)));
-    api.metrics.upstream.waiters.set(api.snapshots.waiting().try_into().unwrap_or(i64::MAX));
+    set_count(&api.metrics.upstream.waiters, api.snapshots.waiting());
     match api.metrics.render() {
         Ok(text) => response::with_type(StatusCode::OK, HeaderValue::from_static(prometheus::TEXT_FORMAT), text),
         Err(error) => response::serialization_failed("/metrics", &error),

@@ -46,7 +46,7 @@ type State = PersistedSnapshot<Arc<Snapshot>>;
 
 /// What the route serves, and its limit on waiting requests.
 #[derive(Debug)]
-pub struct SnapshotFeed {
+pub(crate) struct SnapshotFeed {
     latest: watch::Receiver<Pending>,
     max_waiters: usize,
     /// A permit is held by each waiting request.
@@ -95,7 +95,7 @@ fn parse_wait(uri: &Uri) -> Result<Duration, String> {
 }
 
 /// What a request asks for.
-pub struct SnapshotRequest {
+pub(crate) struct SnapshotRequest {
     known: Option<Known>,
     compress: bool,
 }

@@ -30,10 +30,10 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// Why nothing was received.
 #[derive(Debug, thiserror::Error)]
-pub enum FetchError {
+pub(crate) enum FetchError {
     /// No response, or it ended early.
-    #[error("{}", describe(.0))]
-    Http(#[source] reqwest::Error),
+    #[error(transparent)]
+    Http(reqwest::Error),
     /// Nothing was received in time.
     #[error("it sent nothing for {}", humantime::format_duration(*.0))]
     Silent(Duration),
@@ -64,12 +64,6 @@ impl From<io::Error> for FetchError {
     }
 }
 
-/// The error with its causes: reqwest's own text is often no more than "error sending request".
-fn describe(error: &reqwest::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
 fn hint(status: StatusCode) -> &'static str {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ": set CATALOG_UPSTREAM_TOKEN to a token that it accepts",
@@ -80,7 +74,7 @@ fn hint(status: StatusCode) -> &'static str {
 
 /// What identifies a version of an upstream's snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tag {
+pub(crate) enum Tag {
     /// An entity tag.
     Entity(HeaderValue),
     /// Device, inode, size and time of change of a file.
@@ -89,14 +83,14 @@ pub enum Tag {
 
 impl Tag {
     /// The entity tag that servers give to a revision.
-    pub fn of_revision(revision: u64) -> Self {
+    pub(crate) fn of_revision(revision: u64) -> Self {
         // Hexadecimal digits in quotes are valid in a header.
         Self::Entity(HeaderValue::from_str(&format!("\"{revision:016x}\"")).unwrap_or(HeaderValue::from_static("")))
     }
 }
 
 /// The outcome of a request.
-pub enum Fetched {
+pub(crate) enum Fetched {
     /// The upstream still has the version that the request named.
     Unchanged {
         /// See [`Fetched::Snapshot`].
@@ -121,7 +115,7 @@ pub enum Fetched {
 }
 
 /// The HTTP client.
-pub struct Client {
+pub(crate) struct Client {
     http: reqwest::Client,
     token: Option<HeaderValue>,
 }
@@ -131,7 +125,7 @@ impl Client {
     ///
     /// # Errors
     /// The TLS library cannot be set up.
-    pub fn new(token: Option<HeaderValue>) -> Result<Self, Box<dyn Error + Send + Sync>> {
+    pub(crate) fn new(token: Option<HeaderValue>) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -148,10 +142,12 @@ impl Client {
 
     /// Reads the snapshot at `location` unless it is the version `known`. A server may delay its response by up to
     /// `wait`, until it has another version.
-    ///
-    /// # Errors
-    /// See [`FetchError`].
-    pub async fn fetch(&self, location: &Location, known: Option<Tag>, wait: Duration) -> Result<Fetched, FetchError> {
+    pub(crate) async fn fetch(
+        &self,
+        location: &Location,
+        known: Option<Tag>,
+        wait: Duration,
+    ) -> Result<Fetched, FetchError> {
         let url = match location {
             Location::File(path) => return read_file(path, known.as_ref()),
             Location::Http(url) => url.clone(),
@@ -239,10 +235,7 @@ fn read_file(path: &Path, known: Option<&Tag>) -> Result<Fetched, FetchError> {
 
 /// Reads a snapshot, compressed or not. What the content is called differs from server to server, so its first bytes
 /// decide.
-///
-/// # Errors
-/// See [`SnapshotFileError`].
-pub fn read(body: &[u8], previous: &Snapshot) -> Result<PersistedSnapshot<Snapshot>, SnapshotFileError> {
+pub(crate) fn read(body: &[u8], previous: &Snapshot) -> Result<PersistedSnapshot<Snapshot>, SnapshotFileError> {
     if body.starts_with(&GZIP) {
         let decoder = MultiGzDecoder::new(body).take(MAX_BYTES as u64);
         snapshot_file::read_from(BufReader::with_capacity(READ_BUFFER, decoder), previous)

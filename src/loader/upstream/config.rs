@@ -11,7 +11,7 @@ const SNAPSHOT: &str = "/api/snapshot";
 
 /// An address that can't be used. The address itself is not shown, for it may hold a password.
 #[derive(Debug, thiserror::Error)]
-pub enum UpstreamUrlError {
+pub(crate) enum UpstreamUrlError {
     /// Not a URL of a supported kind.
     #[error(
         "CATALOG_UPSTREAM (--upstream) number {number} {problem}: write comma-separated URLs, such as \
@@ -30,7 +30,7 @@ pub enum UpstreamUrlError {
 
 /// Where an upstream is.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Location {
+pub(crate) enum Location {
     /// A server like this one.
     Server(Url),
     /// A file at any HTTP server.
@@ -41,10 +41,7 @@ pub enum Location {
 
 impl Location {
     /// Parses the `number`th address. A URL without a path, or with the path of a server's snapshot, is a server.
-    ///
-    /// # Errors
-    /// See [`UpstreamUrlError`].
-    pub fn parse(text: &str, number: usize) -> Result<Self, UpstreamUrlError> {
+    pub(crate) fn parse(text: &str, number: usize) -> Result<Self, UpstreamUrlError> {
         let invalid = |problem| UpstreamUrlError::Url { number, problem };
         let mut url = Url::parse(text.trim()).map_err(|_| invalid("is not a URL"))?;
         match url.scheme() {
@@ -65,8 +62,7 @@ impl Location {
     }
 
     /// Whether the upstream can hold a request back until something changes.
-    #[must_use]
-    pub fn can_wait(&self) -> bool {
+    pub(crate) fn can_wait(&self) -> bool {
         matches!(self, Self::Server(_))
     }
 }
@@ -97,7 +93,7 @@ impl fmt::Debug for Location {
 ///
 /// # Errors
 /// [`UpstreamUrlError::Token`]
-pub fn bearer(token: &str) -> Result<HeaderValue, UpstreamUrlError> {
+pub(crate) fn bearer(token: &str) -> Result<HeaderValue, UpstreamUrlError> {
     let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| UpstreamUrlError::Token)?;
     value.set_sensitive(true);
     Ok(value)

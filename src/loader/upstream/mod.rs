@@ -22,6 +22,7 @@ use super::output::Output;
 use super::report::{self, RefreshKind};
 use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
+use crate::error_chain::chain;
 use crate::metrics::Metrics;
 use crate::postgres::position::Position;
 use crate::snapshot_file::{PersistedSnapshot, SnapshotFileError};
@@ -31,7 +32,7 @@ use crate::sync::LastSync;
 const WAIT: Duration = Duration::from_secs(30);
 /// How old the catalog of an edge may be although nothing is wrong: its upstream may hold back a response twice for
 /// `WAIT`, and was in sync at most 30 s before.
-pub const MAX_AGE: Duration = Duration::from_secs(90);
+pub(crate) const MAX_AGE: Duration = Duration::from_secs(90);
 /// Minimum ratio of the pause after a change to the time that its transfer took: a large catalog that changes all the
 /// time takes a tenth of the time of the network and of a core, not all of it.
 const PAUSE_PER_TRANSFER: u32 = 9;
@@ -42,15 +43,15 @@ const MAX_BEHIND: Duration = Duration::from_secs(60);
 
 /// Settings of an [`Upstream`].
 #[derive(Clone)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The upstreams, used in turn; at least one.
-    pub locations: Vec<Location>,
+    pub(crate) locations: Vec<Location>,
     /// Time between two requests to an upstream at which nothing can be waited for, varied at random by up to 20 %.
-    pub interval: Duration,
+    pub(crate) interval: Duration,
     /// The bearer token of requests.
-    pub token: Option<reqwest::header::HeaderValue>,
+    pub(crate) token: Option<reqwest::header::HeaderValue>,
     /// The rules that every row of an upstream must pass, whatever rules it says that they passed.
-    pub rules: Rules,
+    pub(crate) rules: Rules,
 }
 
 /// Why a request brought no snapshot that can be served.
@@ -110,7 +111,7 @@ impl Source {
 }
 
 /// Reads upstreams and publishes their snapshots.
-pub struct Upstream {
+pub(crate) struct Upstream {
     settings: Settings,
     client: Client,
     metrics: Arc<Metrics>,
@@ -133,7 +134,7 @@ impl Upstream {
     ///
     /// # Errors
     /// The TLS library cannot be set up.
-    pub fn new(settings: Settings, output: Output) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    pub(crate) fn new(settings: Settings, output: Output) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let sources: Vec<_> = settings.locations.iter().cloned().map(Source::new).collect();
         // After a restart, the state that is served continues to be the one that others are compared with.
         let (synced_at, current) = (output.last_sync(), output.latest());
@@ -153,12 +154,12 @@ impl Upstream {
     }
 
     /// Publishes a persisted snapshot, whose rows must pass the rules of the settings.
-    pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) {
+    pub(crate) fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) {
         self.current = Some(self.output.restore(persisted));
     }
 
     /// Keeps the catalog in sync, forever.
-    pub async fn run(mut self) -> Infallible {
+    pub(crate) async fn run(mut self) -> Infallible {
         loop {
             match self.poll().await {
                 Ok(pause) => {
@@ -177,7 +178,7 @@ impl Upstream {
                         UpstreamError::Fetch(_) => (Problem::Unavailable, "error"),
                     };
                     self.metrics.upstream.requests.with_label_values(&[outcome]).inc();
-                    let error = format!("{}: {error}", self.sources[self.active].location);
+                    let error = format!("{}: {}", self.sources[self.active].location, chain(&error));
                     self.active = (self.active + 1) % self.sources.len();
                     tokio::time::sleep(self.backoff.next_delay(
                         &error,
@@ -225,7 +226,7 @@ impl Upstream {
                 let accepted = self.accept(&body, as_of, received_at);
                 report::record_refresh(&self.metrics, RefreshKind::Upstream, received_at, accepted.is_ok());
                 self.remember(tag, accepted.as_ref().err());
-                let changed = accepted.map_err(|refusal| UpstreamError::Refused(refusal.to_string().into()))?;
+                let changed = accepted.map_err(|refusal| UpstreamError::Refused(chain(&refusal).into()))?;
                 self.record_sync(synced_at);
                 self.metrics.upstream.requests.with_label_values(&["changed"]).inc();
                 if changed && can_wait {
@@ -327,7 +328,7 @@ impl Upstream {
         let source = &mut self.sources[self.active];
         source.tag = tag;
         source.refused = refusal
-            .map(|refusal| Refused { reason: refusal.to_string().into(), behind: matches!(refusal, Refusal::Behind) });
+            .map(|refusal| Refused { reason: chain(refusal).into(), behind: matches!(refusal, Refusal::Behind) });
     }
 }
 

@@ -258,11 +258,9 @@ async fn stalled_catalog_is_ready_and_says_so() {
     let sync = Arc::new(SyncStatus::default());
     Publisher::new(Arc::clone(&store)).publish(Arc::new(Snapshot::default()));
     let limits = Limits { batch_ids: 1, body_bytes: 1 };
-    let api = Api::new(store, metrics, limits, MemoryBudget::new(1000));
-    let handler = Arc::new(Handler::new(
-        Arc::new(Api { stalled_after: Duration::from_secs(60), sync: Arc::clone(&sync), ..api }),
-        Routes::All,
-    ));
+    let mut api = Api::new(store, metrics, limits, MemoryBudget::new(1000));
+    (api.stalled_after, api.sync) = (Duration::from_secs(60), Arc::clone(&sync));
+    let handler = Arc::new(Handler::new(Arc::new(api), Routes::All));
     let get = async |path| {
         let request = Request::get(path).body(Full::<Bytes>::default()).unwrap();
         let response = handler.handle(request, None, Instant::now()).await.response;

@@ -21,17 +21,19 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// Whether a Rust source defines a function or struct.
+/// Whether a Rust source defines a function or type.
 fn defines(source: &str, name: &str) -> bool {
     let words: Vec<_> = source.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
-    words.windows(2).any(|pair| ["fn", "struct"].contains(&pair[0]) && pair[1] == name)
+    words.windows(2).any(|pair| ["fn", "struct", "enum"].contains(&pair[0]) && pair[1] == name)
 }
 
 /// Checks the names that follow the path of a Rust file, and returns how many there are.
 fn check_names(text: &str) -> usize {
     let (mut names, mut source) = (0, None);
     for name in quoted(text) {
-        if name.contains('/') && !name.starts_with('/') {
+        if name.ends_with('/') {
+            source = None;
+        } else if name.contains('/') && !name.starts_with('/') {
             let file = std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
             source = Some(file).filter(|_| name.ends_with(".rs"));
         } else if let Some(source) = source.as_ref().filter(|_| name.chars().all(|c| c.is_alphanumeric() || c == '_'))
@@ -48,6 +50,12 @@ fn check_names(text: &str) -> usize {
 fn places_define_the_names_that_follow_them() {
     let names: usize = rows("Where to find things").iter().map(|row| check_names(row)).sum();
     assert!(names > 8, "the table could not be read: {names}");
+}
+
+#[test]
+fn recipes_name_files_and_items_that_exist() {
+    let names: usize = section(CONTRIBUTING, "Recipes").split("\n\n").map(check_names).sum();
+    assert!(names > 5, "the recipes could not be read: {names}");
 }
 
 #[test]
