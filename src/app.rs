@@ -8,7 +8,7 @@ use tokio::signal::unix::SignalKind;
 use tracing::{Level, error, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{self, Cli, Command, LogArgs, LogFormat};
+use crate::cli::{self, Cli, Command, LogArgs};
 use crate::cmd::stdout::{self, StdoutError};
 use crate::cmd::terminal::escape;
 use crate::cmd::{self, PartialSuccess, ReportResult};
@@ -16,7 +16,7 @@ use crate::error_chain::chain;
 use crate::loader::upstream::config::UpstreamUrlError;
 use crate::postgres::config::DatabaseUrlError;
 use crate::postgres::migrate::ModelsTable;
-use crate::stderr::Stderr;
+use crate::stderr::{LogFormat, Stderr};
 
 /// Exit status for settings that are invalid, which clap uses too.
 const INVALID_SETTINGS: u8 = 2;
@@ -79,10 +79,12 @@ fn run_command(cli: Cli, stderr: &Stderr) -> ExitCode {
         }
         Command::Demo { server } => cmd::demo::run(&server, stderr),
         Command::Migrate { database, rules, bare, with_models_table } => {
-            let models = match (bare, with_models_table) {
-                (true, _) => ModelsTable::Omit,
-                (false, true) => ModelsTable::Create,
-                (false, false) => ModelsTable::UnlessOthers,
+            let models = if bare {
+                ModelsTable::Omit
+            } else if with_models_table {
+                ModelsTable::Create
+            } else {
+                ModelsTable::UnlessOthers
             };
             cmd::migrate::run(&database, &rules, models)
         }

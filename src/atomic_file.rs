@@ -35,8 +35,7 @@ impl AtomicFile {
     /// Creates and locks a temporary file `PATH.RANDOM.tmp`, and removes those of killed processes.
     ///
     /// # Errors
-    /// What the system reports, or there is something other than a file at the path, such as a device: it would be
-    /// replaced.
+    /// There is something other than a file at the path, such as a device, which a rename would replace.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
         let (dir, name) = open_parent(path)?;
         if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
@@ -77,17 +76,14 @@ impl AtomicFile {
     /// replaced, not followed.
     ///
     /// # Errors
-    /// What the system reports. The file at the path is then unchanged, unless only the directory could not be synced.
+    /// The file at the path is then unchanged, unless only the directory could not be synced.
     pub(crate) fn commit(mut self) -> io::Result<()> {
         synced(self.file.sync_all())?;
         self.rename()?;
         synced(sync_dir(&self.dir))
     }
 
-    /// The same without syncing: after a power failure, the file may be empty.
-    ///
-    /// # Errors
-    /// What the system reports. The file at the path is then unchanged.
+    /// Renames without syncing: after a power failure, the file may be empty.
     pub(crate) fn commit_without_sync(mut self) -> io::Result<()> {
         self.rename()
     }
@@ -136,7 +132,7 @@ impl FileLock {
         }
     }
 
-    /// In the place of a lock that could not be acquired.
+    /// A stand-in for a lock that could not be acquired.
     pub(crate) fn unlocked() -> Self {
         Self { _file: None }
     }
@@ -160,10 +156,7 @@ fn try_lock(file: &File) -> io::Result<Locking> {
     }
 }
 
-/// Opens a file, but no link, and nothing that an open could wait for.
-///
-/// # Errors
-/// What the system reports, or it is not a regular file.
+/// Opens a regular file. Links are not followed, and the open never blocks.
 pub(crate) fn open_regular(dir: &Dir, name: impl AsRef<Path>, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = dir.open_with(name, options.custom_flags(flags.bits().cast_signed()))?.into_std();
@@ -198,7 +191,7 @@ fn is_temporary_name(name: &str, other: &str) -> bool {
     number().is_some_and(is_number)
 }
 
-/// Whether `name` in `dir` is this very file.
+/// Whether `name` in `dir` is still this file.
 fn is_at(file: &File, dir: &Dir, name: &Path) -> bool {
     let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
     let own = file.metadata().map(Metadata::from_just_metadata).map(identity);

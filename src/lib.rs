@@ -1,7 +1,8 @@
 //! model-catalog serves a Postgres table of models from memory and follows its changes.
 //!
 //! Data flows one way: `postgres` → `loader` → `catalog` → `http`. A request never uses Postgres, a lock or a row
-//! decoder. `cli` declares the settings, `cmd` runs the commands, and `app` connects the two.
+//! decoder. `cli` declares the settings, `cmd` runs the commands, and `app` connects the two. `atomic_file`,
+//! `error_chain`, `stderr` and `supervisor` know nothing about models.
 
 pub mod app;
 mod atomic_file;

@@ -10,6 +10,7 @@ use std::io::{self, IsTerminal};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use prometheus::IntCounter;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -17,8 +18,6 @@ use serde::Serialize;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
-
-use crate::cli::LogFormat;
 
 /// Maximum number of queued lines.
 const MAX_LINES: usize = 16 * 1024;
@@ -33,6 +32,15 @@ const PIPE_BUF: usize = 4096;
 /// Pause after a write to a non-blocking pipe that found no room, in case `poll` reports room that a write does not
 /// find.
 const WRITE_AGAIN_PAUSE: Duration = Duration::from_millis(1);
+
+/// Log output format.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines of text.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
 
 /// A handle to the queue.
 #[derive(Clone)]
@@ -53,7 +61,7 @@ struct Shared {
     finished: Condvar,
 }
 
-/// What is written at once: a line, or a drawing of the progress bars.
+/// The unit of writing: a line, or a drawing of the progress bars.
 struct Chunk {
     bytes: Vec<u8>,
     /// 0 for a drawing, which is not counted when it is dropped.

@@ -18,7 +18,7 @@ const STABLE: Duration = Duration::from_secs(10);
 /// Time for which restarts of a thread that serves requests may fail before it counts as lost.
 const LOST_AFTER: Duration = Duration::from_secs(30);
 
-/// What a thread is for.
+/// The purpose of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Duty {
     /// It accepts connections. If it can't be restarted, its connections get no response, and only a restart of the
@@ -28,7 +28,7 @@ pub(crate) enum Duty {
     Support,
 }
 
-/// What a thread returns: `Ok` if it was told to stop.
+/// The result of a thread: `Ok` if it was told to stop.
 pub(crate) type ThreadResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// Starts the threads of a server and watches them.
@@ -49,9 +49,9 @@ struct Thread {
 struct State {
     /// The start of the current run.
     started: Instant,
-    /// When the first of the consecutive runs ended that ended before they were stable.
+    /// When the first of consecutive unstable runs ended.
     failing_since: Option<Instant>,
-    /// The thread is gone without having been told to stop.
+    /// The thread ended without being told to stop.
     ended: bool,
 }
 
@@ -63,9 +63,6 @@ impl Supervisor {
 
     /// Starts a thread that calls `run` until that returns `Ok`; after a panic or an error, again after a pause.
     /// `tracker` counts the thread until it has ended.
-    ///
-    /// # Errors
-    /// The thread could not be started.
     pub(crate) fn spawn(
         &self,
         name: String,
@@ -131,7 +128,7 @@ impl State {
     }
 }
 
-/// Notices that a thread ends by a panic that its loop could not catch.
+/// Records that a thread ends by a panic that its loop could not catch.
 struct EndGuard(Arc<Thread>);
 
 impl Drop for EndGuard {

@@ -1,5 +1,4 @@
-//! What is known about being in sync with the source, besides the catalog itself: the loader records it, `/readyz`,
-//! `/api/catalog` and edges read it.
+//! The state of being in sync with the source: the loader records it, `/readyz`, `/api/catalog` and edges read it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -24,9 +23,9 @@ pub struct LastSync {
 /// The servers that follow the same database.
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
-    /// The first of them, those that are behind before the others.
+    /// The first members; those that are behind come first.
     pub(crate) members: Vec<FleetMember>,
-    /// The number of all.
+    /// How many there are.
     pub(crate) total: i64,
 }
 
@@ -41,7 +40,7 @@ pub(crate) struct FleetMember {
     pub(crate) in_sync: bool,
 }
 
-/// The latest of each. Readers neither lock nor wait.
+/// The latest values. Readers neither lock nor wait.
 #[derive(Debug, Default)]
 pub struct SyncStatus {
     last_sync: ArcSwapOption<LastSync>,

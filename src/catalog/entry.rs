@@ -50,9 +50,6 @@ pub(crate) struct Fields<'a> {
 
 impl Fields<'_> {
     /// Appends the fields to `json` as one JSON object.
-    ///
-    /// # Errors
-    /// The serializer failed, which none of these types cause.
     pub(crate) fn render(&self, json: &mut Vec<u8>) -> serde_json::Result<()> {
         serde_json::to_writer(json, self)
     }
@@ -193,10 +190,10 @@ impl NameReader {
         let begin = if rest.starts_with(NAME_BEGIN) { 0 } else { memmem::find(rest, NAME_BEGIN)? };
         let rest = &rest[begin + NAME_BEGIN.len()..];
         let quoted = &rest[..self.end.find(rest)?];
-        match quoted.contains(&b'\\') {
-            true => serde_json::from_slice::<String>(quoted).ok().map(|name| Cow::Owned(name.into_bytes())),
-            false => Some(Cow::Borrowed(quoted.get(1..quoted.len().checked_sub(1)?)?)),
+        if quoted.contains(&b'\\') {
+            return serde_json::from_slice::<String>(quoted).ok().map(|name| Cow::Owned(name.into_bytes()));
         }
+        Some(Cow::Borrowed(quoted.get(1..quoted.len().checked_sub(1)?)?))
     }
 }
 

@@ -1,6 +1,5 @@
-//! Kinds of file hashes, and the ways in which rows write them.
-//!
-//! A hash is served as its row has it, whatever it is; this module is for code that has to interpret it.
+//! Kinds of file hashes, and how rows write them. Hashes are served unchanged; this module is for code that interprets
+//! them.
 
 use std::fmt;
 

@@ -10,7 +10,7 @@ use super::snapshot::Snapshot;
 ///
 /// A row that breaks a rule is rejected alone, and the last accepted version of its model stays served: every model of
 /// `previous` must pass the same rules, see `Snapshot::check_again`. Of several valid rows with the same id,
-/// [`is_preferred`] selects the one that is served.
+/// `is_preferred` selects the one that is served.
 pub struct Refresh<'a> {
     previous: &'a Snapshot,
     rules: &'a Rules,
@@ -129,7 +129,7 @@ impl<'a> Refresh<'a> {
         }
     }
 
-    /// The same in a full load, where rows with the same id need not be consecutive: duplicates are found at the end.
+    /// Accepts a row of a full load, where rows with the same id need not be consecutive: `finish_full` finds them.
     fn accept_full(&mut self, id: &str) {
         let unchanged = self.previous.get(id).filter(|entry| entry.json() == self.builder.json(id)).cloned();
         self.entries.push(unchanged.unwrap_or_else(|| self.builder.finish(id)));

@@ -10,6 +10,13 @@ use super::model::Rules;
 pub type Rejected = RedBlackTreeMapSync<Box<str>, Box<str>>;
 
 /// One immutable state of the catalog.
+///
+/// - Each id has one entry, and `revision` and `bytes` are the sums of the digests and sizes of all entries.
+/// - Every entry passes the rules of this process: `Refresh` checks rows, and `check_again` and
+///   `violations` what was read from a file or an upstream.
+/// - Together with a position, it equals the table at that position, but for rejected rows: of these it has the last
+///   accepted version, if there was one.
+/// - It never changes once it is published. The next one is built from a clone, which shares what stays the same.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     index: Index,
@@ -81,9 +88,6 @@ impl Snapshot {
     }
 
     /// Rebuilds a snapshot from its parts, such as a file holds them. `capacity` is the expected number of entries.
-    ///
-    /// # Errors
-    /// The first error among `entries`.
     pub(crate) fn from_entries<E>(
         entries: impl IntoIterator<Item = Result<Entry, E>>,
         capacity: usize,

@@ -1,11 +1,11 @@
-//! The rules for URLs, and what is odd about one that passes them.
+//! The rules for URLs, and secrets in valid ones.
 
 use url::Url;
 
 use super::row_error::UrlError;
 use super::rules::Rules;
 
-/// Checks that a URL is absolute, of an allowed scheme, the same for every program, and without credentials.
+/// Checks that a URL is absolute, unambiguous, of an allowed scheme, and without credentials.
 pub(super) fn check_url(text: &str, rules: &Rules) -> Result<(), UrlError> {
     if is_plain_url(text, |scheme| rules.url_schemes.iter().any(|allowed| allowed == scheme)) {
         return Ok(());

@@ -20,6 +20,7 @@ pub use self::pull::{PullArgs, Verify};
 pub(crate) use self::server::{ListenArgs, ServerArgs};
 use crate::catalog::model::{DEFAULT_URL_SCHEMES, Rules};
 use crate::postgres::config::{DatabaseConfig, DatabaseUrlError, Environment};
+use crate::stderr::LogFormat;
 pub(crate) use upstream::UpstreamArgs;
 
 /// Serves a Postgres table of models from memory, up to date within milliseconds of a change.
@@ -43,7 +44,7 @@ pub(crate) enum Command {
         /// The database.
         #[command(flatten)]
         database: DatabaseArgs,
-        /// The servers or files in its place.
+        /// The servers or files to follow instead.
         #[command(flatten)]
         upstream: UpstreamArgs,
         /// The server.
@@ -69,10 +70,10 @@ pub(crate) enum Command {
         /// tables.
         #[arg(long)]
         bare: bool,
-        /// Create the table public.models even if the schema public has tables of others.
+        /// Create the table public.models even if the schema public has other tables.
         #[arg(long, conflicts_with = "bare")]
         with_models_table: bool,
-        /// The rules that triggers check rows by.
+        /// The rules that triggers check.
         #[command(flatten)]
         rules: RuleArgs,
     },
@@ -128,8 +129,8 @@ pub(crate) enum Command {
     /// Request the first byte of every download_url, as a machine would, and compare the file with its row. Nothing is
     /// downloaded.
     ///
-    /// HF_TOKEN, CIVITAI_TOKEN, HF_ENDPOINT and the proxy variables have the meaning that they have for `pull`. Exit
-    /// status 0: nothing to fix; 1: something to fix; 2: the probe could not be completed.
+    /// HF_TOKEN, CIVITAI_TOKEN, HF_ENDPOINT and the proxy variables work as in `pull`. Exit status 0: nothing to fix;
+    /// 1: something to fix; 2: the probe could not be completed.
     Probe {
         /// The database.
         #[command(flatten)]
@@ -182,15 +183,6 @@ pub(crate) struct LogArgs {
     pub(crate) ignored: Vec<&'static str>,
 }
 
-/// Log output format.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// Lines of text.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
 /// The channel of a database that has no other.
 pub(crate) const DEFAULT_CHANNEL: &str = "model_catalog";
 
@@ -198,8 +190,8 @@ pub(crate) const DEFAULT_CHANNEL: &str = "model_catalog";
 #[derive(Debug, Args)]
 #[group(skip)]
 pub(crate) struct DatabaseArgs {
-    /// The database, in libpq's syntax: postgres://user@host:5432/name, or key=value pairs. Settings that it
-    /// lacks come from a service file and from libpq's environment variables, such as PGPASSWORD and PGSSLMODE.
+    /// The database, in libpq's syntax: postgres://user@host:5432/name, or key=value pairs. Missing settings come from
+    /// a service file and from libpq's environment variables, such as PGPASSWORD and PGSSLMODE.
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true, required = true)]
     pub(crate) database_url: Option<Secret>,
     /// Channel on which Postgres notifies of changes; `migrate` stores it in the database.
@@ -297,18 +289,15 @@ fn command() -> clap::Command {
     Cli::command().mut_subcommand("demo", without_grace)
 }
 
-/// Without the environment variables that are empty: these count as unset, because Compose files write `X=${X:-}`.
+/// Drops empty environment variables: they count as unset, because Compose files write `X=${X:-}`.
 fn without_empty_variables(command: clap::Command) -> clap::Command {
     let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
     let unset = |arg: clap::Arg| if arg.get_env().is_some_and(is_empty) { arg.env(None::<&str>) } else { arg };
     command.mut_args(unset).mut_subcommands(without_empty_variables)
 }
 
-/// Parses the command line of this process. Invalid variables of the log do not stop `pull`: a typo must not keep a
-/// machine from booting.
-///
-/// # Errors
-/// What is wrong with it, or the help or version that it asks for.
+/// Parses the command line of this process. Help and version are errors, too. Invalid variables of the log do not stop
+/// `pull`: a typo must not keep a machine from booting.
 pub(crate) fn parse() -> Result<Cli, clap::Error> {
     let parsed = try_parse(command());
     let is_value = |error: &clap::Error| matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation);

@@ -9,9 +9,9 @@ use ipnet::IpNet;
 
 use crate::http::cors::Cors;
 
-/// No setting is more useful for being longer, and a deadline this far ahead can still be represented.
+/// Longer durations have no use, and a deadline this far ahead can still be represented.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
-/// Postgres has no longer timeouts than 2^31 - 1 ms, which is 24.8 days.
+/// Postgres' timeouts are at most 2^31 - 1 ms, which is 24.8 days.
 const MAX_DATABASE_TIMEOUT: Duration = Duration::from_secs(24 * 24 * 60 * 60);
 /// Postgres truncates names to NAMEDATALEN - 1 bytes, and notifications on a truncated channel would never arrive.
 const MAX_CHANNEL_BYTES: usize = 63;

@@ -6,10 +6,10 @@ use clap::Args;
 
 use super::{Secret, parse};
 use crate::catalog::model::Rules;
-use crate::loader::upstream;
+use crate::loader::upstream::UpstreamSettings;
 use crate::loader::upstream::config::{self, Location, UpstreamUrlError};
 
-/// What a server follows in place of a database.
+/// The upstreams that a server follows instead of a database.
 #[derive(Debug, Clone, Args)]
 #[group(skip)]
 pub(crate) struct UpstreamArgs {
@@ -31,11 +31,11 @@ pub(crate) struct UpstreamArgs {
 
 impl UpstreamArgs {
     /// The settings of the upstream, if there is one.
-    pub(crate) fn settings(&self, rules: &Rules) -> Result<Option<upstream::Settings>, UpstreamUrlError> {
+    pub(crate) fn settings(&self, rules: &Rules) -> Result<Option<UpstreamSettings>, UpstreamUrlError> {
         let locations = self.upstream.iter().zip(1..).map(|(url, number)| Location::parse(url.expose(), number));
         let locations = locations.collect::<Result<Vec<_>, _>>()?;
         let token = self.upstream_token.as_ref().map(|token| config::bearer(token.expose())).transpose()?;
-        let settings = upstream::Settings { locations, interval: self.upstream_interval, token, rules: rules.clone() };
+        let settings = UpstreamSettings { locations, interval: self.upstream_interval, token, rules: rules.clone() };
         Ok(Some(settings).filter(|settings| !settings.locations.is_empty()))
     }
 }

@@ -18,9 +18,6 @@ const SAMPLE: &str = include_str!("../../sql/sample_models.sql");
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs the command until a signal stops it.
-///
-/// # Errors
-/// An address is in use, Postgres could not be started, or what [`Server::start`] reports.
 pub(crate) fn run(args: &ServerArgs, stderr: &Stderr) -> CommandResult {
     // Before anything is created: the port may be taken.
     let listeners = Listeners::bind(args)?;

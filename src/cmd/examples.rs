@@ -107,7 +107,7 @@ fn ids(snapshot: &Snapshot) -> Vec<&str> {
     snapshot.iter().filter_map(|entry| str::from_utf8(entry.id()).ok()).filter(plain).take(2).collect()
 }
 
-/// How this program was started.
+/// The name by which this program was started.
 fn program() -> String {
     std::env::args().next().unwrap_or_else(|| env!("CARGO_PKG_NAME").into())
 }

@@ -40,7 +40,6 @@ pub(crate) enum HealthError {
         address: SocketAddr,
         /// The path of the request.
         path: &'static str,
-        /// What went wrong.
         source: io::Error,
     },
     /// A status other than 200.

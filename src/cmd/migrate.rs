@@ -8,9 +8,6 @@ use crate::postgres::migrate::{ModelsTable, migrate};
 use crate::postgres::session;
 
 /// Runs the command.
-///
-/// # Errors
-/// An invalid connection string, or what [`migrate`] reports.
 pub(crate) fn run(database: &DatabaseArgs, rules: &RuleArgs, models: ModelsTable) -> CommandResult {
     let (database, rules) = (database.config()?, rules.rules());
     runtime()?.block_on(async {

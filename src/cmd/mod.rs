@@ -52,7 +52,7 @@ struct CommandRuntime(Option<Runtime>);
 
 /// Threads that resolve host names at a time. Each is held for as long as a name server does not answer.
 const MAX_RESOLVING: usize = 16;
-/// Those threads stay: later, the system may refuse to start another one.
+/// Resolver threads are kept: later, the system may refuse to start another one.
 const KEEP_RESOLVING: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 fn runtime() -> io::Result<CommandRuntime> {

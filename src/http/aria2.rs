@@ -42,8 +42,8 @@ impl Format {
     }
 }
 
-/// The beginning of the input file: what is missing. [`push_item`] appends the models. Paths are relative to the
-/// working directory of aria2.
+/// The beginning of the input file, which lists missing models. [`push_item`] appends the others. Paths are relative to
+/// the working directory of aria2.
 pub(crate) fn head(selection: &Selection<'_>) -> String {
     let mut file = String::with_capacity(128 + 512 * selection.models.len());
     // Writing to a String cannot fail.
@@ -103,7 +103,7 @@ fn quoted(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_default()
 }
 
-/// A URL as visible ASCII, of a scheme that aria2 supports; it would take any other text for the path of a file.
+/// The URL in visible ASCII. aria2 would take a text without a scheme that it supports for the path of a file.
 fn address(url: &str) -> Result<Cow<'_, str>, &'static str> {
     // Parsing every URL would take most of the time.
     if is_plain_url(url, |scheme| SCHEMES.contains(&scheme)) {

@@ -28,9 +28,11 @@ where
     let mut body = Limited::new(body, limit);
     let mut whole = Vec::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
-            true => too_large(),
-            false => response::error(StatusCode::BAD_REQUEST, "the request body ended early"),
+        let frame = frame.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                return too_large();
+            }
+            response::error(StatusCode::BAD_REQUEST, "the request body ended early")
         })?;
         let Ok(data) = frame.into_data() else { continue };
         if whole.is_empty() && body.is_end_stream() {

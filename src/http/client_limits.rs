@@ -19,7 +19,7 @@ use ipnet::IpNet;
 
 /// The configured limits. The default is none.
 #[derive(Debug, Default)]
-pub(crate) struct Settings {
+pub(crate) struct ClientSettings {
     /// Open connections per address.
     pub(crate) max_connections: Option<NonZeroUsize>,
     /// Requests per second and client.
@@ -63,7 +63,7 @@ impl std::fmt::Debug for RateLimit {
     }
 }
 
-/// The crate's own stores for many keys grow with them.
+/// A fixed number of cells: the crate's own stores grow with the number of keys.
 struct Cells {
     cells: Box<[InMemoryState]>,
     hasher: RandomState,
@@ -81,10 +81,10 @@ impl StateStore for Cells {
     }
 }
 
-/// Enforces [`Settings`]; shared by all worker threads.
+/// Enforces [`ClientSettings`]; shared by all worker threads.
 #[derive(Debug, Default)]
 pub(crate) struct ClientLimits {
-    settings: Settings,
+    settings: ClientSettings,
     open: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -93,14 +93,11 @@ pub(crate) type Peer = Option<IpAddr>;
 
 impl ClientLimits {
     /// No connection is open yet.
-    pub(crate) fn new(settings: Settings) -> Self {
+    pub(crate) fn new(settings: ClientSettings) -> Self {
         Self { settings, open: Mutex::default() }
     }
 
     /// The address of a connection's other end, if any limit depends on it.
-    ///
-    /// # Errors
-    /// The client has disconnected.
     pub(crate) fn peer(&self, stream: &TcpStream) -> io::Result<Peer> {
         if self.settings.max_connections.is_none() && self.settings.rate.is_none() {
             return Ok(None);
@@ -177,7 +174,8 @@ fn parse_forwarded_addr(hop: &str) -> Option<IpAddr> {
     IpAddr::from_str(hop).ok().or_else(with_port).map(|address| address.to_canonical())
 }
 
-/// What is counted as one client: an IPv4 address, or the /64 network of an IPv6 address, of which a host may use all.
+/// The key by which clients are counted: an IPv4 address, or the /64 network of an IPv6 address, because a host may use
+/// all of it.
 fn rate_limit_key(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -215,7 +213,7 @@ impl Drop for ConnectionPermit {
     }
 }
 
-/// Tells a new connection why it is closed, as cheaply as possible: its client is over a limit.
+/// Rejects a connection over the limit of its client with 429, as cheaply as possible.
 pub(crate) fn reject_connection(mut stream: TcpStream) {
     const RESPONSE: &str = concat!(
         "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\n",
@@ -238,7 +236,7 @@ mod tests {
     #[test]
     fn the_client_is_the_nearest_untrusted_hop() {
         let trusted = vec![network("10.0.0.0/8"), network("fd00::/8")];
-        let limits = ClientLimits::new(Settings { trusted, ..Settings::default() });
+        let limits = ClientLimits::new(ClientSettings { trusted, ..ClientSettings::default() });
         for (values, client) in [
             (&["192.0.2.1"][..], "192.0.2.1"),
             (&["198.51.100.1, 192.0.2.1"], "192.0.2.1"),
@@ -260,7 +258,8 @@ mod tests {
     #[test]
     fn connections_are_counted_per_client() {
         let (max_connections, trusted) = (NonZeroUsize::new(2), vec![network("10.0.0.0/8")]);
-        let limits = Arc::new(ClientLimits::new(Settings { max_connections, trusted, ..Settings::default() }));
+        let limits =
+            Arc::new(ClientLimits::new(ClientSettings { max_connections, trusted, ..ClientSettings::default() }));
         let admit = |address: &str| limits.admit(address.parse().ok());
         let first = admit("2001:db8::1");
         let _second = admit("2001:db8::2");

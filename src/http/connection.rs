@@ -85,9 +85,9 @@ pub(super) struct Connection {
     request_timeout: u64,
     idle_timeout: u64,
     deadline: AtomicU64,
-    /// The last bytes came in.
+    /// When the last bytes arrived.
     received: AtomicU64,
-    /// The deadline from when the response has been sent.
+    /// The deadline once the response has been sent.
     idle_deadline: AtomicU64,
     phase: AtomicU8,
     /// The response says `connection: close` because the request's body was not read.
@@ -131,7 +131,7 @@ impl Connection {
         self.accepted + Duration::from_nanos(self.deadline.load(Relaxed))
     }
 
-    /// Bytes came in.
+    /// Records that bytes arrived.
     pub(super) fn received(&self) {
         let now = nanos(self.accepted.elapsed());
         self.received.store(now, Relaxed);
@@ -147,7 +147,7 @@ impl Connection {
         self.phase.load(Relaxed) != REQUEST
     }
 
-    /// The head of a request is complete; returns the time at which it was.
+    /// Records that the head of a request is complete; returns when that was.
     fn request_begins(&self) -> Instant {
         if self.phase.load(Relaxed) == IDLE {
             // It came in with the request before it, and its time begins when that has been handled.
@@ -156,7 +156,7 @@ impl Connection {
         self.accepted + Duration::from_nanos(self.received.load(Relaxed))
     }
 
-    /// The request may wait for `wait` before its response begins.
+    /// Allows the request to wait for `wait` before its response begins.
     fn may_wait(&self, wait: Duration) {
         self.deadline.fetch_add(nanos(wait), Relaxed);
         self.phase.store(WAITING, Relaxed);
@@ -168,7 +168,7 @@ impl Connection {
         self.phase.load(Relaxed) == CLIENT_CLOSED
     }
 
-    /// The client of a request that may wait has closed its side of the connection, or all of it.
+    /// Records that the client of a request that may wait has closed its side of the connection, or all of it.
     pub(super) fn client_has_closed(&self) {
         self.phase.store(CLIENT_CLOSED, Relaxed);
     }
@@ -184,14 +184,14 @@ impl Connection {
         handled.response
     }
 
-    /// Bytes are written. While there is no request, they are hyper's error response to malformed input.
+    /// Records that bytes are written. Without a request, they are hyper's error response to malformed input.
     pub(super) fn sending(&self) {
         if self.phase.load(Relaxed) == IDLE {
             self.phase.store(REQUEST, Relaxed);
         }
     }
 
-    /// All that was written has been sent; a request may be handled meanwhile. Returns whether it may wait.
+    /// Records that everything written was sent; returns whether the request that is handled may wait.
     pub(super) fn flushed(&self) -> bool {
         let phase = self.phase.load(Relaxed);
         if phase == RESPONSE {
@@ -201,14 +201,14 @@ impl Connection {
         phase == WAITING
     }
 
-    /// A lingering close begins. What is discarded is no request.
+    /// Records that a lingering close begins: the bytes that follow are not a request.
     pub(super) fn lingering(&self) {
         self.phase.store(IDLE, Relaxed);
         let deadline = nanos(self.accepted.elapsed()).saturating_add(nanos(LINGER_TIME));
         self.deadline.store(deadline, Relaxed);
     }
 
-    /// The deadline has passed, and the connection is closed.
+    /// Counts a connection that is closed by its deadline.
     fn timed_out(&self) {
         match self.phase.load(Relaxed) {
             IDLE => {}

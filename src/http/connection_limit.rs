@@ -15,7 +15,7 @@ pub(crate) struct ConnectionLimit {
     waiting: Arc<Semaphore>,
 }
 
-/// What a connection is accepted for.
+/// Why a connection is accepted.
 pub(super) enum Place {
     /// To be served.
     Served(OwnedSemaphorePermit),

@@ -13,7 +13,7 @@ pub(crate) fn hex_digits(digest: u64) -> [u8; DIGITS] {
     std::array::from_fn(|place| b"0123456789abcdef"[(digest >> (60 - 4 * place)) as usize & 0xf])
 }
 
-/// The same as a string.
+/// The digits as a string.
 pub fn hex(digest: u64) -> String {
     hex_digits(digest).map(char::from).iter().collect()
 }
@@ -43,7 +43,7 @@ pub(crate) fn with_etag(mut response: Response, etag: &[u8]) -> Response {
     response
 }
 
-/// The same for a response in place.
+/// Sets the entity tag of a response.
 pub(crate) fn set_etag(response: &mut Response, etag: &[u8]) {
     response.headers_mut().insert(ETAG, header(etag));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));

@@ -1,7 +1,6 @@
 //! A limit on the memory that request bodies being received and responses waiting to be sent may use, over all clients.
 //!
-//! What fits into a connection's own buffers is not counted: those are bounded per connection, and connections are
-//! limited.
+//! The buffers of connections are not counted: they are bounded per connection, and connections are limited.
 
 use std::sync::Arc;
 

@@ -80,9 +80,9 @@ pub struct Api {
     pub(crate) limits: Limits,
     /// Limits the requests whose catalog scan runs or is queued.
     pub(crate) list_requests: Semaphore,
-    /// Runs catalog scans and renders snapshots, at low priority. A thread must call [`Offload::run_jobs`].
+    /// Runs catalog scans and renders snapshots, at low priority. A thread must call `Offload::run_jobs`.
     pub scans: Offload,
-    /// What `/api/snapshot` serves.
+    /// The states that `/api/snapshot` serves.
     pub(crate) snapshots: SnapshotFeed,
     /// Limits of one client.
     pub(crate) clients: Arc<ClientLimits>,
@@ -137,7 +137,7 @@ pub enum Routes {
     All,
 }
 
-/// A response, and what the connection must know of its request.
+/// A response, and what the connection must know about its request.
 #[derive(Debug)]
 pub struct Handled {
     /// The response.
@@ -157,7 +157,7 @@ pub struct Handler {
     date: DateCache,
 }
 
-/// What finishing a response needs of its request.
+/// The parts of a request that finishing its response needs.
 struct Exchange {
     received: Instant,
     route: Route,
@@ -168,7 +168,7 @@ struct Exchange {
     origin: Option<HeaderValue>,
 }
 
-/// What a response that is not ready at once needs of its request's head. The rest of the head is freed.
+/// A request whose response is not ready at once: the parts of its head that are still needed. The rest is freed.
 enum Deferred {
     Batch(batch::Head),
     Models(search::Query),
@@ -176,7 +176,7 @@ enum Deferred {
 }
 
 impl Handler {
-    /// A handler with [`RequestMetrics`] of its own.
+    /// A handler with request metrics of its own.
     pub fn new(api: Arc<Api>, routes: Routes) -> Self {
         let metrics = api.metrics.register_thread();
         Self { api, metrics, routes, parser: Mutex::default(), date: DateCache::default() }

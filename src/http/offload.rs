@@ -64,7 +64,7 @@ impl Offload {
         let _ = rustix::process::setpriority_process(None, nice);
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         while let Ok(job) = queue.recv() {
-            // What a job shares with requests is atomics, locks that cannot be poisoned, and immutable snapshots.
+            // Jobs and requests share only atomics, locks that cannot be poisoned, and immutable snapshots.
             let _ = catch_unwind(AssertUnwindSafe(job));
         }
     }

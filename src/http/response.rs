@@ -69,14 +69,14 @@ pub(crate) fn retry_later(status: StatusCode, message: &str) -> Response {
 
 /// 503: the memory budget has no room for a large request or response.
 pub(crate) fn out_of_memory() -> Response {
-    retry_later(StatusCode::SERVICE_UNAVAILABLE, "too many large requests at once: try again in a second")
+    retry_later(StatusCode::SERVICE_UNAVAILABLE, "too many large requests: retry in a second")
 }
 
 /// 503 or 500: there is no result of an offloaded job.
 pub(crate) fn not_offloaded(error: &OffloadError) -> Response {
     match error {
         OffloadError::Busy => {
-            let message = "too many requests for all of the catalog: retry in a second";
+            let message = "too many requests that read the whole catalog: retry in a second";
             retry_later(StatusCode::SERVICE_UNAVAILABLE, message)
         }
         OffloadError::Panicked => internal_error(),

@@ -82,9 +82,6 @@ fn defer_accept(socket: &TcpSocket) -> io::Result<()> {
 /// Serves one listener until `shutdown` is cancelled and the last of its connections has ended. The threads of one
 /// address share a `limit`. Takes the listener when it stops accepting: after a panic the caller can serve again with
 /// the connections that are queued. Without a listener, returns at once.
-///
-/// # Errors
-/// The listener could not be registered with the runtime.
 pub(crate) async fn serve(
     socket: &mut Option<std::net::TcpListener>,
     api: Arc<Api>,
@@ -184,7 +181,7 @@ impl Acceptor {
         Ok(())
     }
 
-    /// Takes all that are queued: closing the listener would reset them.
+    /// Accepts all queued connections: closing the listener would reset them.
     fn accept_remaining(self: &Arc<Self>, listener: &Listener) {
         // Bounded, for new ones may come as fast as they are taken.
         for _ in 0..BACKLOG {
@@ -232,7 +229,7 @@ impl Acceptor {
             Some(permit) = self.limit.turn() => (permit, false),
             overtakes = self.overtakes(&stream) => overtakes.map(|()| (waiting, true))?,
         };
-        // What is known of its readiness may have been cleared: it is registered anew when it has to wait.
+        // Its readiness may have been cleared, so it is registered anew when it has to wait.
         self.serve(stream.into_std()?, peer, client, permit, only_one);
         Ok(())
     }
@@ -269,7 +266,7 @@ impl Acceptor {
     }
 }
 
-/// Waits where a retry at once would spin; a connection that was gone before it was accepted needs no wait.
+/// Waits before a retry that would spin. After an error of a single connection, the next one is accepted at once.
 async fn accept_failed(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     if !matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {

@@ -18,7 +18,7 @@ const LINGER_BUFFER: usize = 16 * 1024;
 /// make each connection occupy all 8 KiB of it, of which most never use more than the first page.
 const UNREGISTERED_READ: usize = 4096;
 
-/// What hyper reads from and writes to.
+/// The I/O of a connection.
 ///
 /// The socket is registered with the runtime only when it first has to wait. In a boot storm the request is there when
 /// its connection is accepted, and the connection ends with the response: most are never registered, which saves two

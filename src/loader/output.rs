@@ -11,7 +11,7 @@ use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::{Publisher, Store};
 use crate::metrics::{Metrics, set_count};
 use crate::snapshot_file::PersistedSnapshot;
-use crate::snapshot_file::writer::Pending;
+use crate::snapshot_file::writer::LatestState;
 use crate::sync::{Fleet, LastSync, SyncStatus};
 
 /// The only writer of a [`Store`] and of a [`SyncStatus`].
@@ -19,7 +19,7 @@ pub struct Output {
     publisher: Publisher,
     sync: Arc<SyncStatus>,
     metrics: Arc<Metrics>,
-    pending: watch::Sender<Pending>,
+    pending: watch::Sender<LatestState>,
 }
 
 impl Output {
@@ -29,7 +29,7 @@ impl Output {
         store: Arc<Store>,
         sync: Arc<SyncStatus>,
         metrics: Arc<Metrics>,
-        pending: watch::Sender<Pending>,
+        pending: watch::Sender<LatestState>,
     ) -> Self {
         Self { publisher: Publisher::new(store), sync, metrics, pending }
     }
@@ -45,7 +45,7 @@ impl Output {
     }
 
     /// The state that was handed on last.
-    pub(super) fn latest(&self) -> Pending {
+    pub(super) fn latest(&self) -> LatestState {
         self.pending.borrow().clone()
     }
 

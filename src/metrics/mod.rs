@@ -12,6 +12,7 @@ mod upstream;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use prometheus::core::Collector;
 use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 pub use self::reads::ReadMetrics;
@@ -77,91 +78,63 @@ impl Metrics {
     /// # Errors
     /// An invalid or duplicate metric name (a bug here).
     pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| registered(&registry, IntCounter::new(name, help));
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            registered(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help));
         let metrics = Self {
-            ready: IntGauge::new("catalog_ready", "1 while /readyz returns 200.")?,
-            connections_limit: IntGauge::new("catalog_http_connections_limit", "Maximum open connections; more wait.")?,
-            models: IntGauge::new("catalog_models", "Models served.")?,
-            models_rejected: IntGauge::new(
+            ready: gauge("catalog_ready", "1 while /readyz returns 200.")?,
+            connections_limit: gauge("catalog_http_connections_limit", "Maximum open connections; more wait.")?,
+            models: gauge("catalog_models", "Models served.")?,
+            models_rejected: gauge(
                 "catalog_models_rejected",
                 "Rows rejected because they break a rule; the last valid version stays served.",
             )?,
-            snapshot_bytes: IntGauge::new("catalog_snapshot_bytes", "Bytes of all rendered models and ids.")?,
-            reads: ReadMetrics::new()?,
-            propagation_seconds: propagation_seconds()?,
-            last_sync: Gauge::new(
-                "catalog_last_sync_timestamp_seconds",
-                "Unix time at which the catalog was last known to equal its source; 0 = never.",
-            )?,
-            follow_stalled: IntGauge::new(
+            snapshot_bytes: gauge("catalog_snapshot_bytes", "Bytes of all rendered models and ids.")?,
+            reads: ReadMetrics::new(&registry)?,
+            propagation_seconds: registered(&registry, Histogram::with_opts(propagation_seconds()))?,
+            last_sync: registered(&registry, last_sync())?,
+            follow_stalled: gauge(
                 "catalog_follow_stalled",
                 "1 while the catalog has not been in sync with its source for longer than the settings explain.",
             )?,
-            replay: ReplayMetrics::new()?,
-            thread_restarts: IntCounterVec::new(
-                Opts::new("catalog_thread_restarts_total", "Restarts of threads that panicked or failed, by thread."),
+            replay: ReplayMetrics::new(&registry)?,
+            thread_restarts: counters(
+                "catalog_thread_restarts_total",
+                "Restarts of threads that panicked or failed, by thread.",
                 &["thread"],
             )?,
-            listener_connected: IntGauge::new(
+            listener_connected: gauge(
                 "catalog_listener_connected",
                 "1 while this process receives notifications from the database.",
             )?,
-            notifications: IntCounter::new("catalog_notifications_total", "Notifications received.")?,
-            audit_mismatches: IntCounter::new(
+            notifications: counter("catalog_notifications_total", "Notifications received.")?,
+            audit_mismatches: counter(
                 "catalog_audit_mismatches_total",
                 "Models that an audit found to differ from the database: changes that bypassed the triggers.",
             )?,
-            unknown_ids: IntCounter::new(
+            unknown_ids: counter(
                 "catalog_unknown_ids_total",
                 "Recorded ids that neither the view nor the catalog had; each leads to an audit.",
             )?,
-            unwatched_tables: IntGauge::new(
+            unwatched_tables: gauge(
                 "catalog_unwatched_tables",
                 "Tables of the view whose changes no trigger records; only audits find them.",
             )?,
-            snapshot_file: snapshot_file_operations()?,
-            log_lines_dropped: log_lines_dropped()?,
-            upstream: UpstreamMetrics::new()?,
-            requests: RequestCollector::new()?,
-            registry: Registry::new(),
+            snapshot_file: snapshot_file_operations(&registry)?,
+            log_lines_dropped: counter(
+                "catalog_log_lines_dropped_total",
+                "Log lines dropped because standard error could not be written.",
+            )?,
+            upstream: UpstreamMetrics::new(&registry)?,
+            requests: registered(&registry, RequestCollector::new())?,
+            registry: registry.clone(),
         };
-        for outcome in ["ok", "error"] {
-            metrics.snapshot_file.with_label_values(&["write", outcome]);
-        }
-        metrics.register_all()?;
-        Ok(metrics)
-    }
-
-    fn register_all(&self) -> prometheus::Result<()> {
-        let build_info = IntGauge::with_opts(
-            Opts::new("catalog_build_info", "Build information; always 1.")
-                .const_label("version", env!("CARGO_PKG_VERSION")),
-        )?;
-        build_info.set(1);
-
-        let registry = &self.registry;
-        registry.register(Box::new(self.requests.clone()))?;
-        registry.register(Box::new(build_info))?;
-        registry.register(Box::new(self.ready.clone()))?;
-        registry.register(Box::new(self.connections_limit.clone()))?;
-        registry.register(Box::new(self.models.clone()))?;
-        registry.register(Box::new(self.models_rejected.clone()))?;
-        registry.register(Box::new(self.snapshot_bytes.clone()))?;
-        self.reads.register(registry)?;
-        registry.register(Box::new(self.propagation_seconds.clone()))?;
-        registry.register(Box::new(self.last_sync.clone()))?;
-        registry.register(Box::new(self.follow_stalled.clone()))?;
-        self.replay.register(registry)?;
-        registry.register(Box::new(self.thread_restarts.clone()))?;
-        registry.register(Box::new(self.listener_connected.clone()))?;
-        registry.register(Box::new(self.notifications.clone()))?;
-        registry.register(Box::new(self.audit_mismatches.clone()))?;
-        registry.register(Box::new(self.unknown_ids.clone()))?;
-        registry.register(Box::new(self.unwatched_tables.clone()))?;
-        registry.register(Box::new(self.snapshot_file.clone()))?;
-        registry.register(Box::new(self.log_lines_dropped.clone()))?;
-        self.upstream.register(registry)?;
+        registered(&registry, IntGauge::with_opts(build_info()))?.set(1);
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(())
+        Ok(metrics)
     }
 
     /// The request metrics of one more worker thread.
@@ -189,16 +162,36 @@ pub(crate) fn set_count(gauge: &IntGauge, count: usize) {
     gauge.set(count.try_into().unwrap_or(i64::MAX));
 }
 
-fn propagation_seconds() -> prometheus::Result<Histogram> {
-    let help = "Time from a row being changed to its being served.";
-    Histogram::with_opts(HistogramOpts::new("catalog_propagation_seconds", help).buckets(REFRESH_SECONDS.into()))
+/// Registers a new metric.
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<C>,
+) -> prometheus::Result<C> {
+    let metric = metric?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
 }
 
-fn log_lines_dropped() -> prometheus::Result<IntCounter> {
-    IntCounter::new("catalog_log_lines_dropped_total", "Log lines dropped because standard error could not be written.")
+fn last_sync() -> prometheus::Result<Gauge> {
+    let help = "Unix time at which the catalog was last known to equal its source; 0 = never.";
+    Gauge::new("catalog_last_sync_timestamp_seconds", help)
 }
 
-fn snapshot_file_operations() -> prometheus::Result<IntCounterVec> {
+fn snapshot_file_operations(registry: &Registry) -> prometheus::Result<IntCounterVec> {
     let help = "Reads and writes of the snapshot file, by operation and outcome.";
-    IntCounterVec::new(Opts::new("catalog_snapshot_file_operations_total", help), &["operation", "outcome"])
+    let options = Opts::new("catalog_snapshot_file_operations_total", help);
+    let operations = registered(registry, IntCounterVec::new(options, &["operation", "outcome"]))?;
+    for outcome in ["ok", "error"] {
+        operations.with_label_values(&["write", outcome]);
+    }
+    Ok(operations)
+}
+
+fn build_info() -> Opts {
+    Opts::new("catalog_build_info", "Build information; always 1.").const_label("version", env!("CARGO_PKG_VERSION"))
+}
+
+fn propagation_seconds() -> HistogramOpts {
+    HistogramOpts::new("catalog_propagation_seconds", "Time from a row being changed to its being served.")
+        .buckets(REFRESH_SECONDS.into())
 }

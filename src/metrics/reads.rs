@@ -2,7 +2,7 @@
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 
-use super::REFRESH_SECONDS;
+use super::{REFRESH_SECONDS, registered};
 
 const KINDS: [&str; 4] = ["delta", "full", "audit", "upstream"];
 
@@ -17,15 +17,15 @@ pub struct ReadMetrics {
 }
 
 impl ReadMetrics {
-    pub(super) fn new() -> prometheus::Result<Self> {
+    pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
         let total =
             Opts::new("catalog_refreshes_total", "Reads of the database or of an upstream, by kind and outcome.");
         let seconds = HistogramOpts::new("catalog_refresh_duration_seconds", "Time a refresh took, by kind.");
         let slow = "Deltas of more than 1 s, and full reads and audits of more than 30 s.";
         let metrics = Self {
-            total: IntCounterVec::new(total, &["kind", "outcome"])?,
-            seconds: HistogramVec::new(seconds.buckets(REFRESH_SECONDS.into()), &["kind"])?,
-            slow: IntCounterVec::new(Opts::new("catalog_slow_reads_total", slow), &["kind"])?,
+            total: registered(registry, IntCounterVec::new(total, &["kind", "outcome"]))?,
+            seconds: registered(registry, HistogramVec::new(seconds.buckets(REFRESH_SECONDS.into()), &["kind"]))?,
+            slow: registered(registry, IntCounterVec::new(Opts::new("catalog_slow_reads_total", slow), &["kind"]))?,
         };
         // The series are 0 before the first event.
         for kind in KINDS {
@@ -38,11 +38,5 @@ impl ReadMetrics {
             metrics.slow.with_label_values(&[kind]);
         }
         Ok(metrics)
-    }
-
-    pub(super) fn register(&self, registry: &Registry) -> prometheus::Result<()> {
-        registry.register(Box::new(self.total.clone()))?;
-        registry.register(Box::new(self.seconds.clone()))?;
-        registry.register(Box::new(self.slow.clone()))
     }
 }

@@ -2,6 +2,8 @@
 
 use prometheus::{Gauge, IntGauge, Registry};
 
+use super::registered;
+
 /// The state of replay on the hot standby that is followed.
 pub(crate) struct ReplayMetrics {
     /// `catalog_replay_lag_seconds`
@@ -11,21 +13,12 @@ pub(crate) struct ReplayMetrics {
 }
 
 impl ReplayMetrics {
-    pub(super) fn new() -> prometheus::Result<Self> {
+    pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let lag = "Age of the last transaction that the hot standby had replayed at the last read; 0 on a primary.";
+        let stalled = "1 while the hot standby's replay is stalled: WAL is waiting, or the primary is not connected.";
         Ok(Self {
-            lag: Gauge::new(
-                "catalog_replay_lag_seconds",
-                "Age of the last transaction that the hot standby had replayed at the last read; 0 on a primary.",
-            )?,
-            stalled: IntGauge::new(
-                "catalog_replay_stalled",
-                "1 while the hot standby's replay is stalled: WAL is waiting, or the primary is not connected.",
-            )?,
+            lag: registered(registry, Gauge::new("catalog_replay_lag_seconds", lag))?,
+            stalled: registered(registry, IntGauge::new("catalog_replay_stalled", stalled))?,
         })
-    }
-
-    pub(super) fn register(&self, registry: &Registry) -> prometheus::Result<()> {
-        registry.register(Box::new(self.lag.clone()))?;
-        registry.register(Box::new(self.stalled.clone()))
     }
 }

@@ -1,5 +1,15 @@
 //! Metrics of requests: a [`RequestMetrics`] per worker thread, which only that thread writes, so that threads share no
-//! cache line, and the collector that sums them at a scrape.
+//! cache line, and the [`RequestCollector`] that sums them at a scrape.
+//!
+//! | metric | from | counted when |
+//! |---|---|---|
+//! | `catalog_http_connections` | `opened` − `closed` | a connection is served, and when it has ended |
+//! | `catalog_batch_ids` | `batch_ids` | a valid batch is answered |
+//! | `catalog_lookups_total{outcome}` | `found`, `not_found` | the ids of a batch, or a single one, are looked up |
+//! | `catalog_http_requests_total{route,status}` | `requests` | a response is ready to be sent |
+//! | `catalog_http_request_duration_seconds{route}` | `seconds` | the same |
+//! | `catalog_http_timeouts_total{incomplete}` | `timed_out` | `CATALOG_REQUEST_TIMEOUT` closes a connection |
+//! | `not_found_ids` in `/api/catalog` | `missing` | an id is not found |
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -82,7 +92,7 @@ pub fn statuses() -> Vec<&'static str> {
 const INITIAL_ROUTES: [Route; 2] = [Route::Single, Route::Batch];
 const INITIAL_STATUSES: [u16; 3] = [200, 500, 503];
 
-/// What a connection that was closed by `CATALOG_REQUEST_TIMEOUT` was about.
+/// The incomplete part of an exchange whose connection `CATALOG_REQUEST_TIMEOUT` closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TimedOut {
     /// The request was not complete, or its response not ready.
@@ -112,7 +122,7 @@ impl<const N: usize> Buckets<N> {
         Self { counts: [const { AtomicU64::new(0) }; N], above: AtomicU64::new(0), sum: AtomicU64::new(0) }
     }
 
-    /// `value` counts parts of which `scale` make one unit of `bounds`.
+    /// Adds `value`, in units that are `scale` times smaller than those of `bounds`.
     fn observe(&self, value: u64, scale: f64, bounds: &[f64; N]) {
         let whole = value as f64 / scale;
         let slot = bounds.iter().position(|bound| whole <= *bound);

@@ -2,6 +2,8 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
+use super::registered;
+
 /// The outcomes of requests to upstreams.
 const OUTCOMES: [&str; 4] = ["changed", "unchanged", "refused", "error"];
 
@@ -18,32 +20,20 @@ pub(crate) struct UpstreamMetrics {
 }
 
 impl UpstreamMetrics {
-    pub(super) fn new() -> prometheus::Result<Self> {
+    pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let waiters = "Requests for /api/snapshot that wait for a change.";
+        let connected = "1 while the last request to an upstream was successful.";
+        let requests = Opts::new("catalog_upstream_requests_total", "Requests to upstreams, by outcome.");
+        let bytes = "Bytes of snapshots received from upstreams, as transferred.";
         let metrics = Self {
-            waiters: IntGauge::new("catalog_snapshot_waiters", "Requests for /api/snapshot that wait for a change.")?,
-            connected: IntGauge::new(
-                "catalog_upstream_connected",
-                "1 while the last request to an upstream was successful.",
-            )?,
-            requests: IntCounterVec::new(
-                Opts::new("catalog_upstream_requests_total", "Requests to upstreams, by outcome."),
-                &["outcome"],
-            )?,
-            received_bytes: IntCounter::new(
-                "catalog_upstream_received_bytes_total",
-                "Bytes of snapshots received from upstreams, as transferred.",
-            )?,
+            waiters: registered(registry, IntGauge::new("catalog_snapshot_waiters", waiters))?,
+            connected: registered(registry, IntGauge::new("catalog_upstream_connected", connected))?,
+            requests: registered(registry, IntCounterVec::new(requests, &["outcome"]))?,
+            received_bytes: registered(registry, IntCounter::new("catalog_upstream_received_bytes_total", bytes))?,
         };
         for outcome in OUTCOMES {
             metrics.requests.with_label_values(&[outcome]);
         }
         Ok(metrics)
-    }
-
-    pub(super) fn register(&self, registry: &Registry) -> prometheus::Result<()> {
-        registry.register(Box::new(self.waiters.clone()))?;
-        registry.register(Box::new(self.connected.clone()))?;
-        registry.register(Box::new(self.requests.clone()))?;
-        registry.register(Box::new(self.received_bytes.clone()))
     }
 }

@@ -184,7 +184,7 @@ fn lsn(position: u64) -> String {
     format!("{:X}/{:X}", position >> 32, position & 0xffff_ffff)
 }
 
-/// The error with its causes, see [`chain`].
+/// The error with its causes, see `error_chain`.
 pub fn describe(error: &tokio_postgres::Error) -> String {
     chain(error)
 }

@@ -36,12 +36,11 @@ const MAX_CAPACITY: usize = 1 << 24;
 const MAX_LINE_BYTES: u64 = 256 << 20;
 
 /// The `Age` in `GET /api/snapshot` of a catalog from a snapshot file whose server has not reached its source yet: the
-/// largest that there is.
+/// largest allowed (RFC 9111 §1.2.2).
 pub(crate) const NEVER_SYNCED: u64 = 1 << 31;
 
-/// The header of `GET /api/snapshot` in which a server says the latest position at which it had the content of a
-/// response. The position in the body may be older: content can come back, and stays in memory as it was rendered and
-/// compressed.
+/// The header of `GET /api/snapshot` with the latest position at which the server had the content of the response. The
+/// position in the body may be older: content can come back, and stays in memory as it was rendered and compressed.
 pub(crate) const AS_OF: &str = "catalog-as-of";
 
 /// A snapshot with everything needed to resume from it.
@@ -88,7 +87,7 @@ pub enum SnapshotFileError {
          program that wrote it, or let this one replace the file once it has read its source"
     )]
     Version(u32),
-    /// The content is not what was written.
+    /// The content differs from what was written.
     #[error("it is damaged: {0}")]
     Damaged(&'static str),
     /// The path names a device, a pipe or a directory, which a rename would replace.
@@ -139,7 +138,7 @@ pub fn write(path: &Path, persisted: &PersistedSnapshot<impl AsRef<Snapshot>>) -
     Ok(file.commit()?)
 }
 
-/// Locks the file at `path` against other processes, which is only possible if all of them do.
+/// Locks the file at `path`; only processes that lock it, too, are kept out.
 ///
 /// # Errors
 /// [`SnapshotFileError::Busy`] if another process has the lock. If it cannot be locked for another reason, that is

@@ -16,8 +16,8 @@ use crate::catalog::row_error::log_rejections;
 use crate::catalog::snapshot::Snapshot;
 use crate::metrics::Metrics;
 
-/// The newest state of the loader. Readers see only the latest one.
-pub type Pending = Option<PersistedSnapshot<Arc<Snapshot>>>;
+/// The latest state of the loader, once there is one.
+pub type LatestState = Option<PersistedSnapshot<Arc<Snapshot>>>;
 
 /// Minimum time between two writes, so that a busy table does not keep the disk busy.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -27,19 +27,19 @@ const PAUSE_PER_WRITE: u32 = 9;
 /// Time until a failed write is retried when nothing changes.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// Writes `pending` to `path` after each change, until its sender is dropped; the last state is written before this
+/// Writes `latest` to `path` after each change, until its sender is dropped; the last state is written before this
 /// returns.
-pub(crate) async fn run(path: &Path, mut pending: watch::Receiver<Pending>, metrics: &Metrics) {
-    let (mut failed, mut lock) = (false, None);
+pub(crate) async fn run(path: &Path, mut latest: watch::Receiver<LatestState>, metrics: &Metrics) {
+    let mut writer = Writer { path, metrics, lock: None, failed: false };
     loop {
         let open = tokio::select! {
-            changed = pending.changed() => changed.is_ok(),
-            () = sleep(RETRY), if failed => true,
+            changed = latest.changed() => changed.is_ok(),
+            () = sleep(RETRY), if writer.failed => true,
         };
         let started = Instant::now();
-        let persisted = pending.borrow_and_update().clone();
-        if let Some(persisted) = persisted.filter(|_| open || failed) {
-            failed = !save(path, &persisted, metrics, (&mut lock, failed));
+        let persisted = latest.borrow_and_update().clone();
+        if let Some(persisted) = persisted.filter(|_| open || writer.failed) {
+            writer.save(&persisted);
         }
         if !open {
             return;
@@ -47,46 +47,54 @@ pub(crate) async fn run(path: &Path, mut pending: watch::Receiver<Pending>, metr
         // The end of the loader interrupts the pause, so that its last state is written without delay.
         tokio::select! {
             () = sleep(PAUSE.max(started.elapsed() * PAUSE_PER_WRITE)) => {}
-            () = closed(pending.clone()) => {}
+            () = closed(latest.clone()) => {}
         }
     }
 }
 
 /// Waits until the sender is dropped.
-async fn closed(mut pending: watch::Receiver<Pending>) {
-    while pending.changed().await.is_ok() {}
+async fn closed(mut latest: watch::Receiver<LatestState>) {
+    while latest.changed().await.is_ok() {}
 }
 
-/// Writes the file. The lock is kept from the first write on: two processes that write the same file in turns would
-/// restart from each other's state.
-fn save(
-    path: &Path,
-    persisted: &PersistedSnapshot<Arc<Snapshot>>,
-    metrics: &Metrics,
-    (lock, failed_before): (&mut Option<FileLock>, bool),
-) -> bool {
-    let started = Instant::now();
-    let locked = match lock {
-        Some(_) => Ok(()),
-        None => super::lock(path).map(|acquired| *lock = Some(acquired)),
-    };
-    let result = locked.and_then(|()| super::write(path, persisted));
-    let outcome = if result.is_ok() { "ok" } else { "error" };
-    metrics.snapshot_file.with_label_values(&["write", outcome]).inc();
-    let (path, models) = (path.display(), persisted.snapshot.len());
-    match &result {
-        Ok(()) if failed_before => info!(%path, "the snapshot file can be written again"),
-        Ok(()) => debug!(%path, models, took = ?started.elapsed(), "snapshot file written"),
-        Err(error) if failed_before => debug!(%path, %error, "the snapshot file still can't be written"),
-        Err(error) => {
-            warn!(
-                %path,
-                %error,
-                "the snapshot file can't be written; serving continues, but a restart would need the source"
-            );
+struct Writer<'a> {
+    path: &'a Path,
+    metrics: &'a Metrics,
+    /// Kept from the first write on: two processes that write the same file in turns would restart from each other's
+    /// state.
+    lock: Option<FileLock>,
+    /// Whether the last write failed.
+    failed: bool,
+}
+
+impl Writer<'_> {
+    fn save(&mut self, persisted: &PersistedSnapshot<Arc<Snapshot>>) {
+        let started = Instant::now();
+        let result = self.acquire_lock().and_then(|()| super::write(self.path, persisted));
+        let outcome = if result.is_ok() { "ok" } else { "error" };
+        self.metrics.snapshot_file.with_label_values(&["write", outcome]).inc();
+        let (path, models) = (self.path.display(), persisted.snapshot.len());
+        let failed_before = std::mem::replace(&mut self.failed, result.is_err());
+        match result {
+            Ok(()) if failed_before => info!(%path, "the snapshot file can be written again"),
+            Ok(()) => debug!(%path, models, took = ?started.elapsed(), "snapshot file written"),
+            Err(error) if failed_before => debug!(%path, %error, "the snapshot file still can't be written"),
+            Err(error) => {
+                warn!(
+                    %path,
+                    %error,
+                    "the snapshot file can't be written; serving continues, but a restart would need the source"
+                );
+            }
         }
     }
-    result.is_ok()
+
+    fn acquire_lock(&mut self) -> Result<(), SnapshotFileError> {
+        if self.lock.is_none() {
+            self.lock = Some(super::lock(self.path)?);
+        }
+        Ok(())
+    }
 }
 
 /// Reads the snapshot file at startup. Rows that were accepted under other rules are checked again, and those that

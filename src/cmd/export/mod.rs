@@ -42,23 +42,12 @@ pub(crate) enum ExportError {
         /// The path on the command line.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
-    },
-    /// The snapshot could not be written.
-    #[error("cannot write {}", .path.display())]
-    Snapshot {
-        /// The path on the command line.
-        path: PathBuf,
-        /// Why not.
         source: SnapshotFileError,
     },
 }
 
 /// Runs the command. `path` is the output file, `-` for standard output. A regular file is either complete or left
 /// unchanged; devices and pipes are written to directly. Rows that break a rule are omitted.
-///
-/// # Errors
-/// An invalid connection string, an [`ExportError`], or [`PartialSuccess`](super::PartialSuccess).
 pub(crate) fn run(path: &Path, rules: &Rules, database: &DatabaseArgs) -> CommandResult {
     let database = database.config()?;
     require_all(runtime()?.block_on(export(path, rules, &database))?, "rows")
@@ -70,13 +59,13 @@ async fn export(path: &Path, rules: &Rules, database: &DatabaseConfig) -> Result
         let mut export = Export::new(stdout::buffered(), path, rules);
         return export.run(database).await;
     }
+    let failed = |error: io::Error| ExportError::Write { path: path.into(), source: error.into() };
     // Renaming onto a device or a pipe, /dev/null for example, would replace it by a file.
     if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
         let out = File::options().write(true).open(path);
-        let out = out.map_err(|source| ExportError::Write { path: path.into(), source })?;
+        let out = out.map_err(failed)?;
         return Export::new(BufWriter::new(out), path, rules).run(database).await;
     }
-    let failed = |source| ExportError::Write { path: path.into(), source };
     // Of concurrent exports to the same path, the last one to finish wins.
     let file = AtomicFile::create(path).map_err(failed)?;
     let rejected = Export::new(BufWriter::new(file.file()), path, rules).run(database).await?;
@@ -158,6 +147,6 @@ impl<'a, W: Write> Export<'a, W> {
         if self.path == Path::new("-") {
             return StdoutError::from(source).into();
         }
-        ExportError::Write { path: self.path.into(), source }
+        ExportError::Write { path: self.path.into(), source: source.into() }
     }
 }

@@ -22,15 +22,12 @@ use crate::snapshot_file::{self, PersistedSnapshot};
 
 /// Runs the command. `path` is the output file, `-` for standard output. A regular file is either complete or left
 /// unchanged.
-///
-/// # Errors
-/// An invalid connection string, an [`ExportError`], or [`PartialSuccess`](crate::cmd::PartialSuccess).
 pub(crate) fn run(path: &Path, rules: &Rules, database: &DatabaseArgs) -> CommandResult {
     let state = runtime()?.block_on(read(rules, &database.config()?))?;
     if path == Path::new("-") {
         snapshot_file::write_to(stdout::buffered(), &state).map_err(StdoutError::from)?;
     } else {
-        snapshot_file::write(path, &state).map_err(|source| ExportError::Snapshot { path: path.into(), source })?;
+        snapshot_file::write(path, &state).map_err(|source| ExportError::Write { path: path.into(), source })?;
     }
     let (models, rejected) = (state.snapshot.len(), state.snapshot.rejected().size());
     info!(models, rejected, revision = format!("{:016x}", state.snapshot.revision()), "exported");

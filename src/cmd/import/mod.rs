@@ -35,7 +35,7 @@ use crate::stderr::Stderr;
 /// Ids, names and reasons are truncated to this many characters in the output.
 const MAX_SHOWN: usize = 300;
 
-/// What to import, and how.
+/// The arguments of the command.
 #[derive(Debug)]
 pub(crate) struct Import {
     /// The file; `-` is standard input.
@@ -88,6 +88,14 @@ struct RejectedEntry {
     reason: String,
 }
 
+/// An accepted entry, so far the only one with its id.
+struct AcceptedEntry {
+    number: usize,
+    row: ImportRow,
+    /// The JSON that servers would serve.
+    json: Vec<u8>,
+}
+
 /// The entries of a file after validation.
 #[derive(Debug, Default)]
 struct Validated {
@@ -99,9 +107,6 @@ struct Validated {
 }
 
 /// Runs the command: reads the file, writes the table and prints what was done.
-///
-/// # Errors
-/// An invalid connection string, an [`ImportError`], or [`PartialSuccess`](super::PartialSuccess).
 pub(crate) fn run(import: Import, database: &DatabaseArgs, stderr: &Stderr) -> CommandResult {
     let database = database.config()?;
     let progress = Progress::new(stderr);
@@ -159,7 +164,7 @@ fn read(path: &Path) -> std::io::Result<String> {
 fn validate(entries: &Entries<'_>, rules: &Rules, progress: &Progress) -> Validated {
     progress.begin("checking", entries.len());
     let mut validated = Validated::default();
-    let mut accepted: HashMap<String, (usize, ImportRow, Vec<u8>)> = HashMap::with_capacity(entries.len());
+    let mut accepted: HashMap<String, AcceptedEntry> = HashMap::with_capacity(entries.len());
     for number in 0..entries.len() {
         progress.step();
         let row = entries.row(number).and_then(|row| row.render(rules).map(|json| (row, json)));
@@ -171,28 +176,30 @@ fn validate(entries: &Entries<'_>, rules: &Rules, progress: &Progress) -> Valida
             }
         };
         match accepted.entry(row.id.clone().unwrap_or_default()) {
-            Slot::Vacant(slot) => drop(slot.insert((number, row, json))),
-            Slot::Occupied(slot) if slot.get().2 == json => validated.repeated += 1,
+            Slot::Vacant(slot) => drop(slot.insert(AcceptedEntry { number, row, json })),
+            Slot::Occupied(slot) if slot.get().json == json => validated.repeated += 1,
             Slot::Occupied(mut slot)
-                if entries.format == InputFormat::Workflow && row.differs_by_missing_hash(&slot.get().1) =>
+                if entries.format == InputFormat::Workflow && row.differs_by_missing_hash(&slot.get().row) =>
             {
                 validated.repeated += 1;
                 if row.hash.is_some() {
-                    slot.insert((number, row, json));
+                    slot.insert(AcceptedEntry { number, row, json });
                 }
             }
             Slot::Occupied(mut slot) => {
-                let number =
-                    if is_preferred(&json, &slot.get().2) { slot.insert((number, row, json)).0 } else { number };
-                let (other, id) = (entries.path(slot.get().0), slot.key());
+                let mut rejected = AcceptedEntry { number, row, json };
+                if is_preferred(&rejected.json, &slot.get().json) {
+                    std::mem::swap(slot.get_mut(), &mut rejected);
+                }
+                let (other, id, number) = (entries.path(slot.get().number), slot.key(), rejected.number);
                 let reason = format!("{other} has the same id {id:?} and other values, and only one is accepted");
                 validated.rejected.push(RejectedEntry { number, reason });
             }
         }
     }
     let mut rows: Vec<_> = accepted.into_values().collect();
-    rows.sort_unstable_by_key(|(number, ..)| *number);
-    validated.rows = rows.into_iter().map(|(_, row, _)| row).collect();
+    rows.sort_unstable_by_key(|accepted| accepted.number);
+    validated.rows = rows.into_iter().map(|accepted| accepted.row).collect();
     validated.rejected.sort_by_key(|rejected| rejected.number);
     validated
 }

@@ -1,4 +1,4 @@
-//! The settings of a server, as its parts take them.
+//! The settings of a server, grouped by the parts that use them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,20 +14,20 @@ use crate::http::cors::Cors;
 use crate::loader::{self, replica, upstream};
 use crate::postgres::config::DatabaseConfig;
 
-/// Less would report every restart of a database.
+/// A shorter limit would report every restart of a database.
 const MIN_STALLED_AFTER: Duration = Duration::from_secs(30);
 
-/// What a loader reads, with its settings.
-pub(crate) enum Source {
+/// The settings of the loader.
+pub(crate) enum LoaderSettings {
     /// A database.
     Database(Box<loader::Settings>),
     /// Other servers, or files.
-    Upstream(upstream::Settings),
+    Upstream(upstream::UpstreamSettings),
 }
 
 /// The settings of a server.
 pub(crate) struct ServerConfig {
-    pub(super) source: Source,
+    pub(super) loader: LoaderSettings,
     pub(super) snapshot_file: Option<PathBuf>,
     pub(super) stalled_after: Duration,
     pub(super) limits: Limits,
@@ -52,25 +52,25 @@ impl ServerConfig {
             audit_interval: args.audit_interval,
             rules: args.rules.rules(),
         };
-        Self::new(args, Source::Database(Box::new(settings)), stalled_after)
+        Self::new(args, LoaderSettings::Database(Box::new(settings)), stalled_after)
     }
 
     /// Follows an upstream. It may hold back a response, twice, and its own catalog may have an age.
-    pub(crate) fn of_upstream(args: &ServerArgs, settings: upstream::Settings) -> Self {
+    pub(crate) fn of_upstream(args: &ServerArgs, settings: upstream::UpstreamSettings) -> Self {
         let stalled_after = settings.interval.saturating_mul(3).saturating_add(upstream::MAX_AGE);
-        Self::new(args, Source::Upstream(settings), stalled_after)
+        Self::new(args, LoaderSettings::Upstream(settings), stalled_after)
     }
 
     /// `stalled_after` is the longest time without a sync that the settings of the source explain.
-    fn new(args: &ServerArgs, source: Source, stalled_after: Duration) -> Self {
-        let clients = client_limits::Settings {
+    fn new(args: &ServerArgs, loader: LoaderSettings, stalled_after: Duration) -> Self {
+        let clients = client_limits::ClientSettings {
             max_connections: args.max_connections_per_addr,
             rate: args.rate_limit.map(|limit| RateLimit::new(limit, args.rate_burst.unwrap_or(limit))),
             trusted: args.trusted_proxies.clone(),
             header: Some(args.client_addr_header.clone()),
         };
         Self {
-            source,
+            loader,
             snapshot_file: args.snapshot_file.clone(),
             stalled_after: stalled_after.max(MIN_STALLED_AFTER),
             limits: Limits { batch_ids: args.max_batch_ids.get(), body_bytes: args.max_body_bytes.get() },

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::config::Source;
+use super::config::LoaderSettings;
 use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
@@ -17,26 +17,26 @@ use crate::loader::upstream::{self, Upstream};
 use crate::loader::{self, Loader};
 use crate::metrics::Metrics;
 use crate::snapshot_file::PersistedSnapshot;
-use crate::snapshot_file::writer::{self, Pending};
+use crate::snapshot_file::writer::{self, LatestState};
 use crate::supervisor::ThreadResult;
 use crate::sync::SyncStatus;
 
-/// What a loader needs besides its settings.
+/// The parts of the server that a loader uses.
 pub(super) struct LoaderContext {
     pub(super) snapshot_file: Option<PathBuf>,
     pub(super) store: Arc<Store>,
     pub(super) sync: Arc<SyncStatus>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) pending: watch::Sender<Pending>,
+    pub(super) pending: watch::Sender<LatestState>,
     pub(super) stop: CancellationToken,
 }
 
 impl LoaderContext {
     /// Keeps the catalog in sync until the shutdown.
-    pub(super) fn follow(&self, source: &Source) -> ThreadResult {
-        match source {
-            Source::Database(settings) => self.follow_database((**settings).clone()),
-            Source::Upstream(settings) => self.follow_upstream(settings.clone()),
+    pub(super) fn follow(&self, settings: &LoaderSettings) -> ThreadResult {
+        match settings {
+            LoaderSettings::Database(settings) => self.follow_database((**settings).clone()),
+            LoaderSettings::Upstream(settings) => self.follow_upstream(settings.clone()),
         }
     }
 
@@ -49,7 +49,7 @@ impl LoaderContext {
         self.run(loader.run())
     }
 
-    fn follow_upstream(&self, settings: upstream::Settings) -> ThreadResult {
+    fn follow_upstream(&self, settings: upstream::UpstreamSettings) -> ThreadResult {
         let persisted = self.persisted(&settings.rules);
         let mut upstream = Upstream::new(settings, self.output())?;
         if let Some(persisted) = persisted {

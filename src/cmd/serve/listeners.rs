@@ -29,9 +29,6 @@ pub(crate) struct Listeners {
 
 impl Listeners {
     /// Binds the addresses of the API and of the admin routes.
-    ///
-    /// # Errors
-    /// An address or enough file descriptors could not be allocated.
     pub(crate) fn bind(args: &ServerArgs) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let threads = args.threads.or_else(|| std::thread::available_parallelism().ok());
         let threads = threads.map_or(1, |threads| threads.get());
@@ -45,9 +42,6 @@ impl Listeners {
     }
 
     /// The address of the API.
-    ///
-    /// # Errors
-    /// The system does not tell it.
     pub(crate) fn address(&self) -> io::Result<SocketAddr> {
         self.api[0].local_addr()
     }

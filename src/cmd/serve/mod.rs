@@ -32,15 +32,12 @@ use crate::http::handlers::snapshot::SnapshotFeed;
 use crate::http::memory_budget::MemoryBudget;
 use crate::http::{Api, Routes, SCANS_NICE, server};
 use crate::metrics::{Metrics, set_count};
-use crate::snapshot_file::writer::{self, Pending};
+use crate::snapshot_file::writer::{self, LatestState};
 use crate::stderr::Stderr;
 use crate::supervisor::Duty;
 
 /// Runs the command until a signal stops it. `print_examples` prints commands to try once there is a catalog of a
 /// database.
-///
-/// # Errors
-/// An invalid connection string or upstream, or what [`Listeners::bind`] and [`Server::start`] report.
 pub(crate) fn run(
     database: &DatabaseArgs,
     upstream: &UpstreamArgs,
@@ -71,7 +68,7 @@ pub(crate) struct Server {
     api: Arc<Api>,
     threads: Threads,
     /// The loader is the other sender of new states.
-    pending: watch::Sender<Pending>,
+    pending: watch::Sender<LatestState>,
     runtime: CommandRuntime,
     signals: Signals,
     shutdown: ShutdownTimes,
@@ -88,9 +85,6 @@ pub(in crate::cmd::serve) struct Threads {
 
 impl Server {
     /// Starts the threads. After that, no error ends the server.
-    ///
-    /// # Errors
-    /// A thread that could not be started.
     pub(crate) fn start(
         config: ServerConfig,
         listeners: Listeners,
@@ -116,7 +110,7 @@ impl Server {
         if let Some(path) = config.snapshot_file.clone() {
             threads.start_snapshot_writer(&api, path, latest)?;
         }
-        threads.start_loader(&api, config.source, config.snapshot_file, pending.clone())?;
+        threads.start_loader(&api, config.loader, config.snapshot_file, pending.clone())?;
         info!(%address, threads = workers, "listening");
         Ok(Self { api, threads, pending, runtime, signals, shutdown: config.shutdown })
     }
@@ -147,7 +141,12 @@ impl Server {
 }
 
 /// The state that all worker threads share.
-fn api(config: &ServerConfig, listeners: &Listeners, metrics: Arc<Metrics>, latest: watch::Receiver<Pending>) -> Api {
+fn api(
+    config: &ServerConfig,
+    listeners: &Listeners,
+    metrics: Arc<Metrics>,
+    latest: watch::Receiver<LatestState>,
+) -> Api {
     set_count(&metrics.connections_limit, listeners.limits.api);
     Api {
         // The other half of the connections is for requests that do not wait.
@@ -192,7 +191,7 @@ impl Threads {
         })
     }
 
-    fn start_snapshot_writer(&self, api: &Api, path: PathBuf, latest: watch::Receiver<Pending>) -> io::Result<()> {
+    fn start_snapshot_writer(&self, api: &Api, path: PathBuf, latest: watch::Receiver<LatestState>) -> io::Result<()> {
         let metrics = Arc::clone(&api.metrics);
         api.threads.spawn("snapshot-writer".into(), Duty::Support, &self.writers, move || {
             runtime()?.block_on(writer::run(&path, latest.clone(), &metrics));
@@ -205,9 +204,9 @@ impl Threads {
     fn start_loader(
         &self,
         api: &Api,
-        source: config::Source,
+        settings: config::LoaderSettings,
         snapshot_file: Option<PathBuf>,
-        pending: watch::Sender<Pending>,
+        pending: watch::Sender<LatestState>,
     ) -> io::Result<()> {
         let context = LoaderContext {
             snapshot_file,
@@ -217,7 +216,7 @@ impl Threads {
             pending,
             stop: self.stop.clone(),
         };
-        api.threads.spawn("loader".into(), Duty::Support, &self.writers, move || context.follow(&source))
+        api.threads.spawn("loader".into(), Duty::Support, &self.writers, move || context.follow(&settings))
     }
 }
 

@@ -64,8 +64,8 @@ impl Signals {
     }
 }
 
-/// Serves on for the grace period, then accepts no connections and waits for the open ones to finish, for the loader to
-/// end, and for the last state to be written.
+/// Keeps serving for the grace period, then stops accepting connections and waits for the open ones to finish, for the
+/// loader to end, and for the last state to be written.
 pub(super) async fn drain(threads: &Threads, times: ShutdownTimes) {
     info!(grace = ?times.grace, "shutting down: no longer ready");
     tokio::time::sleep(times.grace).await;

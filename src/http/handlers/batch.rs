@@ -13,7 +13,7 @@ use crate::http::memory_budget::Reservation;
 use crate::http::response::{self, Response};
 use crate::http::{Handler, batch_response, set_revision, with_revision};
 
-/// What a batch needs of its request's head.
+/// The parts of a request's head that the response to a batch needs.
 pub(in crate::http) struct Head {
     format: Result<Format, &'static str>,
     /// Reused for the response.
@@ -133,7 +133,7 @@ impl Handler {
         }
     }
 
-    /// The request's body is done with; its reservation ends, and the response has one of its own.
+    /// Ends the reservation of the request's body, and reserves memory for the response.
     fn respond_with(
         &self,
         headers: HeaderMap,

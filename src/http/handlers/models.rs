@@ -120,10 +120,10 @@ fn parse_query(query: &str) -> Result<Query, String> {
 
 /// Decodes form encoding, where `+` is a space.
 fn form(encoded: &str) -> Result<Cow<'_, str>, &'static str> {
-    match encoded.contains('+') {
-        true => decode(&encoded.replace('+', " ")).map(|decoded| Cow::Owned(decoded.into_owned())),
-        false => decode(encoded),
+    if encoded.contains('+') {
+        return decode(&encoded.replace('+', " ")).map(|decoded| Cow::Owned(decoded.into_owned()));
     }
+    decode(encoded)
 }
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ struct Readiness {
     catalog: CatalogStatus,
 }
 
-/// What is served, and how current it is.
+/// The catalog that is served, and how current it is.
 #[derive(Serialize)]
 pub(crate) struct CatalogStatus {
     revision: Option<String>,
@@ -108,10 +108,12 @@ fn milliseconds(seconds: f64) -> f64 {
 }
 
 fn status(api: &Api, loaded: bool) -> &'static str {
-    match loaded {
-        _ if api.draining.load(Relaxed) => "draining",
-        true => READY,
-        false => "loading",
+    if api.draining.load(Relaxed) {
+        "draining"
+    } else if loaded {
+        READY
+    } else {
+        "loading"
     }
 }
 

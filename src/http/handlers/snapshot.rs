@@ -27,7 +27,7 @@ use crate::http::etag::{entity_tag, matches_etag, with_etag};
 use crate::http::response::{self, Response};
 use crate::http::{Api, SNAPSHOT, with_revision};
 use crate::postgres::position::Position;
-use crate::snapshot_file::writer::Pending;
+use crate::snapshot_file::writer::LatestState;
 use crate::snapshot_file::{self, AS_OF, NEVER_SYNCED, PersistedSnapshot};
 
 /// Longest time that a request may wait; a longer one is shortened.
@@ -44,10 +44,10 @@ const MAX_AS_OF_BYTES: usize = 2048;
 
 type State = PersistedSnapshot<Arc<Snapshot>>;
 
-/// What the route serves, and its limit on waiting requests.
+/// The states that the route serves, and its limit on waiting requests.
 #[derive(Debug)]
 pub(crate) struct SnapshotFeed {
-    latest: watch::Receiver<Pending>,
+    latest: watch::Receiver<LatestState>,
     max_waiters: usize,
     /// A permit is held by each waiting request.
     waiters: Semaphore,
@@ -59,14 +59,14 @@ pub(crate) struct SnapshotFeed {
 #[derive(Debug)]
 struct Compressed {
     /// Has seen the state that `body` is of.
-    latest: watch::Receiver<Pending>,
+    latest: watch::Receiver<LatestState>,
     body: Option<Bytes>,
 }
 
 impl SnapshotFeed {
     /// Serves the states that `latest` receives. At most `max_waiters` requests wait at a time; further ones get their
     /// response at once. All waiting requests do when the sender is dropped, or sends while the server drains.
-    pub(crate) fn new(latest: watch::Receiver<Pending>, max_waiters: usize) -> Self {
+    pub(crate) fn new(latest: watch::Receiver<LatestState>, max_waiters: usize) -> Self {
         let max_waiters = max_waiters.min(Semaphore::MAX_PERMITS);
         let compressed = Arc::new(Mutex::new(Compressed { latest: latest.clone(), body: None }));
         Self { latest, max_waiters, waiters: Semaphore::new(max_waiters), compressed }
@@ -94,7 +94,7 @@ fn parse_wait(uri: &Uri) -> Result<Duration, String> {
     wait.map(|wait| wait.min(MAX_WAIT)).map_err(|_| "`wait` must be a duration with a unit, such as 30s".into())
 }
 
-/// What a request asks for.
+/// A request without the parts that are not needed any more.
 pub(crate) struct SnapshotRequest {
     known: Option<Known>,
     compress: bool,

@@ -1,4 +1,4 @@
-//! Requests to upstreams. Of a snapshot that was seen before, only the headers are transferred.
+//! Requests to upstreams. If a snapshot has not changed, only headers are transferred.
 
 use std::error::Error;
 use std::io::{self, BufReader, Cursor, Read};
@@ -46,7 +46,7 @@ pub(crate) enum FetchError {
     /// The file can't be read.
     #[error(transparent)]
     File(#[from] SnapshotFileError),
-    /// More than any snapshot.
+    /// Larger than any snapshot.
     #[error("it is larger than {MAX_BYTES} bytes")]
     TooLarge,
 }
@@ -72,7 +72,7 @@ fn hint(status: StatusCode) -> &'static str {
     }
 }
 
-/// What identifies a version of an upstream's snapshot.
+/// Identifies a version of an upstream's snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Tag {
     /// An entity tag.
@@ -122,9 +122,6 @@ pub(crate) struct Client {
 
 impl Client {
     /// A client that trusts the certificates of this system.
-    ///
-    /// # Errors
-    /// The TLS library cannot be set up.
     pub(crate) fn new(token: Option<HeaderValue>) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
@@ -209,8 +206,7 @@ fn age(headers: &HeaderMap) -> u64 {
     headers.get(AGE).and_then(|age| age.to_str().ok()?.parse().ok()).unwrap_or(0)
 }
 
-/// Whether a body can still become a snapshot: most that is at a wrong address is refused by its first bytes, and not
-/// held in memory.
+/// Whether a body can still become a snapshot: most content at a wrong address is refused by its first bytes.
 fn may_be_snapshot(body: &[u8]) -> bool {
     let starts = |start: &[u8]| body.iter().zip(start).all(|(byte, expected)| byte == expected);
     starts(&GZIP) || starts(b"{\"format\":\"model-catalog snapshot\"")
@@ -233,8 +229,7 @@ fn read_file(path: &Path, known: Option<&Tag>) -> Result<Fetched, FetchError> {
     Ok(Fetched::Snapshot { body, tag: Some(tag), as_of: None, received_at, synced_at: Some(received_at) })
 }
 
-/// Reads a snapshot, compressed or not. What the content is called differs from server to server, so its first bytes
-/// decide.
+/// Reads a snapshot, compressed or not. Servers differ in how they declare that, so the first bytes decide.
 pub(crate) fn read(body: &[u8], previous: &Snapshot) -> Result<PersistedSnapshot<Snapshot>, SnapshotFileError> {
     if body.starts_with(&GZIP) {
         let decoder = MultiGzDecoder::new(body).take(MAX_BYTES as u64);

@@ -1,4 +1,4 @@
-//! Where an upstream is: its address as it is configured, and how it is shown.
+//! The address of an upstream: how it is parsed and displayed.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use reqwest::header::HeaderValue;
 /// The path of a server's snapshot.
 const SNAPSHOT: &str = "/api/snapshot";
 
-/// An address that can't be used. The address itself is not shown, for it may hold a password.
+/// An address that can't be used. It is not shown, because it may hold a password.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpstreamUrlError {
     /// Not a URL of a supported kind.
@@ -23,7 +23,7 @@ pub(crate) enum UpstreamUrlError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// A token that no header can hold.
+    /// The token is not valid in a header.
     #[error("CATALOG_UPSTREAM_TOKEN (--upstream-token) contains a control character: remove it")]
     Token,
 }
@@ -33,7 +33,7 @@ pub(crate) enum UpstreamUrlError {
 pub(crate) enum Location {
     /// A server like this one.
     Server(Url),
-    /// A file at any HTTP server.
+    /// A file on any HTTP server.
     Http(Url),
     /// A file on this machine.
     File(PathBuf),
@@ -67,7 +67,7 @@ impl Location {
     }
 }
 
-/// Whether the query is only how long to wait, as in the documents.
+/// Whether the query has only `wait`, as in the documents.
 fn is_wait(query: &str) -> bool {
     query.starts_with("wait=") && !query.contains('&')
 }
@@ -90,9 +90,6 @@ impl fmt::Debug for Location {
 }
 
 /// The header of a bearer token, which is never shown.
-///
-/// # Errors
-/// [`UpstreamUrlError::Token`]
 pub(crate) fn bearer(token: &str) -> Result<HeaderValue, UpstreamUrlError> {
     let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| UpstreamUrlError::Token)?;
     value.set_sensitive(true);

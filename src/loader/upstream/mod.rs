@@ -30,8 +30,8 @@ use crate::sync::LastSync;
 
 /// How long a request to a server waits there for a change. Its response is what shows that the server is alive.
 const WAIT: Duration = Duration::from_secs(30);
-/// How old the catalog of an edge may be although nothing is wrong: its upstream may hold back a response twice for
-/// `WAIT`, and was in sync at most 30 s before.
+/// How old the catalog of a healthy edge may be: its upstream may hold back a response twice for `WAIT`, and was in
+/// sync at most 30 s before.
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(90);
 /// Minimum ratio of the pause after a change to the time that its transfer took: a large catalog that changes all the
 /// time takes a tenth of the time of the network and of a core, not all of it.
@@ -41,9 +41,9 @@ const PAUSE_PER_TRANSFER: u32 = 9;
 /// reachable replica is connected to it, and the state that is waited for may never come.
 const MAX_BEHIND: Duration = Duration::from_secs(60);
 
-/// Settings of an [`Upstream`].
+/// UpstreamSettings of an [`Upstream`].
 #[derive(Clone)]
-pub(crate) struct Settings {
+pub(crate) struct UpstreamSettings {
     /// The upstreams, used in turn; at least one.
     pub(crate) locations: Vec<Location>,
     /// Time between two requests to an upstream at which nothing can be waited for, varied at random by up to 20 %.
@@ -69,26 +69,16 @@ enum Refusal {
     #[error(transparent)]
     Unreadable(#[from] SnapshotFileError),
     #[error(
-        "{} of its models break a rule of this server, such as `{}`: {}; correct the row, or give both servers the \
-         same version and CATALOG_URL_SCHEMES",
-        .0.count, .0.id, .0.reason
+        "{count} of its models break a rule of this server, such as `{id}`: {reason}; correct the row, or give both \
+         servers the same version and CATALOG_URL_SCHEMES"
     )]
-    Rules(Violations),
+    Rules { count: usize, id: Box<str>, reason: Box<str> },
     #[error("it is older than the catalog served")]
     Behind,
 }
 
-/// What breaks the rules in a snapshot.
-#[derive(Debug)]
-struct Violations {
-    count: usize,
-    /// One of the models.
-    id: Box<str>,
-    reason: Box<str>,
-}
-
-/// One upstream and what was last received from it.
-struct Source {
+/// An upstream and the version last received from it.
+struct FollowedUpstream {
     location: Location,
     /// The entity tag of the last snapshot received, refused or not.
     tag: Option<client::Tag>,
@@ -104,7 +94,7 @@ struct Refused {
     behind: bool,
 }
 
-impl Source {
+impl FollowedUpstream {
     fn new(location: Location) -> Self {
         Self { location, tag: None, refused: None }
     }
@@ -112,13 +102,13 @@ impl Source {
 
 /// Reads upstreams and publishes their snapshots.
 pub(crate) struct Upstream {
-    settings: Settings,
+    settings: UpstreamSettings,
     client: Client,
     metrics: Arc<Metrics>,
     output: Output,
-    /// What is published; its position is that of the upstream.
+    /// The published state; its position is that of the upstream.
     current: Option<PersistedSnapshot<Arc<Snapshot>>>,
-    sources: Vec<Source>,
+    upstreams: Vec<FollowedUpstream>,
     active: usize,
     /// When the catalog served was last known to equal the database.
     synced_at: Option<Instant>,
@@ -131,24 +121,24 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     /// Publishes to `output`. Begins with any of the upstreams, so that servers started together spread over them.
-    ///
-    /// # Errors
-    /// The TLS library cannot be set up.
-    pub(crate) fn new(settings: Settings, output: Output) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let sources: Vec<_> = settings.locations.iter().cloned().map(Source::new).collect();
+    pub(crate) fn new(
+        settings: UpstreamSettings,
+        output: Output,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let upstreams: Vec<_> = settings.locations.iter().cloned().map(FollowedUpstream::new).collect();
         // After a restart, the state that is served continues to be the one that others are compared with.
         let (synced_at, current) = (output.last_sync(), output.latest());
         Ok(Self {
             client: Client::new(settings.token.clone())?,
             metrics: Arc::clone(output.metrics()),
             output,
-            active: fastrand::usize(..sources.len()),
+            active: fastrand::usize(..upstreams.len()),
             synced_at,
             connected: false,
             behind_since: None,
             settings,
             current,
-            sources,
+            upstreams,
             backoff: ReconnectBackoff::new("upstream"),
         })
     }
@@ -164,7 +154,7 @@ impl Upstream {
             match self.poll().await {
                 Ok(pause) => {
                     if !std::mem::replace(&mut self.connected, true) {
-                        info!(upstream = %self.sources[self.active].location, "following an upstream");
+                        info!(upstream = %self.upstreams[self.active].location, "following an upstream");
                         self.backoff.reset();
                     }
                     self.metrics.upstream.connected.set(1);
@@ -178,8 +168,8 @@ impl Upstream {
                         UpstreamError::Fetch(_) => (Problem::Unavailable, "error"),
                     };
                     self.metrics.upstream.requests.with_label_values(&[outcome]).inc();
-                    let error = format!("{}: {}", self.sources[self.active].location, chain(&error));
-                    self.active = (self.active + 1) % self.sources.len();
+                    let error = format!("{}: {}", self.upstreams[self.active].location, chain(&error));
+                    self.active = (self.active + 1) % self.upstreams.len();
                     tokio::time::sleep(self.backoff.next_delay(
                         &error,
                         problem,
@@ -192,21 +182,21 @@ impl Upstream {
         }
     }
 
-    /// One request to the active upstream; returns how long to wait before the next one.
+    /// Sends a request to the active upstream; returns how long to wait before the next one.
     async fn poll(&mut self) -> Result<Duration, UpstreamError> {
         let started = Instant::now();
         let (condition, wait) = self.condition();
-        let source = &self.sources[self.active];
-        let can_wait = source.location.can_wait();
-        let fetched = self.client.fetch(&source.location, condition.clone(), wait).await?;
-        match (fetched, source.refused.clone().filter(|_| source.tag == condition)) {
+        let upstream = &self.upstreams[self.active];
+        let can_wait = upstream.location.can_wait();
+        let fetched = self.client.fetch(&upstream.location, condition.clone(), wait).await?;
+        match (fetched, upstream.refused.clone().filter(|_| upstream.tag == condition)) {
             (Fetched::Unchanged { as_of, .. }, Some(refused)) => {
                 if !(refused.behind && as_of.is_some_and(|as_of| !self.is_behind(&as_of))) {
                     return Err(UpstreamError::Refused(refused.reason));
                 }
                 // The content has come back: it is transferred again.
-                let source = &mut self.sources[self.active];
-                (source.tag, source.refused) = (None, None);
+                let upstream = &mut self.upstreams[self.active];
+                (upstream.tag, upstream.refused) = (None, None);
                 return Ok(Duration::ZERO);
             }
             (Fetched::Unchanged { as_of, synced_at }, None) => {
@@ -240,23 +230,23 @@ impl Upstream {
     /// The entity tag that makes the next request conditional, and how long the upstream may wait for a change. The
     /// first request after a failure does not wait: its response shows that the upstream is back.
     fn condition(&self) -> (Option<client::Tag>, Duration) {
-        let source = &self.sources[self.active];
+        let upstream = &self.upstreams[self.active];
         let current = self.current.as_ref().map(|current| client::Tag::of_revision(current.snapshot.revision()));
-        let condition = source.tag.clone().filter(|_| !self.accepts_earlier()).or(current);
-        let waits = condition.is_some() && self.connected && source.location.can_wait();
+        let condition = upstream.tag.clone().filter(|_| !self.accepts_earlier()).or(current);
+        let waits = condition.is_some() && self.connected && upstream.location.can_wait();
         (condition, if waits { WAIT } else { Duration::ZERO })
     }
 
-    /// Publishes a snapshot, or says why not; returns whether it differs from the one before. Its position is `as_of`,
-    /// or else the one in its header.
+    /// Publishes a snapshot unless it is refused; returns whether it differs from the one before. Its position is
+    /// `as_of`, or else the one in its header.
     fn accept(&mut self, body: &[u8], as_of: Option<Position>, received_at: Instant) -> Result<bool, Refusal> {
         let previous = self.current.as_ref().map(|current| Arc::clone(&current.snapshot)).unwrap_or_default();
         let mut received = client::read(body, &previous)?;
         as_of.into_iter().for_each(|as_of| received.move_to(as_of));
-        // What its header says about rules is not trusted: anything could have written it.
+        // The rules in its header are not trusted: anything could have written it.
         let violations = received.snapshot.violations(&self.settings.rules, &previous);
         if let Some((id, reason)) = violations.first().cloned() {
-            return Err(Refusal::Rules(Violations { count: violations.len(), id, reason }));
+            return Err(Refusal::Rules { count: violations.len(), id, reason });
         }
         let revision = received.snapshot.revision();
         if let Some(current) = &self.current {
@@ -305,7 +295,7 @@ impl Upstream {
             self.output.record_sync(LastSync { at, mode: None, replay_lag_seconds: None });
         }
         if synced_at.is_none_or(|at| at.elapsed() > MAX_BEHIND) {
-            self.active = (self.active + 1) % self.sources.len();
+            self.active = (self.active + 1) % self.upstreams.len();
         }
     }
 
@@ -320,14 +310,14 @@ impl Upstream {
         match refusal {
             None => {
                 self.behind_since = None;
-                self.sources.iter_mut().for_each(|source| (source.tag, source.refused) = (None, None));
+                self.upstreams.iter_mut().for_each(|upstream| (upstream.tag, upstream.refused) = (None, None));
             }
             Some(Refusal::Behind) => _ = self.behind_since.get_or_insert_with(Instant::now),
             Some(_) => {}
         }
-        let source = &mut self.sources[self.active];
-        source.tag = tag;
-        source.refused = refusal
+        let upstream = &mut self.upstreams[self.active];
+        upstream.tag = tag;
+        upstream.refused = refusal
             .map(|refusal| Refused { reason: chain(refusal).into(), behind: matches!(refusal, Refusal::Behind) });
     }
 }
@@ -338,7 +328,7 @@ mod tests {
     use tokio::sync::watch;
 
     fn upstream(urls: &[&str]) -> Upstream {
-        let settings = Settings {
+        let settings = UpstreamSettings {
             locations: urls.iter().map(|url| Location::parse(url, 1).expect("a valid URL")).collect(),
             interval: Duration::from_secs(1),
             token: None,
@@ -364,8 +354,10 @@ mod tests {
 
         upstream.remember(Some(client::Tag::of_revision(3)), None);
         assert!(!upstream.accepts_earlier());
-        // What was refused before does not count any more.
-        assert!(upstream.sources.iter().all(|source| source.refused.is_none()) && upstream.sources[0].tag.is_none());
+        // Earlier refusals do not count any more.
+        assert!(
+            upstream.upstreams.iter().all(|upstream| upstream.refused.is_none()) && upstream.upstreams[0].tag.is_none()
+        );
         upstream.active = 0;
         upstream.remember(Some(client::Tag::of_revision(1)), Some(&Refusal::Behind));
         assert!(!upstream.accepts_earlier());

@@ -1,6 +1,8 @@
 //! CONTRIBUTING.md: its map of the source and its list of dependencies are complete and correct. So are the functions that
 //! docs/design.md names.
 
+use std::path::Path;
+
 use super::{CONTRIBUTING, DESIGN, root};
 
 const MANIFEST: &str = include_str!("../../../Cargo.toml");
@@ -83,6 +85,41 @@ fn source_map_lists_every_module() {
         for name in quoted(row).skip(1).map(|name| name.trim_end_matches('/')) {
             let path = root().join(folder).join(name);
             assert!(path.is_dir() || path.with_extension("rs").exists(), "{folder}{name} does not exist");
+        }
+    }
+}
+
+/// The Rust sources of a module of `src`, without their unit tests.
+fn code(path: &Path) -> String {
+    if path.is_dir() {
+        return std::fs::read_dir(path).unwrap().map(|entry| code(&entry.unwrap().path())).collect();
+    }
+    let text = if path.extension().is_some_and(|e| e == "rs") {
+        std::fs::read_to_string(path).unwrap()
+    } else {
+        String::new()
+    };
+    text.split("#[cfg(test)]").next().unwrap().to_owned()
+}
+
+#[test]
+fn modules_import_only_modules_below_them() {
+    let list =
+        section(CONTRIBUTING, "Source map").split_once("which a test checks:").unwrap().1.split_once('.').unwrap().0;
+    let order: Vec<_> = quoted(list).collect();
+    assert!(order.len() > 10, "the list could not be read: {order:?}");
+    for path in std::fs::read_dir(root().join("src")).unwrap().map(|entry| entry.unwrap().path()) {
+        let module = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if ["lib", "main"].contains(&&*module) {
+            continue;
+        }
+        let place = |name: &str| {
+            order.iter().position(|listed| *listed == name).unwrap_or_else(|| panic!("no {name} in the list"))
+        };
+        for imported in code(&path).split("crate::").skip(1) {
+            let imported: String = imported.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let below = imported == module || place(&imported) > place(&module);
+            assert!(below, "{module} imports {imported}, which is not below it in CONTRIBUTING.md");
         }
     }
 }

@@ -182,7 +182,7 @@ async fn responses_over_the_memory_budget_return_503() {
     ] {
         let response = send(method, path, body);
         assert_eq!((response.status, response.header("retry-after")), (503, "1"), "{path} {body}");
-        assert_eq!(response.text(), r#"{"error":"too many large requests at once: try again in a second"}"#);
+        assert_eq!(response.text(), r#"{"error":"too many large requests: retry in a second"}"#);
     }
     for (method, path, body) in [
         ("GET", "/api/models/small", ""),
