@@ -12,10 +12,9 @@ use postgres_protocol::escape::escape_literal;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, CopyOutStream, Statement};
 
-use super::config::DatabaseConfig;
 use super::encoding::{self, readable};
 use super::error::ReadError;
-use super::read::{Limits, Read};
+use super::read::Read;
 use super::rows::{AUTH_REQUIRED, MODEL_COLUMNS, ROWS_PER_CHUNK, model_from_columns};
 use crate::catalog::model::{RawModel, RowError};
 
@@ -78,13 +77,7 @@ impl CopyStream {
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub async fn open(
-        client: &Client,
-        rows: Rows<'_>,
-        database: &DatabaseConfig,
-        limits: Limits,
-    ) -> Result<Self, ReadError> {
-        let mut read = Read::start(client, &database.tls, limits);
+    pub(super) async fn open(client: &Client, rows: Rows<'_>, mut read: Read) -> Result<Self, ReadError> {
         let statement = read.wait(client.prepare(ENTRIES)).await?;
         check_types(&statement).map_err(ReadError::View)?;
         let entries = read.wait(readable(client, ENTRIES)).await?;

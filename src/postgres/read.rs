@@ -7,13 +7,18 @@
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio_postgres::{CancelToken, Client, NoTls};
+use tokio::task::AbortHandle;
+use tokio_postgres::{CancelToken, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::ReadError;
 
 /// Maximum time for a cancel request, which uses a connection of its own.
 const CANCEL_LIMIT: Duration = Duration::from_secs(10);
+/// Time in which the server reports that the statement was cancelled. A request that arrives before the server begins
+/// the statement has no effect, so it is repeated.
+const CANCEL_RETRY: Duration = Duration::from_secs(1);
+const CANCEL_ATTEMPTS: u32 = 5;
 
 /// The limits of a read.
 #[derive(Debug, Clone, Copy)]
@@ -40,18 +45,47 @@ impl Limits {
     }
 }
 
-/// A read whose statement may be running on the server.
+/// How to cancel the statement of a connection.
+#[derive(Clone)]
+pub(super) struct Canceller {
+    pub(super) token: CancelToken,
+    pub(super) tls: MakeRustlsConnect,
+    /// The task that drives the connection. It ends once the client is dropped and all responses were received.
+    pub(super) driver: AbortHandle,
+}
+
+impl Canceller {
+    /// Cancels the statement of a connection whose client is dropped, until the server has responded.
+    async fn cancel(self) {
+        for _ in 0..CANCEL_ATTEMPTS {
+            let request = async {
+                // The TLS library rejects the missing host name of a unix socket, which needs no TLS.
+                if self.token.cancel_query(self.tls.clone()).await.is_err() {
+                    let _ = self.token.cancel_query(NoTls).await;
+                }
+            };
+            let _ = tokio::time::timeout(CANCEL_LIMIT, request).await;
+            tokio::time::sleep(CANCEL_RETRY).await;
+            if self.driver.is_finished() {
+                return;
+            }
+        }
+        // Closes the connection, so that client_connection_check_interval ends the statement.
+        self.driver.abort();
+    }
+}
+
+/// A read whose statement may be running on the server. If it is dropped before its end, so must the session be.
 pub(super) struct Read {
     limits: Limits,
     deadline: Instant,
     /// How to cancel it; `None` once it has ended.
-    running: Option<(CancelToken, MakeRustlsConnect)>,
+    running: Option<Canceller>,
 }
 
 impl Read {
-    pub(super) fn start(client: &Client, tls: &MakeRustlsConnect, limits: Limits) -> Self {
-        let running = Some((client.cancel_token(), tls.clone()));
-        Self { limits, deadline: Instant::now() + limits.total, running }
+    pub(super) fn start(canceller: &Canceller, limits: Limits) -> Self {
+        Self { limits, deadline: Instant::now() + limits.total, running: Some(canceller.clone()) }
     }
 
     /// Waits for the database within the limits.
@@ -79,18 +113,10 @@ impl Read {
 
 impl Drop for Read {
     fn drop(&mut self) {
-        let Some((token, tls)) = self.running.take() else { return };
+        let Some(canceller) = self.running.take() else { return };
         // Without a runtime the process ends, and client_connection_check_interval ends the statement.
         if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(async move {
-                let cancel = async {
-                    // The TLS library rejects the missing host name of a unix socket, which needs no TLS.
-                    if token.cancel_query(tls).await.is_err() {
-                        let _ = token.cancel_query(NoTls).await;
-                    }
-                };
-                let _ = tokio::time::timeout(CANCEL_LIMIT, cancel).await;
-            });
+            runtime.spawn(canceller.cancel());
         }
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
-use tokio::sync::{OnceCell, oneshot};
+use tokio::sync::OnceCell;
+use tokio::task::JoinHandle;
 use tokio_postgres::types::Type;
 use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage, SimpleQueryRow, Statement};
 
@@ -15,7 +16,7 @@ use super::config::DatabaseConfig;
 use super::copy::{CopyStream, Rows};
 use super::error::{ConnectError, ReadError, describe, with_timeout};
 use super::position::Position;
-use super::read::{Limits, Read};
+use super::read::{Canceller, Limits, Read};
 use super::rows::RowChunks;
 
 mod changes;
@@ -58,26 +59,21 @@ pub async fn connect(database: &DatabaseConfig) -> Result<Client, ConnectError> 
     Ok(client)
 }
 
-/// Drives a connection until it ends and sends the reason to the receiver. Calls `on_notification` for every
-/// notification.
+/// Drives a connection until it ends; returns the reason. Calls `on_notification` for every notification.
 fn drive(
     mut connection: DialedConnection,
     on_notification: impl Fn() + Send + 'static,
-) -> oneshot::Receiver<Option<tokio_postgres::Error>> {
-    let (sender, closed) = oneshot::channel();
+) -> JoinHandle<Option<tokio_postgres::Error>> {
     tokio::spawn(async move {
-        let reason = loop {
+        loop {
             match poll_fn(|cx| connection.poll_message(cx)).await {
                 Some(Ok(AsyncMessage::Notification(_))) => on_notification(),
                 Some(Ok(_)) => {}
-                Some(Err(error)) => break Some(error),
-                None => break None,
+                Some(Err(error)) => return Some(error),
+                None => return None,
             }
-        };
-        // Without a receiver, the client was dropped first.
-        let _ = sender.send(reason);
-    });
-    closed
+        }
+    })
 }
 
 /// The limit of every statement on the server, in milliseconds.
@@ -111,7 +107,8 @@ pub struct Session {
     delta: OnceCell<Statement>,
     /// The fingerprint of the structure, likewise.
     structure: OnceCell<Statement>,
-    closed: oneshot::Receiver<Option<tokio_postgres::Error>>,
+    canceller: Canceller,
+    driver: JoinHandle<Option<tokio_postgres::Error>>,
 }
 
 impl Session {
@@ -125,13 +122,15 @@ impl Session {
         on_notification: impl Fn() + Send + 'static,
     ) -> Result<Self, ConnectError> {
         let (client, connection) = dial_with_option(database).await?;
-        let closed = drive(connection, on_notification);
+        let driver = drive(connection, on_notification);
+        let canceller =
+            Canceller { token: client.cancel_token(), tls: database.tls.clone(), driver: driver.abort_handle() };
         let timeout = database.timeout;
         let prepared = tokio::time::timeout(timeout, prepare(&client, database)).await;
         let prepared = prepared.map_err(|_| ConnectError::timeout(database, timeout))?;
         let (sync_mode, server) = prepared.map_err(|source| ConnectError::refused(database, source))?;
         let (delta, structure) = (OnceCell::new(), OnceCell::new());
-        Ok(Self { client, database: database.clone(), sync_mode, server, delta, structure, closed })
+        Ok(Self { client, database: database.clone(), sync_mode, server, delta, structure, canceller, driver })
     }
 
     /// The client, for other statements.
@@ -188,7 +187,7 @@ impl Session {
 
     /// Waits until the connection is closed; returns the reason.
     pub async fn closed(&mut self) -> String {
-        match (&mut self.closed).await {
+        match (&mut self.driver).await {
             Ok(Some(error)) => describe(&error),
             Ok(None) | Err(_) => "the connection was closed".into(),
         }
@@ -237,7 +236,7 @@ impl Session {
     }
 
     async fn copy(&self, rows: Rows<'_>) -> Result<CopyStream, ReadError> {
-        CopyStream::open(&self.client, rows, &self.database, Limits::of_full_read(self.database.timeout)).await
+        CopyStream::open(&self.client, rows, self.start_read(Limits::of_full_read(self.database.timeout))).await
     }
 
     /// Reads the rows of the view with one of these ids, within `limit`.
@@ -246,7 +245,7 @@ impl Session {
     /// See [`ReadError`].
     pub async fn entries_of(&self, ids: &[&str], limit: Duration) -> Result<CopyStream, ReadError> {
         let limits = Limits { total: limit, ..Limits::of_full_read(self.database.timeout) };
-        CopyStream::open(&self.client, Rows::Of(ids), &self.database, limits).await
+        CopyStream::open(&self.client, Rows::Of(ids), self.start_read(limits)).await
     }
 
     /// Reads the servers that follow this database: one row each, as `sql/fleet.sql` describes.
@@ -344,7 +343,11 @@ impl Session {
     }
 
     fn read(&self, total: Duration) -> Read {
-        Read::start(&self.client, &self.database.tls, Limits { silence: self.database.timeout, total })
+        self.start_read(Limits { silence: self.database.timeout, total })
+    }
+
+    fn start_read(&self, limits: Limits) -> Read {
+        Read::start(&self.canceller, limits)
     }
 }
 
