@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use model_catalog::catalog::model::Rules;
 use model_catalog::catalog::store::Store;
 use model_catalog::loader::output::Output;
-use model_catalog::loader::{Loader, Settings};
+use model_catalog::loader::{Loader, LoaderSettings};
 use model_catalog::metrics::Metrics;
 use model_catalog::postgres::config::{DatabaseConfig, Environment};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
@@ -251,7 +251,7 @@ impl Replicas {
     fn start(source: &Source, setup: Setup) -> Result<Self> {
         let stores: Vec<_> = (0..setup.replicas).map(|_| Arc::<Store>::default()).collect();
         let metrics = Arc::new(Metrics::new()?);
-        let settings = Settings {
+        let settings = LoaderSettings {
             database: database(if setup.standby.is_some() { &source.standby } else { &source.server })?,
             poll_interval: POLL_INTERVAL,
             standby_poll_interval: setup.standby.unwrap_or(STANDBY_POLL_INTERVAL),

@@ -1,7 +1,8 @@
 -- The delta: every model that has changed since snapshot $1, provided that the database still has history $2. Returns
 -- at least one row. Parameters, all text: $1 a pg_snapshot; $2 its history; $3 the largest number of changes to return:
 -- if there are more, only `many` says so; $4 whether to look up the rows of the view, or to return only the ids. Columns:
--- see src/postgres/rows.rs. Witnesses: see witnesses.sql.
+-- see src/postgres/rows.rs. Witnesses: see witnesses.sql. On a hot standby it is delta_standby.sql; both look up the rows
+-- of the view alike.
 --
 -- `mirrors` is an optional column of the view; see entries.sql.
 --

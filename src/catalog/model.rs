@@ -350,8 +350,8 @@ mod tests {
         for (mirrors, error) in [
             (r#"["https://a/x", "ftp://b/x"]"#, "mirrors[1] has the scheme `ftp`: allowed are http, https"),
             (r#"["https://hunter2@a/x"]"#, "mirrors[0] has a user name or a password before the host"),
-            (r#"[""]"#, "mirrors[0] is no absolute URL: "),
-            (r#"["https://a/x", "https:// /hunter2"]"#, "mirrors[1] is no absolute URL: "),
+            (r#"[""]"#, "mirrors[0] is not an absolute URL: "),
+            (r#"["https://a/x", "https:// /hunter2"]"#, "mirrors[1] is not an absolute URL: "),
             (r#"["https://a/\u001b"]"#, "mirrors contains the control character U+001B"),
             ("null", "mirrors must be a JSON array of strings"),
             ("[null]", "mirrors must be a JSON array of strings"),

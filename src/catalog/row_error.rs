@@ -74,7 +74,7 @@ pub enum SavePathError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     /// It cannot be parsed.
-    #[error("is no absolute URL: {0}")]
+    #[error("is not an absolute URL: {0}")]
     NotAbsolute(url::ParseError),
     /// Its scheme is not allowed.
     #[error("has the scheme `{scheme}`: allowed are {allowed}")]

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::sync::oneshot;
-use tokio_postgres::Client;
 use tracing::warn;
 
+use super::models_table::{ModelsTable, ServedError, require_served};
 use super::stdout;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
@@ -29,20 +29,13 @@ pub(crate) async fn first_snapshot(store: &Store) -> Arc<Snapshot> {
     }
 }
 
-const IS_MIGRATED: &str = "SELECT pg_catalog.to_regclass('model_catalog.entries') IS NOT NULL";
-/// Whether the view reads the default table, whose rows an example can change.
-const READS_DEFAULT_TABLE: &str = "
-    SELECT EXISTS (
-        SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
-        WHERE r.ev_class = pg_catalog.to_regclass('model_catalog.entries')
-          AND d.refobjid = pg_catalog.to_regclass('public.models'))";
 /// Bytes of an id that need an escape in a path segment.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Prints how to migrate `database` if it is not migrated, and commands to try when there is a catalog. The loader
 /// reports a database that can't be reached.
 pub(crate) async fn announce(address: SocketAddr, store: &Store, database: &DatabaseConfig) {
-    if query(database, IS_MIGRATED).await == Some(false) {
+    if let Some(Err(ServedError::NoView)) = served(database).await {
         let text = format!(
             "\nThe database of DATABASE_URL is not migrated. In another terminal, with the same DATABASE_URL, this \
              creates the\nschema model_catalog and, if you have no view of your own, the table public.models:\n\n  \
@@ -61,7 +54,8 @@ pub(crate) async fn announce(address: SocketAddr, store: &Store, database: &Data
         );
         return print(text).await;
     }
-    let changes = query(database, READS_DEFAULT_TABLE).await == Some(true);
+    // The rows of that table can be changed by an example.
+    let changes = matches!(served(database).await, Some(Ok(_)));
     print(commands(address, &ids, changes.then_some("$DATABASE_URL"))).await;
 }
 
@@ -112,9 +106,8 @@ fn program() -> String {
     std::env::args().next().unwrap_or_else(|| env!("CARGO_PKG_NAME").into())
 }
 
-/// The value of a boolean query, if the database can be reached.
-async fn query(database: &DatabaseConfig, sql: &str) -> Option<bool> {
-    let client: Client = session::connect(database).await.ok()?;
-    let rows = client.query_typed(sql, &[]).await.ok()?;
-    rows.first()?.try_get(0).ok()
+/// Whether the view reads public.models, if the database can be reached.
+async fn served(database: &DatabaseConfig) -> Option<Result<ModelsTable, ServedError>> {
+    let client = session::connect(database).await.ok()?;
+    Some(require_served(&client).await)
 }

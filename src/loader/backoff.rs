@@ -16,7 +16,7 @@ const EXPLAIN: &str = "; run `model-catalog check` with the same settings, which
 
 /// What is wrong with the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Problem {
+pub(crate) enum Problem {
     /// It can't be reached, or the connection was lost.
     Unavailable,
     /// It can be reached, but rejects the user, the password, the database name or the lack of a right.
@@ -28,7 +28,7 @@ pub enum Problem {
 }
 
 /// Exponential backoff with full jitter, so that a thousand replicas do not reconnect at the same time.
-pub struct ReconnectBackoff {
+pub(crate) struct ReconnectBackoff {
     /// The name of the source in log lines.
     source: &'static str,
     outage: Option<Outage>,
@@ -44,14 +44,13 @@ struct Outage {
 
 impl ReconnectBackoff {
     /// No outage yet. Log lines call the source `source`, such as "database".
-    #[must_use]
-    pub fn new(source: &'static str) -> Self {
+    pub(crate) fn new(source: &'static str) -> Self {
         Self { source, outage: None }
     }
 
     /// Records a failed attempt, logs it if it is the first, of another kind or the last log line is old, and returns
     /// how long to wait before the next one. `serving` tells whether there is a snapshot to serve.
-    pub fn next_delay(
+    pub(crate) fn next_delay(
         &mut self,
         error: &dyn Display,
         problem: Problem,
@@ -75,7 +74,7 @@ impl ReconnectBackoff {
     }
 
     /// Records and logs that there is a usable source.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         let source = self.source;
         match self.outage.take() {
             Some(Outage { attempts, since, .. }) => {
@@ -86,8 +85,7 @@ impl ReconnectBackoff {
     }
 
     /// Whether the last attempt failed.
-    #[must_use]
-    pub fn is_active(&self) -> bool {
+    pub(crate) fn is_active(&self) -> bool {
         self.outage.is_some()
     }
 }
@@ -105,7 +103,7 @@ fn describe(source: &str, problem: Problem, serving: bool) -> String {
 }
 
 /// The interval varied by up to 20 %, so that replicas started together do not stay synchronized.
-pub fn jittered(interval: Duration) -> Duration {
+pub(crate) fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.8 + 0.4 * fastrand::f64())
 }
 

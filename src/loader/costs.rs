@@ -31,10 +31,12 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// The cost of the last reads.
 #[derive(Default)]
-pub struct ReadCosts {
+pub(crate) struct ReadCosts {
     /// Seconds that the server needed for each look-up of the last delta that had some; `None` after many models have
     /// changed, and their cost perhaps with them.
     look_up: Option<f64>,
+    /// The look-ups of a delta that was planned once were slow since then.
+    planned_once_is_slow: bool,
     /// Duration of the last full read.
     full: Duration,
     /// Duration of the last delta, if it was slow.
@@ -45,7 +47,7 @@ pub struct ReadCosts {
 
 impl ReadCosts {
     /// The most models that the next delta may look up one by one.
-    pub fn max_look_ups(&self) -> usize {
+    pub(crate) fn max_look_ups(&self) -> usize {
         match self.look_up {
             None => FIRST_LOOK_UPS,
             Some(SLOW_LOOK_UP..) => MAX_SLOW_LOOK_UPS,
@@ -53,42 +55,53 @@ impl ReadCosts {
         }
     }
 
+    /// The most models that the next delta may look up by a plan that was made once, when tables may have been small.
+    /// Such plans are cheap and not to be trusted: with a bad one, each look-up could read a table.
+    pub(crate) fn max_planned_once(&self) -> usize {
+        if self.planned_once_is_slow { 0 } else { self.max_look_ups().min(FIRST_LOOK_UPS) }
+    }
+
     /// Records that a delta looked up models one by one.
-    pub fn on_look_ups(&mut self, number: usize, elapsed_seconds: f64) {
+    pub(crate) fn on_look_ups(&mut self, number: usize, elapsed_seconds: f64, planned_once: bool) {
         if number > 0 {
             // At most 2^53 rows.
             #[expect(clippy::cast_precision_loss)]
             let cost = elapsed_seconds / number as f64;
             self.look_up = Some(cost);
+            self.planned_once_is_slow |= planned_once && cost >= SLOW_LOOK_UP;
         }
     }
 
     /// Records that changed models were read as a set.
-    pub fn on_set(&mut self) {
-        self.look_up = None;
+    pub(crate) fn on_set(&mut self) {
+        self.forget_look_ups();
+    }
+
+    fn forget_look_ups(&mut self) {
+        (self.look_up, self.planned_once_is_slow) = (None, false);
     }
 
     /// The most changes that are read as a set, of a catalog of this size. With more, everything is read.
-    pub fn largest_set(models: usize) -> usize {
+    pub(crate) fn largest_set(models: usize) -> usize {
         SMALL_SET.max(models / SMALL_PART)
     }
 
     /// The limit of a delta: two timeouts, or twice the last full read if that is longer.
-    pub fn delta_limit(&self, timeout: Duration) -> Duration {
+    pub(crate) fn delta_limit(&self, timeout: Duration) -> Duration {
         timeout.saturating_mul(2).max(self.full * 2).min(Limits::of_full_read(timeout).total)
     }
 
     /// How long to wait after the last read: a slow delta is not followed by another at once.
-    pub fn pause(&self) -> Duration {
+    pub(crate) fn pause(&self) -> Duration {
         self.slow_delta
     }
 
     /// Counts a slow read, and logs the first of several.
-    pub fn on_read(&mut self, kind: RefreshKind, took: Duration, ok: bool, metrics: &Metrics) {
+    pub(crate) fn on_read(&mut self, kind: RefreshKind, took: Duration, ok: bool, metrics: &Metrics) {
         let delta = kind == RefreshKind::Delta;
         if ok && !delta {
             self.full = took;
-            self.look_up = None;
+            self.forget_look_ups();
         }
         let slow = took >= if delta { SLOW_DELTA } else { SLOW_FULL_READ };
         self.slow_delta = if slow && delta { took } else { Duration::ZERO };
@@ -122,11 +135,28 @@ mod tests {
             (0, 0.001, MAX_SLOW_LOOK_UPS),
             (1, 0.0, MAX_LOOK_UPS),
         ] {
-            costs.on_look_ups(number, seconds);
+            costs.on_look_ups(number, seconds, false);
             assert_eq!(costs.max_look_ups(), expected, "{number} in {seconds} s");
         }
         costs.on_set();
         assert_eq!(costs.max_look_ups(), FIRST_LOOK_UPS);
+    }
+
+    #[test]
+    fn plan_that_turned_out_slow_is_not_used_until_much_was_read() {
+        let mut costs = ReadCosts::default();
+        for (seconds, planned_once, expected) in [
+            (0.000_1, true, FIRST_LOOK_UPS),
+            (0.010, false, MAX_SLOW_LOOK_UPS),
+            (0.000_1, false, FIRST_LOOK_UPS),
+            (0.010, true, 0),
+            (0.000_1, false, 0),
+        ] {
+            costs.on_look_ups(1, seconds, planned_once);
+            assert_eq!(costs.max_planned_once(), expected, "{seconds} {planned_once}");
+        }
+        costs.on_set();
+        assert_eq!(costs.max_planned_once(), FIRST_LOOK_UPS);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::Loader;
 use super::costs::ReadCosts;
-use super::report::RefreshKind;
+use super::report::{CompletedRead, RefreshKind};
 use crate::catalog::refresh::Refresh;
 use crate::postgres::error::ReadError;
 use crate::postgres::position::Position;
@@ -36,6 +36,15 @@ enum LookedUp {
     Many,
 }
 
+/// How the look-ups of changed models are planned, and the most of them.
+#[derive(Debug, Clone, Copy)]
+enum LookUps {
+    /// By the plan of an earlier delta.
+    PlannedOnce(usize),
+    /// For this delta; only in a transaction.
+    PlannedAnew(usize),
+}
+
 /// Changed models without their rows.
 #[derive(Default)]
 struct ChangedIds {
@@ -52,34 +61,42 @@ struct ChangedIds {
 impl Loader {
     /// Publishes the changes since `since`.
     pub(super) async fn delta(&mut self, session: &Session, since: &Position) -> Result<Delta, ReadError> {
+        let mut tried = 0;
         if session.is_direct() {
-            if let LookedUp::Delta(delta) = self.look_up(session, since).await? {
+            tried = self.costs.max_planned_once();
+            if tried > 0
+                && let LookedUp::Delta(delta) = self.look_up(session, since, LookUps::PlannedOnce(tried)).await?
+            {
                 return Ok(delta);
             }
-            // The set is read in a transaction of its own, so that ids and rows are of one snapshot.
-            session.begin().await?;
-            let delta = self.read_set(session, since).await?;
-            session.commit().await?;
-            return Ok(delta);
         }
-        // Outside of a transaction, a pooler may run each statement on another connection.
-        session.begin().await?;
-        let confirmed = session.sync_mode() == SyncMode::Standby || session.confirms(since).await?;
-        let delta = if confirmed { self.delta_in_transaction(session, since).await? } else { Delta::OtherHistory };
+        // A transaction reads ids and rows from one snapshot. Outside of one, a pooler may run each statement on
+        // another connection.
+        session.begin_transaction().await?;
+        let unconfirmed = !session.is_direct() && session.sync_mode() != SyncMode::Standby;
+        let delta = if unconfirmed && !session.confirms(since).await? {
+            Delta::OtherHistory
+        } else {
+            self.delta_in_transaction(session, since, tried).await?
+        };
         session.commit().await?;
         Ok(delta)
     }
 
-    /// The same within a transaction that has begun.
+    /// The same within a transaction that has begun. `tried` is the number of changes that are known to be exceeded.
     pub(super) async fn delta_in_transaction(
         &mut self,
         session: &Session,
         since: &Position,
+        tried: usize,
     ) -> Result<Delta, ReadError> {
-        match self.look_up(session, since).await? {
-            LookedUp::Delta(delta) => Ok(delta),
-            LookedUp::Many => self.read_set(session, since).await,
+        let most = self.costs.max_look_ups();
+        if most > tried
+            && let LookedUp::Delta(delta) = self.look_up(session, since, LookUps::PlannedAnew(most)).await?
+        {
+            return Ok(delta);
         }
+        self.read_set(session, since).await
     }
 
     fn delta_limit(&self) -> Duration {
@@ -97,15 +114,15 @@ impl Loader {
     }
 
     /// Reads changed models by one look-up each and publishes them, unless there are too many.
-    async fn look_up(&mut self, session: &Session, since: &Position) -> Result<LookedUp, ReadError> {
+    async fn look_up(&mut self, session: &Session, since: &Position, look_ups: LookUps) -> Result<LookedUp, ReadError> {
         let started = Instant::now();
+        let (LookUps::PlannedOnce(limit) | LookUps::PlannedAnew(limit)) = look_ups;
         let previous = Arc::clone(&self.current);
         let mut refresh = Refresh::delta(&previous, &self.settings.rules);
         let (mut position, mut elapsed) = (None, 0.0);
         let (mut ages, mut xids, mut rows_read) = (Vec::new(), Vec::new(), 0);
         let standby = session.sync_mode() == SyncMode::Standby;
-        let scope = Scope { limit: self.costs.max_look_ups(), look_up: true };
-        let mut rows = self.changes(session, since, scope).await?;
+        let mut rows = self.changes(session, since, Scope { limit, look_up: true }).await?;
         let (mut other_history, mut many) = (false, false);
         // All rows are received, also if they are not used, because the session is used further.
         while let Some(chunk) = rows.next().await? {
@@ -144,11 +161,13 @@ impl Loader {
         } else if many {
             return Ok(LookedUp::Many);
         }
-        self.costs.on_look_ups(rows_read, elapsed);
+        self.costs.on_look_ups(rows_read, elapsed, matches!(look_ups, LookUps::PlannedOnce(_)));
         if let Some(now) = position.as_ref().filter(|_| standby) {
             self.standby.on_delta(xids, now, started.elapsed());
         }
-        self.publish(refresh.finish(), position, (started, session.sync_mode()), (RefreshKind::Delta, rows_read));
+        let mode = Some(session.sync_mode());
+        let read = CompletedRead { kind: RefreshKind::Delta, mode, started, rows: rows_read };
+        self.publish(refresh.finish(), position, read);
         self.observe_propagation(&ages, started);
         Ok(LookedUp::Delta(Delta::Applied))
     }
@@ -189,8 +208,9 @@ impl Loader {
         if session.sync_mode() == SyncMode::Standby {
             self.standby.on_delta(xids, &position, started.elapsed());
         }
-        let rows = (RefreshKind::Delta, rows_read + ages.len());
-        self.publish(refresh.finish(), Some(position), (started, session.sync_mode()), rows);
+        let (mode, rows) = (Some(session.sync_mode()), rows_read + ages.len());
+        let read = CompletedRead { kind: RefreshKind::Delta, mode, started, rows };
+        self.publish(refresh.finish(), Some(position), read);
         self.observe_propagation(&observed, started);
         self.costs.on_set();
         Ok(Delta::Applied)

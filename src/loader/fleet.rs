@@ -17,7 +17,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// When the fleet was read last.
 #[derive(Default)]
-pub struct FleetReader {
+pub(crate) struct FleetReader {
     read_at: Option<Instant>,
     unreadable_logged: bool,
 }
@@ -25,10 +25,7 @@ pub struct FleetReader {
 impl FleetReader {
     /// Reads the fleet if it was asked for since the last read. A role that may not read it, and a database whose
     /// schema does not have it, have none.
-    ///
-    /// # Errors
-    /// The connection failed.
-    pub async fn refresh(&mut self, session: &Session, output: &Output) -> Result<(), ReadError> {
+    pub(crate) async fn refresh(&mut self, session: &Session, output: &Output) -> Result<(), ReadError> {
         let due = self.read_at.is_none_or(|at| at.elapsed() >= INTERVAL);
         // A pooler may run the statement on another server.
         if !due || !session.is_direct() || !output.take_fleet_request() {

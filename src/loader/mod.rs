@@ -33,6 +33,7 @@ mod resume;
 mod settings;
 mod standby;
 mod structure;
+mod trim;
 mod unknown_ids;
 pub mod upstream;
 
@@ -42,11 +43,12 @@ use delta::Delta;
 use fleet::FleetReader;
 use output::Output;
 use replica::application_name;
-use report::RefreshKind;
+use report::{CompletedRead, RefreshKind};
 use resume::ResumePoint;
-pub use settings::Settings;
+pub use settings::LoaderSettings;
 use standby::Standby;
 use structure::Structure;
+use trim::Trim;
 use unknown_ids::UnknownIds;
 
 /// Time until the next read after a full read that took too long, at most its limit.
@@ -69,7 +71,7 @@ enum SessionError {
 
 /// Reads the database and publishes snapshots.
 pub struct Loader {
-    settings: Settings,
+    settings: LoaderSettings,
     metrics: Arc<Metrics>,
     output: Output,
     /// The published snapshot; empty before the first load.
@@ -80,6 +82,7 @@ pub struct Loader {
     standby: Standby,
     structure: Structure,
     unknown_ids: UnknownIds,
+    trim: Trim,
     fleet: FleetReader,
     next_audit: Instant,
     logged_mode: Option<(SyncMode, bool)>,
@@ -100,7 +103,7 @@ pub struct Loader {
 impl Loader {
     /// A loader that publishes to `output`.
     #[must_use]
-    pub fn new(settings: Settings, output: Output) -> Self {
+    pub fn new(settings: LoaderSettings, output: Output) -> Self {
         let current = output.snapshot().unwrap_or_default();
         let next_audit = Instant::now() + jittered(settings.audit_interval);
         Self {
@@ -113,6 +116,7 @@ impl Loader {
             standby: Standby::default(),
             structure: Structure::default(),
             unknown_ids: UnknownIds::default(),
+            trim: Trim::default(),
             fleet: FleetReader::default(),
             next_audit,
             logged_mode: None,
@@ -128,7 +132,7 @@ impl Loader {
 
     /// Publishes a persisted snapshot, whose rows must pass the rules of the settings. A file that was written under
     /// other rules requires a full load, which may accept rows that were rejected then.
-    pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) {
+    pub(crate) fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) {
         let restored = self.output.restore(persisted);
         self.current = restored.snapshot;
         if restored.rules == self.settings.rules.text() {
@@ -163,7 +167,7 @@ impl Loader {
         let every = if by_standby_delta { self.settings.standby_poll_interval } else { self.settings.poll_interval };
         let mode = (session.sync_mode(), session.is_direct());
         if self.logged_mode.replace(mode) != Some(mode) {
-            report::log_sync_mode(mode, every, session.listen_refused());
+            report::log_sync_mode(mode.0, mode.1, every, session.listen_refused());
         }
         self.application_name.clear();
         self.set_application_name(&session, application_name(&self.settings.replica, None));
@@ -210,6 +214,9 @@ impl Loader {
         let position = self.position.as_ref().filter(|_| !self.unaudited);
         let served = position.map(|position| (self.current.revision(), position));
         self.set_application_name(session, application_name(&self.settings.replica, served));
+        if session.sync_mode() != SyncMode::Standby && self.trim.take_due(self.current.len()) {
+            session.trim().await?;
+        }
         Ok(self.fleet.refresh(session, &self.output).await?)
     }
 
@@ -277,7 +284,7 @@ impl Loader {
                 debug!(snapshot = position.snapshot, "auditing");
                 // Brings what is published to the position of this transaction, so that only real differences count.
                 if let Some(since) = self.position.clone()
-                    && self.delta_in_transaction(session, &since).await? != Delta::Applied
+                    && self.delta_in_transaction(session, &since, 0).await? != Delta::Applied
                 {
                     self.position = None;
                 }
@@ -319,20 +326,18 @@ impl Loader {
                 report::record_mismatches(&self.metrics, refreshed.changed);
             }
         }
-        self.publish(refreshed, Some(position), (started, session.sync_mode()), (kind, rows_read));
+        let read = CompletedRead { kind, mode: Some(session.sync_mode()), started, rows: rows_read };
+        self.publish(refreshed, Some(position), read);
         Ok(())
     }
 
-    fn publish(
-        &mut self,
-        refreshed: Refreshed,
-        position: Option<Position>,
-        (started, mode): (Instant, SyncMode),
-        (kind, rows): (RefreshKind, usize),
-    ) {
+    fn publish(&mut self, refreshed: Refreshed, position: Option<Position>, read: CompletedRead) {
         let Refreshed { snapshot, changed, rejections_changed, newly_rejected, unknown } = refreshed;
-        match kind {
-            RefreshKind::Audit => self.unknown_ids.on_audit(changed, started.elapsed(), self.settings.audit_interval),
+        self.trim.on_read(read.kind, read.rows);
+        match read.kind {
+            RefreshKind::Audit => {
+                self.unknown_ids.on_audit(changed, read.started.elapsed(), self.settings.audit_interval)
+            }
             RefreshKind::Full => self.unknown_ids.on_full_load(),
             RefreshKind::Delta | RefreshKind::Upstream => {}
         }
@@ -354,8 +359,8 @@ impl Loader {
         let replay_lag_seconds = self.standby.replay_lag_seconds();
         self.metrics.replay.lag.set(replay_lag_seconds.unwrap_or_default());
         self.metrics.replay.stalled.set(i64::from(self.standby.is_stalled()));
-        self.output.record_sync(LastSync { at: started, mode: Some(mode), replay_lag_seconds });
-        report::log_sync((kind, Some(mode)), started, rows, changed, &self.current);
+        self.output.record_sync(LastSync { at: read.started, mode: read.mode, replay_lag_seconds });
+        read.log(changed, &self.current);
         log_rejections(&newly_rejected);
     }
 

@@ -55,20 +55,20 @@ impl Output {
     }
 
     /// Replaces the snapshot that requests are served from.
-    pub fn publish(&mut self, snapshot: Arc<Snapshot>) {
+    pub(crate) fn publish(&mut self, snapshot: Arc<Snapshot>) {
         report::update_gauges(&self.metrics, &snapshot);
         self.publisher.publish(snapshot);
     }
 
     /// Hands a snapshot, with what is needed to resume from it, to the snapshot file and `/api/snapshot`. To be called
     /// before [`Output::publish`], so that a client that sees a revision can also get its snapshot.
-    pub fn persist(&self, state: PersistedSnapshot<Arc<Snapshot>>) {
+    pub(crate) fn persist(&self, state: PersistedSnapshot<Arc<Snapshot>>) {
         self.pending.send_replace(Some(state));
     }
 
     /// Replaces the state that was handed on last with one that differs only in its position: the snapshot file is not
     /// written again, and waiting requests are not woken.
-    pub fn move_position(&self, state: PersistedSnapshot<Arc<Snapshot>>) {
+    pub(crate) fn move_position(&self, state: PersistedSnapshot<Arc<Snapshot>>) {
         self.pending.send_if_modified(|pending| {
             *pending = Some(state);
             false
@@ -76,7 +76,7 @@ impl Output {
     }
 
     /// Publishes a snapshot that was read from the snapshot file, which is not written again.
-    pub fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) -> PersistedSnapshot<Arc<Snapshot>> {
+    pub(crate) fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) -> PersistedSnapshot<Arc<Snapshot>> {
         let PersistedSnapshot { snapshot, position, as_of, rules, structure, database_started } = persisted;
         let snapshot = Arc::new(snapshot);
         let state = PersistedSnapshot { snapshot, position, as_of, rules, structure, database_started };
@@ -86,7 +86,7 @@ impl Output {
     }
 
     /// Records that the published snapshot equals the content of the source at `sync.at` or later.
-    pub fn record_sync(&mut self, sync: LastSync) {
+    pub(crate) fn record_sync(&mut self, sync: LastSync) {
         let now = UNIX_EPOCH.elapsed().unwrap_or_default();
         self.metrics.last_sync.set(now.saturating_sub(sync.at.elapsed()).as_secs_f64());
         self.sync.record(sync);
@@ -94,8 +94,7 @@ impl Output {
     }
 
     /// Whether the fleet was asked for since the last call.
-    #[must_use]
-    pub fn take_fleet_request(&self) -> bool {
+    pub(crate) fn take_fleet_request(&self) -> bool {
         self.sync.take_fleet_request()
     }
 
@@ -105,7 +104,7 @@ impl Output {
     }
 
     /// Replaces the list of tables whose changes go unnoticed.
-    pub fn publish_unwatched(&self, tables: Box<[String]>) {
+    pub(crate) fn publish_unwatched(&self, tables: Box<[String]>) {
         set_count(&self.metrics.unwatched_tables, tables.len());
         self.sync.set_unwatched(tables);
     }

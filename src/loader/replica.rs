@@ -17,7 +17,7 @@ const DEFAULT_PORT: u16 = 3000;
 ///
 /// # Errors
 /// Says what is accepted.
-pub fn parse_name(text: &str) -> Result<String, String> {
+pub(crate) fn parse_name(text: &str) -> Result<String, String> {
     let fits = (1..=MAX_NAME_BYTES).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
     if fits {
         Ok(text.into())
@@ -29,8 +29,7 @@ pub fn parse_name(text: &str) -> Result<String, String> {
 /// The name of a replica for which none is configured: the application name of the database URL, otherwise the host
 /// name, with the port unless it is the default. Names that are too long are cut at the front, because the end
 /// distinguishes pods.
-#[must_use]
-pub fn default_name(application_name: Option<&str>, address: SocketAddr) -> String {
+pub(crate) fn default_name(application_name: Option<&str>, address: SocketAddr) -> String {
     let own = application_name.filter(|name| *name != env!("CARGO_PKG_NAME"));
     if let Some(name) = own.map(|name| suffix(name, MAX_NAME_BYTES)).filter(|name| !name.is_empty()) {
         return name;
@@ -50,8 +49,7 @@ fn suffix(text: &str, bytes: usize) -> String {
 
 /// The application name of a replica that serves this revision as of this position; `None` before its first read.
 /// Positions of a standby do not list the running transactions, so only those below xmin are known to be served.
-#[must_use]
-pub fn application_name(name: &str, served: Option<(u64, &Position)>) -> String {
+pub(crate) fn application_name(name: &str, served: Option<(u64, &Position)>) -> String {
     const PROGRAM: &str = env!("CARGO_PKG_NAME");
     let Some((revision, position)) = served else { return format!("{PROGRAM} {name}") };
     let xmax = if position.is_standby() { position.xmin() } else { position.xmax() };

@@ -10,7 +10,7 @@ use crate::postgres::session::SyncMode;
 
 /// A kind of read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RefreshKind {
+pub(crate) enum RefreshKind {
     /// The changes since a position.
     Delta,
     /// Everything.
@@ -34,7 +34,7 @@ impl RefreshKind {
 }
 
 /// Counts and times a read that ended, successful or not.
-pub fn record_refresh(metrics: &Metrics, kind: RefreshKind, started: Instant, ok: bool) {
+pub(crate) fn record_refresh(metrics: &Metrics, kind: RefreshKind, started: Instant, ok: bool) {
     let outcome = if ok { "ok" } else { "error" };
     // The counter comes last: a scrape that sees the refresh counted sees its duration, too.
     metrics.reads.seconds.with_label_values(&[kind.label()]).observe(started.elapsed().as_secs_f64());
@@ -42,36 +42,43 @@ pub fn record_refresh(metrics: &Metrics, kind: RefreshKind, started: Instant, ok
 }
 
 /// Counts and logs the models of a complete snapshot that an audit found to differ from the database.
-pub fn record_mismatches(metrics: &Metrics, models: usize) {
+pub(crate) fn record_mismatches(metrics: &Metrics, models: usize) {
     metrics.audit_mismatches.inc_by(models as u64);
     error!(models, "the audit found models that differ from the database; they are replaced");
 }
 
-/// Logs a successful read: at level debug if it found nothing, otherwise info. On a standby, where reads repeat what
-/// was read before, "nothing" means that nothing changed.
-pub fn log_sync(
-    (kind, mode): (RefreshKind, Option<SyncMode>),
-    started: Instant,
-    rows: usize,
-    changed: usize,
-    now: &Snapshot,
-) {
-    let (label, revision, took) = (kind.label(), format!("{:016x}", now.revision()), started.elapsed());
-    let heartbeat = match kind {
-        RefreshKind::Audit => false,
-        _ if mode == Some(SyncMode::Standby) => changed == 0,
-        RefreshKind::Full => false,
-        RefreshKind::Delta | RefreshKind::Upstream => rows == 0,
-    };
-    if !heartbeat {
-        info!(kind = label, rows, changed, models = now.len(), ?took, revision, "refreshed");
-    } else {
-        debug!(kind = label, rows, ?took, revision, "heartbeat");
+/// A read that succeeded.
+pub(crate) struct CompletedRead {
+    pub(crate) kind: RefreshKind,
+    /// How changes arrive; `None` from an upstream.
+    pub(crate) mode: Option<SyncMode>,
+    pub(crate) started: Instant,
+    /// Number of rows that were received.
+    pub(crate) rows: usize,
+}
+
+impl CompletedRead {
+    /// Logs the read: at level debug if it found nothing, otherwise info. On a standby, where reads repeat what was
+    /// read before, "nothing" means that nothing changed.
+    pub(crate) fn log(&self, changed: usize, now: &Snapshot) {
+        let (kind, rows) = (self.kind.label(), self.rows);
+        let (revision, took) = (format!("{:016x}", now.revision()), self.started.elapsed());
+        let heartbeat = match self.kind {
+            RefreshKind::Audit => false,
+            _ if self.mode == Some(SyncMode::Standby) => changed == 0,
+            RefreshKind::Full => false,
+            RefreshKind::Delta | RefreshKind::Upstream => rows == 0,
+        };
+        if heartbeat {
+            debug!(kind, rows, ?took, revision, "heartbeat");
+        } else {
+            info!(kind, rows, changed, models = now.len(), ?took, revision, "refreshed");
+        }
     }
 }
 
 /// Sets the gauges that describe the published snapshot.
-pub fn update_gauges(metrics: &Metrics, snapshot: &Snapshot) {
+pub(crate) fn update_gauges(metrics: &Metrics, snapshot: &Snapshot) {
     set_count(&metrics.models, snapshot.len());
     set_count(&metrics.models_rejected, snapshot.rejected().size());
     set_count(&metrics.snapshot_bytes, snapshot.bytes());
@@ -79,7 +86,7 @@ pub fn update_gauges(metrics: &Metrics, snapshot: &Snapshot) {
 
 /// Logs a mode in which changes arrive late. `every` is the interval at which they are read, and `refused` the reason
 /// if the server refused to listen.
-pub fn log_sync_mode((mode, direct): (SyncMode, bool), every: Duration, refused: Option<&str>) {
+pub(crate) fn log_sync_mode(mode: SyncMode, direct: bool, every: Duration, refused: Option<&str>) {
     match mode {
         SyncMode::Live => {}
         SyncMode::Polling if direct => {

@@ -24,14 +24,14 @@ const AUDIT_AFTER_RESTART: Duration = Duration::from_secs(60);
 /// A position that is 30 to 60 s old, or the oldest of the current history. Reading from it returns changes that are
 /// served already, which is harmless.
 #[derive(Default)]
-pub struct ResumePoint {
+pub(crate) struct ResumePoint {
     durable: Option<Position>,
     candidate: Option<(Position, Instant)>,
 }
 
 impl ResumePoint {
     /// Records that the catalog reached `position`.
-    pub fn advance(&mut self, position: Option<&Position>) {
+    pub(crate) fn advance(&mut self, position: Option<&Position>) {
         let Some(position) = position else { return };
         if !self.candidate.as_ref().is_some_and(|(candidate, _)| candidate.precedes(position)) {
             *self = Self { durable: Some(position.clone()), candidate: None };
@@ -46,8 +46,7 @@ impl ResumePoint {
     }
 
     /// The position to read from after a reconnect or a restart.
-    #[must_use]
-    pub fn position(&self) -> Option<&Position> {
+    pub(crate) fn position(&self) -> Option<&Position> {
         self.durable.as_ref()
     }
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use crate::catalog::model::Rules;
 use crate::postgres::config::DatabaseConfig;
 
-/// Settings of a loader.
+/// LoaderSettings of a loader.
 #[derive(Clone)]
-pub struct Settings {
+pub struct LoaderSettings {
     /// The database to read.
     pub database: DatabaseConfig,
     /// Time between two deltas when no notification arrives.

@@ -28,7 +28,7 @@ const PAUSE_PER_READ: u32 = 9;
 
 /// What is known about the standby of the current session.
 #[derive(Default)]
-pub struct Standby {
+pub(crate) struct Standby {
     /// The transactions whose changes were read, as runs of consecutive ids, by their first id.
     applied: BTreeMap<u64, Run>,
     /// The last state of replay, and since when it has been at this position with WAL to replay.
@@ -48,8 +48,7 @@ struct Run {
 
 impl Standby {
     /// The transactions whose changes may be missing from what was read at `position`.
-    #[must_use]
-    pub fn unread(&self, position: &Position) -> UnreadXids {
+    pub(crate) fn unread(&self, position: &Position) -> UnreadXids {
         let mut next = position.xmin();
         let (mut first, mut end) = (String::from("{"), String::from("{"));
         for (start, run) in &self.applied {
@@ -87,7 +86,7 @@ impl Standby {
 
     /// Records that a delta with changes by transactions `xids` was read, which brought the catalog to `position`.
     /// Drops runs below `xmin`, which the next delta skips anyway, and what exceeds [`MAX_RUNS`].
-    pub fn on_delta(&mut self, xids: Vec<u64>, position: &Position, took: Duration) {
+    pub(crate) fn on_delta(&mut self, xids: Vec<u64>, position: &Position, took: Duration) {
         xids.into_iter().for_each(|xid| self.record(xid));
         self.took = took;
         let xmin = position.xmin();
@@ -106,7 +105,7 @@ impl Standby {
     ///
     /// # Errors
     /// The position went back: the connection leads to another server, or to an older state of the same one.
-    pub fn on_replay(&mut self, now: Replay) -> Result<(), ReadError> {
+    pub(crate) fn on_replay(&mut self, now: Replay) -> Result<(), ReadError> {
         let since = match &self.replay {
             Some((last, _)) if now.lsn < last.lsn => {
                 return Err(ReadError::ReplayWentBack { from: last.lsn, to: now.lsn });
@@ -131,20 +130,17 @@ impl Standby {
 
     /// The pause before the next delta: `interval`, or longer after a slow one, up to `limit`. Full reads do not count,
     /// because they are not repeated.
-    #[must_use]
-    pub fn pause(&self, interval: Duration, limit: Duration) -> Duration {
+    pub(crate) fn pause(&self, interval: Duration, limit: Duration) -> Duration {
         if self.took > SLOW_READ { interval.max(limit.min(self.took * PAUSE_PER_READ)) } else { interval }
     }
 
     /// Whether nothing was replayed for 10 s, although there is WAL to replay or no connection to the primary.
-    #[must_use]
-    pub fn is_stalled(&self) -> bool {
+    pub(crate) fn is_stalled(&self) -> bool {
         self.stalled
     }
 
     /// Age of the transaction that was replayed last, in seconds, at the last read; `None` if nothing was replayed yet.
-    #[must_use]
-    pub fn replay_lag_seconds(&self) -> Option<f64> {
+    pub(crate) fn replay_lag_seconds(&self) -> Option<f64> {
         self.replay.as_ref().and_then(|(replay, _)| replay.lag_seconds)
     }
 }

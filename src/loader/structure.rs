@@ -15,7 +15,7 @@ const PAUSE_PER_READ: u32 = 100;
 
 /// The structure that the catalog was read under, and the tables that no trigger watches.
 #[derive(Default)]
-pub struct Structure {
+pub(crate) struct Structure {
     /// The fingerprint when it was read last.
     seen: Option<String>,
     /// The fingerprint before the last full read.
@@ -28,20 +28,17 @@ pub struct Structure {
 
 impl Structure {
     /// Sets the fingerprint of a catalog that was read by another process.
-    pub fn restore(&mut self, fingerprint: Option<String>) {
+    pub(crate) fn restore(&mut self, fingerprint: Option<String>) {
         self.loaded = fingerprint;
     }
 
     /// Makes the next [`Structure::has_changed`] read the fingerprint: the connection is a new one.
-    pub fn on_connect(&mut self) {
+    pub(crate) fn on_connect(&mut self) {
         self.next_read = None;
     }
 
     /// Whether the structure differs from that of the last full read; reads it at most once per `interval`.
-    ///
-    /// # Errors
-    /// The connection failed.
-    pub async fn has_changed(
+    pub(crate) async fn has_changed(
         &mut self,
         session: &Session,
         interval: Duration,
@@ -63,10 +60,7 @@ impl Structure {
 
     /// Reads the fingerprint, and if it is another one, publishes which tables are not watched. To be called before a
     /// full read, so that the read sees this structure or a later one.
-    ///
-    /// # Errors
-    /// The connection failed.
-    pub async fn read(&mut self, session: &Session, output: &Output) -> Result<(), ReadError> {
+    pub(crate) async fn read(&mut self, session: &Session, output: &Output) -> Result<(), ReadError> {
         match self.try_read(session, output).await {
             // A lock on a table, for example. Reads of the view report what concerns them.
             Err(error) if error.is_about_the_schema() || error.is_reported_by_the_server() => {
@@ -97,14 +91,14 @@ impl Structure {
 
     /// Records that everything was read after the last [`Structure::read`]. Returns whether the structure is the same
     /// as at the full read before.
-    pub fn on_full_read(&mut self) -> bool {
+    pub(crate) fn on_full_read(&mut self) -> bool {
         let same = self.loaded == self.seen;
         self.loaded.clone_from(&self.seen);
         same
     }
 
     /// The fingerprint of the last full read.
-    pub fn loaded(&self) -> Option<&String> {
+    pub(crate) fn loaded(&self) -> Option<&String> {
         self.loaded.as_ref()
     }
 }

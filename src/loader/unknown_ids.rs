@@ -17,7 +17,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(600);
 
 /// When an audit has to follow unknown ids.
 #[derive(Default)]
-pub struct UnknownIds {
+pub(crate) struct UnknownIds {
     /// There were unknown ids since the last full read.
     waiting: bool,
     /// Time from unknown ids to the next audit. It doubles after each audit that found nothing.
@@ -27,7 +27,7 @@ pub struct UnknownIds {
 
 impl UnknownIds {
     /// Counts the unknown ids of a delta, of which `example` is one. Returns the time until an audit must follow.
-    pub fn record(&mut self, number: usize, example: &str, metrics: &Metrics) -> Duration {
+    pub(crate) fn record(&mut self, number: usize, example: &str, metrics: &Metrics) -> Duration {
         metrics.unknown_ids.inc_by(number as u64);
         self.waiting = true;
         if self.logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
@@ -44,7 +44,7 @@ impl UnknownIds {
     }
 
     /// Records an audit that found this number of differences. `longest` limits the time to the next one.
-    pub fn on_audit(&mut self, differences: usize, took: Duration, longest: Duration) {
+    pub(crate) fn on_audit(&mut self, differences: usize, took: Duration, longest: Duration) {
         if std::mem::take(&mut self.waiting) {
             let pause = if differences > 0 { MIN_PAUSE } else { self.pause.max(MIN_PAUSE) * 2 };
             self.pause = pause.max(took * PAUSE_PER_AUDIT).min(longest);
@@ -52,7 +52,7 @@ impl UnknownIds {
     }
 
     /// Records that everything was read for another reason, such as a call of `watch()`.
-    pub fn on_full_load(&mut self) {
+    pub(crate) fn on_full_load(&mut self) {
         self.waiting = false;
         self.pause = Duration::ZERO;
     }

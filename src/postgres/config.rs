@@ -13,7 +13,7 @@ use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use super::connection_string::Environment;
-use super::connection_string::{Setting, Settings, is_of_the_driver, refuse};
+use super::connection_string::{ConnectionString, Setting, is_of_the_driver, refuse};
 use super::passfile;
 pub use super::server_role::ServerRole;
 use super::tls::{self, Mode, TlsError, TlsFiles};
@@ -45,7 +45,7 @@ pub enum DatabaseUrlError {
 /// A database, how to connect to it and how long to wait for it.
 #[derive(Clone)]
 pub struct DatabaseConfig {
-    /// Settings of the driver.
+    /// ConnectionString of the driver.
     pub driver: Config,
     /// The role that the server must have, which the driver does not know.
     pub role: Option<ServerRole>,
@@ -76,7 +76,7 @@ impl DatabaseConfig {
         channel: &str,
         timeout: Duration,
     ) -> Result<Self, DatabaseUrlError> {
-        let settings = Settings::collect(url, environment)?;
+        let settings = ConnectionString::collect(url, environment)?;
         for setting in &settings.all {
             refuse(setting)?;
         }
@@ -110,15 +110,13 @@ impl DatabaseConfig {
 
     /// The same database with its hosts tried in random order: otherwise a first host that accepts connections and
     /// never responds would be tried first every time.
-    #[must_use]
-    pub fn shuffled(&self) -> Self {
+    pub(crate) fn shuffled(&self) -> Self {
         let mut shuffled = self.clone();
         shuffled.driver.load_balance_hosts(LoadBalanceHosts::Random);
         shuffled
     }
 
     /// The addresses to try, as `host:port` or the path of the unix socket, for error messages.
-    #[must_use]
     pub fn address(&self) -> String {
         let hosts = self.driver.get_hosts().iter().enumerate().map(|(index, host)| match host {
             Host::Tcp(name) => format!("{name}:{}", port(&self.driver, index)),
@@ -128,8 +126,7 @@ impl DatabaseConfig {
     }
 
     /// Number of hosts to try.
-    #[must_use]
-    pub fn hosts(&self) -> u32 {
+    pub(crate) fn hosts(&self) -> u32 {
         u32::try_from(self.driver.get_hosts().len().max(1)).unwrap_or(u32::MAX)
     }
 }
@@ -140,7 +137,7 @@ pub(super) fn port(driver: &Config, index: usize) -> u16 {
     ports.get(index).or(ports.first()).copied().unwrap_or(5432)
 }
 
-fn parse_driver(settings: &Settings) -> Result<Config, DatabaseUrlError> {
+fn parse_driver(settings: &ConnectionString) -> Result<Config, DatabaseUrlError> {
     let mut text = settings.url.clone();
     let is_url = !text.is_empty();
     let mut seen: Vec<&str> = Vec::new();
@@ -148,12 +145,11 @@ fn parse_driver(settings: &Settings) -> Result<Config, DatabaseUrlError> {
         if seen.contains(&&**key) {
             continue;
         }
-        text += &match is_url {
-            true => {
-                let separator = if seen.is_empty() { '?' } else { '&' };
-                format!("{separator}{key}={}", utf8_percent_encode(value, NON_ALPHANUMERIC))
-            }
-            false => format!("{key}='{}' ", value.replace('\\', r"\\").replace('\'', r"\'")),
+        text += &if is_url {
+            let separator = if seen.is_empty() { '?' } else { '&' };
+            format!("{separator}{key}={}", utf8_percent_encode(value, NON_ALPHANUMERIC))
+        } else {
+            format!("{key}='{}' ", value.replace('\\', r"\\").replace('\'', r"\'"))
         };
         seen.push(key);
     }
@@ -185,7 +181,7 @@ fn invalid(origin: &str, message: &str) -> DatabaseUrlError {
 }
 
 /// The mode of TLS. As in libpq, a root certificate makes `require` verify it, and `system` needs verify-full.
-fn tls_mode(settings: &Settings, environment: &Environment) -> Result<Mode, DatabaseUrlError> {
+fn tls_mode(settings: &ConnectionString, environment: &Environment) -> Result<Mode, DatabaseUrlError> {
     let system = settings.get("sslrootcert") == Some("system");
     let default = if system { Mode::VerifyFull } else { Mode::Prefer };
     let mode = settings.get("sslmode").map_or(Ok(default), str::parse).map_err(|error| of_tls(settings, &error))?;
@@ -198,7 +194,7 @@ fn tls_mode(settings: &Settings, environment: &Environment) -> Result<Mode, Data
 }
 
 /// The files of TLS: those that are set, and libpq's defaults.
-fn tls_files(settings: &Settings, environment: &Environment, mode: Mode) -> TlsFiles {
+fn tls_files(settings: &ConnectionString, environment: &Environment, mode: Mode) -> TlsFiles {
     let file = |key: &str, default: &str| {
         let set = settings.get(key).map(ToOwned::to_owned);
         set.or_else(|| environment.default_file(default)).filter(|_| mode != Mode::Disable)
@@ -216,12 +212,12 @@ fn tls_files(settings: &Settings, environment: &Environment, mode: Mode) -> TlsF
 }
 
 /// The error of TLS with the place where its setting was made.
-fn of_tls(settings: &Settings, error: &TlsError) -> DatabaseUrlError {
+fn of_tls(settings: &ConnectionString, error: &TlsError) -> DatabaseUrlError {
     invalid(settings.origin(error.setting()), &error.to_string())
 }
 
 /// The role that the server must have. The driver knows the others of libpq's.
-fn server_role(settings: &Settings, driver: &mut Config) -> Result<Option<ServerRole>, DatabaseUrlError> {
+fn server_role(settings: &ConnectionString, driver: &mut Config) -> Result<Option<ServerRole>, DatabaseUrlError> {
     Ok(match settings.get("target_session_attrs") {
         None | Some("any") => None,
         Some("read-write") => {
@@ -242,7 +238,7 @@ fn server_role(settings: &Settings, driver: &mut Config) -> Result<Option<Server
     })
 }
 
-fn set_timeouts(settings: &Settings, driver: &mut Config, timeout: Duration) -> Result<(), DatabaseUrlError> {
+fn set_timeouts(settings: &ConnectionString, driver: &mut Config, timeout: Duration) -> Result<(), DatabaseUrlError> {
     let number = |key: &str| {
         let number = settings.get(key).map(str::parse::<u32>).transpose();
         number.map_err(|_| invalid(settings.origin(key), &format!("{key} must be a whole number")))

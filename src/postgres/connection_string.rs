@@ -90,13 +90,13 @@ pub(super) struct Setting {
 }
 
 /// The settings of one connection.
-pub(super) struct Settings {
+pub(super) struct ConnectionString {
     /// The part of a URL before its parameters; empty if the connection string is not a URL.
     pub(super) url: String,
     pub(super) all: Vec<Setting>,
 }
 
-impl Settings {
+impl ConnectionString {
     /// Collects the settings of a connection string, and those that it lacks from its service and the environment.
     pub(super) fn collect(text: &str, environment: &Environment) -> Result<Self, DatabaseUrlError> {
         let mut settings = match url_scheme(text) {
@@ -218,7 +218,7 @@ fn in_database_url(key: &str, value: String) -> Setting {
     Setting { key: key.into(), value, origin: "DATABASE_URL".into() }
 }
 
-fn split_url(text: &str) -> Settings {
+fn split_url(text: &str) -> ConnectionString {
     let (url, query) = text.split_once('?').unwrap_or((text, ""));
     let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (key, value) = match pair.split_once('=').unwrap_or((pair, "")) {
@@ -228,11 +228,11 @@ fn split_url(text: &str) -> Settings {
         };
         in_database_url(key, percent_encoding::percent_decode_str(value).decode_utf8_lossy().into_owned())
     });
-    Settings { url: url.into(), all: pairs.collect() }
+    ConnectionString { url: url.into(), all: pairs.collect() }
 }
 
 /// Splits pairs in libpq's syntax: `key = 'value with \' and spaces'`.
-fn split_pairs(text: &str) -> Result<Settings, DatabaseUrlError> {
+fn split_pairs(text: &str) -> Result<ConnectionString, DatabaseUrlError> {
     let mut all = Vec::new();
     let mut left = text.trim_start();
     while let Some((key, after)) = left.split_once('=') {
@@ -245,7 +245,11 @@ fn split_pairs(text: &str) -> Result<Settings, DatabaseUrlError> {
         all.push(in_database_url(key, value));
         left = after[length..].trim_start();
     }
-    if left.is_empty() { Ok(Settings { url: String::new(), all }) } else { Err(not_a_pair("a part has no `=`")) }
+    if left.is_empty() {
+        Ok(ConnectionString { url: String::new(), all })
+    } else {
+        Err(not_a_pair("a part has no `=`"))
+    }
 }
 
 fn not_a_pair(why: &str) -> DatabaseUrlError {

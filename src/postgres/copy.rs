@@ -25,7 +25,7 @@ const HEADER_BYTES: usize = 11 + 4 + 4;
 
 /// The rows of a [`CopyStream`].
 #[derive(Debug, Clone, Copy)]
-pub enum Rows<'a> {
+pub(crate) enum Rows<'a> {
     /// All, in the order in which Postgres finds them.
     All,
     /// All, ordered by the bytes of their ids.

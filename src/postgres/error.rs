@@ -8,13 +8,12 @@ use super::config::DatabaseConfig;
 use crate::error_chain::{chain, postgres_message};
 
 /// The oldest major version of Postgres with which this program is tested. Older ones lack what the migrations use.
-pub const OLDEST_MAJOR: u32 = 14;
+pub(crate) const OLDEST_MAJOR: u32 = 14;
 /// The newest major version of Postgres with which this program is tested.
-pub const NEWEST_MAJOR: u32 = 18;
+pub(crate) const NEWEST_MAJOR: u32 = 18;
 
 /// The major version in the parameter `server_version`, such as `15.18 (Debian 15.18-1)` or `19beta1`.
-#[must_use]
-pub fn major_version(server_version: &str) -> Option<u32> {
+pub(crate) fn major_version(server_version: &str) -> Option<u32> {
     let end = server_version.find(|c: char| !c.is_ascii_digit()).unwrap_or(server_version.len());
     server_version[..end].parse().ok()
 }
@@ -65,21 +64,18 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// `database` did not respond within `limit`.
-    #[must_use]
-    pub fn timeout(database: &DatabaseConfig, limit: Duration) -> Self {
+    pub(crate) fn timeout(database: &DatabaseConfig, limit: Duration) -> Self {
         Self::Timeout { address: database.address(), limit }
     }
 
     /// `database` or the network refused the connection.
-    #[must_use]
-    pub fn refused(database: &DatabaseConfig, source: tokio_postgres::Error) -> Self {
+    pub(crate) fn refused(database: &DatabaseConfig, source: tokio_postgres::Error) -> Self {
         Self::Postgres { address: database.address(), source }
     }
 
     /// Whether the server responds and retrying does not help: its version, the user, the password, the database or the
     /// right to connect is wrong (SQLSTATE class 28, 3D000, 42501), or the driver lacks a password.
-    #[must_use]
-    pub fn is_about_the_configuration(&self) -> bool {
+    pub(crate) fn is_about_the_configuration(&self) -> bool {
         let source = match self {
             Self::Postgres { source, .. } => source,
             Self::Unsupported { .. } => return true,
@@ -140,8 +136,7 @@ pub enum ReadError {
 impl ReadError {
     /// Whether the database works but its contents do not: an object is missing, forbidden or of another type
     /// (SQLSTATE classes 42 and 3F), or an expression of the view fails for some value (class 22).
-    #[must_use]
-    pub fn is_about_the_schema(&self) -> bool {
+    pub(crate) fn is_about_the_schema(&self) -> bool {
         match self {
             Self::View(_) | Self::NoView(_) | Self::NotMigrated(_) => true,
             Self::Postgres(error) => error.code().is_some_and(|code| ["42", "3F", "22"].contains(&&code.code()[..2])),
@@ -150,8 +145,7 @@ impl ReadError {
     }
 
     /// Whether it took too long, by our limits or by the server's `statement_timeout`, which is the same.
-    #[must_use]
-    pub fn is_timeout(&self) -> bool {
+    pub(crate) fn is_timeout(&self) -> bool {
         match self {
             Self::Timeout(_) | Self::TooLong(_) => true,
             Self::Postgres(error) => error.code() == Some(&SqlState::QUERY_CANCELED),
@@ -160,8 +154,7 @@ impl ReadError {
     }
 
     /// Whether Postgres reported it, so that the connection can still be used.
-    #[must_use]
-    pub fn is_reported_by_the_server(&self) -> bool {
+    pub(crate) fn is_reported_by_the_server(&self) -> bool {
         matches!(self, Self::Postgres(error) if error.as_db_error().is_some())
     }
 }
@@ -191,7 +184,7 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
 
 /// Like [`describe`], with the detail. It may quote values of rows, and thereby secrets: only for statements that read
 /// and write no models.
-pub fn describe_with_detail(error: &tokio_postgres::Error) -> String {
+pub(crate) fn describe_with_detail(error: &tokio_postgres::Error) -> String {
     error.as_db_error().map_or_else(|| chain(error), |reported| postgres_message(reported, reported.detail()))
 }
 

@@ -103,8 +103,7 @@ impl From<refinery::Error> for Detailed {
 }
 
 /// Number of the newest migration.
-#[must_use]
-pub fn latest() -> i32 {
+pub(crate) fn latest() -> i32 {
     embedded::migrations::runner().get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
 }
 

@@ -9,7 +9,7 @@ use tokio_postgres::config::Host;
 const FIELDS: usize = 5;
 
 /// The password of the first matching line of the file at `path`. Like libpq, ignores a file that others may read.
-pub fn password(path: &Path, config: &Config) -> Option<String> {
+pub(crate) fn password(path: &Path, config: &Config) -> Option<String> {
     let mode = std::fs::metadata(path).ok()?.permissions().mode();
     if mode & 0o077 != 0 {
         tracing::warn!(path = %path.display(), "password file ignored because others may read it: run chmod 0600");

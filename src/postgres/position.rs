@@ -44,34 +44,29 @@ impl Position {
     }
 
     /// The oldest transaction that may have been in progress: all below it had ended.
-    #[must_use]
-    pub fn xmin(&self) -> u64 {
+    pub(crate) fn xmin(&self) -> u64 {
         self.snapshot.split(':').next().and_then(|xmin| xmin.parse().ok()).unwrap_or(0)
     }
 
     /// The first transaction id that was not assigned yet.
-    #[must_use]
-    pub fn xmax(&self) -> u64 {
+    pub(crate) fn xmax(&self) -> u64 {
         self.snapshot.split(':').nth(1).and_then(|xmax| xmax.parse().ok()).unwrap_or(0)
     }
 
     /// The transactions below [`Position::xmax`] that were in progress, in ascending order.
-    #[must_use]
-    pub fn running(&self) -> Vec<u64> {
+    pub(crate) fn running(&self) -> Vec<u64> {
         let running = self.snapshot.rsplit(':').next().unwrap_or_default();
         running.split(',').filter_map(|xid| xid.parse().ok()).collect()
     }
 
     /// Whether it was read from a hot standby, whose snapshots do not list the transactions in progress.
-    #[must_use]
-    pub fn is_standby(&self) -> bool {
+    pub(crate) fn is_standby(&self) -> bool {
         self.history.split('/').nth(1) == Some("standby")
     }
 
     /// Whether `later` can follow this position: the same history, and no transaction ids taken back. A restored disk
     /// takes ids back while its history keeps its name.
-    #[must_use]
-    pub fn precedes(&self, later: &Self) -> bool {
+    pub(crate) fn precedes(&self, later: &Self) -> bool {
         self.history == later.history && self.xmax() <= later.xmax()
     }
 
@@ -82,8 +77,7 @@ impl Position {
     /// rises when the oldest transaction ends. If another one ends, neither xmin nor xmax changes, and the two states
     /// count as equal. Between a primary and a standby only `xmax` can be compared: it is one more than the highest
     /// transaction id that has ended. A later epoch comes first of all, and timelines have no order.
-    #[must_use]
-    pub fn is_before(&self, other: &Self) -> bool {
+    pub(crate) fn is_before(&self, other: &Self) -> bool {
         let [system, timeline, database, epoch, tables] = self.parts();
         let [other_system, other_timeline, other_database, other_epoch, other_tables] = other.parts();
         let same_timeline = timeline == other_timeline;
@@ -104,8 +98,7 @@ impl Position {
     }
 
     /// Parses what [`Position`] is displayed as; `None` if that is something else.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (history, snapshot) = text.split_once(' ')?;
         let position = Self::new(history, snapshot);
         let of_snapshot = |byte: u8| byte.is_ascii_digit() || matches!(byte, b':' | b',');
@@ -119,8 +112,7 @@ impl Position {
 
     /// A few letters that stand for the history in the name of a session, where there is no space for all of it; `None`
     /// for a history without `tables`. `model_catalog.history` computes the same.
-    #[must_use]
-    pub fn history_tag(&self) -> Option<String> {
+    pub(crate) fn history_tag(&self) -> Option<String> {
         const LETTERS: usize = 3;
         let letter = |byte: &u8| char::from(b'a' + byte % 26);
         let digest = Sha256::digest(self.history.as_bytes());

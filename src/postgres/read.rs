@@ -22,7 +22,7 @@ const CANCEL_ATTEMPTS: u32 = 5;
 
 /// The limits of a read.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Maximum time without data from the database.
     pub silence: Duration,
     /// Maximum time for all of it.
@@ -36,8 +36,7 @@ const TIMEOUTS_PER_FULL_READ: u32 = 30;
 
 impl Limits {
     /// The limits of a full read, with this timeout of the database.
-    #[must_use]
-    pub fn of_full_read(timeout: Duration) -> Self {
+    pub(crate) fn of_full_read(timeout: Duration) -> Self {
         Self {
             silence: timeout.saturating_mul(TIMEOUTS_OF_SILENCE),
             total: timeout.saturating_mul(TIMEOUTS_PER_FULL_READ),

@@ -116,7 +116,7 @@ pub struct Scope {
 
 /// How a delta was read, in each of its rows.
 #[derive(Debug, Clone, Copy)]
-pub struct Effort {
+pub(crate) struct Effort {
     /// There are more changes than the limit, and none is returned.
     pub many: bool,
     /// Seconds from the start of the statement to this row.
@@ -124,16 +124,13 @@ pub struct Effort {
 }
 
 /// The effort in a row of the delta.
-///
-/// # Errors
-/// A column of another type than the statement returns.
-pub fn effort(row: &Row) -> Result<Effort, tokio_postgres::Error> {
+pub(crate) fn effort(row: &Row) -> Result<Effort, tokio_postgres::Error> {
     Ok(Effort { many: row.try_get(MANY)?, elapsed_seconds: row.try_get(ELAPSED)? })
 }
 
 /// Ranges of transaction ids, as two arrays in Postgres' text format.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnreadXids {
+pub(crate) struct UnreadXids {
     /// The first id of each range.
     pub first: String,
     /// The id after the end of each range; `NULL` for a range without an end.
@@ -142,7 +139,7 @@ pub struct UnreadXids {
 
 /// The state of replay on a standby.
 #[derive(Debug, Clone, Copy)]
-pub struct Replay {
+pub(crate) struct Replay {
     /// The WAL position up to which was replayed, as a number.
     pub lsn: u64,
     /// Age of the last transaction that was replayed, by the clocks of both servers; `None` if there was none yet.
@@ -152,10 +149,7 @@ pub struct Replay {
 }
 
 /// The state of replay in a row of a standby's delta.
-///
-/// # Errors
-/// A column of another type than the statement returns.
-pub fn replay(row: &Row) -> Result<Replay, tokio_postgres::Error> {
+pub(crate) fn replay(row: &Row) -> Result<Replay, tokio_postgres::Error> {
     Ok(Replay {
         lsn: row.try_get::<_, Option<i64>>(REPLAY_LSN)?.unwrap_or_default().cast_unsigned(),
         // The standby's clock may be behind the primary's.
@@ -165,10 +159,7 @@ pub fn replay(row: &Row) -> Result<Replay, tokio_postgres::Error> {
 }
 
 /// The transaction of the change in a row of a standby's delta.
-///
-/// # Errors
-/// A column of another type than the statement returns.
-pub fn xid(row: &Row) -> Result<Option<u64>, tokio_postgres::Error> {
+pub(crate) fn xid(row: &Row) -> Result<Option<u64>, tokio_postgres::Error> {
     Ok(row.try_get::<_, Option<i64>>(XID)?.map(i64::cast_unsigned))
 }
 

@@ -38,6 +38,17 @@ pub const STANDBY_DELTA: &str = include_str!("../../sql/delta_standby.sql");
 const PROBE: &str = "SELECT pg_catalog.current_setting('model_catalog.direct', true) = 'yes', \
                      pg_catalog.pg_is_in_recovery(), pg_catalog.pg_postmaster_start_time()::text";
 
+/// Settings of a direct connection outside of transactions: its prepared statements, above all the delta, are planned
+/// once, because planning a delta of few changes takes several times as long as running it. Such a plan may have been
+/// made when all tables were tiny, so it must neither scan a table as a whole nor sort what an index has in order.
+/// Public for tests.
+pub const PLANNED_ONCE: &str =
+    "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_bitmapscan = off;";
+/// Settings of its transactions, which can read much: statements are planned for their parameters and the current sizes
+/// of tables. Plans that were made before are discarded.
+const PLANNED_ANEW: &str = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on; \
+                            SET LOCAL enable_bitmapscan = on; DISCARD PLANS";
+
 /// How changes reach the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncMode {
@@ -139,22 +150,17 @@ impl Session {
     }
 
     /// How this connection lets the loader follow the database.
-    #[must_use]
-    pub fn sync_mode(&self) -> SyncMode {
+    pub(crate) fn sync_mode(&self) -> SyncMode {
         self.sync_mode
     }
 
     /// Why a server that is no standby and connected directly refused to listen. Its changes are polled.
-    #[must_use]
-    pub fn listen_refused(&self) -> Option<&str> {
+    pub(crate) fn listen_refused(&self) -> Option<&str> {
         self.server.listen_refused.as_deref()
     }
 
     /// Tries again to listen, if the server refused it. The next read must follow.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn listen_again(&mut self) -> Result<(), ReadError> {
+    pub(crate) async fn listen_again(&mut self) -> Result<(), ReadError> {
         if self.server.listen_refused.is_some() {
             let listening = listen(&self.client, &self.database.channel);
             self.server.listen_refused = with_timeout(self.database.timeout, listening).await?;
@@ -167,26 +173,24 @@ impl Session {
 
     /// Whether the connection leads to one server session. A transaction pooler may run each transaction on another
     /// server, and shares its sessions with other clients.
-    #[must_use]
-    pub fn is_direct(&self) -> bool {
+    pub(crate) fn is_direct(&self) -> bool {
         self.server.direct
     }
 
     /// When the server was started, as a text to compare. Behind a pooler it is one of its servers.
-    #[must_use]
-    pub fn server_started(&self) -> &str {
+    pub(crate) fn server_started(&self) -> &str {
         &self.server.started
     }
 
     /// Sets the name in `pg_stat_activity`. The statement is sent without waiting for its result, so that the next one
     /// follows at once. Must not be used through a pooler, whose next client would get the name.
-    pub fn set_application_name(&self, name: &str) {
+    pub(crate) fn set_application_name(&self, name: &str) {
         let statement = format!("SET application_name = {}", escape_literal(name));
         let _ = self.client.batch_execute(&statement).now_or_never();
     }
 
     /// Waits until the connection is closed; returns the reason.
-    pub async fn closed(&mut self) -> String {
+    pub(crate) async fn closed(&mut self) -> String {
         match (&mut self.driver).await {
             Ok(Some(error)) => describe(&error),
             Ok(None) | Err(_) => "the connection was closed".into(),
@@ -208,13 +212,15 @@ impl Session {
         position.ok_or(ReadError::Timeout(self.database.timeout))
     }
 
-    async fn begin_transaction(&self) -> Result<(), ReadError> {
-        self.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-        if !self.server.direct {
+    /// Begins a transaction that reads from one snapshot.
+    pub(crate) async fn begin_transaction(&self) -> Result<(), ReadError> {
+        let settings = if self.server.direct {
+            PLANNED_ANEW.into()
+        } else {
             let settings = settings(self.database.timeout);
-            self.execute(&settings.replace("\nSET ", "\nSET LOCAL ").replace(", false)", ", true)")).await?;
-        }
-        Ok(())
+            settings.replace("\nSET ", "\nSET LOCAL ").replace(", false)", ", true)")
+        };
+        self.execute(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {settings}")).await
     }
 
     /// Reads every row of the view.
@@ -227,10 +233,7 @@ impl Session {
 
     /// Reads every row of the view, ordered by the bytes of the ids. Begins a transaction that ends with the session;
     /// needs no right but that to read the view.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn entries_by_id(&self) -> Result<CopyStream, ReadError> {
+    pub(crate) async fn entries_by_id(&self) -> Result<CopyStream, ReadError> {
         self.begin_transaction().await?;
         self.copy(Rows::AllById).await
     }
@@ -249,10 +252,7 @@ impl Session {
     }
 
     /// Reads the servers that follow this database: one row each, as `sql/fleet.sql` describes.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn fleet(&self) -> Result<RowChunks, ReadError> {
+    pub(crate) async fn fleet(&self) -> Result<RowChunks, ReadError> {
         self.stream(FLEET, [], self.database.timeout).await
     }
 
@@ -295,10 +295,7 @@ impl Session {
     }
 
     /// The current position, from a transaction of its own.
-    ///
-    /// # Errors
-    /// The connection failed.
-    pub async fn position(&self) -> Result<Position, ReadError> {
+    pub(crate) async fn position(&self) -> Result<Position, ReadError> {
         let position = self.begin().await?;
         self.commit().await?;
         Ok(position)
@@ -314,12 +311,11 @@ impl Session {
 
     /// Runs a query on the system catalogs; returns its rows as text. It is a transaction of its own in which
     /// unqualified names are those of `pg_catalog`, and names are printed with their schemas.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn query_system_catalog(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, ReadError> {
+    pub(crate) async fn query_system_catalog(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, ReadError> {
         // Several statements in one message are one transaction, also through a pooler.
-        let sql = format!("SET LOCAL search_path = pg_catalog; {sql}");
+        let sql = format!(
+            "SET LOCAL search_path = pg_catalog; SET LOCAL enable_seqscan = on; SET LOCAL enable_bitmapscan = on; {sql}"
+        );
         let messages = with_timeout(self.database.timeout, self.client.simple_query(&sql)).await?;
         let row = |message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None };
         Ok(messages.into_iter().filter_map(row).collect())
@@ -366,7 +362,7 @@ async fn prepare(client: &Client, database: &DatabaseConfig) -> Result<(SyncMode
     };
     // Settings made on a pooler's connection would stay there for its next client.
     if server.direct {
-        client.batch_execute(&settings(database.timeout)).await?;
+        client.batch_execute(&format!("{}\n{PLANNED_ONCE}", settings(database.timeout))).await?;
     }
     let mode = match (server.direct, server.standby) {
         (_, true) => SyncMode::Standby,

@@ -1,7 +1,7 @@
 //! Circular dependencies: a depth-first search over the graph of dependencies.
 
 /// A graph of numbered nodes.
-pub struct Graph {
+pub(crate) struct Graph {
     /// Index in `targets` of the first edge of each node, and finally the number of edges.
     starts: Vec<u32>,
     targets: Vec<u32>,
@@ -16,8 +16,7 @@ enum VisitState {
 
 impl Graph {
     /// A graph of `nodes` nodes. `edges` are sorted to make it.
-    #[must_use]
-    pub fn new(nodes: usize, mut edges: Vec<(u32, u32)>) -> Self {
+    pub(crate) fn new(nodes: usize, mut edges: Vec<(u32, u32)>) -> Self {
         edges.sort_unstable();
         edges.dedup();
         let mut starts = Vec::with_capacity(nodes + 1);
@@ -31,7 +30,7 @@ impl Graph {
 
     /// Calls `found` with the nodes of a cycle, in order, for each back edge of the search: at least once for every
     /// strongly connected component of more than one node, and for every node that depends on itself.
-    pub fn cycles(&self, mut found: impl FnMut(&[u32])) {
+    pub(crate) fn cycles(&self, mut found: impl FnMut(&[u32])) {
         let mut states = vec![VisitState::Unvisited; self.starts.len() - 1];
         // The current path, and the next edge of each node on it. Not recursive, because a path can be as long as the
         // catalog.

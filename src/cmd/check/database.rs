@@ -20,7 +20,11 @@ const SERVER: &str = include_str!("../../../sql/check/server.sql");
 const RIGHTS: &str = include_str!("../../../sql/check/rights.sql");
 
 /// Checks the server and the connection. False if the database is not migrated.
-pub async fn server(session: &Session, database: &DatabaseConfig, report: &mut Report) -> Result<bool, CheckError> {
+pub(crate) async fn server(
+    session: &Session,
+    database: &DatabaseConfig,
+    report: &mut Report,
+) -> Result<bool, CheckError> {
     let rows = session.query_system_catalog(SERVER).await?;
     let Some(row) = rows.first() else { return Ok(false) };
     let text = |column: &str| row.get(column).unwrap_or_default();
@@ -74,7 +78,7 @@ fn tls<'a>(text: impl Fn(&str) -> &'a str, verifies: bool, report: &mut Report) 
 }
 
 /// The rights of the role.
-pub struct Rights {
+pub(crate) struct Rights {
     /// To read everything that the server needs.
     pub needed: bool,
     /// To read `model_catalog.state`.
@@ -84,7 +88,7 @@ pub struct Rights {
 }
 
 /// Checks the rights of the role.
-pub async fn rights(session: &Session, report: &mut Report) -> Result<Rights, CheckError> {
+pub(crate) async fn rights(session: &Session, report: &mut Report) -> Result<Rights, CheckError> {
     let mut rights = Rights { needed: true, state: true, migrations: true };
     let (mut schema, mut all) = (true, true);
     for row in session.query_system_catalog(RIGHTS).await? {
@@ -129,7 +133,7 @@ fn create_hint(name: &str) -> &'static str {
 }
 
 /// Checks that all migrations of this program were applied.
-pub async fn migrations(session: &Session, report: &mut Report) -> Result<(), CheckError> {
+pub(crate) async fn migrations(session: &Session, report: &mut Report) -> Result<(), CheckError> {
     let rows = session.query_system_catalog("SELECT max(version) FROM model_catalog.migrations").await?;
     let applied: i64 = rows.first().and_then(|row| row.get(0)?.parse().ok()).unwrap_or(0);
     let latest = i64::from(migrate::latest());
@@ -145,7 +149,11 @@ pub async fn migrations(session: &Session, report: &mut Report) -> Result<(), Ch
 }
 
 /// Checks that triggers notify on the channel that servers listen on.
-pub async fn channel(session: &Session, database: &DatabaseConfig, report: &mut Report) -> Result<(), CheckError> {
+pub(crate) async fn channel(
+    session: &Session,
+    database: &DatabaseConfig,
+    report: &mut Report,
+) -> Result<(), CheckError> {
     let rows = session.query_system_catalog("SELECT channel FROM model_catalog.state").await?;
     let notified = rows.first().and_then(|row| row.get(0)).unwrap_or_default();
     let listening = database.channel.as_str();
@@ -162,7 +170,7 @@ pub async fn channel(session: &Session, database: &DatabaseConfig, report: &mut 
 }
 
 /// Reports what the triggers do with rows that servers reject, and checks that they allow the same URL schemes.
-pub async fn strict(session: &Session, rules: &Rules, report: &mut Report) -> Result<(), CheckError> {
+pub(crate) async fn strict(session: &Session, rules: &Rules, report: &mut Report) -> Result<(), CheckError> {
     let sql = "SELECT strict, array_to_string(url_schemes, ', ') AS schemes FROM model_catalog.state";
     let rows = session.query_system_catalog(sql).await?;
     let text = |column: &str| rows.first().and_then(|row| row.get(column)).unwrap_or_default();
@@ -191,7 +199,7 @@ pub async fn strict(session: &Session, rules: &Rules, report: &mut Report) -> Re
 }
 
 /// Sends a notification on another connection and waits for it on this one.
-pub async fn notification(
+pub(crate) async fn notification(
     session: &Session,
     database: &DatabaseConfig,
     notified: &Notify,

@@ -28,7 +28,7 @@ use crate::postgres::session::Session;
 ///
 /// # Errors
 /// An invalid connection string, no runtime, or a [`StdoutError`](super::stdout::StdoutError).
-pub fn run(database: &DatabaseArgs, args: &CheckArgs) -> ReportResult {
+pub(crate) fn run(database: &DatabaseArgs, args: &CheckArgs) -> ReportResult {
     let database = database.config()?;
     let runtime = runtime().map_err(|error| format!("cannot start a runtime: {error}"))?;
     let report = runtime.block_on(check(&database, &args.rules.rules(), args.limit.get()));

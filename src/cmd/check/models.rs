@@ -82,7 +82,7 @@ struct ModelCheck {
 }
 
 /// Reads the view once and checks every row, and that what triggers recorded are ids of these rows.
-pub async fn check(
+pub(crate) async fn check(
     session: &Session,
     rules: &Rules,
     recorded: &[Recorded],

@@ -1,7 +1,16 @@
 //! The cost of a look-up by id, read from the plan that Postgres makes for it.
 //!
-//! Conditions are texts printed by `EXPLAIN VERBOSE`, such as `((n.slug)::text = (w.slug)::text)`. They are only parsed
-//! into equations, and these into columns and aliases.
+//! Postgres returns the plan as JSON, in which conditions are texts such as `((n.slug)::text = (w.slug)::text)`. They
+//! are only split into equations, and these into their two sides:
+//!
+//! | step | from | to |
+//! |---|---|---|
+//! | [`look_up`] | JSON | [`PlanNode`], the tree of the plan |
+//! | [`collect_nodes`] | conditions of the scan of a table | [`Node`], the table with its equations |
+//! | [`join_conditions`] | conditions of joins | further equations of every [`Node`] |
+//! | [`own_sides`] | an equation and an alias | the side that is of this table only, if the other is not |
+//! | [`scans`] | the other side is the id that is looked up | the table is found by id |
+//! | [`scans`] | the other side is such a column of another table | the table is joined by id |
 
 use serde::Deserialize;
 
@@ -15,7 +24,7 @@ const LOOKED_UP_ID: &str = "'model-catalog check'";
 
 /// How the look-up reads one table.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Scan {
+pub(crate) struct Scan {
     /// Schema of the table.
     pub schema: String,
     /// The table, or a partition of it.
@@ -34,13 +43,13 @@ pub struct Scan {
 #[derive(Deserialize)]
 struct Explained {
     #[serde(rename = "Plan")]
-    plan: Plan,
+    plan: PlanNode,
 }
 
 /// A node of the plan with what is below it.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Plan {
+struct PlanNode {
     #[serde(rename = "Node Type")]
     kind: String,
     schema: Option<String>,
@@ -59,7 +68,7 @@ struct Plan {
     #[serde(rename = "Merge Cond")]
     merge_condition: Option<String>,
     #[serde(default)]
-    plans: Vec<Plan>,
+    plans: Vec<PlanNode>,
 }
 
 /// A node of the plan that scans a table.
@@ -72,7 +81,7 @@ struct Node {
 }
 
 /// Plans the look-up; returns the scan of every table that it reads.
-pub async fn look_up(session: &Session) -> Result<Vec<Scan>, CheckError> {
+pub(crate) async fn look_up(session: &Session) -> Result<Vec<Scan>, CheckError> {
     let rows = session.query_system_catalog(LOOK_UP).await?;
     let text: String = rows.iter().filter_map(|row| row.get(0)).collect();
     let [explained]: [Explained; 1] = serde_json::from_str(&text)
@@ -80,7 +89,7 @@ pub async fn look_up(session: &Session) -> Result<Vec<Scan>, CheckError> {
     Ok(scans(&explained.plan))
 }
 
-fn scans(plan: &Plan) -> Vec<Scan> {
+fn scans(plan: &PlanNode) -> Vec<Scan> {
     let mut nodes = Vec::new();
     collect_nodes(plan, &mut nodes);
     let mut joins = Vec::new();
@@ -111,13 +120,13 @@ fn scans(plan: &Plan) -> Vec<Scan> {
 }
 
 /// The equations of joins; each may refer to any table below the join.
-fn join_conditions(plan: &Plan, all: &mut Vec<(String, String)>) {
+fn join_conditions(plan: &PlanNode, all: &mut Vec<(String, String)>) {
     let conditions = [&plan.join_filter, &plan.hash_condition, &plan.merge_condition];
     all.extend(conditions.into_iter().flatten().flat_map(|condition| equations(condition)));
     plan.plans.iter().for_each(|below| join_conditions(below, all));
 }
 
-fn collect_nodes(plan: &Plan, nodes: &mut Vec<Node>) {
+fn collect_nodes(plan: &PlanNode, nodes: &mut Vec<Node>) {
     if let Some(table) = &plan.table {
         let conditions = [&plan.index_condition, &plan.recheck_condition, &plan.filter];
         let equations = conditions.into_iter().flatten().flat_map(|condition| equations(condition)).collect();
@@ -310,7 +319,7 @@ mod tests {
             scan("needs", false, Some("model"), "model"),
             scan("families", true, None, "name"),
         ];
-        let plan: Plan = serde_json::from_value(plan).expect("a plan");
+        let plan: PlanNode = serde_json::from_value(plan).expect("a plan");
         assert_eq!(scans(&plan), expected);
     }
 }

@@ -18,14 +18,15 @@ const MAX_RELOADS: u64 = 1000;
 const SMALL_LOG: u64 = 10_000;
 
 /// Reports a log of changes from which older rows are not deleted.
-pub async fn growth(session: &Session, report: &mut Report) -> Result<(), CheckError> {
+pub(crate) async fn growth(session: &Session, report: &mut Report) -> Result<(), CheckError> {
     let rows = session.query_system_catalog(LOG).await?;
     let number = |column: &str| rows.first().and_then(|row| row.get(column)?.parse::<u64>().ok()).unwrap_or_default();
     let (changes, models, reloads) = (number("entries"), number("models"), number("reloads"));
     if reloads > MAX_RELOADS || changes > SMALL_LOG.max(MAX_CHANGES_PER_MODEL * models) {
         let text = format!(
-            "the log has {changes} changes of {models} models and {reloads} reloads: older rows are not deleted, as if \
-             all writers used SERIALIZABLE, in which that could make others fail. It slows servers down as it grows"
+            "the log has {changes} changes of {models} models and {reloads} reloads, and slows servers down as it \
+             grows: writers in SERIALIZABLE do not delete older rows, and no server did, which needs EXECUTE on \
+             model_catalog.trim() and a connection to the primary"
         );
         report.warning("log", text, "SELECT model_catalog.reload();");
     }
@@ -36,7 +37,7 @@ pub async fn growth(session: &Session, report: &mut Report) -> Result<(), CheckE
 const ROWS: usize = 1000;
 
 /// Values of the column that a table is watched by.
-pub struct Recorded {
+pub(crate) struct Recorded {
     table: String,
     column: String,
     values: Vec<String>,
@@ -44,7 +45,7 @@ pub struct Recorded {
 
 /// Reads some values of the column that a table is watched by; `row` is one of `sql/sources.sql`. `None` if it is not
 /// watched by a column, or if the role may not read it: servers do not need to.
-pub async fn sample(session: &Session, row: &SimpleQueryRow) -> Result<Option<Recorded>, CheckError> {
+pub(crate) async fn sample(session: &Session, row: &SimpleQueryRow) -> Result<Option<Recorded>, CheckError> {
     let (Some(table), Some(column)) = (row.get("name"), row.get("columns")) else { return Ok(None) };
     if row.get("root") != Some(table) || row.get("lost").is_some() {
         return Ok(None);
@@ -62,7 +63,7 @@ pub async fn sample(session: &Session, row: &SimpleQueryRow) -> Result<Option<Re
 }
 
 /// Reports the tables none of whose values is the id of a row of the view.
-pub fn compare(recorded: &[Recorded], is_id: impl Fn(&str) -> bool, report: &mut Report) {
+pub(crate) fn compare(recorded: &[Recorded], is_id: impl Fn(&str) -> bool, report: &mut Report) {
     for Recorded { table, column, values } in recorded {
         if values.is_empty() || values.iter().any(|value| is_id(value)) {
             continue;

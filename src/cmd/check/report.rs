@@ -11,7 +11,7 @@ use crate::cmd::terminal::{escape, escape_truncated, is_visible};
 /// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Level {
+pub(crate) enum Level {
     /// Nothing to fix.
     Ok,
     /// Served, but unusual or slower than necessary.
@@ -22,7 +22,7 @@ pub enum Level {
 
 /// The result of one check.
 #[derive(Debug, Serialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// The severity.
     pub level: Level,
     /// What was checked, in one word.
@@ -39,7 +39,7 @@ pub struct Finding {
 
 /// The findings of a check, in the order of its steps.
 #[derive(Debug, Default, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// All findings.
     pub findings: Vec<Finding>,
     /// Why the check could not be completed.
@@ -49,28 +49,28 @@ pub struct Report {
 
 impl Report {
     /// Adds a finding of level `Ok`.
-    pub fn ok(&mut self, subject: &'static str, text: impl Into<String>) {
+    pub(crate) fn ok(&mut self, subject: &'static str, text: impl Into<String>) {
         self.push(Level::Ok, subject, None, text.into(), None);
     }
 
     /// Adds a warning; `fix` may be empty.
-    pub fn warning(&mut self, subject: &'static str, text: impl Into<String>, fix: impl Into<String>) {
+    pub(crate) fn warning(&mut self, subject: &'static str, text: impl Into<String>, fix: impl Into<String>) {
         self.push(Level::Warning, subject, None, text.into(), Some(fix.into()));
     }
 
     /// Adds a problem; `fix` may be empty.
-    pub fn problem(&mut self, subject: &'static str, text: impl Into<String>, fix: impl Into<String>) {
+    pub(crate) fn problem(&mut self, subject: &'static str, text: impl Into<String>, fix: impl Into<String>) {
         self.push(Level::Problem, subject, None, text.into(), Some(fix.into()));
     }
 
     /// Adds a finding about one row.
-    pub fn row(&mut self, level: Level, subject: &'static str, id: Option<&str>, text: String) {
+    pub(crate) fn row(&mut self, level: Level, subject: &'static str, id: Option<&str>, text: String) {
         let fix = format!("SELECT * FROM model_catalog.entries WHERE {};", row_condition(id));
         self.push(level, subject, id.map(str::to_owned), text, Some(fix));
     }
 
     /// Adds a finding about one row with a fix of its own, which may be empty.
-    pub fn row_with_fix(&mut self, level: Level, subject: &'static str, id: &str, text: String, fix: String) {
+    pub(crate) fn row_with_fix(&mut self, level: Level, subject: &'static str, id: &str, text: String, fix: String) {
         self.push(level, subject, Some(id.to_owned()), text, Some(fix));
     }
 
@@ -80,15 +80,13 @@ impl Report {
     }
 
     /// Number of findings of this level.
-    #[must_use]
-    pub fn count(&self, level: Level) -> usize {
+    pub(crate) fn count(&self, level: Level) -> usize {
         self.findings.iter().filter(|finding| finding.level == level).count()
     }
 
     /// The exit status: 0 if there is nothing to fix, 1 if there is a problem (or, with `strict`, a warning), 2 if the
     /// check could not be completed.
-    #[must_use]
-    pub fn status(&self, strict: bool) -> u8 {
+    pub(crate) fn status(&self, strict: bool) -> u8 {
         let limit = if strict { Level::Warning } else { Level::Problem };
         match self.unfinished {
             Some(_) => 2,
@@ -97,8 +95,7 @@ impl Report {
     }
 
     /// The report as text to print. Ids and texts may be hostile, so they are escaped.
-    #[must_use]
-    pub fn render(&self, format: ReportFormat) -> String {
+    pub(crate) fn render(&self, format: ReportFormat) -> String {
         match format {
             // Serialization fails only for maps with other keys than strings, of which there are none.
             ReportFormat::Json => serde_json::to_string(self).unwrap_or_default() + "\n",
@@ -133,8 +130,7 @@ impl Report {
 const MAX_ID_CHARS: usize = 100;
 
 /// An id in quotes, escaped and truncated.
-#[must_use]
-pub fn quoted(id: &str) -> String {
+pub(crate) fn quoted(id: &str) -> String {
     format!("\"{}\"", escape_truncated(id, MAX_ID_CHARS).replace('"', "\\\""))
 }
 
@@ -150,8 +146,7 @@ fn row_condition(id: Option<&str>) -> String {
 }
 
 /// An SQL literal that consists only of visible characters.
-#[must_use]
-pub fn literal(text: &str) -> String {
+pub(crate) fn literal(text: &str) -> String {
     if text.chars().all(is_visible) {
         return escape_literal(text).trim_start().to_owned();
     }

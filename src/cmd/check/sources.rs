@@ -22,7 +22,7 @@ const MAX_LISTED_TABLES: usize = 20;
 const EVENTS: [(i64, &str); 4] = [(4, "INSERT"), (16, "UPDATE"), (8, "DELETE"), (32, "TRUNCATE")];
 
 /// A table that the view reads.
-pub struct Source {
+pub(crate) struct SourceTable {
     schema: String,
     table: String,
     /// Schema and table, quoted.
@@ -35,7 +35,7 @@ pub struct Source {
 }
 
 /// Checks the names and types of the view's columns. False if servers can't read the view, or not all of it.
-pub async fn columns(session: &Session, report: &mut Report) -> Result<bool, CheckError> {
+pub(crate) async fn columns(session: &Session, report: &mut Report) -> Result<bool, CheckError> {
     let (mut unusable, mut inexact, mut casts) = (Vec::new(), Vec::new(), Vec::new());
     let mut optional = "";
     for row in session.query_system_catalog(COLUMNS).await? {
@@ -87,7 +87,7 @@ async fn rebuild_view_sql(session: &Session, casts: &[String]) -> Result<String,
 }
 
 /// Checks that the view can be read.
-pub async fn readable(session: &Session, report: &mut Report) -> Result<bool, CheckError> {
+pub(crate) async fn readable(session: &Session, report: &mut Report) -> Result<bool, CheckError> {
     match session.query_system_catalog("SELECT FROM model_catalog.entries LIMIT 0").await {
         Ok(_) => Ok(true),
         Err(ReadError::Postgres(error)) if error.as_db_error().is_some() => {
@@ -99,12 +99,12 @@ pub async fn readable(session: &Session, report: &mut Report) -> Result<bool, Ch
 }
 
 /// Checks that every table that the view reads is watched. Returns these tables, and what their triggers record.
-pub async fn watched(
+pub(crate) async fn watched(
     session: &Session,
     scans: &[Scan],
     readable: bool,
     report: &mut Report,
-) -> Result<(Vec<Source>, Vec<Recorded>), CheckError> {
+) -> Result<(Vec<SourceTable>, Vec<Recorded>), CheckError> {
     let id = |scan: &Scan| {
         let [schema, table, column] = [&scan.schema, &scan.table, scan.id_column.as_ref()?].map(|name| literal(name));
         Some(format!("({schema}, {table}, {column})"))
@@ -116,7 +116,7 @@ pub async fn watched(
         if !readable && let Some(grants) = row.get("grants") {
             report.problem("rights", format!("the view may not read {}", text("name")), grants);
         }
-        sources.push(Source {
+        sources.push(SourceTable {
             schema: text("schema_name").into(),
             table: text("table_name").into(),
             name: text("name").into(),
@@ -233,7 +233,7 @@ fn check_successor(row: &tokio_postgres::SimpleQueryRow, report: &mut Report) {
 }
 
 /// Checks that the look-up of a model uses an index on each table.
-pub fn indexes(scans: &[Scan], sources: &[Source], report: &mut Report) {
+pub(crate) fn indexes(scans: &[Scan], sources: &[SourceTable], report: &mut Report) {
     let mut reported: Vec<String> = Vec::new();
     for scan in scans.iter().filter(|scan| scan.seq_scan) {
         let source = sources.iter().find(|source| (&source.schema, &source.table) == (&scan.schema, &scan.table));

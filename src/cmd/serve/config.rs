@@ -20,7 +20,7 @@ const MIN_STALLED_AFTER: Duration = Duration::from_secs(30);
 /// The settings of the loader.
 pub(crate) enum LoaderSettings {
     /// A database.
-    Database(Box<loader::Settings>),
+    Database(Box<loader::LoaderSettings>),
     /// Other servers, or files.
     Upstream(upstream::UpstreamSettings),
 }
@@ -44,7 +44,7 @@ impl ServerConfig {
         let intervals = args.poll_interval.max(args.standby_poll_interval).saturating_mul(3);
         let stalled_after = intervals.saturating_add(database.timeout);
         let default_name = || replica::default_name(database.driver.get_application_name(), address);
-        let settings = loader::Settings {
+        let settings = loader::LoaderSettings {
             replica: args.replica_name.clone().unwrap_or_else(default_name),
             database,
             poll_interval: args.poll_interval,

@@ -40,7 +40,7 @@ impl LoaderContext {
         }
     }
 
-    fn follow_database(&self, settings: loader::Settings) -> ThreadResult {
+    fn follow_database(&self, settings: loader::LoaderSettings) -> ThreadResult {
         let persisted = self.persisted(&settings.rules);
         let mut loader = Loader::new(settings, self.output());
         if let Some(persisted) = persisted {

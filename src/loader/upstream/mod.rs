@@ -19,7 +19,7 @@ use config::Location;
 
 use super::backoff::{Problem, ReconnectBackoff, jittered};
 use super::output::Output;
-use super::report::{self, RefreshKind};
+use super::report::{self, CompletedRead, RefreshKind};
 use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
 use crate::error_chain::chain;
@@ -205,7 +205,8 @@ impl Upstream {
                 self.metrics.upstream.requests.with_label_values(&["unchanged"]).inc();
                 self.record_sync(synced_at);
                 if let Some(current) = &self.current {
-                    report::log_sync((RefreshKind::Upstream, None), started, 0, 0, &current.snapshot);
+                    CompletedRead { kind: RefreshKind::Upstream, mode: None, started, rows: 0 }
+                        .log(0, &current.snapshot);
                 }
                 if wait.is_zero() && can_wait {
                     return Ok(Duration::ZERO);
@@ -266,7 +267,8 @@ impl Upstream {
         let state = PersistedSnapshot { snapshot, position, as_of, rules, structure, database_started };
         self.output.persist(state.clone());
         self.output.publish(Arc::clone(&state.snapshot));
-        report::log_sync((RefreshKind::Upstream, None), received_at, rows, changed, &state.snapshot);
+        CompletedRead { kind: RefreshKind::Upstream, mode: None, started: received_at, rows }
+            .log(changed, &state.snapshot);
         self.current = Some(state);
         Ok(changed > 0)
     }

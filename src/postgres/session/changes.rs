@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use tokio_postgres::types::Type;
+use tracing::debug;
 
 use super::{DELTA, STANDBY_DELTA, Session};
 use crate::postgres::encoding::readable;
 use crate::postgres::error::{ReadError, with_timeout};
 use crate::postgres::position::Position;
+use crate::postgres::read::Limits;
 use crate::postgres::rows::{RowChunks, Scope, UnreadXids};
 
 const WITNESSES: &str = include_str!("../../../sql/witnesses.sql");
@@ -26,10 +28,7 @@ impl Session {
     /// Reads the changes of the given transactions on a standby in one snapshot: one row each, and at least one row.
     /// See [`change`](crate::postgres::rows::change) and [`replay`](crate::postgres::rows::replay). Must not be used
     /// through a pooler.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn standby_delta(
+    pub(crate) async fn standby_delta(
         &self,
         unread: &UnreadXids,
         history: &String,
@@ -63,10 +62,7 @@ impl Session {
 
     /// Whether the database still has what was read at `position`, or that is unknown. A restore can take it back
     /// without a change of the history's identity.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn confirms(&self, position: &Position) -> Result<bool, ReadError> {
+    pub(crate) async fn confirms(&self, position: &Position) -> Result<bool, ReadError> {
         let Some(witnesses) = &position.witnesses else { return Ok(true) };
         let mut rows = self.stream(WITNESSES, [&position.snapshot, witnesses], self.database.timeout).await?;
         let mut confirmed = true;
@@ -76,5 +72,25 @@ impl Session {
             }
         }
         Ok(confirmed)
+    }
+
+    /// Has the log of changes trimmed if it is large, in a transaction of its own. A server that can't do so is none of
+    /// the loader's concern: the role may lack the right, and the schema the function.
+    pub(crate) async fn trim(&self) -> Result<(), ReadError> {
+        let may =
+            "SELECT pg_catalog.has_function_privilege(pg_catalog.to_regprocedure('model_catalog.trim()'), 'EXECUTE')";
+        let rows = self.query_system_catalog(may).await?;
+        if rows.first().and_then(|row| row.get(0)) != Some("t") {
+            return Ok(());
+        }
+        let mut read = self.start_read(Limits::of_full_read(self.database.timeout));
+        // Several statements in one message are one transaction, also through a pooler.
+        let trim = "SET TRANSACTION READ WRITE; SELECT model_catalog.trim()";
+        match read.wait(self.client.simple_query(trim)).await {
+            Ok(_) => read.end(),
+            Err(error) if error.is_reported_by_the_server() => debug!(%error, "the log of changes can't be trimmed"),
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 }

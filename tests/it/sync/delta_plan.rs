@@ -19,6 +19,13 @@ pub async fn prepared(url: &str) -> Client {
     client
 }
 
+/// The same as it is outside of transactions of a direct connection.
+async fn planned_once(url: &str) -> Client {
+    let client = prepared(url).await;
+    client.batch_execute(model_catalog::postgres::session::PLANNED_ONCE).await.unwrap();
+    client
+}
+
 /// The current position, as the parameters of a delta with up to a hundred look-ups.
 pub async fn position(client: &Client) -> String {
     let position =
@@ -86,15 +93,21 @@ async fn delta_uses_indexes_whatever_the_statistics() {
     let writer = migrated(&url).await;
     sql(&writer, FILL).await;
 
-    let client = prepared(&url).await;
-    let since = run_ten_times(&client, &writer).await;
-    sql(&writer, "UPDATE models SET hash = 'x' WHERE id = 'model-5'").await;
-    assert_no_full_scan(&explain(&client, "", &since).await, "without statistics");
+    let clients = [prepared(&url).await, planned_once(&url).await];
+    for client in &clients {
+        let since = run_ten_times(client, &writer).await;
+        sql(&writer, "UPDATE models SET hash = 'x' WHERE id = 'model-5'").await;
+        assert_no_full_scan(&explain(client, "", &since).await, "without statistics");
+    }
     sql(&writer, "ANALYZE").await;
-    assert_no_full_scan(&explain(&client, "", &since).await, "with fresh statistics and an old plan");
-    let client = prepared(&url).await;
-    let since = run_ten_times(&client, &writer).await;
-    assert_no_full_scan(&explain(&client, "", &since).await, "with fresh statistics");
+    for client in &clients {
+        let since = position(client).await;
+        assert_no_full_scan(&explain(client, "", &since).await, "with fresh statistics and an old plan");
+    }
+    for client in [prepared(&url).await, planned_once(&url).await] {
+        let since = run_ten_times(&client, &writer).await;
+        assert_no_full_scan(&explain(&client, "", &since).await, "with fresh statistics");
+    }
 
     // An idle transaction with an id, and a change of every row since it began.
     let idle = prepared(&url).await;
@@ -102,8 +115,8 @@ async fn delta_uses_indexes_whatever_the_statistics() {
     sql(&writer, "UPDATE models SET description = 'all'").await;
     let logged = "SELECT count(*) FROM model_catalog.changes GROUP BY xid ORDER BY xid DESC LIMIT 1";
     assert_eq!(sql(&writer, logged).await, Some(ROWS.to_string()));
-    for when in ["stale statistics", "fresh statistics"] {
-        let client = prepared(&url).await;
+    for when in ["stale statistics", "fresh statistics", "stale statistics, once", "fresh statistics, once"] {
+        let client = if when.ends_with("once") { planned_once(&url).await } else { prepared(&url).await };
         let since = run_ten_times(&client, &writer).await;
         let has_open = since.split([':', '\'']).nth(3).is_some_and(|open| !open.is_empty());
         assert!(has_open, "no transaction is open in {since}");
@@ -117,5 +130,59 @@ async fn delta_uses_indexes_whatever_the_statistics() {
         }
         // A sample can contain the xid of that one statement only, which makes an unknown xid look like every row.
         sql(&writer, "ALTER TABLE model_catalog.changes ALTER xid SET (n_distinct = 1); ANALYZE").await;
+    }
+}
+
+/// The plan of a delta is made while all tables are tiny, and kept as they grow: it reads only what was changed.
+#[tokio::test]
+async fn plan_made_for_tiny_tables_reads_little_of_large_ones() {
+    let cluster = start_postgres(&[("autovacuum", "off")]);
+    let url = cluster.url("postgres");
+    let writer = migrated(&url).await;
+    // A view that joins and aggregates, as those of an application do.
+    sql(
+        &writer,
+        "CREATE TABLE needs (model text, need text, kind int); CREATE INDEX ON needs (model);
+         CREATE TABLE kinds (kind int PRIMARY KEY, label text); INSERT INTO kinds VALUES (1, 'LoRA');
+         DROP VIEW model_catalog.entries; CREATE VIEW model_catalog.entries AS
+         SELECT m.id, m.name, m.download_url, m.file_size_gb::numeric, m.hash, m.auth_required, m.auth_provider,
+                m.save_path,
+                coalesce((SELECT jsonb_agg(n.need ORDER BY n.need) FROM needs n WHERE n.model = m.id), '[]') AS dependencies,
+                (SELECT string_agg(k.label, ' ') FROM needs n JOIN kinds k USING (kind) WHERE n.model = m.id)
+                    AS description
+         FROM models m",
+    )
+    .await;
+    let insert = |first: u32, last: u32| {
+        format!(
+            "INSERT INTO models SELECT 'model-' || n, 'name', 'https://example.org/' || n, 1.5, NULL, false, NULL, \
+             'checkpoints/' || n FROM generate_series({first}, {last}) n; \
+             INSERT INTO needs SELECT 'model-' || n, 'need', 1 FROM generate_series({first}, {last}) n"
+        )
+    };
+    sql(&writer, &insert(1, 10)).await;
+    let client = planned_once(&url).await;
+    let since = position(&client).await;
+    client.simple_query(&format!("EXECUTE delta ({since})")).await.unwrap();
+
+    sql(&writer, &insert(11, ROWS)).await;
+    sql(&writer, "INSERT INTO kinds SELECT n, 'label' FROM generate_series(2, 100000) n").await;
+    let before = position(&client).await;
+    sql(&writer, "UPDATE models SET hash = 'x' WHERE id IN ('model-5', 'model-50000')").await;
+    let plan = explain(&client, "ANALYZE, BUFFERS,", &before).await;
+    let blocks = plan["Shared Hit Blocks"].as_u64().unwrap() + plan["Shared Read Blocks"].as_u64().unwrap();
+    assert!(blocks <= 200, "{blocks} blocks: {plan:#}");
+    // `state` has one row.
+    let full = |node: &&Value| node["Node Type"] == "Seq Scan" && node["Relation Name"] != "state";
+    assert_eq!(nodes(&plan).into_iter().filter(full).count(), 0, "{plan:#}");
+
+    // Of 2,000 changes it reads one more than it may look up, and looks up none.
+    sql(&writer, "UPDATE models SET hash = 'y' WHERE id IN (SELECT 'model-' || n FROM generate_series(1, 2000) n)")
+        .await;
+    let plan = explain(&client, "ANALYZE, BUFFERS,", &before.replace("'100'", "'10'")).await;
+    let blocks = plan["Shared Hit Blocks"].as_u64().unwrap() + plan["Shared Read Blocks"].as_u64().unwrap();
+    assert!(blocks <= 200, "{blocks} blocks: {plan:#}");
+    for node in nodes_reading(&plan, "models") {
+        assert_eq!(node["Actual Rows"].as_f64(), Some(0.0), "{plan:#}");
     }
 }

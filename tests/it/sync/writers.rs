@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::support::change_log::{assert_unnoticed, notifications, warnings};
-use crate::support::{Db, NOTIFY_ONLY, Server, WAIT_LIMIT, sql};
+use crate::support::{Db, NOTIFY_ONLY, Server, WAIT_LIMIT, sql, until};
 use crate::sync::delta_plan;
 
 /// Two tables whose rows belong to the same models, a lookup table, and a view over them.
@@ -182,6 +182,51 @@ async fn change_log_stays_small() {
     assert_eq!(db.sql(rows).await.as_deref(), Some("50 40"));
     db.sql("SELECT model_catalog.reload()").await;
     assert_eq!(db.sql(rows).await.as_deref(), Some("40 40"));
+}
+
+/// Writers in SERIALIZABLE delete nothing, so a server has the log trimmed, although its role has no right to write.
+#[tokio::test]
+async fn server_trims_the_log_of_serializable_writers() {
+    const MODELS: u32 = 2_000;
+    let db = Db::lenient().await;
+    let role = format!("trims_{}", db.name);
+    db.sql(&format!(
+        "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA model_catalog TO {role};
+         GRANT SELECT ON model_catalog.entries, model_catalog.changes, model_catalog.history TO {role};
+         INSERT INTO models (id, name, download_url, save_path)
+         SELECT n, 'x', 'https://example.org/x', 'x' FROM generate_series(1, {MODELS}) n"
+    ))
+    .await;
+    let write = async |round: u32| {
+        let update = format!("UPDATE models SET name = 'round {round}'");
+        db.sql(&format!("BEGIN ISOLATION LEVEL SERIALIZABLE; {update}; COMMIT")).await;
+    };
+    let rows = || db.sql("SELECT count(*) FROM model_catalog.changes");
+    let url = db.url.replace("user=postgres", &format!("user={role}"));
+    let server = Server::start_with(&url, NOTIFY_ONLY).await;
+    for round in 1..=4 {
+        write(round).await;
+        server.until_named("1", &format!("round {round}")).await;
+    }
+    // Few enough to be left alone.
+    assert_eq!(rows().await, Some((5 * MODELS).to_string()));
+    for round in 5..=10 {
+        write(round).await;
+        server.until_named("1", &format!("round {round}")).await;
+    }
+    // Ten times as many rows as models is the limit.
+    write(11).await;
+    until("the log is trimmed", async || rows().await == Some(MODELS.to_string())).await;
+    server.until("everything is read again", async |s: &Server| s.refreshes("full").await == 2.0).await;
+    server.until_named("2000", "round 11").await;
+
+    // What was written while no server ran.
+    drop(server);
+    for round in 12..=21 {
+        write(round).await;
+    }
+    let _server = Server::start_with(&url, NOTIFY_ONLY).await;
+    until("the log is trimmed at the start", async || rows().await == Some(MODELS.to_string())).await;
 }
 
 /// Two transactions that ran at the same time each have a row of the same model: a delta returns it once.

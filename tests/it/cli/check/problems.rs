@@ -356,7 +356,7 @@ fn is_of_a_url(problem: &str) -> bool {
 
 /// Whether only a parser can find this: the URL has a scheme, and the rest of it can't be parsed.
 fn is_for_the_parser(problem: &str) -> bool {
-    problem.contains(" is no absolute URL: ") && !problem.ends_with(": relative URL without a base")
+    problem.contains(" is not an absolute URL: ") && !problem.ends_with(": relative URL without a base")
 }
 
 /// Fails on every id for which the two disagree. A URL that can't be parsed may have passed in SQL, or may be reported

