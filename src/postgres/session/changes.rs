@@ -16,7 +16,7 @@ const WITNESSES: &str = include_str!("../../../sql/witnesses.sql");
 
 impl Session {
     /// Reads every change since `since` in one snapshot, within `limit`: one row each, and at least one row. See
-    /// [`change`](crate::postgres::rows::change) and [`effort`](crate::postgres::rows::effort).
+    /// [`change`](crate::postgres::rows::change) and `effort` beside it.
     ///
     /// # Errors
     /// See [`ReadError`].
