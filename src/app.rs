@@ -101,6 +101,7 @@ fn run_command(cli: Cli, stderr: &Stderr) -> ExitCode {
             return report_status(cmd::probe::run(&database, &probe, stderr), stderr);
         }
         Command::Health { listen, live } => cmd::health::run(&listen, live),
+        Command::Generate { directory } => cmd::generate::run(&directory),
         Command::Pull(pull) => return cmd::pull::run(&pull, matches!(cli.log.format, LogFormat::Text), stderr),
     };
     match result {

@@ -10,6 +10,7 @@ mod variables;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -19,13 +20,18 @@ pub use self::probe::ProbeArgs;
 pub use self::pull::{PullArgs, Verify};
 pub(crate) use self::server::{ListenArgs, ServerArgs};
 use crate::catalog::model::{DEFAULT_URL_SCHEMES, Rules};
+use crate::metrics::COMMIT;
 use crate::postgres::config::{DatabaseConfig, DatabaseUrlError, Environment};
+use crate::postgres::migrate::SCHEMA_VERSION;
 use crate::stderr::LogFormat;
 pub(crate) use upstream::UpstreamArgs;
 
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{} (commit {COMMIT}, schema {SCHEMA_VERSION})", env!("CARGO_PKG_VERSION")));
+
 /// Serves a Postgres table of models from memory, up to date within milliseconds of a change.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 110)]
+#[command(version = VERSION.as_str(), max_term_width = 110)]
 pub(crate) struct Cli {
     #[command(flatten)]
     /// Logging.
@@ -154,6 +160,12 @@ pub(crate) enum Command {
     /// 127: the command cannot be started. If a command is given, its exit status is returned. It starts even if a
     /// model is missing, unless --strict is set.
     Pull(PullArgs),
+    /// Write man pages and shell completions to a directory, for packages.
+    #[command(hide = true)]
+    Generate {
+        /// The directory, which must exist.
+        directory: PathBuf,
+    },
 }
 
 /// Logging.
@@ -284,7 +296,7 @@ pub(crate) enum ReportFormat {
 }
 
 /// The command line. A demo has no load balancer that it must wait for: it stops at the first Ctrl-C.
-fn command() -> clap::Command {
+pub(crate) fn command() -> clap::Command {
     let without_grace = |demo: clap::Command| demo.mut_arg("drain_grace", |arg| arg.default_value("0s"));
     Cli::command().mut_subcommand("demo", without_grace)
 }

@@ -24,6 +24,13 @@ pub(crate) use self::top_missing::ID_BYTES;
 use self::top_missing::Id;
 pub(crate) use self::top_missing::truncate;
 pub(crate) use self::upstream::UpstreamMetrics;
+use crate::postgres::migrate::SCHEMA_VERSION;
+
+/// The commit that a release was built from, which `make release` passes.
+pub const COMMIT: &str = match option_env!("MODEL_CATALOG_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
 
 /// Upper bounds in seconds, from one changed row to a full load of millions.
 const REFRESH_SECONDS: [f64; 13] = [5e-4, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0];
@@ -188,7 +195,10 @@ fn snapshot_file_operations(registry: &Registry) -> prometheus::Result<IntCounte
 }
 
 fn build_info() -> Opts {
-    Opts::new("catalog_build_info", "Build information; always 1.").const_label("version", env!("CARGO_PKG_VERSION"))
+    Opts::new("catalog_build_info", "Build information; always 1.")
+        .const_label("version", env!("CARGO_PKG_VERSION"))
+        .const_label("commit", COMMIT)
+        .const_label("schema", SCHEMA_VERSION.to_string())
 }
 
 fn propagation_seconds() -> HistogramOpts {

@@ -103,9 +103,7 @@ impl From<refinery::Error> for Detailed {
 }
 
 /// Number of the newest migration.
-pub(crate) fn latest() -> i32 {
-    embedded::migrations::runner().get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
-}
+pub const SCHEMA_VERSION: i32 = 8;
 
 /// Whether [`migrate`] creates the table public.models, the view over it and its triggers, unless the view exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -136,7 +136,7 @@ fn create_hint(name: &str) -> &'static str {
 pub(crate) async fn migrations(session: &Session, report: &mut Report) -> Result<(), CheckError> {
     let rows = session.query_system_catalog("SELECT max(version) FROM model_catalog.migrations").await?;
     let applied: i64 = rows.first().and_then(|row| row.get(0)?.parse().ok()).unwrap_or(0);
-    let latest = i64::from(migrate::latest());
+    let latest = i64::from(migrate::SCHEMA_VERSION);
     let text = format!("migration {applied} was applied last, the newest of this program is {latest}");
     match applied.cmp(&latest) {
         std::cmp::Ordering::Less => report.problem("migrations", text, "model-catalog migrate"),

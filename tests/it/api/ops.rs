@@ -10,7 +10,9 @@ use model_catalog::catalog::snapshot::Snapshot;
 use model_catalog::catalog::store::{Publisher, Store};
 use model_catalog::http::memory_budget::MemoryBudget;
 use model_catalog::http::{Api, Handler, Limits, Routes};
+use model_catalog::metrics::COMMIT;
 use model_catalog::metrics::Metrics;
+use model_catalog::postgres::migrate::SCHEMA_VERSION;
 use model_catalog::postgres::session::SyncMode;
 use model_catalog::sync::{LastSync, SyncStatus};
 
@@ -170,6 +172,8 @@ async fn metrics_describe_the_catalog_and_its_refreshes() {
     // The gauge is set after the first load, which also makes the server ready.
     let connected = "catalog_listener_connected";
     server.until("the listener is connected", |s| async move { s.metric(connected).await == 1.0 }).await;
+    let labels = format!("commit=\"{COMMIT}\",schema=\"{SCHEMA_VERSION}\"");
+    let build_info = format!("catalog_build_info{{{labels},version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
     let bytes: usize = ["a", "b"].map(|id| id.len() + crate::support::model_json(id).len()).iter().sum();
     for (metric, value) in [
         ("catalog_ready", 1.0),
@@ -181,7 +185,7 @@ async fn metrics_describe_the_catalog_and_its_refreshes() {
         (r#"catalog_refreshes_total{kind="delta",outcome="ok"}"#, 0.0),
         ("catalog_propagation_seconds_count", 0.0),
         ("catalog_notifications_total", 0.0),
-        (&*format!(r#"catalog_build_info{{version="{}"}}"#, env!("CARGO_PKG_VERSION")), 1.0),
+        (&*build_info, 1.0),
     ] {
         assert_eq!(server.metric(metric).await, value, "{metric}");
     }

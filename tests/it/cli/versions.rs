@@ -1,11 +1,14 @@
-//! Versions of Postgres that are not supported, and what a failed migration reports.
+//! The version of the program, versions of Postgres that are not supported, and what a failed migration reports.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
+use model_catalog::metrics::COMMIT;
+use model_catalog::postgres::migrate::SCHEMA_VERSION;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{Db, Server};
+use crate::support::{Db, Server, TempFolder};
 
 /// A server that completes the startup of every connection, reports this version and closes the connection.
 async fn postgres_of_version(version: &'static str) -> String {
@@ -97,4 +100,40 @@ async fn failed_migrations_report_what_postgres_said() {
     let cause = "no new views here: the detail (the hint) [MC001]";
     assert!(status == 1 && printed.contains(cause), "{status} {printed}");
     assert!(printed.contains("error applying migration V1"), "{printed}");
+}
+
+#[test]
+fn version_names_commit_and_newest_migration() {
+    let newest = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations"))
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .map(|name| name[1..].split_once("__").unwrap().0.parse::<i32>().unwrap())
+        .max();
+    assert_eq!(newest, Some(SCHEMA_VERSION), "SCHEMA_VERSION is not the number of the newest file in migrations/");
+    let output = Command::new(env!("CARGO_BIN_EXE_model-catalog")).arg("--version").output().unwrap();
+    let version = format!("model-catalog {} (commit {COMMIT}, schema {SCHEMA_VERSION})\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), version);
+}
+
+#[test]
+fn man_pages_and_completions_of_every_command_are_generated() {
+    let folder = TempFolder::new("generated");
+    let generate =
+        |folder: &Path| Command::new(env!("CARGO_BIN_EXE_model-catalog")).arg("generate").arg(folder).output().unwrap();
+    let output = generate(&folder);
+    assert!(output.status.success(), "{output:?}");
+    let mut files: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.ends_with(".1"))
+        .collect();
+    files.sort();
+    assert_eq!(files, ["_model-catalog", "model-catalog.bash", "model-catalog.fish"]);
+    for page in ["", "-serve", "-pull"] {
+        let text = std::fs::read_to_string(folder.join(format!("model-catalog{page}.1"))).unwrap();
+        assert!(text.contains("CATALOG_LOG"), "{text}");
+    }
+    let output = generate(&folder.join("missing"));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && error.contains("missing: No such file or directory"), "{error}");
 }

@@ -242,3 +242,11 @@ fn pods_are_restricted_and_read_the_database_url_from_a_secret() {
         help(string_at(container, "/args/0"));
     }
 }
+
+#[test]
+fn manifests_name_the_version_of_the_program() {
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(text("deploy/kubernetes/kustomization.yaml").contains(&format!("newTag: \"{version}\"")));
+    assert!(text("deploy/kubernetes/migrate.yaml").contains(&format!("/model-catalog:{version}\n")));
+    assert!(text("CHANGELOG.md").contains(&format!("\n## [{version}]")), "CHANGELOG.md has no section for {version}");
+}

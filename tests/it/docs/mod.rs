@@ -200,7 +200,7 @@ fn packages_installed_by_make_are_named() {
     for target in ["\npostgres:", "\ntest-tools:", "\nlint:"] {
         let recipe = makefile.split_once(target).unwrap().1.split("\n\n").next().unwrap();
         for package in recipe.split("deploy/install.sh ").skip(1).map(|rest| rest.split(' ').next().unwrap()) {
-            assert!(README.contains(package), "README.md does not name the package {package}");
+            assert!(CONTRIBUTING.contains(package), "CONTRIBUTING.md does not name the package {package}");
             count += 1;
         }
     }

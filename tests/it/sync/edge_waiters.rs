@@ -38,7 +38,7 @@ async fn a_change_reaches_all_waiting_edges() {
     let server = Server::start_with(&db.url, &[("CATALOG_THREADS", "2")]).await;
     let tag = server.get("/api/snapshot").await.header("etag").to_owned();
     let request = format!(
-        "GET /api/snapshot?wait=30s HTTP/1.1\r\naccept-encoding: gzip\r\nif-none-match: {tag}\r\naccept: */*\r\nuser-agent: model-catalog/0.1.0\r\nhost: {}\r\n\r\n",
+        "GET /api/snapshot?wait=30s HTTP/1.1\r\naccept-encoding: gzip\r\nif-none-match: {tag}\r\naccept: */*\r\nuser-agent: model-catalog/0.2.0\r\nhost: {}\r\n\r\n",
         server.address
     );
     let memory = async || server.metric("process_resident_memory_bytes").await;

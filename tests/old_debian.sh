@@ -1,12 +1,8 @@
 #!/bin/sh
-# The program of `make dist` in a bare Debian 11, the oldest that Debian's mirrors still have: dist.sh PROGRAM ROOT
+# `pull` in a root of Debian 11, the oldest that Debian's mirrors still have: old_debian.sh PROGRAM ROOT
 set -eu
 program=$1 root=$2
-[ -x "$root/bin/sh" ] || debootstrap --variant=minbase bullseye "$root" http://deb.debian.org/debian
 cp "$program" "$root/usr/local/bin/model-catalog"
-newest=$(objdump -T "$program" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1)
-echo "it needs $newest; the C library of the root is: $(chroot "$root" ldd --version | head -1)"
-[ "$newest" = GLIBC_2.28 ]
 # The catalog and the hub are one file server outside of it.
 work=$(mktemp -d)
 server=
