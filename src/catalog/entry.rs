@@ -120,8 +120,8 @@ impl Entry {
     }
 }
 
-/// Whether of two valid rows with the same id the one with `json` is served, not the one with `other`: the same one for
-/// every order of the rows, so that all servers serve the same.
+/// Whether the row with `json` is served instead of the one with `other`, if both are valid and have the same id. Their
+/// order does not matter, so all servers serve the same one.
 pub(crate) fn is_preferred(json: &[u8], other: &[u8]) -> bool {
     json < other
 }

@@ -83,7 +83,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         rules: RuleArgs,
     },
-    /// Fill or update the table public.models from a file, in one transaction. Rows that are not in the file stay.
+    /// Fill or update the table public.models from a file, in one transaction. Rows that are not in the file are kept.
     ///
     /// Exit status 0: all entries are in the table; 3: all except the rejected ones; 1: nothing was written.
     Import {

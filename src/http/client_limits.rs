@@ -18,7 +18,7 @@ use hyper::header::HeaderName;
 use ipnet::IpNet;
 
 /// The configured limits. The default is none.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct ClientSettings {
     /// Open connections per address.
     pub(crate) max_connections: Option<NonZeroUsize>,
@@ -57,12 +57,6 @@ impl RateLimit {
     }
 }
 
-impl std::fmt::Debug for RateLimit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("RateLimit")
-    }
-}
-
 /// A fixed number of cells: the crate's own stores grow with the number of keys.
 struct Cells {
     cells: Box<[InMemoryState]>,
@@ -82,7 +76,7 @@ impl StateStore for Cells {
 }
 
 /// Enforces [`ClientSettings`]; shared by all worker threads.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct ClientLimits {
     settings: ClientSettings,
     open: Mutex<HashMap<IpAddr, usize>>,
@@ -105,20 +99,20 @@ impl ClientLimits {
         stream.peer_addr().map(|address| Some(address.ip().to_canonical()))
     }
 
-    /// Admits a connection if its address has fewer than the limit.
-    pub(crate) fn admit(self: &Arc<Self>, peer: Peer) -> Admission {
-        let (Some(max), Some(peer)) = (self.settings.max_connections, peer) else { return Admission::Unlimited };
+    /// Admits a connection if its address has fewer than the limit. Without a permit it is not counted.
+    pub(crate) fn admit(self: &Arc<Self>, peer: Peer) -> Result<Option<ConnectionPermit>, TooManyConnections> {
+        let (Some(max), Some(peer)) = (self.settings.max_connections, peer) else { return Ok(None) };
         if self.is_trusted(peer) {
-            return Admission::Unlimited;
+            return Ok(None);
         }
         let client = rate_limit_key(peer);
         let mut open = self.open();
         let count = open.entry(client).or_default();
         if *count >= max.get() {
-            return Admission::Rejected;
+            return Err(TooManyConnections);
         }
         *count += 1;
-        Admission::Permitted(ConnectionPermit { limits: Arc::clone(self), client })
+        Ok(Some(ConnectionPermit { limits: Arc::clone(self), client }))
     }
 
     /// Counts a request of the client that `peer` sent it for; `forwarded` gives the values of a header.
@@ -183,19 +177,10 @@ fn rate_limit_key(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether a connection is admitted.
-#[derive(Debug)]
-pub(crate) enum Admission {
-    /// It is not counted.
-    Unlimited,
-    /// It is counted until this is dropped.
-    Permitted(ConnectionPermit),
-    /// Its address has as many as it may have.
-    Rejected,
-}
+/// The address of a connection has as many as it may have.
+pub(crate) struct TooManyConnections;
 
 /// Counts a connection for its address until it is dropped.
-#[derive(Debug)]
 pub(crate) struct ConnectionPermit {
     limits: Arc<ClientLimits>,
     client: IpAddr,
@@ -263,22 +248,22 @@ mod tests {
         let admit = |address: &str| limits.admit(address.parse().ok());
         let first = admit("2001:db8::1");
         let _second = admit("2001:db8::2");
-        assert!(matches!(admit("2001:db8::3"), Admission::Rejected));
-        assert!(matches!(admit("2001:db8:0:1::3"), Admission::Permitted(_)));
+        assert!(matches!(admit("2001:db8::3"), Err(TooManyConnections)));
+        assert!(matches!(admit("2001:db8:0:1::3"), Ok(Some(_))));
         drop(first);
-        assert!(matches!(admit("2001:db8::3"), Admission::Permitted(_)));
+        assert!(matches!(admit("2001:db8::3"), Ok(Some(_))));
         let balancer: Vec<_> = (0..3).map(|_| admit("10.1.2.3")).collect();
-        assert!(balancer.iter().all(|admission| matches!(admission, Admission::Unlimited)));
+        assert!(balancer.iter().all(|admission| matches!(admission, Ok(None))));
         let _both = [admit("192.0.2.1"), admit("192.0.2.1")];
-        assert!(matches!(admit("192.0.2.1"), Admission::Rejected));
-        assert!(matches!(admit("192.0.2.2"), Admission::Permitted(_)));
+        assert!(matches!(admit("192.0.2.1"), Err(TooManyConnections)));
+        assert!(matches!(admit("192.0.2.2"), Ok(Some(_))));
         assert_eq!(limits.open().len(), 2, "an address without connections takes memory");
     }
 
     #[test]
     fn nothing_is_counted_without_a_limit() {
         let limits = Arc::new(ClientLimits::default());
-        assert!(matches!(limits.admit("192.0.2.1".parse().ok()), Admission::Unlimited));
+        assert!(matches!(limits.admit("192.0.2.1".parse().ok()), Ok(None)));
         assert!(limits.open().is_empty());
     }
 

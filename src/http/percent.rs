@@ -3,28 +3,16 @@
 
 use std::borrow::Cow;
 
-/// Decodes percent-encoded UTF-8.
-///
-/// # Errors
-/// The rest of a sentence that begins with the name of what is decoded.
+use percent_encoding::percent_decode_str;
+
+/// Decodes percent-encoded UTF-8. An error is the rest of a sentence that begins with the name of what is decoded.
 pub(super) fn decode(encoded: &str) -> Result<Cow<'_, str>, &'static str> {
-    if !encoded.contains('%') {
-        return Ok(Cow::Borrowed(encoded));
+    let is_escape =
+        |rest: &str| matches!(rest.as_bytes(), [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
+    if !encoded.split('%').skip(1).all(is_escape) {
+        return Err("is not valid percent-encoding: `%` needs two hexadecimal digits");
     }
-    let mut decoded = Vec::with_capacity(encoded.len());
-    let mut bytes = encoded.bytes();
-    while let Some(byte) = bytes.next() {
-        decoded.push(if byte == b'%' {
-            let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
-            match (digit(bytes.next()), digit(bytes.next())) {
-                (Some(high), Some(low)) => (high * 16 + low) as u8,
-                _ => return Err("is not valid percent-encoding: `%` needs two hexadecimal digits"),
-            }
-        } else {
-            byte
-        });
-    }
-    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| "is not valid UTF-8")
+    percent_decode_str(encoded).decode_utf8().map_err(|_| "is not valid UTF-8")
 }
 
 #[cfg(test)]

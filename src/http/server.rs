@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::client_limits::{Admission, ConnectionPermit, Peer, reject_connection};
+use super::client_limits::{ConnectionPermit, Peer, reject_connection};
 use super::connection::{Connection, Timeouts, serve_connection};
 use super::connection_limit::{ConnectionLimit, Place};
 use super::{Api, Handler, Routes, handlers};
@@ -199,11 +199,8 @@ impl Acceptor {
             // Without a peer address the client has disconnected.
             let Ok(address) = limits.peer(&stream) else { return };
             peer = address;
-            client = match limits.admit(peer) {
-                Admission::Unlimited => None,
-                Admission::Permitted(permit) => Some(permit),
-                Admission::Rejected => return reject_connection(stream),
-            };
+            let Ok(permit) = limits.admit(peer) else { return reject_connection(stream) };
+            client = permit;
         }
         match place {
             Place::Served(permit) => self.serve(stream, peer, client, permit, false),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tracing::debug;
 
 use super::output::Output;
+use crate::error_chain::chain;
 use crate::postgres::error::ReadError;
 use crate::postgres::session::Session;
 use crate::sync::{Fleet, FleetMember};
@@ -37,7 +38,7 @@ impl FleetReader {
             // Conflicts with recovery among them. Only a failed connection ends the session.
             Err(error) if error.is_about_the_schema() || error.is_reported_by_the_server() => {
                 if !std::mem::replace(&mut self.unreadable_logged, true) {
-                    debug!(%error, "the fleet can't be read, /api/catalog does not list it");
+                    debug!(error = chain(&error), "the fleet can't be read, /api/catalog does not list it");
                 }
                 None
             }

@@ -14,6 +14,7 @@ use tracing::{debug, info};
 use crate::catalog::refresh::{Refresh, Refreshed};
 use crate::catalog::row_error::log_rejections;
 use crate::catalog::snapshot::Snapshot;
+use crate::error_chain::chain;
 use crate::metrics::Metrics;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::{ConnectError, ReadError};
@@ -59,9 +60,9 @@ const LISTEN_RETRY_POLLS: u32 = 6;
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
-    #[error("{0}")]
+    #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("cannot read: {0}")]
+    #[error("cannot read")]
     Read(#[from] ReadError),
     #[error("connection lost: {0}")]
     Closed(String),
@@ -380,8 +381,12 @@ impl Loader {
             SessionError::Read(error) if error.is_about_the_schema() => Problem::Unreadable,
             _ => Problem::Unavailable,
         };
-        let delay =
-            self.backoff.next_delay(error, problem, self.output.snapshot().is_some(), self.settings.poll_interval);
+        let delay = self.backoff.next_delay(
+            &chain(error),
+            problem,
+            self.output.snapshot().is_some(),
+            self.settings.poll_interval,
+        );
         match error {
             // A delta that took too long is followed by a full read, and that by a pause, in which others get locks.
             SessionError::Read(ReadError::TooLong(limit)) if !self.delta_timed_out => {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use super::output::Output;
+use crate::error_chain::chain;
 use crate::postgres::error::ReadError;
 use crate::postgres::session::Session;
 
@@ -64,7 +65,7 @@ impl Structure {
         match self.try_read(session, output).await {
             // A lock on a table, for example. Reads of the view report what concerns them.
             Err(error) if error.is_about_the_schema() || error.is_reported_by_the_server() => {
-                debug!(%error, "the structure of the view can't be read");
+                debug!(error = chain(&error), "the structure of the view can't be read");
                 Ok(())
             }
             result => result,

@@ -17,6 +17,7 @@ use super::connection_string::{ConnectionString, Setting, is_of_the_driver, refu
 use super::passfile;
 pub use super::server_role::ServerRole;
 use super::tls::{self, Mode, TlsError, TlsFiles};
+use crate::error_chain::chain;
 
 /// TCP keepalive: a peer that is gone is noticed after the idle time and the probes, about 20 seconds.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
@@ -213,7 +214,7 @@ fn tls_files(settings: &ConnectionString, environment: &Environment, mode: Mode)
 
 /// The error of TLS with the place where its setting was made.
 fn of_tls(settings: &ConnectionString, error: &TlsError) -> DatabaseUrlError {
-    invalid(settings.origin(error.setting()), &error.to_string())
+    invalid(settings.origin(error.setting()), &chain(error))
 }
 
 /// The role that the server must have. The driver knows the others of libpq's.

@@ -52,7 +52,7 @@ pub enum EphemeralError {
     )]
     NoPrograms,
     /// A file or a program could not be used.
-    #[error("cannot {doing}: {source}")]
+    #[error("cannot {doing}")]
     Io {
         /// The operation that failed.
         doing: String,

@@ -53,7 +53,7 @@ pub enum ConnectError {
         address: String,
     },
     /// Refused, by the network or by Postgres.
-    #[error("cannot connect to the database at {address} (DATABASE_URL): {}", describe(.source))]
+    #[error("cannot connect to the database at {address} (DATABASE_URL)")]
     Postgres {
         /// The addresses that were tried.
         address: String,
@@ -105,7 +105,7 @@ pub enum ReadError {
     )]
     TooLong(Duration),
     /// The connection or the statement failed.
-    #[error("{}", describe(.0))]
+    #[error("cannot read")]
     Postgres(#[source] tokio_postgres::Error),
     /// The replay position of a standby is before an earlier one of the same session.
     #[error(
@@ -129,7 +129,7 @@ pub enum ReadError {
     )]
     NoView(#[source] tokio_postgres::Error),
     /// The schema model_catalog does not exist, or is incomplete.
-    #[error("this database is not migrated: {}; run `model-catalog migrate`", describe(.0))]
+    #[error("this database is not migrated; run `model-catalog migrate`")]
     NotMigrated(#[source] tokio_postgres::Error),
 }
 

@@ -78,7 +78,7 @@ pub enum TlsError {
         reason: String,
     },
     /// rustls rejected its configuration.
-    #[error("TLS: {0}")]
+    #[error("TLS")]
     Rustls(#[from] rustls::Error),
 }
 

@@ -6,9 +6,9 @@ use crate::postgres::error::{ConnectError, ReadError};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckError {
     /// The database could not be reached.
-    #[error("{0}")]
+    #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The database could not be read.
-    #[error("cannot read: {0}")]
+    #[error("cannot read")]
     Read(#[from] ReadError),
 }

@@ -21,6 +21,7 @@ use self::report::Report;
 use super::{ReportResult, runtime, stdout};
 use crate::catalog::model::Rules;
 use crate::cli::{CheckArgs, DatabaseArgs};
+use crate::error_chain::chain;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::session::Session;
 
@@ -39,7 +40,7 @@ pub(crate) fn run(database: &DatabaseArgs, args: &CheckArgs) -> ReportResult {
 async fn check(database: &DatabaseConfig, rules: &Rules, limit: usize) -> Report {
     let mut report = Report::default();
     if let Err(error) = check_all(database, rules, limit, &mut report).await {
-        report.unfinished = Some(error.to_string());
+        report.unfinished = Some(chain(&error));
     }
     report
 }

@@ -7,7 +7,6 @@ use tokio_postgres::{Client, Transaction};
 
 use super::address::{Results, Row};
 use crate::catalog::size::gigabytes;
-use crate::postgres::error::describe;
 
 /// Locks the rows in an order that all writers of this program keep, so that they do not deadlock.
 const LOCK: &str = "SELECT FROM public.models WHERE id::text = ANY($1::text[]) ORDER BY id FOR UPDATE";
@@ -17,7 +16,7 @@ const FILL: [(&str, &str); 2] = [("hash", "f.value"), ("file_size_gb", "f.value:
 
 /// Nothing was written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot fill public.models: {}; nothing was written", describe(.0))]
+#[error("nothing was written: cannot fill public.models")]
 pub struct FillError(#[from] tokio_postgres::Error);
 
 /// The columns that were written, by the number of the row.

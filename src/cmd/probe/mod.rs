@@ -24,6 +24,7 @@ use super::pull::http::Http;
 use super::{ReportResult, runtime, stdout};
 use crate::catalog::model::{RawModel, RowError};
 use crate::cli::{DatabaseArgs, ProbeArgs, PullArgs, ReportFormat};
+use crate::error_chain::chain;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::{ConnectError, ReadError};
 use crate::postgres::session::{self, Session};
@@ -34,7 +35,7 @@ use crate::stderr::Stderr;
 enum ProbeError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("cannot read: {0}")]
+    #[error("cannot read")]
     Read(#[from] ReadError),
     #[error(transparent)]
     Served(#[from] ServedError),
@@ -65,7 +66,7 @@ pub fn run(database: &DatabaseArgs, args: &ProbeArgs, stderr: &Stderr) -> Report
     let (mut report, mut probed) = (Report::default(), Probed::default());
     let progress = Progress::new(stderr);
     if let Err(error) = runtime.block_on(probe(&database, args, progress, &mut report, &mut probed)) {
-        report.unfinished = Some(error.to_string());
+        report.unfinished = Some(chain(&error));
     }
     let text = if args.json { json(&report, &probed) } else { report.render(ReportFormat::Text) };
     stdout::print(&text)?;

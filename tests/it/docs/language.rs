@@ -86,6 +86,28 @@ fn source_lines_keep_to_the_width_of_rustfmt() {
     assert!(count > 50, "the sources could not be read: {count}");
 }
 
+/// Where an error is printed, the texts of its sources follow: they would be printed twice.
+#[test]
+fn errors_do_not_contain_the_text_of_their_source() {
+    let mut count = 0;
+    for file in files(root().join("src")).into_iter().filter(|file| file.extension().is_some_and(|e| e == "rs")) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for error in text.split("#[error(").skip(1) {
+            let (message, item) = error.split_once(")]").unwrap();
+            let fields = item.split_once('(').map_or("", |(_, rest)| rest.split('\n').next().unwrap()).split(", ");
+            let sources =
+                fields.enumerate().filter(|(_, field)| ["#[source]", "#[from]"].iter().any(|a| field.contains(a)));
+            let mut texts = sources
+                .map(|(place, _)| format!("{{{place}}}"))
+                .chain(["{source}", "describe(", "chain("].map(String::from));
+            let found = texts.find(|text| message.contains(text.as_str()));
+            assert_eq!(found, None, "{}: {message}", file.display());
+            count += 1;
+        }
+    }
+    assert!(count > 100, "the errors could not be read: {count}");
+}
+
 /// A database in another encoding refuses statements with a character that the encoding lacks, even in a comment.
 #[test]
 fn statements_are_ascii() {

@@ -261,7 +261,7 @@ async fn fill_waits_for_other_writers_up_to_the_timeout() {
     let other = writer.transaction().await.unwrap();
     other.batch_execute("UPDATE models SET description = 'theirs'").await.unwrap();
     let boot = probe(&machine, &db, &["--fill", "--database-timeout", "2s"]);
-    let expected = "not completed: cannot fill public.models: ";
+    let expected = "not completed: nothing was written: cannot fill public.models: ";
     assert!(boot.status == 2 && boot.output.contains(expected), "{} {}", boot.status, boot.output);
     // What was found is reported.
     assert!(boot.output.contains("\"x\": 500 bytes"), "{}", boot.output);
