@@ -1,8 +1,8 @@
 //! model-catalog serves a Postgres table of models from memory and follows its changes.
 //!
 //! Data flows one way: `postgres` → `loader` → `catalog` → `http`. A request never uses Postgres, a lock or a row
-//! decoder. `cli` declares the settings, `cmd` runs the commands, and `app` connects the two. `atomic_file`,
-//! `error_chain`, `stderr` and `supervisor` know nothing about models.
+//! decoder. `fetch` downloads files to GPU machines. `cli` declares the settings, `cmd` runs the commands, and `app`
+//! connects the two. `atomic_file`, `error_chain`, `http_client`, `stderr` and `supervisor` know nothing about models.
 
 pub mod app;
 mod atomic_file;
@@ -10,7 +10,9 @@ pub mod catalog;
 mod cli;
 mod cmd;
 mod error_chain;
+mod fetch;
 pub mod http;
+mod http_client;
 pub mod loader;
 pub mod metrics;
 pub mod postgres;

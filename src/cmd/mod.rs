@@ -5,6 +5,7 @@ pub(crate) mod demo;
 mod draw_target;
 mod examples;
 pub(crate) mod export;
+mod fetch_log;
 pub(crate) mod generate;
 pub(crate) mod health;
 pub(crate) mod import;

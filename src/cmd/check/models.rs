@@ -13,7 +13,7 @@ use super::report::{Level, Report, literal, quoted};
 use crate::catalog::hash::FileHash;
 use crate::catalog::model::{RawModel, RowError, Rules};
 use crate::catalog::url_rules::secret_parameter;
-use crate::cmd::pull::catalog::path_and_content;
+use crate::fetch::model::path_and_content;
 use crate::postgres::error::{ReadError, describe};
 use crate::postgres::session::Session;
 

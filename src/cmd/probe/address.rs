@@ -12,10 +12,10 @@ use tokio::time::Instant;
 
 use super::hub::{HubMetadata, civitai_sha256};
 use crate::cmd::progress::Progress;
-use crate::cmd::pull::content::Foreign;
-use crate::cmd::pull::error::Problem;
-use crate::cmd::pull::http::{Http, Target, host};
-use crate::cmd::pull::retry::pause;
+use crate::fetch::content::Foreign;
+use crate::fetch::error::Problem;
+use crate::fetch::http::{Http, Target, host};
+use crate::fetch::retry::pause;
 
 /// Hosts that are requested at a time. With the limit per host, this keeps below the default limit of open files.
 const MAX_HOSTS: usize = 32;

@@ -8,8 +8,8 @@ use crate::catalog::hash::{FileHash, HashKind};
 use crate::catalog::size::{gigabytes, matches};
 use crate::catalog::url_rules::secret_parameter;
 use crate::cmd::check::report::{Level, Report, literal};
-use crate::cmd::pull::catalog::is_plausible;
-use crate::cmd::pull::tokens::Tokens;
+use crate::fetch::model::is_plausible;
+use crate::fetch::tokens::Tokens;
 
 /// Writes what rows lack.
 const FILL: &str = "model-catalog probe --fill";

@@ -9,8 +9,8 @@ use serde::Deserialize;
 use tracing::debug;
 
 use crate::catalog::hash::{FileHash, HashKind};
-use crate::cmd::pull::http::Http;
-use crate::cmd::pull::tokens::{CIVITAI_TOKEN, HF_TOKEN, Tokens};
+use crate::fetch::http::Http;
+use crate::fetch::tokens::{CIVITAI_TOKEN, HF_TOKEN, Tokens};
 
 /// Entity tag of the file that a `/resolve/` address redirects to: of a large file (LFS or Xet), its SHA-256; of a
 /// small one, which git stores, a SHA-1 of git's own. `HUGGINGFACE_HEADER_X_LINKED_ETAG` in
@@ -141,13 +141,15 @@ mod tests {
     use super::*;
     use reqwest::header::HeaderValue;
 
+    use crate::fetch::event::Events;
+
     fn url(text: &str) -> Url {
         Url::parse(text).expect(text)
     }
 
     #[test]
     fn pages_of_files_have_the_address_of_the_file() {
-        let tokens = Tokens::new("", "", "http://mirror.example:8080");
+        let tokens = Tokens::new("", "", "http://mirror.example:8080", &Events::default());
         for (page, file) in [
             ("https://huggingface.co/a/b/blob/main/c/d.bin", Some("https://huggingface.co/a/b/resolve/main/c/d.bin")),
             ("https://hf.co/gpt2/blob/main/x", Some("https://hf.co/gpt2/resolve/main/x")),
@@ -167,7 +169,7 @@ mod tests {
 
     #[test]
     fn headers_are_trusted_only_from_the_hub() {
-        let tokens = Tokens::new("", "", "");
+        let tokens = Tokens::new("", "", "", &Events::default());
         let digits = "0A".repeat(32);
         let mut headers = HeaderMap::new();
         headers.insert(LINKED_ETAG, HeaderValue::from_str(&format!("\"{digits}\"")).expect("ASCII"));

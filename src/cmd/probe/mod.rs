@@ -20,11 +20,14 @@ use self::fill::{FillError, Filled, fill};
 use super::check::report::{Level, Report};
 use super::models_table::{ServedError, require_served};
 use super::progress::Progress;
-use super::pull::http::Http;
-use super::{ReportResult, runtime, stdout};
+use super::{ReportResult, fetch_log, runtime, stdout};
 use crate::catalog::model::{RawModel, RowError};
-use crate::cli::{DatabaseArgs, ProbeArgs, PullArgs, ReportFormat};
+use crate::cli::{DatabaseArgs, ProbeArgs, ReportFormat};
 use crate::error_chain::chain;
+use crate::fetch::error::Problem;
+use crate::fetch::event::Events;
+use crate::fetch::http::Http;
+use crate::fetch::tokens::Tokens;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::{ConnectError, ReadError};
 use crate::postgres::session::{self, Session};
@@ -89,7 +92,11 @@ async fn probe(
     };
     probed.rows = read(&session, args, report).await?;
     drop(session);
-    let http = Http::new(PullArgs::tokens()).map_err(ProbeError::Http)?;
+    let http = {
+        let events = Events::new(|event| fetch_log::log(&event));
+        Http::new(Tokens::from_env(&events), events)
+    }
+    .map_err(ProbeError::Http)?;
     let attempts = args.attempts.get().try_into().unwrap_or(u32::MAX);
     let prober = Prober { http, per_host: args.per_host.get(), attempts };
     let Probed { rows, results, outcomes, filled } = probed;
@@ -166,8 +173,8 @@ fn json(report: &Report, probed: &Probed) -> String {
     let address = |result: &Result<File, Failure>| {
         let (file, problem) = (result.as_ref().ok(), result.as_ref().err().map(|failure| &failure.problem));
         json!({
-            "reason": problem.map(super::pull::error::Problem::code),
-            "detail": problem.map(super::pull::error::Problem::text),
+            "reason": problem.map(Problem::code),
+            "detail": problem.map(Problem::text),
             "host": file.map(|file| &file.host),
             "bytes": file.and_then(|file| file.bytes),
             "sha256": file.and_then(|file| file.sha256.as_ref()),

@@ -7,10 +7,11 @@ use reqwest::header::{CONTENT_TYPE, LOCATION};
 use reqwest::{StatusCode, Url};
 use tracing::info;
 
-use super::catalog::{Listing, parse};
-use super::error::{Problem, Transport};
-use super::http::{Http, host, read};
-use super::settings::Settings;
+use super::catalog::parse;
+use super::settings::PullSettings;
+use crate::fetch::error::{Problem, Transport};
+use crate::fetch::http::{Http, host, read};
+use crate::fetch::model::Listing;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Larger than any batch response: a thousand models of 60 KB.
@@ -49,13 +50,13 @@ impl CatalogError {
 ///
 /// # Errors
 /// The last error, or the last transient one if there was any in the last round.
-pub async fn request_models(http: &Http, settings: &Settings) -> Result<Listing, CatalogError> {
-    let deadline = Instant::now() + settings.wait;
+pub async fn request_models(http: &Http, settings: &PullSettings) -> Result<Listing, CatalogError> {
+    let deadline = Instant::now() + settings.fetch.wait;
     let mut pause = Duration::from_secs(1);
     loop {
         let mut last = None;
         for catalog in &settings.catalogs {
-            match request_all(http, catalog, &settings.ids).await {
+            match request_all(http, catalog, &settings.fetch.ids).await {
                 Ok(mut listing) => {
                     for model in &mut listing.models {
                         for url in std::iter::once(&mut model.url).chain(&mut model.mirrors) {

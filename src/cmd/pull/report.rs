@@ -2,19 +2,22 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::sync::{Arc, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
 use serde_json::json;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 
-use super::progress::{ModelProgress, Outcome, Phase, Progress};
-use super::record::now;
-use super::{Context, Pending, state_file};
+use super::screen::Screen;
+use super::settings::PullSettings;
+use crate::fetch::progress::{ModelProgress, Outcome, Phase, Progress};
+use crate::fetch::record::now;
+use crate::fetch::{Context, Pending, state_file};
 
 /// Interval at which the bars and the files are updated.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -25,26 +28,53 @@ const RUNNING: &str = "running";
 /// Seconds between two log lines.
 const LINE_EVERY: u32 = 10;
 
+/// Where the progress is reported.
+pub(super) struct Reporter {
+    pub(super) context: Arc<Context>,
+    pub(super) screen: Screen,
+    status_file: Option<PathBuf>,
+    metrics_file: Option<PathBuf>,
+    /// Held while the files are written.
+    files: Mutex<Reports>,
+}
+
+impl Reporter {
+    pub(super) fn new(context: Arc<Context>, screen: Screen, settings: &PullSettings) -> Self {
+        let (status_file, metrics_file) = (settings.status_file.clone(), settings.metrics_file.clone());
+        Self { context, screen, status_file, metrics_file, files: Mutex::default() }
+    }
+}
+
+/// The state of the status file and the metrics.
+#[derive(Debug, Default)]
+pub struct Reports {
+    /// Whether the final ones have been written.
+    pub finished: bool,
+    /// Whether they could not be written the last time, which is logged once.
+    pub failed: bool,
+}
+
 /// Reports until the task is aborted.
-pub async fn run(context: Arc<Context>) {
+pub async fn run(reporter: Arc<Reporter>) {
+    let progress = &reporter.context.progress;
     let mut tick = tokio::time::interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut bars = context.progress.screen.bars().map(|_| Bars::new(&context.progress));
-    let mut before: Vec<_> = vec![0; context.progress.files.len()];
+    let mut bars = Bars::new(&reporter.screen);
+    let mut before: Vec<_> = vec![0; progress.files.len()];
     let (mut last, mut ticks, mut writing) = (Instant::now(), 0u32, None);
     loop {
         tick.tick().await;
-        for (file, before) in context.progress.files.iter().zip(&mut before) {
+        for (file, before) in progress.files.iter().zip(&mut before) {
             file.measure(*before, last.elapsed());
             *before = file.received();
         }
         last = Instant::now();
         if writing.as_ref().is_none_or(JoinHandle::is_finished) {
-            writing = Some(write_files(Arc::clone(&context), RUNNING));
+            writing = Some(write_files(Arc::clone(&reporter), RUNNING));
         }
         match &mut bars {
-            Some(bars) => bars.update(&context.progress),
-            None if ticks > 0 && ticks.is_multiple_of(LINE_EVERY) => line(&context.progress),
+            Some(bars) => bars.update(progress),
+            None if ticks > 0 && ticks.is_multiple_of(LINE_EVERY) => line(progress),
             None => {}
         }
         ticks += 1;
@@ -102,21 +132,20 @@ fn bytes(count: f64) -> String {
 
 /// The bars on a terminal.
 struct Bars {
+    screen: MultiProgress,
     all: ProgressBar,
     files: HashMap<String, ProgressBar>,
 }
 
 impl Bars {
-    fn new(progress: &Progress) -> Self {
-        let all = bar("all");
-        if let Some(bars) = progress.screen.bars() {
-            bars.add(all.clone());
-        }
-        Self { all, files: HashMap::new() }
+    /// `None` without a terminal.
+    fn new(screen: &Screen) -> Option<Self> {
+        let screen = screen.bars()?.clone();
+        let all = screen.add(bar("all"));
+        Some(Self { screen, all, files: HashMap::new() })
     }
 
     fn update(&mut self, progress: &Progress) {
-        let Some(screen) = progress.screen.bars() else { return };
         for file in &progress.files {
             let state = file.state();
             match state.phase {
@@ -127,7 +156,7 @@ impl Bars {
                     }
                 }
                 Phase::Checking | Phase::Fetching | Phase::Elsewhere => {
-                    let new = || screen.insert_before(&self.all, bar(&file.id));
+                    let new = || self.screen.insert_before(&self.all, bar(&file.id));
                     let bar = self.files.entry(file.id.clone()).or_insert_with(new);
                     let (done, total) = file.bytes();
                     let what = match state.phase {
@@ -178,13 +207,13 @@ fn speed(rate: f64, left: u64) -> String {
 }
 
 /// Writes the final report.
-pub async fn finish(context: &Arc<Context>) {
-    let progress = &context.progress;
+pub async fn finish(reporter: &Arc<Reporter>) {
+    let progress = &reporter.context.progress;
     let (missing, fetched) = (progress.count("missing"), progress.count("fetched"));
-    let written = write_files(Arc::clone(context), if progress.is_complete() { "complete" } else { "incomplete" });
+    let written = write_files(Arc::clone(reporter), if progress.is_complete() { "complete" } else { "incomplete" });
     // A disk that hangs must not delay the command.
     if tokio::time::timeout(WRITE_TIMEOUT, written).await.is_err() {
-        progress.screen.log(|| warn!("the progress could not be written to a file in time"));
+        reporter.screen.log(|| warn!("the progress could not be written to a file in time"));
     }
     let models = progress.files.iter().filter(|file| !file.path.is_empty()).count();
     let bytes = Totals::of(progress).received;
@@ -194,10 +223,10 @@ pub async fn finish(context: &Arc<Context>) {
 }
 
 /// Writes the status file and the metrics, on a thread that may wait for a slow disk.
-fn write_files(context: Arc<Context>, status: &'static str) -> JoinHandle<()> {
+fn write_files(reporter: Arc<Reporter>, status: &'static str) -> JoinHandle<()> {
     spawn_blocking(move || {
-        let (settings, progress) = (&context.settings, &context.progress);
-        let mut reports = progress.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = &reporter.context.progress;
+        let mut reports = reporter.files.lock().unwrap_or_else(PoisonError::into_inner);
         // One that was delayed must not replace the final ones.
         if reports.finished {
             return;
@@ -205,8 +234,8 @@ fn write_files(context: Arc<Context>, status: &'static str) -> JoinHandle<()> {
         reports.finished = status != RUNNING;
         let status = || self::status(progress, status).to_string().into_bytes();
         let written = [
-            settings.status_file.as_ref().map(|path| (path, state_file::replace(path, &status()))),
-            settings.metrics_file.as_ref().map(|path| {
+            reporter.status_file.as_ref().map(|path| (path, state_file::replace(path, &status()))),
+            reporter.metrics_file.as_ref().map(|path| {
                 let text = metrics(progress).map_err(std::io::Error::other);
                 (path, text.and_then(|text| state_file::replace(path, &text)))
             }),
@@ -214,7 +243,7 @@ fn write_files(context: Arc<Context>, status: &'static str) -> JoinHandle<()> {
         let failures: Vec<_> =
             written.into_iter().flatten().filter_map(|(path, done)| Some((path, done.err()?))).collect();
         for (path, error) in failures.iter().filter(|_| !reports.failed) {
-            progress.screen.log(|| warn!(path = %path.display(), %error, "the progress cannot be written to a file"));
+            reporter.screen.log(|| warn!(path = %path.display(), %error, "the progress cannot be written to a file"));
         }
         reports.failed = !failures.is_empty();
     })

@@ -12,8 +12,8 @@ use clap::ValueEnum;
 use reqwest::Url;
 use tracing::warn;
 
-use super::tokens::Tokens;
 use crate::cli::{PullArgs, Verify};
+use crate::fetch::Settings;
 
 /// Maximum number of files at a time, and of connections per file.
 const MAX_CONCURRENT: u32 = 64;
@@ -25,39 +25,17 @@ const FDS_PER_FILE: usize = 4;
 
 /// Validated settings.
 #[derive(Debug)]
-pub struct Settings {
-    /// Ids to request from the catalog.
-    pub ids: Vec<String>,
+pub struct PullSettings {
     /// Base URLs of the catalog, in the order in which they are tried.
     pub catalogs: Vec<Url>,
     /// Models folder.
     pub dir: PathBuf,
-    /// Time to wait for the catalog.
-    pub wait: Duration,
-    /// Consecutive attempts without progress before giving up on a file.
-    pub tries: u32,
-    /// Files downloaded concurrently.
-    pub parallel: usize,
-    /// Connections per file.
-    pub connections: usize,
-    /// Whether folders may be symbolic links that lead out of the models folder.
-    pub links: bool,
-    /// Which existing files are hashed.
-    pub verify: Verify,
-    /// Bytes per second below which a connection counts as stalled.
-    pub min_speed: u64,
-    /// Time over which the speed is measured.
-    pub stall: Duration,
-    /// Whether unneeded files are removed.
-    pub prune: bool,
-    /// Bytes of disk space to leave free.
-    pub keep_free: u64,
     /// File for the progress as JSON.
     pub status_file: Option<PathBuf>,
     /// File for the metrics.
     pub metrics_file: Option<PathBuf>,
-    /// Only print what would be downloaded.
-    pub dry_run: bool,
+    /// Those of the downloads.
+    pub(crate) fetch: Settings,
 }
 
 /// A required setting is missing or invalid.
@@ -87,48 +65,50 @@ impl PullArgs {
     ///
     /// # Errors
     /// No catalog or no models folder.
-    pub fn check(&self) -> Result<Settings, SettingsError> {
+    pub fn check(&self) -> Result<PullSettings, SettingsError> {
         let catalogs = self.catalog_url.split(',').map(str::trim).filter(|text| !text.is_empty());
         let catalogs = catalogs.map(catalog).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty());
         // An empty variable counts as unset.
         let path = |path: &Option<OsString>| path.clone().filter(|path| !path.is_empty()).map(PathBuf::from);
-        Ok(Settings {
-            ids: self.ids(),
+        let verify = |text: &str| Verify::from_str(text.trim(), true).ok();
+        Ok(PullSettings {
             catalogs: catalogs.ok_or(SettingsError::Catalog)?,
             dir: path(&self.dir).ok_or(SettingsError::Folder)?,
-            wait: Duration::from_secs(number("MACHINE_MODELS_WAIT", &self.wait, 60).into()),
-            tries: number("MACHINE_MODELS_TRIES", &self.tries, 3),
-            parallel: capped("MACHINE_MODELS_PARALLEL", &self.parallel),
-            connections: capped("MACHINE_MODELS_CONNECTIONS", &self.connections),
-            links: self.links,
-            verify: or_default(
-                "MACHINE_MODELS_VERIFY",
-                &self.verify,
-                "changed",
-                Verify::from_str(self.verify.trim(), true).ok(),
-                Verify::Changed,
-            ),
-            min_speed: or_default("MACHINE_MODELS_MIN_SPEED", &self.min_speed, "10K", bytes(&self.min_speed), 10_000),
-            stall: or_default(
-                "MACHINE_MODELS_STALL",
-                &self.stall,
-                "30s",
-                duration(&self.stall),
-                Duration::from_secs(30),
-            ),
-            prune: self.prune,
-            keep_free: or_default("MACHINE_MODELS_KEEP_FREE", &self.keep_free, "0", bytes(&self.keep_free), 0),
             status_file: path(&self.status_file),
             metrics_file: path(&self.metrics_file),
-            dry_run: self.dry_run,
+            fetch: Settings {
+                ids: self.ids(),
+                wait: Duration::from_secs(number("MACHINE_MODELS_WAIT", &self.wait, 60).into()),
+                tries: number("MACHINE_MODELS_TRIES", &self.tries, 3),
+                parallel: capped("MACHINE_MODELS_PARALLEL", &self.parallel),
+                connections: capped("MACHINE_MODELS_CONNECTIONS", &self.connections),
+                links: self.links,
+                verify_always: or_default(
+                    "MACHINE_MODELS_VERIFY",
+                    &self.verify,
+                    "changed",
+                    verify(&self.verify),
+                    Verify::Changed,
+                ) == Verify::Always,
+                min_speed: or_default(
+                    "MACHINE_MODELS_MIN_SPEED",
+                    &self.min_speed,
+                    "10K",
+                    bytes(&self.min_speed),
+                    10_000,
+                ),
+                stall: or_default(
+                    "MACHINE_MODELS_STALL",
+                    &self.stall,
+                    "30s",
+                    duration(&self.stall),
+                    Duration::from_secs(30),
+                ),
+                prune: self.prune,
+                keep_free: or_default("MACHINE_MODELS_KEEP_FREE", &self.keep_free, "0", bytes(&self.keep_free), 0),
+                dry_run: self.dry_run,
+            },
         })
-    }
-
-    /// Reads the tokens from the environment. They have no flags, because command lines are public on a machine.
-    #[must_use]
-    pub fn tokens() -> Tokens {
-        let variable = |name: &str| std::env::var(name).unwrap_or_default();
-        Tokens::new(&variable("HF_TOKEN"), &variable("CIVITAI_TOKEN"), &variable("HF_ENDPOINT"))
     }
 }
 
@@ -152,15 +132,15 @@ fn number(name: &str, text: &str, default: u32) -> u32 {
     or_default(name, text, default, value, default)
 }
 
-impl Settings {
+impl PullSettings {
     /// Reduces connections and files at a time to what `allowed` descriptors suffice for.
     pub fn fit(&mut self, allowed: u64) {
         let left = usize::try_from(allowed.saturating_sub(RESERVED_FDS)).unwrap_or(usize::MAX);
-        let parallel = self.parallel.min(left / (FDS_PER_FILE + 1)).max(1);
-        let connections = self.connections.min((left / parallel).saturating_sub(FDS_PER_FILE)).max(1);
-        if (parallel, connections) != (self.parallel, self.connections) {
+        let parallel = self.fetch.parallel.min(left / (FDS_PER_FILE + 1)).max(1);
+        let connections = self.fetch.connections.min((left / parallel).saturating_sub(FDS_PER_FILE)).max(1);
+        if (parallel, connections) != (self.fetch.parallel, self.fetch.connections) {
             warn!(parallel, connections, allowed, "fewer connections than configured: raise `ulimit -n`");
-            (self.parallel, self.connections) = (parallel, connections);
+            (self.fetch.parallel, self.fetch.connections) = (parallel, connections);
         }
     }
 }

@@ -4,20 +4,19 @@ use std::error::Error;
 use std::io::{self, BufReader, Cursor, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flate2::bufread::MultiGzDecoder;
 use reqwest::header::{ACCEPT_ENCODING, AGE, AUTHORIZATION, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
 use reqwest::{Response, StatusCode};
-use rustls::{ClientConfig, RootCertStore};
+use tracing::warn;
 
 use super::config::Location;
 use crate::catalog::snapshot::Snapshot;
+use crate::http_client::{self, CONNECT_TIMEOUT, NoCertificates};
 use crate::postgres::position::Position;
 use crate::snapshot_file::{self, AS_OF, NEVER_SYNCED, PersistedSnapshot, SnapshotFileError};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum time until a response begins, in addition to the time that the upstream may wait.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Minimum rate of a body after [`READ_TIMEOUT`]: with less, another upstream is tried.
@@ -123,18 +122,12 @@ pub(crate) struct Client {
 impl Client {
     /// A client that trusts the certificates of this system.
     pub(crate) fn new(token: Option<HeaderValue>) -> Result<Self, Box<dyn Error + Send + Sync>> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(versions.with_root_certificates(roots).with_no_client_auth())
-            .connect_timeout(CONNECT_TIMEOUT)
-            // The query of a URL may be a signature.
-            .referer(false)
-            .user_agent(concat!("model-catalog/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(Self { http, token })
+        let (builder, no_certificates) = http_client::builder()?;
+        if let Some(NoCertificates { path, error }) = no_certificates {
+            let path = path.display();
+            warn!(%path, %error, "the certificates in CURL_CA_BUNDLE cannot be read, so https will fail");
+        }
+        Ok(Self { http: builder.build()?, token })
     }
 
     /// Reads the snapshot at `location` unless it is the version `known`. A server may delay its response by up to

@@ -5,12 +5,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::MultiProgress;
-use tracing::{info, warn};
-
 use super::error::Problem;
-use crate::cmd::draw_target::draw_target;
-use crate::stderr::Stderr;
+use super::event::{Event, Events};
 
 /// The current activity for a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +99,7 @@ pub struct ModelProgress {
     pub id: String,
     /// Its save path; empty if it has none.
     pub path: String,
-    screen: Screen,
+    events: Events,
     state: Mutex<State>,
     done: AtomicU64,
     total: AtomicU64,
@@ -111,7 +107,7 @@ pub struct ModelProgress {
 }
 
 impl ModelProgress {
-    fn new(id: &str, path: String, total: u64, screen: Screen) -> Self {
+    fn new(id: &str, path: String, total: u64, events: Events) -> Self {
         let state = State {
             phase: Phase::Waiting,
             outcome: None,
@@ -124,7 +120,7 @@ impl ModelProgress {
         Self {
             id: id.to_owned(),
             path,
-            screen,
+            events,
             state: Mutex::new(state),
             done: AtomicU64::new(0),
             total: AtomicU64::new(total),
@@ -203,34 +199,21 @@ impl ModelProgress {
         state.rate = if state.rate == 0.0 { now } else { 0.8 * state.rate + 0.2 * now };
     }
 
-    /// Counts and logs a failed attempt that is followed by another.
+    /// Counts and reports a failed attempt that is followed by another.
     pub fn failed_attempt(&self, host: &str, problem: &Problem) {
         self.lock().failed_attempts += 1;
-        let reason = problem.text();
-        self.screen.log(|| info!(model = &*self.id, host, reason = &*reason, "an attempt failed, retrying"));
+        self.events.send(Event::AttemptFailed { model: &self.id, host, problem });
     }
 
-    /// Sets the outcome and logs it.
+    /// Sets the outcome and reports it.
     pub fn finish(&self, outcome: Outcome) {
-        let state = {
+        {
             let mut state = self.lock();
             state.elapsed = state.begun.map_or(Duration::ZERO, |begun| begun.elapsed());
             state.phase = Phase::Done;
-            state.outcome = Some(outcome.clone());
-            state.clone()
-        };
-        let (id, path) = (&*self.id, &*self.path);
-        self.screen.log(|| match &outcome {
-            Outcome::Missing { reason, .. } => warn!(model = id, reason = &**reason, "missing"),
-            Outcome::Fetched => {
-                let (seconds, source) = (state.elapsed.as_secs_f64(), state.source.as_deref().unwrap_or_default());
-                let bytes = self.received();
-                info!(model = id, path, bytes, seconds = (seconds * 10.0).round() / 10.0, source, "fetched");
-            }
-            Outcome::Kept { reason } => warn!(model = id, path, reason = &**reason, "its file is kept"),
-            Outcome::Linked => info!(model = id, path, "linked to a file with the same content"),
-            Outcome::Present => {}
-        });
+            state.outcome = Some(outcome);
+        }
+        self.events.send(Event::Finished(self));
     }
 
     /// Sets the outcome of a missing model.
@@ -239,65 +222,26 @@ impl ModelProgress {
     }
 }
 
-/// The terminal with the progress bars, if there is one.
-#[derive(Debug, Clone, Default)]
-pub struct Screen(Option<MultiProgress>);
-
-impl Screen {
-    /// Draws on standard error if that is a terminal which understands control sequences, and `enabled` is true.
-    #[must_use]
-    pub fn of_stderr(stderr: &Stderr, enabled: bool) -> Self {
-        let bars = || MultiProgress::with_draw_target(draw_target(stderr));
-        Self((enabled && stderr.can_draw()).then(bars))
-    }
-
-    /// The container of the bars.
-    #[must_use]
-    pub fn bars(&self) -> Option<&MultiProgress> {
-        self.0.as_ref()
-    }
-
-    /// Writes a log line without mixing it with the bars.
-    pub fn log(&self, write: impl FnOnce()) {
-        match &self.0 {
-            Some(bars) => bars.suspend(write),
-            None => write(),
-        }
-    }
-}
-
 /// The progress of a pull.
 #[derive(Debug)]
 pub struct Progress {
     /// All models, including those without a valid entry in the catalog.
     pub files: Vec<Arc<ModelProgress>>,
-    /// Terminal with the bars.
-    pub screen: Screen,
+    events: Events,
     /// Start of the pull.
     pub started: Instant,
-    /// Held while the status file and the metrics are written.
-    pub reports: Mutex<Reports>,
-}
-
-/// The state of the status file and the metrics.
-#[derive(Debug, Default)]
-pub struct Reports {
-    /// Whether the final ones have been written.
-    pub finished: bool,
-    /// Whether they could not be written the last time, which is logged once.
-    pub failed: bool,
 }
 
 impl Progress {
     /// Creates the progress of a pull without models.
     #[must_use]
-    pub fn new(screen: Screen) -> Self {
-        Self { files: Vec::new(), screen, started: Instant::now(), reports: Mutex::default() }
+    pub fn new(events: Events) -> Self {
+        Self { files: Vec::new(), events, started: Instant::now() }
     }
 
     /// Adds a model.
     pub fn add(&mut self, id: &str, path: String, total: u64) -> Arc<ModelProgress> {
-        let file = Arc::new(ModelProgress::new(id, path, total, self.screen.clone()));
+        let file = Arc::new(ModelProgress::new(id, path, total, self.events.clone()));
         self.files.push(Arc::clone(&file));
         file
     }

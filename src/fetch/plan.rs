@@ -8,15 +8,14 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-use super::catalog::Model;
 use super::error::Problem;
 use super::folder::{Space, Stamp, check_rename, space};
 use super::http::{Source, Target, host};
 use super::journal::Journal;
+use super::model::Model;
 use super::progress::{ModelProgress, Phase};
 use super::record::Record;
 use super::{Context, Pending, link};
-use crate::cli::Verify;
 
 /// Time that a server has to respond while other files wait; the download tries for longer.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -142,7 +141,7 @@ pub async fn appeared_since_planned(context: &Arc<Context>, pending: &Pending) -
     }
     // The other process may not have recorded it yet; then it is hashed.
     let total = pending.source.as_ref().and_then(|source| source.total);
-    Ok(match existing(context, model, progress, &Record::load(&context.state_dir)).await? {
+    Ok(match existing(context, model, progress, &Record::load(&context.state_dir, &context.events)).await? {
         Existing::Verified => true,
         Existing::Unhashed(size) => total.map_or_else(|| model.is_plausible(size), |total| total == size),
         Existing::Absent | Existing::Different => false,
@@ -167,7 +166,7 @@ async fn existing(
         return Ok(if unfinished { Existing::Different } else { Existing::Unhashed(stamp.size) });
     };
     let verified = known.is_some_and(|known| known.stamp == stamp && known.hash.as_ref() == Some(&hash.text()));
-    if verified && context.settings.verify == Verify::Changed {
+    if verified && !context.settings.verify_always {
         return Ok(Existing::Verified);
     }
     progress.set_phase(Phase::Checking);

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use cap_std::fs::Dir;
 use reqwest::Url;
 
-use super::catalog::Model;
 use super::error::{AttemptError, Problem};
 use super::follower::Follower;
 use super::hash::Hash;
 use super::http::{Opened, Source, Target, host};
 use super::journal::Journal;
+use super::model::Model;
 use super::partial::{State, lock_part, remove_part};
 use super::plan::appeared_since_planned;
 use super::progress::{ModelProgress, Phase};

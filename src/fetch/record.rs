@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cap_std::fs::Dir;
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
+use super::event::{Event, Events};
 use super::folder::Stamp;
 use super::state_file;
 use crate::atomic_file::FileLock;
@@ -52,12 +52,12 @@ const VERSION: u32 = 1;
 impl Record {
     /// Reads the record. A damaged one counts as empty, so everything is hashed again.
     #[must_use]
-    pub fn load(folder: &Dir) -> Self {
+    pub fn load(folder: &Dir, events: &Events) -> Self {
         match state_file::read_json::<Self>(folder, NAME) {
             Ok(Some(record)) if record.version == VERSION => record,
             Ok(Some(_)) | Ok(None) => Self::default(),
             Err(error) => {
-                warn!(%error, "the record of verified files is damaged: hashing them again");
+                events.send(Event::RecordDamaged(&error));
                 Self::default()
             }
         }
@@ -67,9 +67,13 @@ impl Record {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn update(folder: &Dir, change: impl FnOnce(&mut BTreeMap<String, Verified>)) -> io::Result<()> {
+    pub fn update(
+        folder: &Dir,
+        events: &Events,
+        change: impl FnOnce(&mut BTreeMap<String, Verified>),
+    ) -> io::Result<()> {
         let _lock = wait_for_lock(folder);
-        let mut record = Self::load(folder);
+        let mut record = Self::load(folder, events);
         change(&mut record.files);
         record.version = VERSION;
         state_file::write_json(folder, NAME, &record, true)
@@ -97,20 +101,20 @@ impl Unrecorded {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn add(&self, folder: &Dir, path: String, file: Verified) -> io::Result<()> {
+    pub fn add(&self, folder: &Dir, events: &Events, path: String, file: Verified) -> io::Result<()> {
         let is_due = {
             let mut unrecorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             unrecorded.0.insert(path, file);
             unrecorded.1.is_none_or(|written| written.elapsed() >= WRITE_INTERVAL)
         };
-        if is_due { self.write(folder) } else { Ok(()) }
+        if is_due { self.write(folder, events) } else { Ok(()) }
     }
 
     /// Writes the record.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write(&self, folder: &Dir) -> io::Result<()> {
+    pub fn write(&self, folder: &Dir, events: &Events) -> io::Result<()> {
         let files = {
             let mut unrecorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             unrecorded.1 = Some(Instant::now());
@@ -119,7 +123,7 @@ impl Unrecorded {
         if files.is_empty() {
             return Ok(());
         }
-        Record::update(folder, |record| {
+        Record::update(folder, events, |record| {
             for (path, mut file) in files {
                 file.fetched |= record.get(&path).is_some_and(|known| known.fetched && known.stamp == file.stamp);
                 record.insert(path, file);

@@ -3,11 +3,10 @@
 use std::collections::HashSet;
 use std::io;
 
-use tracing::warn;
-
-use super::catalog::Model;
+use super::event::Event;
 use super::folder::{SavePath, Stamp};
 use super::journal;
+use super::model::Model;
 use super::record::{Record, Verified, now};
 use super::{Context, Pending};
 
@@ -40,9 +39,9 @@ fn find_copy(context: &Context, record: &Record, model: &Model) -> Option<(SaveP
 /// `NotFound` if there is none; other errors if the file system cannot link them.
 pub fn link(context: &Context, model: &Model) -> io::Result<()> {
     let no_file = || io::Error::new(io::ErrorKind::NotFound, "there is no file with the same content");
-    context.unrecorded.write(&context.state_dir)?;
+    context.unrecorded.write(&context.state_dir, &context.events)?;
     // Read again, because the file may have appeared since the start.
-    let record = Record::load(&context.state_dir);
+    let record = Record::load(&context.state_dir, &context.events);
     let (from, stamp) = find_copy(context, &record, model).ok_or_else(no_file)?;
     let folder = |path, create| context.folder.parent(path, create).map_err(|problem| io::Error::other(problem.text()));
     let source = folder(&from, false)?.ok_or_else(no_file)?;
@@ -61,7 +60,7 @@ pub fn link(context: &Context, model: &Model) -> io::Result<()> {
     if !stamp.is_same_content(&linked) {
         return Err(io::Error::other("the file changed while it was linked"));
     }
-    Record::update(&context.state_dir, |files| {
+    Record::update(&context.state_dir, &context.events, |files| {
         files.values_mut().filter(|file| file.stamp.is_same_content(&linked)).for_each(|file| file.stamp = linked);
     })?;
     record_verified(context, model, linked, true);
@@ -76,8 +75,7 @@ pub fn record_verified(context: &Context, model: &Model, stamp: Stamp, fetched: 
     }
     let hash = model.hash.as_ref().map(super::hash::Hash::text);
     let verified = Verified { model: model.id.clone(), hash, stamp, fetched, needed_at: now() };
-    if let Err(error) = context.unrecorded.add(&context.state_dir, model.path.text(), verified) {
-        let log = || warn!(model = &*model.id, %error, "the record of verified files cannot be written");
-        context.progress.screen.log(log);
+    if let Err(error) = context.unrecorded.add(&context.state_dir, &context.events, model.path.text(), verified) {
+        context.events.send(Event::RecordNotWritten(&error));
     }
 }

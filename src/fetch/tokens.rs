@@ -3,8 +3,9 @@
 
 use reqwest::Url;
 use reqwest::header::HeaderValue;
-use tracing::warn;
 use url::Origin;
+
+use super::event::{Event, Events};
 
 const HUGGING_FACE: [&str; 2] = ["https://huggingface.co", "https://hf.co"];
 const CIVITAI: [&str; 2] = ["https://civitai.com", "https://civitai.red"];
@@ -33,21 +34,27 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Creates the list from the settings. Invalid tokens and endpoints are ignored with a warning that does not
-    /// contain them.
+    /// Creates the list from the settings. Invalid tokens and endpoints are ignored and reported.
     #[must_use]
-    pub fn new(hugging_face: &str, civitai: &str, endpoint: &str) -> Self {
+    pub fn new(hugging_face: &str, civitai: &str, endpoint: &str, events: &Events) -> Self {
         let mut origins = parse_origins(&HUGGING_FACE);
         let valid = plain_origin(endpoint);
         if valid.is_none() && !endpoint.trim().is_empty() {
-            warn!("HF_ENDPOINT is ignored: it is not a plain http or https URL");
+            events.send(Event::EndpointIgnored);
         }
         let endpoint = valid.as_ref().and_then(|_| Url::parse(endpoint).ok());
         origins.extend(valid);
         let provider =
-            |variable, origins, token| Provider { variable, origins, authorization: bearer(variable, token) };
+            |variable, origins, token| Provider { variable, origins, authorization: bearer(variable, token, events) };
         let civitai = provider(CIVITAI_TOKEN, parse_origins(&CIVITAI), civitai);
         Self { providers: vec![provider(HF_TOKEN, origins, hugging_face), civitai], endpoint }
+    }
+
+    /// Reads the settings from the environment. They have no flags, because command lines are public on a machine.
+    #[must_use]
+    pub fn from_env(events: &Events) -> Self {
+        let variable = |name: &str| std::env::var(name).unwrap_or_default();
+        Self::new(&variable(HF_TOKEN), &variable(CIVITAI_TOKEN), &variable("HF_ENDPOINT"), events)
     }
 
     /// The URL that is requested instead of `url`: `HF_ENDPOINT` replaces Hugging Face, as in the hub's own client.
@@ -96,7 +103,7 @@ fn plain_origin(text: &str) -> Option<Origin> {
 }
 
 /// The header for a token, without any whitespace in it, as the hub's own client does it.
-fn bearer(variable: &str, token: &str) -> Option<HeaderValue> {
+fn bearer(variable: &str, token: &str, events: &Events) -> Option<HeaderValue> {
     let token: String = token.chars().filter(|c| !c.is_whitespace()).collect();
     if token.is_empty() {
         return None;
@@ -105,7 +112,7 @@ fn bearer(variable: &str, token: &str) -> Option<HeaderValue> {
     let legal = token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._~+/=-".contains(&byte));
     let header = legal.then(|| HeaderValue::from_str(&format!("Bearer {token}")).ok()).flatten();
     if header.is_none() {
-        warn!("{variable} is ignored: it contains characters that are not allowed in a token");
+        events.send(Event::TokenIgnored(variable));
     }
     header.map(|mut header| {
         header.set_sensitive(true);
@@ -119,7 +126,7 @@ mod tests {
 
     #[test]
     fn tokens_are_bound_to_provider_origins() {
-        let tokens = Tokens::new(" hf_a\r\n", "c-b", "HTTP://Hub.example:8080//");
+        let tokens = Tokens::new(" hf_a\r\n", "c-b", "HTTP://Hub.example:8080//", &Events::default());
         let sent = |url: &str| {
             let header = tokens.authorization(&Url::parse(url).expect(url));
             header.map(|header| header.to_str().expect("ASCII").to_owned())
@@ -168,7 +175,7 @@ mod tests {
             ("https://m", "http://huggingface.co/a", "http://huggingface.co/a"),
             ("https://m", "https://u@huggingface.co/a", "https://u@huggingface.co/a"),
         ] {
-            let replaced = Tokens::new("", "", endpoint).at_endpoint(&Url::parse(url).expect(url));
+            let replaced = Tokens::new("", "", endpoint, &Events::default()).at_endpoint(&Url::parse(url).expect(url));
             assert_eq!(replaced.as_str(), expected, "{endpoint} {url}");
         }
     }
@@ -176,7 +183,7 @@ mod tests {
     #[test]
     fn invalid_tokens_are_not_sent() {
         for token in ["", " ", "a\"b", "a:b", "a\u{e4}", "a\0b", "a\u{1b}"] {
-            let tokens = Tokens::new(token, token, "");
+            let tokens = Tokens::new(token, token, "", &Events::default());
             assert_eq!(tokens.authorization(&Url::parse("https://hf.co").expect("plain")), None, "{token:?}");
         }
     }

@@ -2,27 +2,25 @@
 //! again for each URL.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::Uri;
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, LOCATION, RANGE};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::time::Instant;
-use tracing::warn;
 
+use super::Failure;
 use super::error::Problem;
+use super::event::{Event, Events};
 use super::response::{BodyRange, body_range, pause};
 use super::tokens::Tokens;
+use crate::http_client::{self, CONNECT_TIMEOUT, NoCertificates};
 
 const MAX_REDIRECTS: usize = 10;
 /// Schemes of proxies. Without one, a proxy speaks HTTP.
 const PROXY_SCHEMES: [&str; 6] = ["http", "https", "socks4", "socks4a", "socks5", "socks5h"];
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the request to the head of the response; hubs may query their storage in between.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -86,6 +84,7 @@ pub struct Http {
     tokens: Tokens,
     /// Hosts with their ports, and whether they responded to the last request.
     hosts: Mutex<HashMap<String, bool>>,
+    events: Events,
 }
 
 impl Http {
@@ -93,20 +92,14 @@ impl Http {
     ///
     /// # Errors
     /// The TLS configuration failed.
-    pub fn new(tokens: Tokens) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-        let config = versions.with_root_certificates(roots()).with_no_client_auth();
-        warn_of_proxies();
-        let client = Client::builder()
-            .tls_backend_preconfigured(config)
-            .redirect(Policy::none())
-            .referer(false)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_keepalive(Duration::from_secs(30))
-            .user_agent(concat!("model-catalog/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(Self { client, tokens, hosts: Mutex::default() })
+    pub fn new(tokens: Tokens, events: Events) -> Result<Self, Failure> {
+        let (builder, no_certificates) = http_client::builder()?;
+        if let Some(NoCertificates { path, error }) = no_certificates {
+            events.send(Event::NoCertificates { path: &path, error: &error });
+        }
+        report_proxies(&events);
+        let client = builder.redirect(Policy::none()).tcp_keepalive(Duration::from_secs(30)).build()?;
+        Ok(Self { client, tokens, hosts: Mutex::default(), events })
     }
 
     /// The client, for requests without a token.
@@ -233,7 +226,9 @@ impl Http {
                 | StatusCode::FOUND
                 | StatusCode::SEE_OTHER
                 | StatusCode::TEMPORARY_REDIRECT
-                | StatusCode::PERMANENT_REDIRECT => url = redirect_target(&response, &url, target.hashed)?,
+                | StatusCode::PERMANENT_REDIRECT => {
+                    url = redirect_target(&response, &url, target.hashed, &self.events)?
+                }
                 _ => return Err(self.status(&response, &url, target.auth, authorization.is_some())),
             }
         }
@@ -257,26 +252,8 @@ impl Http {
     }
 }
 
-/// The root certificates: those of the system, or those in `CURL_CA_BUNDLE` or `SSL_CERT_FILE`, as with curl and
-/// OpenSSL. Without any, http still works, and https fails with an error about the certificate.
-fn roots() -> RootCertStore {
-    let mut store = RootCertStore::empty();
-    let Some(path) = std::env::var_os("CURL_CA_BUNDLE").filter(|path| !path.is_empty()) else {
-        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        return store;
-    };
-    match CertificateDer::pem_file_iter(&path) {
-        Ok(certificates) => drop(store.add_parsable_certificates(certificates.flatten())),
-        Err(error) => {
-            let path = path.display();
-            warn!(%path, %error, "the certificates in CURL_CA_BUNDLE cannot be read, so https will fail");
-        }
-    }
-    store
-}
-
-/// Logs which proxy variables are ignored because they name none. Their values may contain a password.
-fn warn_of_proxies() {
+/// Reports which proxy variables are ignored because they name none. Their values may contain a password.
+fn report_proxies(events: &Events) {
     for name in
         ["ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"].iter().flat_map(|name| [(*name).to_owned(), name.to_lowercase()])
     {
@@ -284,7 +261,7 @@ fn warn_of_proxies() {
         let uri = value.to_str().and_then(|text| text.parse::<Uri>().ok()).filter(|uri| uri.authority().is_some());
         let usable = uri.is_some_and(|uri| uri.scheme_str().is_none_or(|scheme| PROXY_SCHEMES.contains(&scheme)));
         if !usable && !value.is_empty() {
-            warn!("{name} is ignored: it is not the URL of a proxy such as http://proxy:3128 or socks5h://proxy:1080");
+            events.send(Event::ProxyIgnored(&name));
         }
     }
 }
@@ -298,7 +275,7 @@ fn connection_error(url: &Url, error: reqwest::Error) -> Problem {
 }
 
 /// The target of a redirect. From https to http, anyone on the way can send another file, which only a hash shows.
-fn redirect_target(response: &Response, from: &Url, hashed: bool) -> Result<Url, Problem> {
+fn redirect_target(response: &Response, from: &Url, hashed: bool, events: &Events) -> Result<Url, Problem> {
     let bad = || Problem::RedirectTarget(host(from));
     let location = response.headers().get(LOCATION).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
     let url = location.and_then(|text| from.join(text).ok()).ok_or_else(bad)?;
@@ -306,7 +283,7 @@ fn redirect_target(response: &Response, from: &Url, hashed: bool) -> Result<Url,
         if !hashed {
             return Err(Problem::Downgrade(host(from)));
         }
-        warn!(from = host(from), to = host(&url), "a redirect from https to http: only the hash protects this file");
+        events.send(Event::Downgrade { from: &host(from), to: &host(&url) });
     }
     if ["http", "https"].contains(&url.scheme()) && url.has_host() { Ok(url) } else { Err(bad()) }
 }

@@ -245,7 +245,7 @@ impl Drop for Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cmd::pull::segments::Segments;
+    use crate::fetch::segments::Segments;
 
     const SIZE: usize = 12 * 1024 * 1024;
 

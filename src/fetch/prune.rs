@@ -4,8 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use tracing::{info, warn};
-
+use super::event::Event;
 use super::folder::{Folder, SavePath, space};
 use super::plan::FreeSpace;
 use super::progress::{ModelProgress, Outcome};
@@ -52,7 +51,7 @@ pub fn run(context: &Context, pending: &[Pending]) {
         }
     }
     let keep: HashSet<_> = context.progress.files.iter().map(|file| file.path.clone()).collect();
-    let record = Record::load(&context.state_dir);
+    let record = Record::load(&context.state_dir, &context.events);
     let since = protected_since(context, &record);
     let unneeded =
         |(path, file): &(&String, &Verified)| file.fetched && !keep.contains(*path) && file.needed_at < since;
@@ -70,13 +69,13 @@ pub fn run(context: &Context, pending: &[Pending]) {
         }
         match folder.remove_file(save_path.name()) {
             Ok(()) => {
-                info!(path = &**path, model = &*file.model, bytes = file.stamp.size, "removed: no longer needed");
+                context.events.send(Event::Removed { path, model: &file.model, bytes: file.stamp.size });
                 removed.push(path.clone());
             }
-            Err(error) => warn!(path = &**path, %error, "a file that is no longer needed cannot be removed"),
+            Err(error) => context.events.send(Event::NotRemoved { path, error: &error }),
         }
     }
-    let updated = Record::update(&context.state_dir, |files| {
+    let updated = Record::update(&context.state_dir, &context.events, |files| {
         for path in &removed {
             let Some(removed) = files.remove(path) else { continue };
             // Removing a link changes the ctime of the other links to the same file, and nothing else.
@@ -89,7 +88,7 @@ pub fn run(context: &Context, pending: &[Pending]) {
         }
     });
     if let Err(error) = updated {
-        warn!(%error, "the record of verified files cannot be written");
+        context.events.send(Event::RecordNotWritten(&error));
     }
 }
 
@@ -102,13 +101,13 @@ pub fn mark_needed(context: &Context) {
     let needed = context.progress.files.iter().filter(on_disk);
     let (paths, now): (HashSet<_>, _) = (needed.map(|file| file.path.clone()).collect(), now());
     let since = protected_since(context, &context.record);
-    let written = context.unrecorded.write(&context.state_dir);
-    let updated = Record::update(&context.state_dir, |files| {
+    let written = context.unrecorded.write(&context.state_dir, &context.events);
+    let updated = Record::update(&context.state_dir, &context.events, |files| {
         for (_, file) in files.iter_mut().filter(|(path, file)| paths.contains(*path) || file.needed_at >= since) {
             file.needed_at = now;
         }
     });
     if let Err(error) = written.and(updated) {
-        warn!(%error, "the record of verified files cannot be written");
+        context.events.send(Event::RecordNotWritten(&error));
     }
 }
