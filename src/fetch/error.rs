@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use super::content::Foreign;
+use crate::error_chain::chain;
 
 /// The reason why a model is missing, or why an attempt to download it failed.
 #[derive(Debug, thiserror::Error)]
@@ -266,20 +267,4 @@ impl Error for Transport {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.0.source()
     }
-}
-
-/// The message of an error, followed by those of its sources.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        // Some errors repeat their source.
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        source = error.source();
-    }
-    text
 }

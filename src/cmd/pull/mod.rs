@@ -30,10 +30,11 @@ use super::fetch_log;
 use crate::cli::PullArgs;
 use crate::cmd::CommandRuntime;
 use crate::cmd::stdout::{self, StdoutError};
+use crate::error_chain::chain;
 use crate::fetch::event::Events;
 use crate::fetch::http::Http;
 use crate::fetch::tokens::Tokens;
-use crate::fetch::{self, Context, Failure, Storage, error};
+use crate::fetch::{self, Context, Failure, Storage};
 use crate::stderr::Stderr;
 
 /// Exit status after SIGTERM, SIGINT or SIGHUP: the one that shells report for SIGTERM.
@@ -42,6 +43,7 @@ const EXIT_SIGNALED: u8 = 143;
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum threads for network and disk I/O; hashing has its own threads.
 const MAX_THREADS: usize = 8;
+
 /// How a pull ended.
 enum PullResult {
     /// Every model is on disk.
@@ -130,7 +132,7 @@ fn pull_models(pull: &PullArgs, screen: Screen) -> PullResult {
         if matches!(error.downcast_ref(), Some(StdoutError::Closed)) {
             return PullResult::OutputClosed;
         }
-        error!("{}", error::chain(&*error));
+        error!("{}", chain(&*error));
         PullResult::Incomplete
     })
 }
@@ -154,7 +156,7 @@ async fn get_models(
     let http = Http::new(Tokens::from_env(&events), events.clone())?;
     let listing = batches::request_models(&http, &settings)
         .await
-        .map_err(|error| format!("cannot get the models from the catalog: {}", error::chain(&error)))?;
+        .map_err(|error| format!("cannot get the models from the catalog: {}", chain(&error)))?;
     let (context, models) = Context::new(settings.fetch.clone(), storage, http, listing, events, stop);
     let reporter = Arc::new(Reporter::new(Arc::clone(&context), screen, &settings));
     let reports = tokio::spawn(report::run(Arc::clone(&reporter)));
