@@ -7,7 +7,7 @@ use tokio_postgres::error::DbError;
 /// The text of an error and those of its sources: `cannot write x: No space left on device (os error 28)`.
 ///
 /// The detail of an error that Postgres reports is left out: it may quote values of rows, and thereby secrets.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     for error in std::iter::successors(Some(error), |error| (*error).source()) {
         let reported = error.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::as_db_error);

@@ -9,7 +9,7 @@ mod atomic_file;
 pub mod catalog;
 mod cli;
 mod cmd;
-mod error_chain;
+pub mod error_chain;
 mod fetch;
 pub mod http;
 mod http_client;

@@ -61,7 +61,7 @@ pub enum Problem {
     #[error("{0} redirects from https to http, and the catalog has no hash that would show another file")]
     Downgrade(String),
     /// No connection, or a broken one.
-    #[error("the connection to {host} failed: {source}")]
+    #[error("the connection to {host} failed")]
     Connection {
         /// The host.
         host: String,
@@ -204,11 +204,7 @@ impl Problem {
     /// The message, with those of its sources.
     #[must_use]
     pub fn text(&self) -> String {
-        match self {
-            // Its message contains its source.
-            Self::Connection { .. } => self.to_string(),
-            _ => chain(self),
-        }
+        chain(self)
     }
 }
 

@@ -9,6 +9,7 @@ use tracing::info;
 
 use super::catalog::parse;
 use super::settings::PullSettings;
+use crate::error_chain::chain;
 use crate::fetch::error::{Problem, Transport};
 use crate::fetch::http::{Http, host, read};
 use crate::fetch::model::Listing;
@@ -27,7 +28,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(8);
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     /// No response; another request may succeed.
-    #[error("no response from {0}: {1}")]
+    #[error("no response from {0}")]
     Unreachable(String, #[source] Transport),
     /// A status that may be temporary.
     #[error("{0} returned status {1}")]
@@ -66,7 +67,7 @@ pub async fn request_models(http: &Http, settings: &PullSettings) -> Result<List
                     return Ok(listing);
                 }
                 Err(error) => {
-                    info!(%error, "the request to the catalog failed");
+                    info!(error = chain(&error), "the request to the catalog failed");
                     // A transient error is worth another round, whatever the errors of the other catalogs.
                     if last.as_ref().is_none_or(|last: &CatalogError| !last.is_transient()) {
                         last = Some(error);

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use model_catalog::error_chain::chain;
 use model_catalog::postgres::session;
 
 use crate::support::{TempFolder, WAIT_LIMIT, database, until};
@@ -167,7 +168,7 @@ async fn demo_postgres_demands_a_password_on_tcp() {
     let demo = Demo::start("tcp");
     let [_, _, change] = demo.suggested_commands();
     let url = change.split('"').nth(1).unwrap();
-    let connect = async |url: &str| session::connect(&database(url)).await.map(drop).map_err(|error| error.to_string());
+    let connect = async |url: &str| session::connect(&database(url)).await.map(drop).map_err(|error| chain(&error));
     assert_eq!(connect(url).await, Ok(()));
     let (user, rest) = url.split_once("postgres:").unwrap();
     let (password, rest) = rest.strip_prefix("//postgres:").unwrap().split_once('@').unwrap();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use model_catalog::error_chain::chain;
 use model_catalog::postgres::config::{DatabaseConfig, Environment};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use model_catalog::postgres::session;
@@ -95,9 +96,8 @@ impl TlsPostgres {
 
 async fn encrypted(url: &str, environment: &Environment) -> Result<bool, String> {
     let timeout = Duration::from_secs(5);
-    let database =
-        DatabaseConfig::parse(url, environment, "model_catalog", timeout).map_err(|error| error.to_string())?;
-    let client = session::connect(&database).await.map_err(|error| error.to_string())?;
+    let database = DatabaseConfig::parse(url, environment, "model_catalog", timeout).map_err(|error| chain(&error))?;
+    let client = session::connect(&database).await.map_err(|error| chain(&error))?;
     Ok(sql(&client, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").await.as_deref() == Some("t"))
 }
 
@@ -352,7 +352,7 @@ async fn target_session_attrs_choose_the_server_as_libpq_does() {
         );
         let timeout = Duration::from_secs(20);
         let database = DatabaseConfig::parse(&url, &Environment::default(), "model_catalog", timeout).unwrap();
-        let client = session::connect(&database).await.map_err(|error| error.to_string())?;
+        let client = session::connect(&database).await.map_err(|error| chain(&error))?;
         Ok(sql(&client, "SELECT pg_is_in_recovery()").await.unwrap() == "t")
     };
     let (p, s) = ((&*primary, first), (&*standby, second));
