@@ -8,15 +8,15 @@ use tokio::signal::unix::SignalKind;
 use tracing::{Level, error, warn};
 use tracing_subscriber::EnvFilter;
 
+use crate::base::error_chain::chain;
+use crate::base::stderr::{LogFormat, Stderr};
 use crate::cli::{self, Cli, Command, LogArgs};
 use crate::cmd::stdout::{self, StdoutError};
 use crate::cmd::terminal::escape;
 use crate::cmd::{self, PartialSuccess, ReportResult};
-use crate::error_chain::chain;
 use crate::loader::upstream::config::UpstreamUrlError;
 use crate::postgres::config::DatabaseUrlError;
 use crate::postgres::migrate::ModelsTable;
-use crate::stderr::{LogFormat, Stderr};
 
 /// Exit status for settings that are invalid, which clap uses too.
 const INVALID_SETTINGS: u8 = 2;

@@ -16,14 +16,14 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-pub use self::probe::ProbeArgs;
-pub use self::pull::{PullArgs, Verify};
+pub(crate) use self::probe::ProbeArgs;
+pub(crate) use self::pull::{PullArgs, Verify};
 pub(crate) use self::server::{ListenArgs, ServerArgs};
+use crate::base::stderr::LogFormat;
 use crate::catalog::model::{DEFAULT_URL_SCHEMES, Rules};
 use crate::metrics::COMMIT;
 use crate::postgres::config::{DatabaseConfig, DatabaseUrlError, Environment};
 use crate::postgres::migrate::SCHEMA_VERSION;
-use crate::stderr::LogFormat;
 pub(crate) use upstream::UpstreamArgs;
 
 static VERSION: LazyLock<String> =

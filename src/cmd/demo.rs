@@ -7,12 +7,12 @@ use tracing::info;
 
 use super::serve::{Listeners, Server, ServerConfig};
 use super::{CommandResult, examples, runtime};
+use crate::base::stderr::Stderr;
 use crate::cli::{DEFAULT_CHANNEL, ServerArgs};
 use crate::postgres::config::{DatabaseConfig, Environment};
 use crate::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use crate::postgres::migrate::{ModelsTable, migrate};
 use crate::postgres::session;
-use crate::stderr::Stderr;
 
 const SAMPLE: &str = include_str!("../../sql/sample_models.sql");
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use indicatif::{ProgressDrawTarget, TermLike};
 
-use crate::stderr::Stderr;
+use crate::base::stderr::Stderr;
 
 /// Maximum drawings per second; the default of indicatif for terminals.
 const DRAWINGS_PER_SECOND: u8 = 20;

@@ -10,13 +10,13 @@ use tracing::warn;
 
 use super::models_table::{ModelsTable, ServedError, require_served};
 use super::stdout;
+use crate::base::error_chain::chain;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
-use crate::error_chain::chain;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::session;
 
-/// Time between two checks for the first catalog.
+/// Time between two checks for the first catalog. A store notifies nobody: requests only read it.
 const READY_POLL: Duration = Duration::from_millis(10);
 
 /// Waits for the first catalog.

@@ -2,6 +2,7 @@
 
 use tracing::{info, warn};
 
+use crate::base::error_chain::chain;
 use crate::fetch::event::Event;
 use crate::fetch::progress::{ModelProgress, Outcome};
 
@@ -25,10 +26,7 @@ pub(super) fn log(event: &Event<'_>) {
         Event::Downgrade { from, to } => {
             warn!(from, to, "a redirect from https to http: only the hash protects this file");
         }
-        Event::NoCertificates { path, error } => {
-            let path = path.display();
-            warn!(%path, %error, "the certificates in CURL_CA_BUNDLE cannot be read, so https will fail");
-        }
+        Event::NoCertificates(problem) => warn!("{}", chain(*problem)),
         Event::ProxyIgnored(name) => {
             warn!("{name} is ignored: it is not the URL of a proxy such as http://proxy:3128 or socks5h://proxy:1080");
         }

@@ -19,8 +19,8 @@ use tracing::warn;
 
 use super::stdout::{self, StdoutError};
 use super::{CommandResult, runtime};
+use crate::base::error_chain::chain;
 use crate::cli::ListenArgs;
-use crate::error_chain::chain;
 
 /// Maximum time for the whole check. A server responds from memory.
 const TIMEOUT: Duration = Duration::from_secs(2);

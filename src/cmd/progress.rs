@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::draw_target::draw_target;
-use crate::stderr::Stderr;
+use crate::base::stderr::Stderr;
 
 /// Faster imports show no bar.
 const SHOW_AFTER: Duration = Duration::from_secs(1);

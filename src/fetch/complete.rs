@@ -12,7 +12,7 @@ use super::journal::{self, Journal};
 use super::link::record_verified;
 use super::progress::Phase;
 use super::transfer::Download;
-use crate::atomic_file::{sync_dir, synced};
+use crate::base::atomic_file::{sync_dir, synced};
 
 impl Download<'_> {
     /// Verifies the complete file against the catalog.

@@ -10,7 +10,7 @@ const MAX_DOCUMENT: usize = 64 * 1024;
 
 /// Content that is not a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Foreign {
+pub(crate) enum Foreign {
     /// A web page.
     Html,
     /// A git-lfs pointer, which names the file and its size.
@@ -25,8 +25,7 @@ pub enum Foreign {
 
 impl Foreign {
     /// The name in messages.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Html => "a web page (HTML)",
             Self::Pointer => "a git-lfs pointer",
@@ -37,8 +36,7 @@ impl Foreign {
     }
 
     /// Identifies a file of `total` bytes by its `beginning`; `None` if it can be the file with this name.
-    #[must_use]
-    pub fn identify(beginning: &[u8], total: u64, name: &str) -> Option<Self> {
+    pub(crate) fn identify(beginning: &[u8], total: u64, name: &str) -> Option<Self> {
         let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase()).unwrap_or_default();
         let is = |extensions: &[&str]| extensions.contains(&&*extension);
         if beginning.starts_with(b"version https://git-lfs.github.com/spec/") {
@@ -76,7 +74,7 @@ fn without_comments(mut text: &str) -> &str {
 ///
 /// # Errors
 /// It cannot be read.
-pub fn read_beginning(file: &File) -> io::Result<Vec<u8>> {
+pub(crate) fn read_beginning(file: &File) -> io::Result<Vec<u8>> {
     let (mut beginning, mut length) = (vec![0; MAX_DOCUMENT], 0);
     while length < beginning.len() {
         match file.read_at(&mut beginning[length..], length as u64) {

@@ -5,11 +5,11 @@ use std::io;
 use std::time::Duration;
 
 use super::content::Foreign;
-use crate::error_chain::chain;
+use crate::base::error_chain::chain;
 
 /// The reason why a model is missing, or why an attempt to download it failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Problem {
+pub(crate) enum Problem {
     /// The catalog does not have the id.
     #[error("it is not in the catalog")]
     NotInCatalog,
@@ -110,13 +110,12 @@ pub enum Problem {
 
 impl Problem {
     /// Converts an I/O error; `what` is the operation that failed.
-    pub fn disk(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn disk(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |error| Self::Disk(what, error)
     }
 
     /// Whether another attempt may succeed.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..=599),
             Self::Connection { .. }
@@ -132,8 +131,7 @@ impl Problem {
 
     /// Whether a response to a range request shows that this server's ranges cannot be used, so that the whole file is
     /// to be requested.
-    #[must_use]
-    pub fn contradicts_ranges(&self) -> bool {
+    pub(crate) fn contradicts_ranges(&self) -> bool {
         match self {
             // 403: some servers refuse ranges, or only large ones.
             Self::Status { status, .. } => matches!(status, 400 | 403 | 405 | 406 | 412 | 416 | 501),
@@ -143,33 +141,28 @@ impl Problem {
     }
 
     /// Whether the server may have refused one connection too many.
-    #[must_use]
-    pub fn is_overload(&self) -> bool {
+    pub(crate) fn is_overload(&self) -> bool {
         matches!(self, Self::Status { status: 429 | 503, .. })
     }
 
     /// Whether it is the status of a response.
-    #[must_use]
-    pub fn is_status(&self) -> bool {
+    pub(crate) fn is_status(&self) -> bool {
         matches!(self, Self::Status { .. })
     }
 
     /// Whether another server would not help.
-    #[must_use]
-    pub fn is_of_this_machine(&self) -> bool {
+    pub(crate) fn is_of_this_machine(&self) -> bool {
         matches!(self, Self::Disk(..) | Self::NoSpace { .. } | Self::Stopped)
     }
 
     /// Whether the file has to be opened again, because a network file system lost its handle.
-    #[must_use]
-    pub fn is_stale(&self) -> bool {
+    pub(crate) fn is_stale(&self) -> bool {
         let (Self::Disk(_, error) | Self::Folder(error)) = self else { return false };
         error.kind() == io::ErrorKind::StaleNetworkFileHandle
     }
 
     /// The time that the server asked to wait.
-    #[must_use]
-    pub fn retry_after(&self) -> Option<Duration> {
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
             _ => None,
@@ -177,8 +170,7 @@ impl Problem {
     }
 
     /// A short name for metrics and the status file.
-    #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::NotInCatalog | Self::MissingDependency(_) => "not_in_catalog",
             Self::Entry(_) => "entry",
@@ -202,14 +194,13 @@ impl Problem {
     }
 
     /// The message, with those of its sources.
-    #[must_use]
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         chain(self)
     }
 }
 
 /// An attempt failed.
-pub enum AttemptError {
+pub(crate) enum AttemptError {
     /// Another attempt may succeed.
     Retryable(Problem),
     /// The response shows that this server's ranges cannot be used.
@@ -220,8 +211,7 @@ pub enum AttemptError {
 
 impl AttemptError {
     /// The reason.
-    #[must_use]
-    pub fn problem(&self) -> &Problem {
+    pub(crate) fn problem(&self) -> &Problem {
         let (Self::Retryable(problem) | Self::Distrust(problem) | Self::Fatal(problem)) = self;
         problem
     }
@@ -241,7 +231,7 @@ impl From<Problem> for AttemptError {
 
 /// An error of the HTTP client without its URL, which may contain a signature.
 #[derive(Debug)]
-pub struct Transport(reqwest::Error);
+pub(crate) struct Transport(reqwest::Error);
 
 impl From<reqwest::Error> for Transport {
     fn from(error: reqwest::Error) -> Self {

@@ -4,11 +4,11 @@
 
 use std::fmt;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::error::Problem;
 use super::progress::ModelProgress;
+use crate::base::http_client::NoCertificates;
 
 /// Something that happened.
 pub(crate) enum Event<'a> {
@@ -30,8 +30,8 @@ pub(crate) enum Event<'a> {
     NotRemoved { path: &'a str, error: &'a io::Error },
     /// A redirect from https to http, after which only the hash protects the file.
     Downgrade { from: &'a str, to: &'a str },
-    /// `CURL_CA_BUNDLE` cannot be read, so https will fail.
-    NoCertificates { path: &'a Path, error: &'a dyn fmt::Display },
+    /// There are no certificates, so https will fail.
+    NoCertificates(&'a NoCertificates),
     /// This variable does not name a proxy, and is ignored. Its value may contain a password.
     ProxyIgnored(&'a str),
     /// `HF_ENDPOINT` is not a plain URL, and is ignored.

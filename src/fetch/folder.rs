@@ -12,13 +12,13 @@ use cap_std::fs::Dir;
 use serde::{Deserialize, Serialize};
 
 use super::error::Problem;
-use crate::atomic_file::AtomicFile;
+use crate::base::atomic_file::AtomicFile;
 pub(super) use crate::catalog::model::RESERVED_PREFIX;
 use crate::catalog::model::check_save_path;
 
 /// A save path whose text stays inside the models folder. Symbolic links are checked when it is opened.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SavePath {
+pub(crate) struct SavePath {
     /// The folder, without empty parts; empty for the models folder itself.
     folder: String,
     /// The name of the file.
@@ -30,7 +30,7 @@ impl SavePath {
     ///
     /// # Errors
     /// The rule that it breaks.
-    pub fn parse(text: &str) -> Result<Self, Problem> {
+    pub(crate) fn parse(text: &str) -> Result<Self, Problem> {
         let rejected = |reason: &str| Problem::SavePath(format!("{text:?} {reason}"));
         check_save_path(text).map_err(|error| Problem::SavePath(format!("{text:?} is rejected: {error}")))?;
         if text.chars().any(char::is_control) {
@@ -42,29 +42,27 @@ impl SavePath {
     }
 
     /// The name of the file in its folder.
-    #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// The folders that it leads through, relative to the models folder.
-    pub fn folders(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn folders(&self) -> impl Iterator<Item = &str> {
         let ends = self.folder.match_indices('/').map(|(end, _)| end).chain([self.folder.len()]);
         ends.filter(|end| *end > 0).map(|end| &self.folder[..end])
     }
 
     /// The whole path, relative to the models folder.
-    #[must_use]
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         if self.folder.is_empty() { self.name.clone() } else { format!("{}/{}", self.folder, self.name) }
     }
 }
 
 /// The metadata that shows whether a file has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stamp {
+pub(crate) struct Stamp {
     /// Bytes.
-    pub size: u64,
+    pub(crate) size: u64,
     inode: u64,
     /// Nanoseconds since 1970.
     mtime: i64,
@@ -86,19 +84,17 @@ impl Stamp {
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn of(file: &std::fs::File) -> io::Result<Self> {
+    pub(crate) fn of(file: &std::fs::File) -> io::Result<Self> {
         Ok(Self::new(&file.metadata()?))
     }
 
     /// Whether the content is the same: the ctime may differ, because it also changes with the number of links.
-    #[must_use]
-    pub fn is_same_content(&self, other: &Self) -> bool {
+    pub(crate) fn is_same_content(&self, other: &Self) -> bool {
         *self == Self { ctime: self.ctime, ..*other }
     }
 
     /// Whether `name` in `folder` refers to this file.
-    #[must_use]
-    pub fn is_named(&self, folder: &Dir, name: &str) -> bool {
+    pub(crate) fn is_named(&self, folder: &Dir, name: &str) -> bool {
         use cap_std::fs::MetadataExt as _;
         folder.symlink_metadata(name).is_ok_and(|metadata| metadata.ino() == self.inode)
     }
@@ -106,7 +102,7 @@ impl Stamp {
 
 /// The models folder.
 #[derive(Debug)]
-pub struct Folder {
+pub(crate) struct Folder {
     path: PathBuf,
     root: Dir,
     links: bool,
@@ -117,7 +113,7 @@ impl Folder {
     ///
     /// # Errors
     /// It cannot be created or opened.
-    pub fn open(path: &Path, links: bool, create: bool) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, links: bool, create: bool) -> io::Result<Self> {
         if create {
             std::fs::create_dir_all(path)?;
         }
@@ -128,7 +124,7 @@ impl Folder {
     ///
     /// # Errors
     /// It is not inside the models folder, or cannot be created.
-    pub fn parent(&self, path: &SavePath, create: bool) -> Result<Option<Dir>, Problem> {
+    pub(crate) fn parent(&self, path: &SavePath, create: bool) -> Result<Option<Dir>, Problem> {
         let folder = if path.folder.is_empty() { "." } else { &*path.folder };
         let open = || match self.links {
             true => Dir::open_ambient_dir(self.path.join(folder), ambient_authority()),
@@ -148,8 +144,7 @@ impl Folder {
     }
 
     /// The models folder itself.
-    #[must_use]
-    pub fn root(&self) -> &Dir {
+    pub(crate) fn root(&self) -> &Dir {
         &self.root
     }
 
@@ -157,7 +152,7 @@ impl Folder {
     ///
     /// # Errors
     /// It cannot be created or opened.
-    pub fn state_dir(&self, create: bool) -> io::Result<Dir> {
+    pub(crate) fn state_dir(&self, create: bool) -> io::Result<Dir> {
         if create {
             self.root.create_dir_all(RESERVED_PREFIX)?;
         }
@@ -166,34 +161,32 @@ impl Folder {
 
     /// The regular file at a save path, with its stamp; `None` if there is none. Links are followed, because the file
     /// is only read.
-    #[must_use]
-    pub fn existing(&self, path: &SavePath) -> Option<(PathBuf, Stamp)> {
+    pub(crate) fn existing(&self, path: &SavePath) -> Option<(PathBuf, Stamp)> {
         let path = self.path.join(path.text());
         let metadata = std::fs::metadata(&path).ok().filter(Metadata::is_file)?;
         Some((path, Stamp::new(&metadata)))
     }
 
     /// Whether there is a folder at a save path.
-    #[must_use]
-    pub fn is_folder(&self, path: &SavePath) -> bool {
+    pub(crate) fn is_folder(&self, path: &SavePath) -> bool {
         self.path.join(path.text()).is_dir()
     }
 }
 
 /// A file system and its free space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Space {
+pub(crate) struct Space {
     /// Id of the file system.
-    pub device: u64,
+    pub(crate) device: u64,
     /// Bytes available to this user.
-    pub free: u64,
+    pub(crate) free: u64,
 }
 
 /// The file system of a folder. Some do not tell their free space: then a full disk is noticed by a write.
 ///
 /// # Errors
 /// Its metadata cannot be read.
-pub fn space(folder: &Dir) -> io::Result<Space> {
+pub(crate) fn space(folder: &Dir) -> io::Result<Space> {
     use cap_std::fs::MetadataExt as _;
     let free = rustix::fs::fstatvfs(folder).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
     Ok(Space { device: folder.dir_metadata()?.dev(), free })
@@ -204,7 +197,7 @@ pub fn space(folder: &Dir) -> io::Result<Space> {
 ///
 /// # Errors
 /// What the system reports.
-pub fn check_rename(folder: &Dir) -> io::Result<()> {
+pub(crate) fn check_rename(folder: &Dir) -> io::Result<()> {
     let name = PathBuf::from(format!("{RESERVED_PREFIX}-{:016x}.check", fastrand::u64(..)));
     AtomicFile::create_in(folder, &name)?.commit_without_sync()?;
     folder.remove_file(&name)

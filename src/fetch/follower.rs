@@ -20,7 +20,7 @@ use super::hash::{BUFFER, Hash, Hasher};
 const MAX_QUEUED: usize = 4 * 1024 * 1024;
 
 /// The hash of a file in progress. Dropping this stops it.
-pub struct Follower {
+pub(crate) struct Follower {
     shared: Arc<Shared>,
     hash: Hash,
 }
@@ -54,8 +54,7 @@ struct Feed {
 
 impl Follower {
     /// Begins to hash `file`, of which the first `written` bytes are there.
-    #[must_use]
-    pub fn new(file: &Arc<File>, hash: Hash, written: u64) -> Self {
+    pub(crate) fn new(file: &Arc<File>, hash: Hash, written: u64) -> Self {
         let feed = Feed {
             hasher: Some(hash.hasher()),
             position: 0,
@@ -75,7 +74,7 @@ impl Follower {
     }
 
     /// Takes buffers that were written at `start`, which was the first gap; the first gap is at `written` now.
-    pub fn add(&self, start: u64, buffers: Vec<Bytes>, written: u64) {
+    pub(crate) fn add(&self, start: u64, buffers: Vec<Bytes>, written: u64) {
         let mut feed = self.shared.lock();
         feed.written = feed.written.max(written);
         let follows = if feed.queue.is_empty() { start >= feed.position } else { start == feed.queue_end };
@@ -93,7 +92,7 @@ impl Follower {
     }
 
     /// Waits until there is room for more buffers.
-    pub async fn has_room(&self) {
+    pub(crate) async fn has_room(&self) {
         loop {
             // Created before the check, so that no wake-up is lost.
             let advanced = self.shared.advanced.notified();
@@ -110,7 +109,7 @@ impl Follower {
     }
 
     /// Whether a connection had to wait for room since the last call.
-    pub fn was_full(&self) -> bool {
+    pub(crate) fn was_full(&self) -> bool {
         std::mem::take(&mut self.shared.lock().was_full)
     }
 
@@ -118,7 +117,7 @@ impl Follower {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub async fn matches(self, total: u64) -> io::Result<bool> {
+    pub(crate) async fn matches(self, total: u64) -> io::Result<bool> {
         loop {
             let advanced = self.shared.advanced.notified();
             let turn = {

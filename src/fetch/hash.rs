@@ -11,11 +11,11 @@ use sha2::{Sha224, Sha256, Sha384, Sha512};
 use crate::catalog::hash::{FileHash, HashKind};
 
 /// Large enough that a read costs little beside hashing, small enough for the L2 cache.
-pub const BUFFER: usize = 256 * 1024;
+pub(crate) const BUFFER: usize = 256 * 1024;
 
 /// A hash of a kind that can be computed here.
 #[derive(Debug, Clone)]
-pub struct Hash {
+pub(crate) struct Hash {
     hash: FileHash,
     new_hasher: fn() -> Hasher,
 }
@@ -38,27 +38,23 @@ fn hasher_of(kind: HashKind) -> Option<fn() -> Hasher> {
 
 impl Hash {
     /// Parses the hash of a model; `None` if it cannot be computed here.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let hash = FileHash::parse(text)?;
         Some(Self { new_hasher: hasher_of(hash.kind)?, hash })
     }
 
     /// `KIND:DIGITS`, which is equal for equal hashes.
-    #[must_use]
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.hash.to_string()
     }
 
     /// Creates a hasher of this kind.
-    #[must_use]
-    pub fn hasher(&self) -> Hasher {
+    pub(crate) fn hasher(&self) -> Hasher {
         (self.new_hasher)()
     }
 
     /// Whether the hasher's result equals this hash.
-    #[must_use]
-    pub fn matches(&self, hasher: Hasher) -> bool {
+    pub(crate) fn matches(&self, hasher: Hasher) -> bool {
         let computed = hasher.0.finalize();
         let digits = computed.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         digits == self.hash.digits
@@ -68,7 +64,7 @@ impl Hash {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn matches_file(&self, mut file: &File, progress: impl Fn(u64)) -> io::Result<bool> {
+    pub(crate) fn matches_file(&self, mut file: &File, progress: impl Fn(u64)) -> io::Result<bool> {
         let (mut hasher, mut buffer, mut total) = (self.hasher(), vec![0; BUFFER], 0);
         loop {
             match file.read(&mut buffer) {
@@ -86,11 +82,11 @@ impl Hash {
 }
 
 /// A hash in progress.
-pub struct Hasher(Box<dyn DynDigest + Send>);
+pub(crate) struct Hasher(Box<dyn DynDigest + Send>);
 
 impl Hasher {
     /// Adds bytes.
-    pub fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 }

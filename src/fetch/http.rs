@@ -16,7 +16,7 @@ use super::error::Problem;
 use super::event::{Event, Events};
 use super::response::{BodyRange, body_range, pause};
 use super::tokens::Tokens;
-use crate::http_client::{self, CONNECT_TIMEOUT, NoCertificates};
+use crate::base::http_client::{self, CONNECT_TIMEOUT};
 
 const MAX_REDIRECTS: usize = 10;
 /// Schemes of proxies. Without one, a proxy speaks HTTP.
@@ -26,50 +26,48 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A file to request.
 #[derive(Debug, Clone, Copy)]
-pub struct Target<'a> {
+pub(crate) struct Target<'a> {
     /// Its URL.
-    pub url: &'a Url,
+    pub(crate) url: &'a Url,
     /// Whether the token of its provider is sent.
-    pub auth: bool,
+    pub(crate) auth: bool,
     /// Whether its hash is known, so that another file is detected.
-    pub hashed: bool,
+    pub(crate) hashed: bool,
 }
 
 /// A response whose body is to be read.
 #[derive(Debug)]
-pub struct Opened {
+pub(crate) struct Opened {
     /// The response.
-    pub response: Response,
+    pub(crate) response: Response,
     /// The last URL.
-    pub url: Url,
+    pub(crate) url: Url,
     /// What its body contains, according to its headers.
-    pub part: BodyRange,
+    pub(crate) part: BodyRange,
 }
 
 /// The location of a file, after redirects.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub(crate) struct Source {
     /// The last URL; it may contain a signature that expires.
-    pub url: Url,
+    pub(crate) url: Url,
     /// Size of the file in bytes, if the server sends it.
-    pub total: Option<u64>,
+    pub(crate) total: Option<u64>,
     /// Entity tag or modification date, which identifies this version of the file.
-    pub validator: Option<String>,
+    pub(crate) validator: Option<String>,
     /// The requested first bytes, as far as they came.
-    pub beginning: Vec<u8>,
+    pub(crate) beginning: Vec<u8>,
 }
 
 impl Source {
     /// The host, for messages.
-    #[must_use]
-    pub fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         host(&self.url)
     }
 }
 
 /// The host of a URL, which is the only part that may be shown.
-#[must_use]
-pub fn host(url: &Url) -> String {
+pub(crate) fn host(url: &Url) -> String {
     url.host_str().unwrap_or("?").to_owned()
 }
 
@@ -79,7 +77,7 @@ fn host_and_port(url: &Url) -> String {
 
 /// The HTTP client, with the tokens of this machine.
 #[derive(Debug)]
-pub struct Http {
+pub(crate) struct Http {
     client: Client,
     tokens: Tokens,
     /// Hosts with their ports, and whether they responded to the last request.
@@ -92,10 +90,10 @@ impl Http {
     ///
     /// # Errors
     /// The TLS configuration failed.
-    pub fn new(tokens: Tokens, events: Events) -> Result<Self, Failure> {
+    pub(crate) fn new(tokens: Tokens, events: Events) -> Result<Self, Failure> {
         let (builder, no_certificates) = http_client::builder()?;
-        if let Some(NoCertificates { path, error }) = no_certificates {
-            events.send(Event::NoCertificates { path: &path, error: &error });
+        if let Some(problem) = &no_certificates {
+            events.send(Event::NoCertificates(problem));
         }
         report_proxies(&events);
         let client = builder.redirect(Policy::none()).tcp_keepalive(Duration::from_secs(30)).build()?;
@@ -103,8 +101,7 @@ impl Http {
     }
 
     /// The client, for requests without a token.
-    #[must_use]
-    pub fn client(&self) -> &Client {
+    pub(crate) fn client(&self) -> &Client {
         &self.client
     }
 
@@ -114,7 +111,7 @@ impl Http {
     ///
     /// # Errors
     /// The response is not a downloadable file.
-    pub async fn resolve(
+    pub(crate) async fn resolve(
         &self,
         target: Target<'_>,
         bytes: u64,
@@ -144,7 +141,7 @@ impl Http {
     ///
     /// # Errors
     /// The response does not contain a file.
-    pub async fn open(&self, target: Target<'_>, range: Option<(u64, u64)>) -> Result<Opened, Problem> {
+    pub(crate) async fn open(&self, target: Target<'_>, range: Option<(u64, u64)>) -> Result<Opened, Problem> {
         self.open_within(target, range, HEAD_TIMEOUT).await
     }
 
@@ -152,7 +149,7 @@ impl Http {
     ///
     /// # Errors
     /// As for [`Http::open`].
-    pub async fn open_within(
+    pub(crate) async fn open_within(
         &self,
         target: Target<'_>,
         range: Option<(u64, u64)>,
@@ -165,7 +162,7 @@ impl Http {
     ///
     /// # Errors
     /// No success, or no complete body within the time.
-    pub async fn document(&self, url: &Url, auth: bool, max: usize) -> Result<Vec<u8>, Problem> {
+    pub(crate) async fn document(&self, url: &Url, auth: bool, max: usize) -> Result<Vec<u8>, Problem> {
         let target = Target { url, auth, hashed: false };
         let Opened { mut response, url, .. } = self.request(target, None, HEAD_TIMEOUT, |_, _| {}).await?;
         let read = tokio::time::timeout(HEAD_TIMEOUT, read(&mut response, max)).await;
@@ -173,18 +170,17 @@ impl Http {
     }
 
     /// Whether the host of a URL responded to the last request; `None` before the first one.
-    pub fn has_responded(&self, url: &Url) -> Option<bool> {
+    pub(crate) fn has_responded(&self, url: &Url) -> Option<bool> {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner).get(&host_and_port(url)).copied()
     }
 
     /// Records whether the host of a URL responded in time.
-    pub fn record_response(&self, url: &Url, responded: bool) {
+    pub(crate) fn record_response(&self, url: &Url, responded: bool) {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner).insert(host_and_port(url), responded);
     }
 
     /// The tokens that it sends.
-    #[must_use]
-    pub fn tokens(&self) -> &Tokens {
+    pub(crate) fn tokens(&self) -> &Tokens {
         &self.tokens
     }
 
@@ -292,7 +288,7 @@ fn redirect_target(response: &Response, from: &Url, hashed: bool, events: &Event
 ///
 /// # Errors
 /// The connection breaks off.
-pub async fn read(response: &mut Response, max: usize) -> Result<Vec<u8>, reqwest::Error> {
+pub(crate) async fn read(response: &mut Response, max: usize) -> Result<Vec<u8>, reqwest::Error> {
     let mut body = Vec::new();
     while body.len() <= max {
         match response.chunk().await? {

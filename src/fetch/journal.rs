@@ -10,30 +10,29 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::{RESERVED_PREFIX, SavePath};
 use super::state_file;
-use crate::atomic_file::{open_regular, remove_leftovers};
+use crate::base::atomic_file::{open_regular, remove_leftovers};
 
 /// Partial downloads that were not continued for this long are removed.
 const MAX_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// The state of a partial download.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Journal {
+pub(crate) struct Journal {
     /// Save path of the file.
-    pub path: String,
+    pub(crate) path: String,
     /// Size of the whole file in bytes.
-    pub total: u64,
+    pub(crate) total: u64,
     /// Entity tag or modification date of the version being downloaded.
-    pub validator: Option<String>,
+    pub(crate) validator: Option<String>,
     /// Inode of the partial file.
-    pub inode: u64,
+    pub(crate) inode: u64,
     /// Missing ranges: first byte, byte after the last.
-    pub gaps: Vec<(u64, u64)>,
+    pub(crate) gaps: Vec<(u64, u64)>,
 }
 
 impl Journal {
     /// Reads the journal of the partial file `part`; `None` if there is none or it contradicts the file.
-    #[must_use]
-    pub fn load(folder: &Dir, key: &str, part: &std::fs::File) -> Option<Self> {
+    pub(crate) fn load(folder: &Dir, key: &str, part: &std::fs::File) -> Option<Self> {
         let journal = state_file::read_json::<Self>(folder, &name(key)).ok().flatten()?;
         let metadata = part.metadata().ok()?;
         let mut position = 0;
@@ -52,8 +51,7 @@ impl Journal {
     }
 
     /// Reads the bytes downloaded and the size of the file, also while another process downloads it.
-    #[must_use]
-    pub fn peek(folder: &Dir, key: &str) -> Option<(u64, u64)> {
+    pub(crate) fn peek(folder: &Dir, key: &str) -> Option<(u64, u64)> {
         let journal = state_file::read_json::<Self>(folder, &name(key)).ok().flatten()?;
         let missing: u64 = journal.gaps.iter().map(|(start, end)| end.saturating_sub(*start)).sum();
         Some((journal.total.saturating_sub(missing), journal.total))
@@ -63,12 +61,12 @@ impl Journal {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn save(&self, folder: &Dir, key: &str) -> io::Result<()> {
+    pub(crate) fn save(&self, folder: &Dir, key: &str) -> io::Result<()> {
         state_file::write_json(folder, &name(key), self, false)
     }
 
     /// Removes a journal.
-    pub fn remove(folder: &Dir, key: &str) {
+    pub(crate) fn remove(folder: &Dir, key: &str) {
         // A journal without its partial file is ignored.
         let _ = folder.remove_file(name(key));
     }
@@ -79,8 +77,7 @@ fn name(key: &str) -> String {
 }
 
 /// The name of the partial file. It is in the same folder as the final file, so the rename never crosses file systems.
-#[must_use]
-pub fn part_name(key: &str) -> String {
+pub(crate) fn part_name(key: &str) -> String {
     format!("{RESERVED_PREFIX}-{key}.part")
 }
 
@@ -88,12 +85,12 @@ pub fn part_name(key: &str) -> String {
 ///
 /// # Errors
 /// It cannot be opened.
-pub fn open_part(folder: &Dir, key: &str) -> io::Result<std::fs::File> {
+pub(crate) fn open_part(folder: &Dir, key: &str) -> io::Result<std::fs::File> {
     open_regular(folder, part_name(key), OpenOptions::new().read(true).write(true).create(true))
 }
 
 /// Removes old partial downloads and their journals, and what killed processes left while they wrote one.
-pub fn remove_old(state_dir: &Dir, parent: impl Fn(&SavePath) -> Option<Dir>) {
+pub(crate) fn remove_old(state_dir: &Dir, parent: impl Fn(&SavePath) -> Option<Dir>) {
     remove_leftovers(state_dir, |name| name.ends_with(".tmp"));
     let Ok(entries) = state_dir.entries() else { return };
     for entry in entries.flatten() {
@@ -119,4 +116,4 @@ pub fn remove_old(state_dir: &Dir, parent: impl Fn(&SavePath) -> Option<Dir>) {
 }
 
 /// Number of hexadecimal digits of a key.
-pub const KEY_LENGTH: usize = 24;
+pub(crate) const KEY_LENGTH: usize = 24;

@@ -11,13 +11,13 @@ use super::record::{Record, Verified, now};
 use super::{Context, Pending};
 
 /// Splits files into the first with each content, which are downloaded, and the others.
-pub fn split_by_content(pending: Vec<Pending>) -> (Vec<Pending>, Vec<Pending>) {
+pub(crate) fn split_by_content(pending: Vec<Pending>) -> (Vec<Pending>, Vec<Pending>) {
     let mut known = HashSet::new();
     pending.into_iter().partition(|pending| pending.item.0.hash.as_ref().is_none_or(|hash| known.insert(hash.text())))
 }
 
 /// Whether another file with the model's content exists.
-pub fn has_copy(context: &Context, model: &Model) -> bool {
+pub(crate) fn has_copy(context: &Context, model: &Model) -> bool {
     find_copy(context, &context.record, model).is_some()
 }
 
@@ -37,7 +37,7 @@ fn find_copy(context: &Context, record: &Record, model: &Model) -> Option<(SaveP
 ///
 /// # Errors
 /// `NotFound` if there is none; other errors if the file system cannot link them.
-pub fn link(context: &Context, model: &Model) -> io::Result<()> {
+pub(crate) fn link(context: &Context, model: &Model) -> io::Result<()> {
     let no_file = || io::Error::new(io::ErrorKind::NotFound, "there is no file with the same content");
     context.unrecorded.write(&context.state_dir, &context.events)?;
     // Read again, because the file may have appeared since the start.
@@ -69,7 +69,7 @@ pub fn link(context: &Context, model: &Model) -> io::Result<()> {
 
 /// Records a verified file. `fetched`: this process downloaded or linked it; otherwise that flag is kept from the
 /// record. Without the record, the file is hashed again.
-pub fn record_verified(context: &Context, model: &Model, stamp: Stamp, fetched: bool) {
+pub(crate) fn record_verified(context: &Context, model: &Model, stamp: Stamp, fetched: bool) {
     if context.settings.dry_run || !context.has_record {
         return;
     }

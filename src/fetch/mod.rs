@@ -210,14 +210,16 @@ pub(crate) async fn plan_all(context: &Arc<Context>, items: &[Item]) -> Vec<Pend
         let first = item.0.hash.as_ref().is_none_or(|hash| known.insert(hash.text()));
         async move {
             let before = context.folder.existing(&item.0.path).map(|(_, stamp)| stamp);
-            let mut planned = plan::plan(context, &item.0, &item.1, first, hashing).await;
-            for _ in 1..context.settings.tries {
-                if planned.as_ref().is_err_and(Problem::is_stale) {
-                    tokio::time::sleep(retry::pause(0, None)).await;
-                    planned = plan::plan(context, &item.0, &item.1, first, hashing).await;
+            let mut tries = 1;
+            loop {
+                let planned = plan::plan(context, &item.0, &item.1, first, hashing).await;
+                if tries >= context.settings.tries || !planned.as_ref().is_err_and(Problem::is_stale) {
+                    return (item, before, planned);
                 }
+                tries += 1;
+                // Nothing tells when a network file system has found its file again.
+                tokio::time::sleep(retry::pause(0, None)).await;
             }
-            (item, before, planned)
         }
     });
     let mut plans = futures_util::stream::iter(plans).buffered(MAX_PLANS);

@@ -13,50 +13,46 @@ const GIBIBYTE: f64 = 1_073_741_824.0;
 
 /// A model that is to be on disk.
 #[derive(Debug)]
-pub struct Model {
+pub(crate) struct Model {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// URL to try first.
-    pub url: Url,
+    pub(crate) url: Url,
     /// Further URLs of the same file.
-    pub mirrors: Vec<Url>,
+    pub(crate) mirrors: Vec<Url>,
     /// Size in bytes according to the catalog, which rounds.
-    pub bytes: Option<u64>,
+    pub(crate) bytes: Option<u64>,
     /// The same in 10^9 bytes, with the digits of the catalog.
-    pub gigabytes: Option<f64>,
+    pub(crate) gigabytes: Option<f64>,
     /// Its hash, if it can be computed here.
-    pub hash: Option<Hash>,
+    pub(crate) hash: Option<Hash>,
     /// Whether its provider's token is sent.
-    pub auth: bool,
+    pub(crate) auth: bool,
     /// Path of the file.
-    pub path: SavePath,
+    pub(crate) path: SavePath,
 }
 
 impl Model {
     /// Identifies the partial download: equal for models with the same content and the same path.
-    #[must_use]
-    pub fn key(&self) -> String {
+    pub(crate) fn key(&self) -> String {
         let content = self.hash.as_ref().map_or_else(|| self.url.to_string(), Hash::text);
         let digest = Sha256::digest(format!("{}\0{content}", self.path.text()));
         digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()[..KEY_LENGTH].to_owned()
     }
 
     /// Equal for models with the same content: the hash, otherwise the URL.
-    #[must_use]
-    pub fn content(&self) -> String {
+    pub(crate) fn content(&self) -> String {
         content(self.hash.as_ref(), &self.url)
     }
 
     /// Whether `bytes` is consistent with the catalog's size.
-    #[must_use]
-    pub fn is_plausible(&self, bytes: u64) -> bool {
+    pub(crate) fn is_plausible(&self, bytes: u64) -> bool {
         self.gigabytes.is_none_or(|size| is_plausible(size, bytes))
     }
 
     /// The largest file that is consistent with the catalog's size.
-    #[must_use]
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
-    pub fn largest(&self) -> Option<u64> {
+    pub(crate) fn largest(&self) -> Option<u64> {
         self.gigabytes.map(|size| ((size + last_digit(size)) * GIBIBYTE).ceil() as u64)
     }
 
@@ -65,7 +61,7 @@ impl Model {
     ///
     /// # Errors
     /// The sizes differ.
-    pub fn check_size(&self, server: Option<u64>) -> Result<(), Problem> {
+    pub(crate) fn check_size(&self, server: Option<u64>) -> Result<(), Problem> {
         match (server, self.bytes) {
             (Some(server), Some(catalog)) if self.hash.is_none() && !self.is_plausible(server) => {
                 Err(Problem::Size { server, catalog })
@@ -88,15 +84,14 @@ fn content(hash: Option<&Hash>, url: &Url) -> String {
 }
 
 /// The save path of a row as `pull` uses it, and a text that is equal for rows with the same content.
-pub fn path_and_content(save_path: &str, hash: Option<&str>, url: &str) -> Option<(String, String)> {
+pub(crate) fn path_and_content(save_path: &str, hash: Option<&str>, url: &str) -> Option<(String, String)> {
     let (path, url) = (SavePath::parse(save_path).ok()?, Url::parse(url).ok()?);
     Some((path.text(), content(hash.and_then(Hash::parse).as_ref(), &url)))
 }
 
 /// Whether a file without a hash may have this size in its row, which is rounded to its last digit, up or down, and may
 /// be in units of 2^30.
-#[must_use]
-pub fn is_plausible(gigabytes: f64, bytes: u64) -> bool {
+pub(crate) fn is_plausible(gigabytes: f64, bytes: u64) -> bool {
     // A little more than one unit of the last digit, because most fractions are not exact.
     let near = |unit: f64| (bytes as f64 / unit - gigabytes).abs() <= last_digit(gigabytes) * 1.000_001;
     (bytes > 0 || gigabytes == 0.0) && (near(GIGABYTE) || near(GIBIBYTE))
@@ -110,13 +105,13 @@ fn last_digit(size: f64) -> f64 {
 
 /// The models and missing ids of a response.
 #[derive(Debug, Default)]
-pub struct Listing {
+pub(crate) struct Listing {
     /// Models with a valid entry; dependencies come first.
-    pub models: Vec<Model>,
+    pub(crate) models: Vec<Model>,
     /// Ids without one, with the reason.
-    pub missing: Vec<(String, Problem)>,
+    pub(crate) missing: Vec<(String, Problem)>,
     /// Ids of dependencies, with the model that names them.
-    pub dependencies: Vec<(String, String)>,
+    pub(crate) dependencies: Vec<(String, String)>,
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ const MAX_SMALL: u64 = 20_000_000;
 
 /// How to get the file of a model.
 #[derive(Debug)]
-pub enum Plan {
+pub(crate) enum Plan {
     /// The file exists.
     Present,
     /// Link it to another file with the same content.
@@ -53,7 +53,7 @@ fn is_small_size(bytes: Option<u64>) -> bool {
 }
 
 /// Whether a file is so small that its latency matters more than its bytes.
-pub fn is_small(pending: &Pending) -> bool {
+pub(crate) fn is_small(pending: &Pending) -> bool {
     is_small_size(pending.source.as_ref().and_then(|source| source.total).or(pending.item.0.bytes))
 }
 
@@ -61,7 +61,7 @@ pub fn is_small(pending: &Pending) -> bool {
 ///
 /// # Errors
 /// The reason why it cannot be downloaded.
-pub async fn plan(
+pub(crate) async fn plan(
     context: &Arc<Context>,
     model: &Arc<Model>,
     progress: &ModelProgress,
@@ -133,7 +133,7 @@ async fn resolve(context: &Context, model: &Model) -> Result<Source, Problem> {
 ///
 /// # Errors
 /// The file cannot be read.
-pub async fn appeared_since_planned(context: &Arc<Context>, pending: &Pending) -> Result<bool, Problem> {
+pub(crate) async fn appeared_since_planned(context: &Arc<Context>, pending: &Pending) -> Result<bool, Problem> {
     let (model, progress) = &pending.item;
     let now = context.folder.existing(&model.path).map(|(_, stamp)| stamp);
     if now.is_none() || now == pending.before {
@@ -192,12 +192,11 @@ async fn existing(
 
 /// Unreserved bytes of the file systems that models are written to.
 #[derive(Debug, Default)]
-pub struct FreeSpace(HashMap<u64, u64>);
+pub(crate) struct FreeSpace(HashMap<u64, u64>);
 
 impl FreeSpace {
     /// Bytes still to be written for a model.
-    #[must_use]
-    pub fn needed(context: &Context, model: &Model, source: Option<&Source>) -> u64 {
+    pub(crate) fn needed(context: &Context, model: &Model, source: Option<&Source>) -> u64 {
         // The larger size: the catalog may round, and the server may have more.
         let size = source.and_then(|source| source.total).unwrap_or(0).max(model.bytes.unwrap_or(0));
         let done = Journal::peek(&context.state_dir, &model.key()).map_or(0, |(done, _)| done);
@@ -208,7 +207,7 @@ impl FreeSpace {
     ///
     /// # Errors
     /// Its state cannot be read.
-    pub fn space(context: &Context, model: &Model) -> Result<Space, Problem> {
+    pub(crate) fn space(context: &Context, model: &Model) -> Result<Space, Problem> {
         let space = match context.folder.parent(&model.path, false)? {
             Some(folder) => space(&folder),
             None => space(context.folder.root()),
@@ -220,7 +219,7 @@ impl FreeSpace {
     ///
     /// # Errors
     /// There is too little.
-    pub fn reserve(&mut self, context: &Context, model: &Model, needed: u64) -> Result<(), Problem> {
+    pub(crate) fn reserve(&mut self, context: &Context, model: &Model, needed: u64) -> Result<(), Problem> {
         let space = Self::space(context, model)?;
         if !self.0.contains_key(&space.device)
             && let Some(folder) = context.folder.parent(&model.path, false)?

@@ -10,7 +10,7 @@ use super::event::{Event, Events};
 
 /// The current activity for a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// It is queued.
     Waiting,
     /// Its file is being hashed.
@@ -25,8 +25,7 @@ pub enum Phase {
 
 impl Phase {
     /// The name in the status file.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
             Self::Checking => "checking",
@@ -39,7 +38,7 @@ impl Phase {
 
 /// The result for a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It was downloaded.
     Fetched,
     /// It was on disk already.
@@ -62,8 +61,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// The name in the metrics and in the status file.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Fetched => "fetched",
             Self::Present => "present",
@@ -76,29 +74,29 @@ impl Outcome {
 
 /// The part of the progress of a model that changes rarely; byte counts are atomics.
 #[derive(Debug, Clone)]
-pub struct State {
+pub(crate) struct State {
     /// Current activity.
-    pub phase: Phase,
+    pub(crate) phase: Phase,
     /// Result; `None` until there is one.
-    pub outcome: Option<Outcome>,
+    pub(crate) outcome: Option<Outcome>,
     /// Host that it is downloaded from.
-    pub source: Option<String>,
+    pub(crate) source: Option<String>,
     /// Number of failed attempts.
-    pub failed_attempts: u64,
+    pub(crate) failed_attempts: u64,
     /// Bytes per second, averaged over about five seconds.
-    pub rate: f64,
+    pub(crate) rate: f64,
     /// Time since the download began, until its end.
-    pub elapsed: Duration,
+    pub(crate) elapsed: Duration,
     begun: Option<Instant>,
 }
 
 /// The progress of one model.
 #[derive(Debug)]
-pub struct ModelProgress {
+pub(crate) struct ModelProgress {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// Its save path; empty if it has none.
-    pub path: String,
+    pub(crate) path: String,
     events: Events,
     state: Mutex<State>,
     done: AtomicU64,
@@ -133,8 +131,7 @@ impl ModelProgress {
     }
 
     /// A copy of the state.
-    #[must_use]
-    pub fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         let mut state = self.lock().clone();
         if let (Some(begun), None) = (state.begun, &state.outcome) {
             state.elapsed = begun.elapsed();
@@ -143,25 +140,22 @@ impl ModelProgress {
     }
 
     /// Bytes on disk, and the size; 0 if it is unknown.
-    #[must_use]
-    pub fn bytes(&self) -> (u64, u64) {
+    pub(crate) fn bytes(&self) -> (u64, u64) {
         (self.done.load(Relaxed), self.total.load(Relaxed))
     }
 
     /// Bytes received by this process.
-    #[must_use]
-    pub fn received(&self) -> u64 {
+    pub(crate) fn received(&self) -> u64 {
         self.received.load(Relaxed)
     }
 
     /// The host that it is downloaded from; empty if there is none yet.
-    #[must_use]
-    pub fn source(&self) -> String {
+    pub(crate) fn source(&self) -> String {
         self.lock().source.clone().unwrap_or_default()
     }
 
     /// Sets the current activity.
-    pub fn set_phase(&self, phase: Phase) {
+    pub(crate) fn set_phase(&self, phase: Phase) {
         let mut state = self.lock();
         if phase == Phase::Fetching {
             state.begun.get_or_insert_with(Instant::now);
@@ -170,29 +164,29 @@ impl ModelProgress {
     }
 
     /// Sets the host that it is downloaded from.
-    pub fn set_source(&self, host: &str) {
+    pub(crate) fn set_source(&self, host: &str) {
         self.lock().source = Some(host.to_owned());
     }
 
     /// Sets the bytes on disk and the size.
-    pub fn set_bytes(&self, done: u64, total: u64) {
+    pub(crate) fn set_bytes(&self, done: u64, total: u64) {
         self.done.store(done, Relaxed);
         self.total.store(total, Relaxed);
     }
 
     /// Sets the number of bytes of an existing file that are hashed.
-    pub fn set_checked(&self, bytes: u64) {
+    pub(crate) fn set_checked(&self, bytes: u64) {
         self.done.store(bytes, Relaxed);
     }
 
     /// Adds bytes that were received and written.
-    pub fn add_received(&self, bytes: u64) {
+    pub(crate) fn add_received(&self, bytes: u64) {
         self.done.fetch_add(bytes, Relaxed);
         self.received.fetch_add(bytes, Relaxed);
     }
 
     /// Updates the rate. `before` is the number of bytes received at the last call, `interval` ago.
-    pub fn measure(&self, before: u64, interval: Duration) {
+    pub(crate) fn measure(&self, before: u64, interval: Duration) {
         let now = (self.received() - before) as f64 / interval.as_secs_f64().max(0.001);
         let mut state = self.lock();
         // An exponential average over about five calls.
@@ -200,13 +194,13 @@ impl ModelProgress {
     }
 
     /// Counts and reports a failed attempt that is followed by another.
-    pub fn failed_attempt(&self, host: &str, problem: &Problem) {
+    pub(crate) fn failed_attempt(&self, host: &str, problem: &Problem) {
         self.lock().failed_attempts += 1;
         self.events.send(Event::AttemptFailed { model: &self.id, host, problem });
     }
 
     /// Sets the outcome and reports it.
-    pub fn finish(&self, outcome: Outcome) {
+    pub(crate) fn finish(&self, outcome: Outcome) {
         {
             let mut state = self.lock();
             state.elapsed = state.begun.map_or(Duration::ZERO, |begun| begun.elapsed());
@@ -217,45 +211,42 @@ impl ModelProgress {
     }
 
     /// Sets the outcome of a missing model.
-    pub fn missing(&self, problem: &Problem) {
+    pub(crate) fn missing(&self, problem: &Problem) {
         self.finish(Outcome::Missing { code: problem.code(), reason: problem.text() });
     }
 }
 
 /// The progress of a pull.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// All models, including those without a valid entry in the catalog.
-    pub files: Vec<Arc<ModelProgress>>,
+    pub(crate) files: Vec<Arc<ModelProgress>>,
     events: Events,
     /// Start of the pull.
-    pub started: Instant,
+    pub(crate) started: Instant,
 }
 
 impl Progress {
     /// Creates the progress of a pull without models.
-    #[must_use]
-    pub fn new(events: Events) -> Self {
+    pub(crate) fn new(events: Events) -> Self {
         Self { files: Vec::new(), events, started: Instant::now() }
     }
 
     /// Adds a model.
-    pub fn add(&mut self, id: &str, path: String, total: u64) -> Arc<ModelProgress> {
+    pub(crate) fn add(&mut self, id: &str, path: String, total: u64) -> Arc<ModelProgress> {
         let file = Arc::new(ModelProgress::new(id, path, total, self.events.clone()));
         self.files.push(Arc::clone(&file));
         file
     }
 
     /// Whether every model is on disk. A model without an outcome, because its task panicked, is not.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         let on_disk = |file: &Arc<ModelProgress>| !matches!(file.state().outcome, None | Some(Outcome::Missing { .. }));
         self.files.iter().all(on_disk)
     }
 
     /// The number of models with the outcome of this name.
-    #[must_use]
-    pub fn count(&self, outcome: &str) -> usize {
+    pub(crate) fn count(&self, outcome: &str) -> usize {
         let is = |file: &&Arc<ModelProgress>| file.state().outcome.is_some_and(|other| other.name() == outcome);
         self.files.iter().filter(is).count()
     }

@@ -12,7 +12,7 @@ use super::record::{Record, Verified, now};
 use super::{Context, Pending};
 
 /// The path and size of the verified file of a model that the catalog does not have.
-pub fn kept_file(folder: &Folder, record: &Record, id: &str) -> Option<(String, u64)> {
+pub(crate) fn kept_file(folder: &Folder, record: &Record, id: &str) -> Option<(String, u64)> {
     let mut files = record.iter().filter(|(_, file)| file.model == id);
     files.find_map(|(path, file)| {
         let (_, stamp) = folder.existing(&SavePath::parse(path).ok()?)?;
@@ -37,7 +37,7 @@ fn protected_since(context: &Context, record: &Record) -> u64 {
 
 /// Removes files, least recently needed first, until the pending downloads fit on each file system and `--keep-free` is
 /// met there. Only files that have not changed since they were recorded are removed.
-pub fn run(context: &Context, pending: &[Pending]) {
+pub(crate) fn run(context: &Context, pending: &[Pending]) {
     if !context.settings.prune || !context.has_record {
         return;
     }
@@ -93,7 +93,7 @@ pub fn run(context: &Context, pending: &[Pending]) {
 }
 
 /// Records the time at which the existing files were last needed, for `--prune`.
-pub fn mark_needed(context: &Context) {
+pub(crate) fn mark_needed(context: &Context) {
     if !context.has_record {
         return;
     }

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use super::progress::Outcome;
 use super::{Context, Pending, plan, transfer};
 
-/// Pause before retrying a file that another process is downloading.
+/// Pause before retrying a file that another process is downloading, or whose handle was stale: nothing tells when to.
 const BUSY_PAUSE: Duration = Duration::from_millis(250);
 
 /// Files to download; those that can use several connections, and small ones.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::event::{Event, Events};
 use super::folder::Stamp;
 use super::state_file;
-use crate::atomic_file::FileLock;
+use crate::base::atomic_file::FileLock;
 
 const NAME: &str = "record.json";
 const LOCK: &str = "record.lock";
@@ -23,26 +23,27 @@ const LOCK_MODE: u32 = 0o666;
 const MAX_LOCK_WAIT: Duration = Duration::from_secs(5);
 /// Interval at which the record is written.
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval at which the lock is tried: waiting for it could take longer than [`MAX_LOCK_WAIT`].
 const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A verified file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verified {
+pub(crate) struct Verified {
     /// Id of its model.
-    pub model: String,
+    pub(crate) model: String,
     /// The computed hash, as `KIND:DIGITS`; `None` if only the size was compared.
-    pub hash: Option<String>,
+    pub(crate) hash: Option<String>,
     /// Its metadata when it was verified.
-    pub stamp: Stamp,
+    pub(crate) stamp: Stamp,
     /// Whether a pull downloaded or linked it, so that `--prune` may remove it.
-    pub fetched: bool,
+    pub(crate) fetched: bool,
     /// Time at which a pull last needed it, in seconds since 1970.
-    pub needed_at: u64,
+    pub(crate) needed_at: u64,
 }
 
 /// The verified files by save path.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     version: u32,
     files: BTreeMap<String, Verified>,
 }
@@ -51,8 +52,7 @@ const VERSION: u32 = 1;
 
 impl Record {
     /// Reads the record. A damaged one counts as empty, so everything is hashed again.
-    #[must_use]
-    pub fn load(folder: &Dir, events: &Events) -> Self {
+    pub(crate) fn load(folder: &Dir, events: &Events) -> Self {
         match state_file::read_json::<Self>(folder, NAME) {
             Ok(Some(record)) if record.version == VERSION => record,
             Ok(Some(_)) | Ok(None) => Self::default(),
@@ -67,7 +67,7 @@ impl Record {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn update(
+    pub(crate) fn update(
         folder: &Dir,
         events: &Events,
         change: impl FnOnce(&mut BTreeMap<String, Verified>),
@@ -80,13 +80,12 @@ impl Record {
     }
 
     /// The entry of a save path.
-    #[must_use]
-    pub fn get(&self, path: &str) -> Option<&Verified> {
+    pub(crate) fn get(&self, path: &str) -> Option<&Verified> {
         self.files.get(path)
     }
 
     /// All entries with their save paths.
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &Verified)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Verified)> {
         self.files.iter()
     }
 }
@@ -94,14 +93,14 @@ impl Record {
 /// Verified files that are not in the record yet. It is written once per second: writing it for each of many small
 /// files would cost more than these. What a killed process did not write is hashed again.
 #[derive(Debug, Default)]
-pub struct Unrecorded(Mutex<(BTreeMap<String, Verified>, Option<Instant>)>);
+pub(crate) struct Unrecorded(Mutex<(BTreeMap<String, Verified>, Option<Instant>)>);
 
 impl Unrecorded {
     /// Adds the file at a save path, and writes the record if the last time was a second ago.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn add(&self, folder: &Dir, events: &Events, path: String, file: Verified) -> io::Result<()> {
+    pub(crate) fn add(&self, folder: &Dir, events: &Events, path: String, file: Verified) -> io::Result<()> {
         let is_due = {
             let mut unrecorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             unrecorded.0.insert(path, file);
@@ -114,7 +113,7 @@ impl Unrecorded {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write(&self, folder: &Dir, events: &Events) -> io::Result<()> {
+    pub(crate) fn write(&self, folder: &Dir, events: &Events) -> io::Result<()> {
         let files = {
             let mut unrecorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             unrecorded.1 = Some(Instant::now());
@@ -148,7 +147,6 @@ fn wait_for_lock(folder: &Dir) -> FileLock {
 }
 
 /// The current time in seconds since 1970.
-#[must_use]
-pub fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -16,17 +16,17 @@ const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
 /// The range of the file that a response body contains, from its headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BodyRange {
+pub(crate) struct BodyRange {
     /// Position of the first byte.
-    pub start: u64,
+    pub(crate) start: u64,
     /// Position after the last byte, if known.
-    pub end: Option<u64>,
+    pub(crate) end: Option<u64>,
     /// Size of the whole file, if known.
-    pub total: Option<u64>,
+    pub(crate) total: Option<u64>,
     /// Whether the status was 206 (Partial Content).
-    pub partial: bool,
+    pub(crate) partial: bool,
     /// Entity tag or modification date, which identifies this version of the file.
-    pub validator: Option<String>,
+    pub(crate) validator: Option<String>,
 }
 
 fn header(headers: &HeaderMap, name: HeaderName) -> Option<String> {
@@ -42,7 +42,7 @@ fn validator(headers: &HeaderMap) -> Option<String> {
 ///
 /// # Errors
 /// It is a part, and the headers do not say which.
-pub fn body_range(response: &Response, url: &Url) -> Result<BodyRange, Problem> {
+pub(crate) fn body_range(response: &Response, url: &Url) -> Result<BodyRange, Problem> {
     let headers = response.headers();
     let length = header(headers, CONTENT_LENGTH).and_then(|text| text.trim().parse().ok());
     if response.status() == StatusCode::PARTIAL_CONTENT {
@@ -55,7 +55,7 @@ pub fn body_range(response: &Response, url: &Url) -> Result<BodyRange, Problem> 
 }
 
 /// The pause that the headers ask for.
-pub fn pause(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn pause(headers: &HeaderMap) -> Option<Duration> {
     let after = header(headers, RETRY_AFTER).and_then(|text| retry_after(&text));
     after.or_else(|| header(headers, RATE_LIMIT).and_then(|text| rate_limit(&text)))
 }

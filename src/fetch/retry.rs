@@ -23,8 +23,7 @@ const MAX_COPIES: u64 = 3;
 const MIN_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The pause before the next attempt. Jitter keeps machines that failed together from retrying together.
-#[must_use]
-pub fn pause(failures: u32, retry_after: Option<Duration>) -> Duration {
+pub(crate) fn pause(failures: u32, retry_after: Option<Duration>) -> Duration {
     let base = match failures {
         0 => Duration::from_millis(250),
         failures => Duration::from_secs(1 << failures.min(10)).min(MAX_PAUSE),
@@ -38,7 +37,7 @@ pub fn pause(failures: u32, retry_after: Option<Duration>) -> Duration {
 /// A host that accepts connections and says nothing, or does not answer at all, seldom recovers, and each attempt takes
 /// as long as one waits. It gets half of the time that refused connections, unknown names and statuses such as 503 get.
 #[derive(Debug)]
-pub struct Budget {
+pub(crate) struct Budget {
     tries: u32,
     wait: Duration,
     failures: u32,
@@ -49,18 +48,17 @@ pub struct Budget {
 
 impl Budget {
     /// Creates the limits: `tries` consecutive attempts without progress, and `wait` for servers to recover.
-    #[must_use]
-    pub fn new(tries: u32, wait: Duration, started: Instant) -> Self {
+    pub(crate) fn new(tries: u32, wait: Duration, started: Instant) -> Self {
         Self { tries, wait, failures: 0, progressed_at: started, received: AtomicU64::new(0) }
     }
 
     /// Begins with another URL, or another way to use it.
-    pub fn begin_url(&mut self) {
+    pub(crate) fn begin_url(&mut self) {
         self.failures = 0;
     }
 
     /// Counts an attempt; returns whether as many as allowed made no progress.
-    pub fn failed(&mut self, progressed: bool) -> bool {
+    pub(crate) fn failed(&mut self, progressed: bool) -> bool {
         if progressed {
             (self.failures, self.progressed_at) = (0, Instant::now());
         } else {
@@ -70,20 +68,18 @@ impl Budget {
     }
 
     /// Counts bytes of responses, whether they are written or not.
-    pub fn add_received(&self, bytes: u64) {
+    pub(crate) fn add_received(&self, bytes: u64) {
         self.received.fetch_add(bytes, Relaxed);
     }
 
     /// Whether the time in which servers may recover is over, or too much of a file of `total` bytes was received.
-    #[must_use]
-    pub fn is_spent(&self, total: u64) -> bool {
+    pub(crate) fn is_spent(&self, total: u64) -> bool {
         let most = total.saturating_mul(MAX_COPIES).max(MIN_BYTES);
         self.progressed_at.elapsed() >= self.wait || self.received.load(Relaxed) > most
     }
 
     /// Whether another attempt after this problem would exceed the limits.
-    #[must_use]
-    pub fn is_over(&self, problem: &Problem, total: u64) -> bool {
+    pub(crate) fn is_over(&self, problem: &Problem, total: u64) -> bool {
         let elapsed = self.progressed_at.elapsed();
         match problem {
             Problem::Silent(_) if elapsed >= self.wait / 2 => true,
@@ -93,14 +89,13 @@ impl Budget {
     }
 
     /// Waits before the next attempt.
-    pub async fn pause(&self, problem: &Problem) {
+    pub(crate) async fn pause(&self, problem: &Problem) {
         tokio::time::sleep(pause(self.failures, problem.retry_after())).await;
     }
 
     /// Time that a host has to respond; `has_responded`: whether it did so the last time. A host that works may be
     /// slow: hubs query their storage first.
-    #[must_use]
-    pub fn head_timeout(&self, has_responded: Option<bool>) -> Duration {
+    pub(crate) fn head_timeout(&self, has_responded: Option<bool>) -> Duration {
         let least = match has_responded {
             Some(true) => MAX_HEAD_TIMEOUT,
             Some(false) => MIN_HEAD_TIMEOUT_OF_SILENT,

@@ -26,7 +26,7 @@ use super::partial::start_writeback;
 use super::response::BodyRange;
 use super::segments::Claim;
 use super::transfer::{Download, MIN_PROGRESS};
-use crate::atomic_file::synced;
+use crate::base::atomic_file::synced;
 
 /// Interval at which the journal is written; bytes received since then are downloaded again after a kill.
 const JOURNAL_INTERVAL: Duration = Duration::from_millis(100);

@@ -9,7 +9,7 @@ const PER_CONNECTION: u64 = 8;
 
 /// The missing ranges of a file, ordered by position.
 #[derive(Debug, Default)]
-pub struct Segments {
+pub(crate) struct Segments {
     gaps: Vec<Gap>,
     total: u64,
     last_id: u64,
@@ -25,19 +25,18 @@ struct Gap {
 
 /// A range claimed by a connection. [`Segments::claim`] may split it later; see [`Segments::left`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Claim {
+pub(crate) struct Claim {
     /// Id of the segment.
-    pub id: u64,
+    pub(crate) id: u64,
     /// Its first missing byte.
-    pub start: u64,
+    pub(crate) start: u64,
     /// Position after its last byte.
-    pub end: u64,
+    pub(crate) end: u64,
 }
 
 impl Segments {
     /// Creates the segments of a file of `total` bytes, of which the ranges `gaps` are missing.
-    #[must_use]
-    pub fn new(total: u64, gaps: &[(u64, u64)], connections: usize) -> Self {
+    pub(crate) fn new(total: u64, gaps: &[(u64, u64)], connections: usize) -> Self {
         let connections = connections.max(1) as u64;
         let size = match connections {
             // Segments only help several connections, and need a known end.
@@ -64,7 +63,7 @@ impl Segments {
     }
 
     /// Claims the first unclaimed segment; if there is none, the second half of the largest one.
-    pub fn claim(&mut self) -> Option<Claim> {
+    pub(crate) fn claim(&mut self) -> Option<Claim> {
         if let Some(gap) = self.gaps.iter_mut().find(|gap| !gap.claimed) {
             gap.claimed = true;
             return Some(Claim { id: gap.id, start: gap.next, end: gap.end });
@@ -77,25 +76,23 @@ impl Segments {
     }
 
     /// Makes one segment of each missing range.
-    pub fn unite(&mut self) {
+    pub(crate) fn unite(&mut self) {
         *self = Self::new(self.total, &self.gaps(), 1);
     }
 
     /// Whether several connections can download at once.
-    #[must_use]
-    pub fn is_divisible(&self) -> bool {
+    pub(crate) fn is_divisible(&self) -> bool {
         let size = |gap: &Gap| gap.end - gap.next;
         self.total != u64::MAX && (self.gaps.len() > 1 || self.gaps.iter().any(|gap| size(gap) >= 2 * MIN_SPLIT))
     }
 
     /// Bytes of this segment still to be written.
-    #[must_use]
-    pub fn left(&self, id: u64) -> u64 {
+    pub(crate) fn left(&self, id: u64) -> u64 {
         self.gaps.iter().find(|gap| gap.id == id).map_or(0, |gap| gap.end - gap.next)
     }
 
     /// Marks `count` bytes of a segment as written. Complete segments are removed.
-    pub fn advance(&mut self, id: u64, count: u64) {
+    pub(crate) fn advance(&mut self, id: u64, count: u64) {
         if let Some(gap) = self.gaps.iter_mut().find(|gap| gap.id == id) {
             gap.next += count;
         }
@@ -103,66 +100,58 @@ impl Segments {
     }
 
     /// The first missing range within `start..end`, of one segment or of any.
-    #[must_use]
-    pub fn missing_in(&self, segment: Option<u64>, start: u64, end: u64) -> Option<Claim> {
+    pub(crate) fn missing_in(&self, segment: Option<u64>, start: u64, end: u64) -> Option<Claim> {
         let mut gaps = self.gaps.iter().filter(|gap| segment.is_none_or(|id| id == gap.id));
         let gap = gaps.find(|gap| gap.next < end && gap.end > start)?;
         (gap.next >= start).then_some(Claim { id: gap.id, start: gap.next, end: gap.end.min(end) })
     }
 
     /// Whether bytes at or after `position` are missing, of one segment or of any.
-    #[must_use]
-    pub fn is_missing_after(&self, segment: Option<u64>, position: u64) -> bool {
+    pub(crate) fn is_missing_after(&self, segment: Option<u64>, position: u64) -> bool {
         let mut gaps = self.gaps.iter().filter(|gap| segment.is_none_or(|id| id == gap.id));
         gaps.any(|gap| gap.end > position)
     }
 
     /// Releases a segment; its missing bytes can be claimed again.
-    pub fn release(&mut self, id: u64) {
+    pub(crate) fn release(&mut self, id: u64) {
         if let Some(gap) = self.gaps.iter_mut().find(|gap| gap.id == id) {
             gap.claimed = false;
         }
     }
 
     /// Whether bytes are there and only those after them are missing.
-    #[must_use]
-    pub fn lacks_only_the_end(&self) -> bool {
+    pub(crate) fn lacks_only_the_end(&self) -> bool {
         matches!(self.gaps()[..], [(start, end)] if start > 0 && end == self.total)
     }
 
     /// Ends a file whose size is unknown or wrong at the last byte written.
-    pub fn end_here(&mut self) {
+    pub(crate) fn end_here(&mut self) {
         self.total = self.contiguous();
         self.gaps.clear();
     }
 
     /// Size of the file in bytes; `u64::MAX` while it is unknown.
-    #[must_use]
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.total
     }
 
     /// Number of bytes before the first gap.
-    #[must_use]
-    pub fn contiguous(&self) -> u64 {
+    pub(crate) fn contiguous(&self) -> u64 {
         self.gaps.first().map_or(self.total, |gap| gap.next)
     }
 
     /// Number of bytes that are there.
-    #[must_use]
-    pub fn written(&self) -> u64 {
+    pub(crate) fn written(&self) -> u64 {
         self.total - self.missing()
     }
 
     /// Number of missing bytes.
-    #[must_use]
-    pub fn missing(&self) -> u64 {
+    pub(crate) fn missing(&self) -> u64 {
         self.gaps.iter().map(|gap| gap.end - gap.next).sum()
     }
 
     /// The missing ranges; adjacent ones are merged.
-    #[must_use]
-    pub fn gaps(&self) -> Vec<(u64, u64)> {
+    pub(crate) fn gaps(&self) -> Vec<(u64, u64)> {
         let mut merged: Vec<(u64, u64)> = Vec::new();
         for gap in &self.gaps {
             match merged.last_mut() {

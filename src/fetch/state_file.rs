@@ -7,7 +7,7 @@ use cap_std::fs::{Dir, OpenOptions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::atomic_file::{AtomicFile, open_regular};
+use crate::base::atomic_file::{AtomicFile, open_regular};
 
 /// A larger file was not written by this program.
 const MAX_DOCUMENT: u64 = 64 * 1024 * 1024;
@@ -16,7 +16,7 @@ const MAX_DOCUMENT: u64 = 64 * 1024 * 1024;
 ///
 /// # Errors
 /// It cannot be written.
-pub fn write_json(folder: &Dir, name: &str, document: &impl Serialize, durable: bool) -> io::Result<()> {
+pub(crate) fn write_json(folder: &Dir, name: &str, document: &impl Serialize, durable: bool) -> io::Result<()> {
     let file = AtomicFile::create_in(folder, Path::new(name))?;
     file.file().write_all(&serde_json::to_vec(document)?)?;
     if durable { file.commit() } else { file.commit_without_sync() }
@@ -26,7 +26,7 @@ pub fn write_json(folder: &Dir, name: &str, document: &impl Serialize, durable: 
 ///
 /// # Errors
 /// It cannot be read or parsed.
-pub fn read_json<T: DeserializeOwned>(folder: &Dir, name: &str) -> io::Result<Option<T>> {
+pub(crate) fn read_json<T: DeserializeOwned>(folder: &Dir, name: &str) -> io::Result<Option<T>> {
     let file = match open_regular(folder, name, OpenOptions::new().read(true)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -44,7 +44,7 @@ pub fn read_json<T: DeserializeOwned>(folder: &Dir, name: &str) -> io::Result<Op
 ///
 /// # Errors
 /// It cannot be written.
-pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let file = AtomicFile::create(path)?;
     file.file().write_all(content)?;
     file.commit_without_sync()

@@ -11,9 +11,9 @@ const HUGGING_FACE: [&str; 2] = ["https://huggingface.co", "https://hf.co"];
 const CIVITAI: [&str; 2] = ["https://civitai.com", "https://civitai.red"];
 
 /// The variable of the token of Hugging Face, which also names the provider.
-pub const HF_TOKEN: &str = "HF_TOKEN";
+pub(crate) const HF_TOKEN: &str = "HF_TOKEN";
 /// The variable of the token of Civitai, which also names the provider.
-pub const CIVITAI_TOKEN: &str = "CIVITAI_TOKEN";
+pub(crate) const CIVITAI_TOKEN: &str = "CIVITAI_TOKEN";
 
 /// A provider: its origins, and its token if this machine has one.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ struct Provider {
 
 /// The tokens of this machine.
 #[derive(Debug)]
-pub struct Tokens {
+pub(crate) struct Tokens {
     providers: Vec<Provider>,
     /// The hub that replaces Hugging Face.
     endpoint: Option<Url>,
@@ -35,8 +35,7 @@ pub struct Tokens {
 
 impl Tokens {
     /// Creates the list from the settings. Invalid tokens and endpoints are ignored and reported.
-    #[must_use]
-    pub fn new(hugging_face: &str, civitai: &str, endpoint: &str, events: &Events) -> Self {
+    pub(crate) fn new(hugging_face: &str, civitai: &str, endpoint: &str, events: &Events) -> Self {
         let mut origins = parse_origins(&HUGGING_FACE);
         let valid = plain_origin(endpoint);
         if valid.is_none() && !endpoint.trim().is_empty() {
@@ -51,15 +50,13 @@ impl Tokens {
     }
 
     /// Reads the settings from the environment. They have no flags, because command lines are public on a machine.
-    #[must_use]
-    pub fn from_env(events: &Events) -> Self {
+    pub(crate) fn from_env(events: &Events) -> Self {
         let variable = |name: &str| std::env::var(name).unwrap_or_default();
         Self::new(&variable(HF_TOKEN), &variable(CIVITAI_TOKEN), &variable("HF_ENDPOINT"), events)
     }
 
     /// The URL that is requested instead of `url`: `HF_ENDPOINT` replaces Hugging Face, as in the hub's own client.
-    #[must_use]
-    pub fn at_endpoint(&self, url: &Url) -> Url {
+    pub(crate) fn at_endpoint(&self, url: &Url) -> Url {
         let plain = url.username().is_empty() && url.password().is_none();
         let Some(endpoint) = self.endpoint.as_ref().filter(|_| plain) else { return url.clone() };
         if !parse_origins(&HUGGING_FACE).contains(&url.origin()) {
@@ -73,14 +70,12 @@ impl Tokens {
     }
 
     /// The header for a request to `url`, if its origin belongs to a provider whose token this machine has.
-    #[must_use]
-    pub fn authorization(&self, url: &Url) -> Option<&HeaderValue> {
+    pub(crate) fn authorization(&self, url: &Url) -> Option<&HeaderValue> {
         self.provider(url)?.authorization.as_ref()
     }
 
     /// The environment variable with the token for `url`, whether it is set or not.
-    #[must_use]
-    pub fn variable(&self, url: &Url) -> Option<&'static str> {
+    pub(crate) fn variable(&self, url: &Url) -> Option<&'static str> {
         self.provider(url).map(|provider| provider.variable)
     }
 

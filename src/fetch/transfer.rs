@@ -23,7 +23,7 @@ use super::segments::Segments;
 use super::{Context, Pending};
 
 /// An attempt that received at least this many bytes does not count as a failure.
-pub const MIN_PROGRESS: u64 = 1024 * 1024;
+pub(crate) const MIN_PROGRESS: u64 = 1024 * 1024;
 
 /// First range of a file of unknown size. A file that is small according to its rounded size in the catalog comes as a
 /// whole by it, so no second response can contradict the first one.
@@ -31,7 +31,7 @@ const FIRST_RANGE: u64 = 32 * 1024 * 1024;
 
 /// The result of a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It was downloaded.
     Fetched,
     /// Another process has downloaded it in the meantime.
@@ -44,7 +44,7 @@ pub enum Outcome {
 ///
 /// # Errors
 /// The reason why it is missing. Its partial file stays for the next run if that can continue it.
-pub async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Outcome, Problem> {
+pub(crate) async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Outcome, Problem> {
     let (model, progress) = &pending.item;
     let not_made = || Problem::Folder(io::ErrorKind::NotFound.into());
     let folder = context.folder.parent(&model.path, true)?.ok_or_else(not_made)?;

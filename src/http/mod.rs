@@ -33,10 +33,10 @@ use hyper::header::{CONNECTION, DATE, HOST, HeaderName, HeaderValue, ORIGIN, RET
 use hyper::{Method, Request, StatusCode};
 use tokio::sync::{Semaphore, watch};
 
+use crate::base::supervisor::Supervisor;
 use crate::catalog::search;
 use crate::catalog::store::Store;
 use crate::metrics::{Metrics, RequestMetrics, Route};
-use crate::supervisor::Supervisor;
 use crate::sync::SyncStatus;
 use batch_request::BatchParser;
 use client_limits::{ClientLimits, Peer};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tracing::debug;
 
 use super::output::Output;
-use crate::error_chain::chain;
+use crate::base::error_chain::chain;
 use crate::postgres::error::ReadError;
 use crate::postgres::session::Session;
 use crate::sync::{Fleet, FleetMember};

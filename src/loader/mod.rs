@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tracing::{debug, info};
 
+use crate::base::error_chain::chain;
 use crate::catalog::refresh::{Refresh, Refreshed};
 use crate::catalog::row_error::log_rejections;
 use crate::catalog::snapshot::Snapshot;
-use crate::error_chain::chain;
 use crate::metrics::Metrics;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::{ConnectError, ReadError};
@@ -166,9 +166,9 @@ impl Loader {
         let mut session = Session::open(&self.database(), on_notification).await?;
         let by_standby_delta = session.sync_mode() == SyncMode::Standby && session.is_direct();
         let every = if by_standby_delta { self.settings.standby_poll_interval } else { self.settings.poll_interval };
-        let mode = (session.sync_mode(), session.is_direct());
-        if self.logged_mode.replace(mode) != Some(mode) {
-            report::log_sync_mode(mode.0, mode.1, every, session.listen_refused());
+        let (mode, direct) = (session.sync_mode(), session.is_direct());
+        if self.logged_mode.replace((mode, direct)) != Some((mode, direct)) {
+            report::log_sync_mode(mode, direct, every, session.listen_refused());
         }
         self.application_name.clear();
         self.set_application_name(&session, application_name(&self.settings.replica, None));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::catalog::model::Rules;
 use crate::postgres::config::DatabaseConfig;
 
-/// LoaderSettings of a loader.
+/// The settings of a [`Loader`](super::Loader).
 #[derive(Clone)]
 pub struct LoaderSettings {
     /// The database to read.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use super::output::Output;
-use crate::error_chain::chain;
+use crate::base::error_chain::chain;
 use crate::postgres::error::ReadError;
 use crate::postgres::session::Session;
 

@@ -17,7 +17,7 @@ use super::connection_string::{ConnectionString, Setting, is_of_the_driver, refu
 use super::passfile;
 pub use super::server_role::ServerRole;
 use super::tls::{self, Mode, TlsError, TlsFiles};
-use crate::error_chain::chain;
+use crate::base::error_chain::chain;
 
 /// TCP keepalive: a peer that is gone is noticed after the idle time and the probes, about 20 seconds.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ pub enum DatabaseUrlError {
 /// A database, how to connect to it and how long to wait for it.
 #[derive(Clone)]
 pub struct DatabaseConfig {
-    /// ConnectionString of the driver.
+    /// The settings of the driver.
     pub driver: Config,
     /// The role that the server must have, which the driver does not know.
     pub role: Option<ServerRole>,

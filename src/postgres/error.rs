@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::error::SqlState;
 
 use super::config::DatabaseConfig;
-use crate::error_chain::{chain, postgres_message};
+use crate::base::error_chain::{chain, postgres_message};
 
 /// The oldest major version of Postgres with which this program is tested. Older ones lack what the migrations use.
 pub(crate) const OLDEST_MAJOR: u32 = 14;
@@ -177,12 +177,7 @@ fn lsn(position: u64) -> String {
     format!("{:X}/{:X}", position >> 32, position & 0xffff_ffff)
 }
 
-/// The error with its causes, see `error_chain`.
-pub fn describe(error: &tokio_postgres::Error) -> String {
-    chain(error)
-}
-
-/// Like [`describe`], with the detail. It may quote values of rows, and thereby secrets: only for statements that read
+/// Like [`chain`], with the detail. It may quote values of rows, and thereby secrets: only for statements that read
 /// and write no models.
 pub(crate) fn describe_with_detail(error: &tokio_postgres::Error) -> String {
     error.as_db_error().map_or_else(|| chain(error), |reported| postgres_message(reported, reported.detail()))

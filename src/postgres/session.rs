@@ -14,10 +14,11 @@ use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage, SimpleQueryRow, S
 
 use super::config::DatabaseConfig;
 use super::copy::{CopyStream, Rows};
-use super::error::{ConnectError, ReadError, describe, with_timeout};
+use super::error::{ConnectError, ReadError, with_timeout};
 use super::position::Position;
 use super::read::{Canceller, Limits, Read};
 use super::rows::RowChunks;
+use crate::base::error_chain::chain;
 
 mod changes;
 mod dial;
@@ -192,7 +193,7 @@ impl Session {
     /// Waits until the connection is closed; returns the reason.
     pub(crate) async fn closed(&mut self) -> String {
         match (&mut self.driver).await {
-            Ok(Some(error)) => describe(&error),
+            Ok(Some(error)) => chain(&error),
             Ok(None) | Err(_) => "the connection was closed".into(),
         }
     }
@@ -379,7 +380,7 @@ async fn prepare(client: &Client, database: &DatabaseConfig) -> Result<(SyncMode
 async fn listen(client: &Client, channel: &str) -> Result<Option<String>, tokio_postgres::Error> {
     match client.batch_execute(&format!("LISTEN {}", escape_identifier(channel))).await {
         Ok(()) => Ok(None),
-        Err(error) if error.as_db_error().is_some() => Ok(Some(describe(&error))),
+        Err(error) if error.as_db_error().is_some() => Ok(Some(chain(&error))),
         Err(error) => Err(error),
     }
 }

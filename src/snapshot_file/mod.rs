@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::atomic_file::{AtomicFile, FileLock, with_suffix};
+use crate::base::atomic_file::{AtomicFile, FileLock, with_suffix};
 use crate::catalog::entry::{Entry, EntryBuilder, read_id};
 use crate::catalog::snapshot::{Rejected, Snapshot};
 use crate::postgres::position::Position;

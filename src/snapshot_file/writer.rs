@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::{PersistedSnapshot, SnapshotFileError};
-use crate::atomic_file::FileLock;
+use crate::base::atomic_file::FileLock;
 use crate::catalog::model::Rules;
 use crate::catalog::row_error::log_rejections;
 use crate::catalog::snapshot::Snapshot;

@@ -80,11 +80,11 @@ fn tls<'a>(text: impl Fn(&str) -> &'a str, verifies: bool, report: &mut Report) 
 /// The rights of the role.
 pub(crate) struct Rights {
     /// To read everything that the server needs.
-    pub needed: bool,
+    pub(crate) needed: bool,
     /// To read `model_catalog.state`.
-    pub state: bool,
+    pub(crate) state: bool,
     /// To read `model_catalog.migrations`.
-    pub migrations: bool,
+    pub(crate) migrations: bool,
 }
 
 /// Checks the rights of the role.

@@ -19,9 +19,9 @@ use tokio::sync::Notify;
 use self::error::CheckError;
 use self::report::Report;
 use super::{ReportResult, runtime, stdout};
+use crate::base::error_chain::chain;
 use crate::catalog::model::Rules;
 use crate::cli::{CheckArgs, DatabaseArgs};
-use crate::error_chain::chain;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::session::Session;
 

@@ -10,11 +10,12 @@ use super::cycles::Graph;
 use super::error::CheckError;
 use super::recorded::{self, Recorded};
 use super::report::{Level, Report, literal, quoted};
+use crate::base::error_chain::chain;
 use crate::catalog::hash::FileHash;
 use crate::catalog::model::{RawModel, RowError, Rules};
 use crate::catalog::url_rules::secret_parameter;
 use crate::fetch::model::path_and_content;
-use crate::postgres::error::{ReadError, describe};
+use crate::postgres::error::ReadError;
 use crate::postgres::session::Session;
 
 /// Maximum number of models of a cycle that are listed.
@@ -105,7 +106,7 @@ pub(crate) async fn check(
         Ok(()) => session.commit().await?,
         // The database works and reports an error: an expression of the view fails for some row, or a lock timeout.
         Err(ReadError::Postgres(error)) if error.as_db_error().is_some() => {
-            report.problem("view", format!("the view can't be read: {}", describe(&error)), "");
+            report.problem("view", format!("the view can't be read: {}", chain(&error)), "");
             return Ok(());
         }
         Err(error) => return Err(error.into()),

@@ -26,17 +26,17 @@ const LOOKED_UP_ID: &str = "'model-catalog check'";
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Scan {
     /// Schema of the table.
-    pub schema: String,
+    pub(crate) schema: String,
     /// The table, or a partition of it.
-    pub table: String,
+    pub(crate) table: String,
     /// The whole table is read, because no index finds the rows.
-    pub seq_scan: bool,
+    pub(crate) seq_scan: bool,
     /// Rows are selected by the id of a model.
-    pub by_id: bool,
+    pub(crate) by_id: bool,
     /// The column of that id, if it is a plain column.
-    pub id_column: Option<String>,
+    pub(crate) id_column: Option<String>,
     /// The expression to index, in the syntax of `CREATE INDEX`, if a condition contains one.
-    pub to_index: Option<String>,
+    pub(crate) to_index: Option<String>,
 }
 
 /// What `EXPLAIN (FORMAT JSON)` returns.

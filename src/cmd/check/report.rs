@@ -24,27 +24,27 @@ pub(crate) enum Level {
 #[derive(Debug, Serialize)]
 pub(crate) struct Finding {
     /// The severity.
-    pub level: Level,
+    pub(crate) level: Level,
     /// What was checked, in one word.
-    pub subject: &'static str,
+    pub(crate) subject: &'static str,
     /// The id of the row that it is about.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
+    pub(crate) id: Option<String>,
     /// What was found.
-    pub text: String,
+    pub(crate) text: String,
     /// How to fix it: SQL that can be run once words in `<angle brackets>` are replaced, or a shell command.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub fix: Option<String>,
+    pub(crate) fix: Option<String>,
 }
 
 /// The findings of a check, in the order of its steps.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     /// All findings.
-    pub findings: Vec<Finding>,
+    pub(crate) findings: Vec<Finding>,
     /// Why the check could not be completed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub unfinished: Option<String>,
+    pub(crate) unfinished: Option<String>,
 }
 
 impl Report {

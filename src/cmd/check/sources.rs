@@ -4,7 +4,8 @@ use super::error::CheckError;
 use super::plan::Scan;
 use super::recorded::{self, Recorded};
 use super::report::{Report, literal};
-use crate::postgres::error::{ReadError, describe};
+use crate::base::error_chain::chain;
+use crate::postgres::error::ReadError;
 use crate::postgres::session::Session;
 
 const COLUMNS: &str = include_str!("../../../sql/check/columns.sql");
@@ -91,7 +92,7 @@ pub(crate) async fn readable(session: &Session, report: &mut Report) -> Result<b
     match session.query_system_catalog("SELECT FROM model_catalog.entries LIMIT 0").await {
         Ok(_) => Ok(true),
         Err(ReadError::Postgres(error)) if error.as_db_error().is_some() => {
-            report.problem("view", format!("model_catalog.entries can't be read: {}", describe(&error)), "");
+            report.problem("view", format!("model_catalog.entries can't be read: {}", chain(&error)), "");
             Ok(false)
         }
         Err(error) => Err(error.into()),

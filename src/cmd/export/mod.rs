@@ -2,7 +2,7 @@
 //!
 //! It is streamed: the catalog is never in memory as a whole.
 
-pub mod snapshot;
+pub(crate) mod snapshot;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::stdout::{self, StdoutError};
 use super::{CommandResult, require_all, runtime};
-use crate::atomic_file::AtomicFile;
+use crate::base::atomic_file::AtomicFile;
 use crate::catalog::entry::{ArrayWriter, is_preferred};
 use crate::catalog::model::{RowError, Rules};
 use crate::cli::DatabaseArgs;

@@ -24,13 +24,13 @@ use super::progress::Progress;
 use super::stdout::{self, StdoutError};
 use super::terminal::escape_truncated;
 use super::{CommandResult, require_all, runtime};
+use crate::base::stderr::Stderr;
 use crate::catalog::entry::is_preferred;
 use crate::catalog::model::Rules;
 use crate::cli::DatabaseArgs;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::ConnectError;
 use crate::postgres::session;
-use crate::stderr::Stderr;
 
 /// Ids, names and reasons are truncated to this many characters in the output.
 const MAX_SHOWN: usize = 300;

@@ -156,6 +156,18 @@ mod tests {
     }
 
     #[test]
+    fn models_are_found_down_to_the_maximum_depth() {
+        let found = |depth: usize| {
+            let models = r#"{"models":[{"name":"a","directory":"vae"}]}"#;
+            let text = format!(r#"{{"nodes":{}{models}{}}}"#, "[".repeat(depth), "]".repeat(depth));
+            let document: &RawValue = serde_json::from_str(&text).expect("JSON");
+            assert!(is_workflow(document));
+            model_files(document).len()
+        };
+        assert_eq!([1, 5, MAX_DEPTH - 2, MAX_DEPTH - 1, 10_000].map(found), [1, 1, 1, 0, 0]);
+    }
+
+    #[test]
     fn save_paths_are_the_folder_and_the_name() {
         let row = |directory: &str, name: &str| {
             let url = "https://example.org/x".to_owned();

@@ -25,55 +25,55 @@ const BEGINNING: u64 = 1024;
 
 /// The parts of a row that are probed, and those that the result is compared with.
 #[derive(Debug)]
-pub struct Row {
+pub(crate) struct Row {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// `download_url`, then `mirrors`.
-    pub urls: Vec<Url>,
+    pub(crate) urls: Vec<Url>,
     /// `download_url` as it is written in the row.
-    pub url_text: String,
+    pub(crate) url_text: String,
     /// Whether the provider's token is sent.
-    pub auth: bool,
+    pub(crate) auth: bool,
     /// `file_size_gb`, in the text format of a Postgres `numeric`.
-    pub size: Option<String>,
+    pub(crate) size: Option<String>,
     /// `hash`.
-    pub hash: Option<String>,
+    pub(crate) hash: Option<String>,
     /// `save_path`.
-    pub save_path: String,
+    pub(crate) save_path: String,
 }
 
 /// A file that can be downloaded.
 #[derive(Debug)]
-pub struct File {
+pub(crate) struct File {
     /// Host of the file after redirects.
-    pub host: String,
+    pub(crate) host: String,
     /// Its exact size, if a server reports it.
-    pub bytes: Option<u64>,
+    pub(crate) bytes: Option<u64>,
     /// Its SHA-256, if the hub reports it.
-    pub sha256: Option<String>,
+    pub(crate) sha256: Option<String>,
 }
 
 /// An address that gave no file.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// Why not.
-    pub problem: Problem,
+    pub(crate) problem: Problem,
     /// Whether the hub says that there is no such repository, or none that may be seen.
-    pub no_repository: bool,
+    pub(crate) no_repository: bool,
 }
 
 /// What came of the addresses of a row, in the order of `urls`. There is at least one.
-pub type Results = Vec<Result<File, Failure>>;
+pub(crate) type Results = Vec<Result<File, Failure>>;
 
 /// The HTTP client and its limits.
 #[derive(Debug)]
-pub struct Prober {
+pub(crate) struct Prober {
     /// The client, with the tokens of this machine.
-    pub http: Http,
+    pub(crate) http: Http,
     /// Requests at a time to one host.
-    pub per_host: usize,
+    pub(crate) per_host: usize,
     /// Attempts per address.
-    pub attempts: u32,
+    pub(crate) attempts: u32,
 }
 
 /// An address of a row.
@@ -121,7 +121,7 @@ impl Host {
 
 impl Prober {
     /// Probes every address of every row; the results are in the order of the rows.
-    pub async fn probe_all(&self, rows: &[Row], progress: &Progress) -> Vec<Results> {
+    pub(crate) async fn probe_all(&self, rows: &[Row], progress: &Progress) -> Vec<Results> {
         let mut hosts = BTreeMap::<_, (Vec<_>, Host)>::new();
         let mut results = Vec::new();
         for (number, row) in rows.iter().enumerate() {

@@ -16,7 +16,7 @@ const FILL: &str = "model-catalog probe --fill";
 
 /// Whether machines can download a file, as far as can be found out from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The beginning of the file came.
     Reachable,
     /// No machine can download it.
@@ -27,8 +27,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Its name in JSON and metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Reachable => "reachable",
             Self::Unreachable => "unreachable",
@@ -37,8 +36,7 @@ impl Outcome {
     }
 
     /// The outcome of a row: a machine needs only one of its addresses.
-    #[must_use]
-    pub fn of(tokens: &Tokens, row: &Row, results: &Results) -> Self {
+    pub(crate) fn of(tokens: &Tokens, row: &Row, results: &Results) -> Self {
         let outcomes = || row.urls.iter().zip(results).map(|(url, result)| Self::of_address(tokens, row, url, result));
         [Self::Reachable, Self::Unproven]
             .into_iter()
@@ -71,18 +69,18 @@ fn describe(file: &File) -> String {
 }
 
 /// Adds the findings about rows to a report.
-pub struct Findings<'a> {
+pub(crate) struct Findings<'a> {
     /// The report.
-    pub report: &'a mut Report,
+    pub(crate) report: &'a mut Report,
     /// The tokens of this machine.
-    pub tokens: &'a Tokens,
+    pub(crate) tokens: &'a Tokens,
     /// Whether the view reads `public.models`, which the fixes change.
-    pub reads_models: bool,
+    pub(crate) reads_models: bool,
 }
 
 impl Findings<'_> {
     /// Adds the findings about one row; `filled` names the columns that were written.
-    pub fn add(&mut self, row: &Row, results: &Results, filled: &[&str]) {
+    pub(crate) fn add(&mut self, row: &Row, results: &Results, filled: &[&str]) {
         let mut addresses = row.urls.iter().zip(results);
         let Some((url, result)) = addresses.next() else { return };
         match result {

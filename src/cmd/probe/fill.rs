@@ -17,16 +17,13 @@ const FILL: [(&str, &str); 2] = [("hash", "f.value"), ("file_size_gb", "f.value:
 /// Nothing was written.
 #[derive(Debug, thiserror::Error)]
 #[error("nothing was written: cannot fill public.models")]
-pub struct FillError(#[from] tokio_postgres::Error);
+pub(crate) struct FillError(#[from] tokio_postgres::Error);
 
 /// The columns that were written, by the number of the row.
-pub type Filled = HashMap<usize, Vec<&'static str>>;
+pub(crate) type Filled = HashMap<usize, Vec<&'static str>>;
 
 /// Fills NULL hashes and sizes with the values found at `download_url`, waiting up to `lock_timeout` for other writers.
-///
-/// # Errors
-/// See [`FillError`].
-pub async fn fill(
+pub(crate) async fn fill(
     client: &mut Client,
     rows: &[Row],
     results: &[Results],

@@ -36,18 +36,18 @@ const SIZE_TOLERANCE: f64 = 1024.0;
 
 /// The metadata in the headers of a chain of responses.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct HubMetadata {
+pub(crate) struct HubMetadata {
     /// SHA-256 of the file, in lower case.
-    pub sha256: Option<String>,
+    pub(crate) sha256: Option<String>,
     /// Bytes of the file.
-    pub bytes: Option<u64>,
+    pub(crate) bytes: Option<u64>,
     /// Whether the repository does not exist, or is hidden from this token.
-    pub no_repository: bool,
+    pub(crate) no_repository: bool,
 }
 
 impl HubMetadata {
     /// Adds the metadata in the headers of one response.
-    pub fn add(&mut self, tokens: &Tokens, url: &Url, headers: &HeaderMap) {
+    pub(crate) fn add(&mut self, tokens: &Tokens, url: &Url, headers: &HeaderMap) {
         if tokens.variable(url) != Some(HF_TOKEN) {
             return;
         }
@@ -70,8 +70,7 @@ fn sha256(text: &str) -> Option<String> {
 
 /// The address of the file whose page on Hugging Face this is: `/OWNER/NAME/blob/REVISION/PATH`, after `/datasets` or
 /// `/spaces` for those, or without an owner for the oldest models.
-#[must_use]
-pub fn resolve_address(tokens: &Tokens, url: &Url) -> Option<Url> {
+pub(crate) fn resolve_address(tokens: &Tokens, url: &Url) -> Option<Url> {
     if tokens.variable(url) != Some(HF_TOKEN) {
         return None;
     }
@@ -108,7 +107,7 @@ struct Hashes {
 
 /// The SHA-256 that Civitai's API reports for the file at a download address; `None` for other addresses, and if the
 /// API does not report it.
-pub async fn civitai_sha256(http: &Http, url: &Url, auth: bool, bytes: Option<u64>) -> Option<String> {
+pub(crate) async fn civitai_sha256(http: &Http, url: &Url, auth: bool, bytes: Option<u64>) -> Option<String> {
     if http.tokens().variable(url) != Some(CIVITAI_TOKEN) {
         return None;
     }

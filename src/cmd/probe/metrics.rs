@@ -8,16 +8,16 @@ use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
 
 use super::address::{Results, Row};
 use super::compare::Outcome;
-use crate::atomic_file::AtomicFile;
+use crate::base::atomic_file::AtomicFile;
 
 /// Why there is no new file.
-pub type MetricsError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type MetricsError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Replaces the file at `path`.
 ///
 /// # Errors
 /// The file can't be written.
-pub fn write(
+pub(crate) fn write(
     path: &Path,
     rows: &[Row],
     results: &[Results],

@@ -21,9 +21,10 @@ use super::check::report::{Level, Report};
 use super::models_table::{ServedError, require_served};
 use super::progress::Progress;
 use super::{ReportResult, fetch_log, runtime, stdout};
+use crate::base::error_chain::chain;
+use crate::base::stderr::Stderr;
 use crate::catalog::model::{RawModel, RowError};
 use crate::cli::{DatabaseArgs, ProbeArgs, ReportFormat};
-use crate::error_chain::chain;
 use crate::fetch::error::Problem;
 use crate::fetch::event::Events;
 use crate::fetch::http::Http;
@@ -31,7 +32,6 @@ use crate::fetch::tokens::Tokens;
 use crate::postgres::config::DatabaseConfig;
 use crate::postgres::error::{ConnectError, ReadError};
 use crate::postgres::session::{self, Session};
-use crate::stderr::Stderr;
 
 /// Why a probe could not be completed. What the probe finds is not an error but a finding.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +63,7 @@ struct Probed {
 ///
 /// # Errors
 /// An invalid connection string, no runtime, or a [`StdoutError`](super::stdout::StdoutError).
-pub fn run(database: &DatabaseArgs, args: &ProbeArgs, stderr: &Stderr) -> ReportResult {
+pub(crate) fn run(database: &DatabaseArgs, args: &ProbeArgs, stderr: &Stderr) -> ReportResult {
     let database = database.config()?;
     let runtime = runtime().map_err(|error| format!("cannot start a runtime: {error}"))?;
     let (mut report, mut probed) = (Report::default(), Probed::default());
@@ -92,11 +92,8 @@ async fn probe(
     };
     probed.rows = read(&session, args, report).await?;
     drop(session);
-    let http = {
-        let events = Events::new(|event| fetch_log::log(&event));
-        Http::new(Tokens::from_env(&events), events)
-    }
-    .map_err(ProbeError::Http)?;
+    let events = Events::new(|event| fetch_log::log(&event));
+    let http = Http::new(Tokens::from_env(&events), events).map_err(ProbeError::Http)?;
     let attempts = args.attempts.get().try_into().unwrap_or(u32::MAX);
     let prober = Prober { http, per_host: args.per_host.get(), attempts };
     let Probed { rows, results, outcomes, filled } = probed;

@@ -9,10 +9,11 @@ use tracing::info;
 
 use super::catalog::parse;
 use super::settings::PullSettings;
-use crate::error_chain::chain;
+use crate::base::error_chain::chain;
 use crate::fetch::error::{Problem, Transport};
 use crate::fetch::http::{Http, host, read};
 use crate::fetch::model::Listing;
+use crate::fetch::retry::pause;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Larger than any batch response: a thousand models of 60 KB.
@@ -21,12 +22,13 @@ const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 const MAX_EXCERPT: usize = 300;
 /// Ids per request: the default limit of the catalog.
 const MAX_IDS: usize = 1_000;
-/// Longest pause between two requests, before jitter.
-const MAX_PAUSE: Duration = Duration::from_secs(8);
+/// Rounds until the pause grows no more, which is then 4 to 12 s: all machines wait for the same catalogs, and a boot for
+/// each of them.
+const ROUNDS_OF_BACKOFF: u32 = 3;
 
 /// Why no catalog returned a list of models.
 #[derive(Debug, thiserror::Error)]
-pub enum CatalogError {
+pub(crate) enum CatalogError {
     /// No response; another request may succeed.
     #[error("no response from {0}")]
     Unreachable(String, #[source] Transport),
@@ -51,9 +53,9 @@ impl CatalogError {
 ///
 /// # Errors
 /// The last error, or the last transient one if there was any in the last round.
-pub async fn request_models(http: &Http, settings: &PullSettings) -> Result<Listing, CatalogError> {
+pub(crate) async fn request_models(http: &Http, settings: &PullSettings) -> Result<Listing, CatalogError> {
     let deadline = Instant::now() + settings.fetch.wait;
-    let mut pause = Duration::from_secs(1);
+    let mut rounds = 0;
     loop {
         let mut last = None;
         for catalog in &settings.catalogs {
@@ -80,9 +82,8 @@ pub async fn request_models(http: &Http, settings: &PullSettings) -> Result<List
             Some(error) if !error.is_transient() || left.is_zero() => return Err(error),
             _ => {}
         }
-        // Jitter: machines that boot together should not retry together.
-        tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64()).min(left)).await;
-        pause = (pause * 2).min(MAX_PAUSE);
+        rounds += 1;
+        tokio::time::sleep(pause(rounds.min(ROUNDS_OF_BACKOFF), None).min(left)).await;
     }
 }
 

@@ -39,7 +39,7 @@ struct Entry {
 }
 
 /// Parses a response. With `resolved`, it must list the dependencies that are missing.
-pub fn parse(body: &[u8], resolved: bool) -> Option<Listing> {
+pub(crate) fn parse(body: &[u8], resolved: bool) -> Option<Listing> {
     let response: BatchResponse<'_> = serde_json::from_slice(body).ok()?;
     if resolved && response.missing_dependencies.is_none() {
         return None;

@@ -5,16 +5,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The raised limit. Dropping this restores the former one.
 #[derive(Debug)]
-pub struct FdLimit {
+pub(crate) struct FdLimit {
     former: Rlimit,
     /// Descriptors that are allowed now.
-    pub allowed: u64,
+    pub(crate) allowed: u64,
 }
 
 impl FdLimit {
     /// Raises the limit as far as this process may.
-    #[must_use]
-    pub fn raise() -> Self {
+    pub(crate) fn raise() -> Self {
         let former = getrlimit(Resource::Nofile);
         let raised = setrlimit(Resource::Nofile, Rlimit { current: former.maximum, maximum: former.maximum });
         // `None` is RLIM_INFINITY.

@@ -8,7 +8,7 @@ mod catalog;
 mod fd_limit;
 mod report;
 mod screen;
-pub mod settings;
+pub(crate) mod settings;
 
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,15 +27,15 @@ use screen::Screen;
 use settings::PullSettings;
 
 use super::fetch_log;
+use crate::base::error_chain::chain;
+use crate::base::stderr::Stderr;
 use crate::cli::PullArgs;
 use crate::cmd::CommandRuntime;
 use crate::cmd::stdout::{self, StdoutError};
-use crate::error_chain::chain;
 use crate::fetch::event::Events;
 use crate::fetch::http::Http;
 use crate::fetch::tokens::Tokens;
 use crate::fetch::{self, Context, Failure, Storage};
-use crate::stderr::Stderr;
 
 /// Exit status after SIGTERM, SIGINT or SIGHUP: the one that shells report for SIGTERM.
 const EXIT_SIGNALED: u8 = 143;
@@ -57,8 +57,7 @@ enum PullResult {
 }
 
 /// Pulls, then replaces this process with the command. `bars` allows progress bars if standard error is a terminal.
-#[must_use]
-pub fn run(pull: &PullArgs, bars: bool, stderr: &Stderr) -> ExitCode {
+pub(crate) fn run(pull: &PullArgs, bars: bool, stderr: &Stderr) -> ExitCode {
     let screen = Screen::of_stderr(stderr, bars && !pull.dry_run);
     let end = if pull.ids().is_empty() {
         PullResult::Complete

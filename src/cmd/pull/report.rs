@@ -47,15 +47,15 @@ impl Reporter {
 
 /// The state of the status file and the metrics.
 #[derive(Debug, Default)]
-pub struct Reports {
+pub(crate) struct Reports {
     /// Whether the final ones have been written.
-    pub finished: bool,
+    pub(crate) finished: bool,
     /// Whether they could not be written the last time, which is logged once.
-    pub failed: bool,
+    pub(crate) failed: bool,
 }
 
 /// Reports until the task is aborted.
-pub async fn run(reporter: Arc<Reporter>) {
+pub(crate) async fn run(reporter: Arc<Reporter>) {
     let progress = &reporter.context.progress;
     let mut tick = tokio::time::interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -207,7 +207,7 @@ fn speed(rate: f64, left: u64) -> String {
 }
 
 /// Writes the final report.
-pub async fn finish(reporter: &Arc<Reporter>) {
+pub(crate) async fn finish(reporter: &Arc<Reporter>) {
     let progress = &reporter.context.progress;
     let (missing, fetched) = (progress.count("missing"), progress.count("fetched"));
     let written = write_files(Arc::clone(reporter), if progress.is_complete() { "complete" } else { "incomplete" });
@@ -330,7 +330,7 @@ fn metrics(progress: &Progress) -> Result<Vec<u8>, Box<dyn std::error::Error + S
 }
 
 /// The output of a dry run: one tab-separated line per model, and a sum.
-pub fn dry_run(context: &Context, pending: &[Pending]) -> String {
+pub(crate) fn dry_run(context: &Context, pending: &[Pending]) -> String {
     let mut text = String::new();
     let mut sum = 0u64;
     for file in &context.progress.files {

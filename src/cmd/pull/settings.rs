@@ -25,22 +25,22 @@ const FDS_PER_FILE: usize = 4;
 
 /// Validated settings.
 #[derive(Debug)]
-pub struct PullSettings {
+pub(crate) struct PullSettings {
     /// Base URLs of the catalog, in the order in which they are tried.
-    pub catalogs: Vec<Url>,
+    pub(crate) catalogs: Vec<Url>,
     /// Models folder.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// File for the progress as JSON.
-    pub status_file: Option<PathBuf>,
+    pub(crate) status_file: Option<PathBuf>,
     /// File for the metrics.
-    pub metrics_file: Option<PathBuf>,
+    pub(crate) metrics_file: Option<PathBuf>,
     /// Those of the downloads.
     pub(crate) fetch: Settings,
 }
 
 /// A required setting is missing or invalid.
 #[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
+pub(crate) enum SettingsError {
     /// No usable catalog URL.
     #[error("CATALOG_URL (--catalog-url) must be an http or https URL such as http://catalog:3000")]
     Catalog,
@@ -51,8 +51,7 @@ pub enum SettingsError {
 
 impl PullArgs {
     /// The needed ids, trimmed and without duplicates. A JSON array of strings is accepted as well.
-    #[must_use]
-    pub fn ids(&self) -> Vec<String> {
+    pub(crate) fn ids(&self) -> Vec<String> {
         let array: Option<Vec<String>> = serde_json::from_str(&self.needed).ok();
         // No id has a control character, such as a line feed.
         let separated = || self.needed.split(|c: char| c == ',' || c.is_control()).map(str::to_owned).collect();
@@ -65,7 +64,7 @@ impl PullArgs {
     ///
     /// # Errors
     /// No catalog or no models folder.
-    pub fn check(&self) -> Result<PullSettings, SettingsError> {
+    pub(crate) fn check(&self) -> Result<PullSettings, SettingsError> {
         let catalogs = self.catalog_url.split(',').map(str::trim).filter(|text| !text.is_empty());
         let catalogs = catalogs.map(catalog).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty());
         // An empty variable counts as unset.
@@ -134,7 +133,7 @@ fn number(name: &str, text: &str, default: u32) -> u32 {
 
 impl PullSettings {
     /// Reduces connections and files at a time to what `allowed` descriptors suffice for.
-    pub fn fit(&mut self, allowed: u64) {
+    pub(crate) fn fit(&mut self, allowed: u64) {
         let left = usize::try_from(allowed.saturating_sub(RESERVED_FDS)).unwrap_or(usize::MAX);
         let parallel = self.fetch.parallel.min(left / (FDS_PER_FILE + 1)).max(1);
         let connections = self.fetch.connections.min((left / parallel).saturating_sub(FDS_PER_FILE)).max(1);

@@ -17,8 +17,8 @@ use crate::postgres::config::DatabaseConfig;
 /// A shorter limit would report every restart of a database.
 const MIN_STALLED_AFTER: Duration = Duration::from_secs(30);
 
-/// The settings of the loader.
-pub(crate) enum LoaderSettings {
+/// The settings of the loader that follows the source.
+pub(crate) enum SourceSettings {
     /// A database.
     Database(Box<loader::LoaderSettings>),
     /// Other servers, or files.
@@ -27,7 +27,7 @@ pub(crate) enum LoaderSettings {
 
 /// The settings of a server.
 pub(crate) struct ServerConfig {
-    pub(super) loader: LoaderSettings,
+    pub(super) loader: SourceSettings,
     pub(super) snapshot_file: Option<PathBuf>,
     pub(super) stalled_after: Duration,
     pub(super) limits: Limits,
@@ -52,17 +52,17 @@ impl ServerConfig {
             audit_interval: args.audit_interval,
             rules: args.rules.rules(),
         };
-        Self::new(args, LoaderSettings::Database(Box::new(settings)), stalled_after)
+        Self::new(args, SourceSettings::Database(Box::new(settings)), stalled_after)
     }
 
     /// Follows an upstream. It may hold back a response, twice, and its own catalog may have an age.
     pub(crate) fn of_upstream(args: &ServerArgs, settings: upstream::UpstreamSettings) -> Self {
         let stalled_after = settings.interval.saturating_mul(3).saturating_add(upstream::MAX_AGE);
-        Self::new(args, LoaderSettings::Upstream(settings), stalled_after)
+        Self::new(args, SourceSettings::Upstream(settings), stalled_after)
     }
 
     /// `stalled_after` is the longest time without a sync that the settings of the source explain.
-    fn new(args: &ServerArgs, loader: LoaderSettings, stalled_after: Duration) -> Self {
+    fn new(args: &ServerArgs, loader: SourceSettings, stalled_after: Duration) -> Self {
         let clients = client_limits::ClientSettings {
             max_connections: args.max_connections_per_addr,
             rate: args.rate_limit.map(|limit| RateLimit::new(limit, args.rate_burst.unwrap_or(limit))),

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::config::LoaderSettings;
+use super::config::SourceSettings;
+use crate::base::supervisor::ThreadResult;
 use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
 use crate::catalog::store::Store;
@@ -18,7 +19,6 @@ use crate::loader::{self, Loader};
 use crate::metrics::Metrics;
 use crate::snapshot_file::PersistedSnapshot;
 use crate::snapshot_file::writer::{self, LatestState};
-use crate::supervisor::ThreadResult;
 use crate::sync::SyncStatus;
 
 /// The parts of the server that a loader uses.
@@ -33,10 +33,10 @@ pub(super) struct LoaderContext {
 
 impl LoaderContext {
     /// Keeps the catalog in sync until the shutdown.
-    pub(super) fn follow(&self, settings: &LoaderSettings) -> ThreadResult {
+    pub(super) fn follow(&self, settings: &SourceSettings) -> ThreadResult {
         match settings {
-            LoaderSettings::Database(settings) => self.follow_database((**settings).clone()),
-            LoaderSettings::Upstream(settings) => self.follow_upstream(settings.clone()),
+            SourceSettings::Database(settings) => self.follow_database((**settings).clone()),
+            SourceSettings::Upstream(settings) => self.follow_upstream(settings.clone()),
         }
     }
 

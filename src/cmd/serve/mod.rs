@@ -1,7 +1,7 @@
 //! `model-catalog serve`: configure, start, run until a signal, shut down.
 //!
 //! Each worker, the admin server, the loader and the snapshot writer have a thread and a runtime of their own, which
-//! [`Supervisor`](crate::supervisor::Supervisor) restarts when it fails. The main thread only waits for signals.
+//! [`Supervisor`](crate::base::supervisor::Supervisor) restarts when it fails. The main thread only waits for signals.
 
 mod config;
 mod follow;
@@ -24,6 +24,8 @@ use self::follow::LoaderContext;
 pub(crate) use self::listeners::Listeners;
 use self::shutdown::{ShutdownTimes, Signals, drain};
 use super::{CommandResult, CommandRuntime, examples, runtime};
+use crate::base::stderr::Stderr;
+use crate::base::supervisor::Duty;
 use crate::catalog::store::Store;
 use crate::cli::{DatabaseArgs, ServerArgs, UpstreamArgs};
 use crate::http::connection::Timeouts;
@@ -33,8 +35,6 @@ use crate::http::memory_budget::MemoryBudget;
 use crate::http::{Api, Routes, SCANS_NICE, server};
 use crate::metrics::{Metrics, set_count};
 use crate::snapshot_file::writer::{self, LatestState};
-use crate::stderr::Stderr;
-use crate::supervisor::Duty;
 
 /// Runs the command until a signal stops it. `print_examples` prints commands to try once there is a catalog of a
 /// database.
@@ -204,7 +204,7 @@ impl Threads {
     fn start_loader(
         &self,
         api: &Api,
-        settings: config::LoaderSettings,
+        settings: config::SourceSettings,
         snapshot_file: Option<PathBuf>,
         pending: watch::Sender<LatestState>,
     ) -> io::Result<()> {

@@ -12,8 +12,9 @@ use reqwest::{Response, StatusCode};
 use tracing::warn;
 
 use super::config::Location;
+use crate::base::error_chain::chain;
+use crate::base::http_client::{self, CONNECT_TIMEOUT};
 use crate::catalog::snapshot::Snapshot;
-use crate::http_client::{self, CONNECT_TIMEOUT, NoCertificates};
 use crate::postgres::position::Position;
 use crate::snapshot_file::{self, AS_OF, NEVER_SYNCED, PersistedSnapshot, SnapshotFileError};
 
@@ -123,9 +124,8 @@ impl Client {
     /// A client that trusts the certificates of this system.
     pub(crate) fn new(token: Option<HeaderValue>) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let (builder, no_certificates) = http_client::builder()?;
-        if let Some(NoCertificates { path, error }) = no_certificates {
-            let path = path.display();
-            warn!(%path, %error, "the certificates in CURL_CA_BUNDLE cannot be read, so https will fail");
+        if let Some(problem) = no_certificates {
+            warn!("{}", chain(&problem));
         }
         Ok(Self { http: builder.build()?, token })
     }

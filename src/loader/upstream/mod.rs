@@ -20,9 +20,9 @@ use config::Location;
 use super::backoff::{Problem, ReconnectBackoff, jittered};
 use super::output::Output;
 use super::report::{self, CompletedRead, RefreshKind};
+use crate::base::error_chain::chain;
 use crate::catalog::model::Rules;
 use crate::catalog::snapshot::Snapshot;
-use crate::error_chain::chain;
 use crate::metrics::Metrics;
 use crate::postgres::position::Position;
 use crate::snapshot_file::{PersistedSnapshot, SnapshotFileError};
@@ -41,7 +41,7 @@ const PAUSE_PER_TRANSFER: u32 = 9;
 /// reachable replica is connected to it, and the state that is waited for may never come.
 const MAX_BEHIND: Duration = Duration::from_secs(60);
 
-/// UpstreamSettings of an [`Upstream`].
+/// The settings of an [`Upstream`].
 #[derive(Clone)]
 pub(crate) struct UpstreamSettings {
     /// The upstreams, used in turn; at least one.

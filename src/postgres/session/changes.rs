@@ -6,6 +6,7 @@ use tokio_postgres::types::Type;
 use tracing::debug;
 
 use super::{DELTA, STANDBY_DELTA, Session};
+use crate::base::error_chain::chain;
 use crate::postgres::encoding::readable;
 use crate::postgres::error::{ReadError, with_timeout};
 use crate::postgres::position::Position;
@@ -88,7 +89,9 @@ impl Session {
         let trim = "SET TRANSACTION READ WRITE; SELECT model_catalog.trim()";
         match read.wait(self.client.simple_query(trim)).await {
             Ok(_) => read.end(),
-            Err(error) if error.is_reported_by_the_server() => debug!(%error, "the log of changes can't be trimmed"),
+            Err(error) if error.is_reported_by_the_server() => {
+                debug!(error = chain(&error), "the log of changes can't be trimmed")
+            }
             Err(error) => return Err(error),
         }
         Ok(())

@@ -8,8 +8,9 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::warn;
 
 use super::statement_timeout;
+use crate::base::error_chain::chain;
 use crate::postgres::config::DatabaseConfig;
-use crate::postgres::error::{ConnectError, NEWEST_MAJOR, OLDEST_MAJOR, describe, major_version};
+use crate::postgres::error::{ConnectError, NEWEST_MAJOR, OLDEST_MAJOR, major_version};
 use crate::postgres::server_role;
 
 /// A setting that is passed when connecting and read back afterwards: a pooler rejects it or loses it.
@@ -78,7 +79,7 @@ pub(super) async fn dial_with_option(database: &DatabaseConfig) -> Result<(Clien
     driver.options(format!("{options} {DIRECT_OPTION} -c statement_timeout={timeout}"));
     match dial(database, &driver).await {
         // The message of PgBouncer since its first release; its SQLSTATE is that of any protocol violation.
-        Err(ConnectError::Postgres { source, .. }) if describe(&source).contains("unsupported startup parameter") => {
+        Err(ConnectError::Postgres { source, .. }) if chain(&source).contains("unsupported startup parameter") => {
             dial(database, &database.driver).await
         }
         dialed => dialed,

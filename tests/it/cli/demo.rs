@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use model_catalog::error_chain::chain;
+use model_catalog::base::error_chain::chain;
 use model_catalog::postgres::session;
 
 use crate::support::{TempFolder, WAIT_LIMIT, database, until};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use model_catalog::error_chain::chain;
+use model_catalog::base::error_chain::chain;
 use model_catalog::postgres::config::{DatabaseConfig, Environment};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use model_catalog::postgres::session;

@@ -3,10 +3,10 @@
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use model_catalog::base::error_chain::chain;
 use model_catalog::catalog::model::Rules;
 use model_catalog::postgres::config::{DatabaseConfig, Environment};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
-use model_catalog::postgres::error::describe;
 use model_catalog::postgres::migrate::{ModelsTable, migrate};
 use model_catalog::postgres::session;
 use tokio::sync::OnceCell;
@@ -144,7 +144,7 @@ pub fn model_json(id: &str) -> String {
 /// Runs statements and returns the first column of the last row.
 pub async fn sql(client: &Client, statements: &str) -> Option<String> {
     let messages = client.simple_query(statements).await.unwrap_or_else(|error| {
-        panic!("{}\n{statements}", describe(&error));
+        panic!("{}\n{statements}", chain(&error));
     });
     let rows = messages.into_iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),

@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use fastrand::Rng;
+use model_catalog::base::error_chain::chain;
 use model_catalog::catalog::model::Rules;
 use model_catalog::catalog::refresh::{Refresh, Refreshed};
 use model_catalog::catalog::snapshot::Snapshot;
-use model_catalog::postgres::error::{ReadError, describe};
+use model_catalog::postgres::error::ReadError;
 use model_catalog::postgres::position::Position;
 use model_catalog::postgres::rows::{self, Scope};
 use model_catalog::postgres::session::{self, Session};
@@ -161,7 +162,7 @@ async fn write(client: Client, mut random: Rng, race: Arc<Race>) {
                 let expected =
                     [SqlState::UNIQUE_VIOLATION, SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE];
                 let known = error.code().is_some_and(|code| expected.contains(code));
-                assert!(known, "{}", describe(&error));
+                assert!(known, "{}", chain(&error));
                 client.batch_execute("ROLLBACK").await.unwrap();
             }
         }

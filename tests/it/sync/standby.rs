@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use model_catalog::base::error_chain::chain;
 use model_catalog::postgres::ephemeral::EphemeralPostgres;
-use model_catalog::postgres::error::describe;
 use model_catalog::postgres::session::STANDBY_DELTA;
 use serde_json::Value;
 use tokio_postgres::Client;
@@ -114,7 +114,7 @@ async fn write(client: Client, mut random: Rng, stop: Arc<AtomicBool>, committed
             Ok(()) => _ = committed.fetch_add(1, Relaxed),
             Err(error) => {
                 let expected = [SqlState::UNIQUE_VIOLATION, SqlState::T_R_DEADLOCK_DETECTED];
-                assert!(error.code().is_some_and(|code| expected.contains(code)), "{}", describe(&error));
+                assert!(error.code().is_some_and(|code| expected.contains(code)), "{}", chain(&error));
                 client.batch_execute("ROLLBACK").await.unwrap();
             }
         }

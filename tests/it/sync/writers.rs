@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
-use model_catalog::postgres::error::describe;
+use model_catalog::base::error_chain::chain;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -156,8 +156,8 @@ async fn change_log_stays_small() {
                     client.batch_execute(&format!("BEGIN ISOLATION LEVEL {isolation}; {statement}; COMMIT")).await;
                 if let Err(error) = done {
                     // Only two writers of the same row can conflict, as without the triggers.
-                    assert_eq!(error.code(), Some(&SqlState::T_R_SERIALIZATION_FAILURE), "{}", describe(&error));
-                    assert!(isolation == "REPEATABLE READ", "{}", describe(&error));
+                    assert_eq!(error.code(), Some(&SqlState::T_R_SERIALIZATION_FAILURE), "{}", chain(&error));
+                    assert!(isolation == "REPEATABLE READ", "{}", chain(&error));
                     sql(&client, "ROLLBACK").await;
                 }
                 written.fetch_add(1, Relaxed);
@@ -421,7 +421,7 @@ async fn missing_objects_of_the_schema_do_not_fail_a_write() {
             "TRUNCATE models",
         ] {
             let written = db.client.batch_execute(statement).await;
-            assert!(written.is_ok(), "{fault}: {statement}: {}", describe(&written.unwrap_err()));
+            assert!(written.is_ok(), "{fault}: {statement}: {}", chain(&written.unwrap_err()));
         }
     }
 }
@@ -435,7 +435,7 @@ async fn table_with_a_virtual_generated_column_is_followed() {
     }
     db.sql("CREATE TABLE files (slug text, id text GENERATED ALWAYS AS (lower(slug)) VIRTUAL, note json)").await;
     let refused = db.client.batch_execute("SELECT model_catalog.watch('files', 'id')").await.unwrap_err();
-    assert!(describe(&refused).contains("is a virtual generated column"), "{}", describe(&refused));
+    assert!(chain(&refused).contains("is a virtual generated column"), "{}", chain(&refused));
     db.sql("SELECT model_catalog.watch('files', 'slug'); INSERT INTO files (slug, note) VALUES ('A', '1'), ('B', '1')")
         .await;
     let log = "SELECT string_agg(model_id, ' ' ORDER BY model_id) FROM model_catalog.changes \

@@ -464,7 +464,7 @@ async fn problems_view_survives_recreating_entries() {
     let db = Db::lenient().await;
     db.sql("DROP VIEW model_catalog.entries").await;
     let error = db.client.batch_execute("SELECT * FROM model_catalog.problems").await.unwrap_err();
-    assert!(model_catalog::postgres::error::describe(&error).contains("model_catalog.entries\" does not exist"));
+    assert!(model_catalog::base::error_chain::chain(&error).contains("model_catalog.entries\" does not exist"));
     db.sql(
         "CREATE TABLE loose (id text, name text, download_url text, file_size_gb float8, hash text, auth_required \
             boolean, auth_provider text, save_path text, dependencies json, description text); \

@@ -1,6 +1,6 @@
 //! Least privilege: the rights that each role needs, and everything else is denied.
 
-use model_catalog::postgres::error::describe;
+use model_catalog::base::error_chain::chain;
 use model_catalog::postgres::session;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -33,7 +33,7 @@ async fn grant(db: &Db, rights: &[&str], role: &str) {
 
 async fn assert_denied(client: &Client, statement: &str) {
     let error = client.batch_execute(statement).await.expect_err(statement);
-    assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}: {}", describe(&error));
+    assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}: {}", chain(&error));
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn server_role_needs_exactly_these_rights() {
         let parameters: [(&(dyn ToSql + Sync), Type); 4] =
             [(&"1:1:", Type::TEXT), (&"", Type::TEXT), (&"1", Type::TEXT), (&"true", Type::TEXT)];
         let error = client.query_typed(session::DELTA, &parameters).await.expect_err(right);
-        assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{right}: {}", describe(&error));
+        assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{right}: {}", chain(&error));
         db.sql(&format!("GRANT {right} TO {reader}")).await;
     }
 

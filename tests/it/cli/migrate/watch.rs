@@ -1,6 +1,6 @@
 //! `watch()` and `reload()` with unusual tables, columns, types and views.
 
-use model_catalog::postgres::error::describe;
+use model_catalog::base::error_chain::chain;
 
 use super::{epoch, fingerprint};
 use crate::support::consistency::full_loads;
@@ -145,7 +145,7 @@ async fn watch_rejects_missing_columns() {
     let before = fingerprint(&db).await;
     for column in ["uid", "gone", "ctid", "ID", "........pg.dropped.2........"] {
         let error = db.client.batch_execute(&format!("SELECT model_catalog.watch('other', '{column}')")).await;
-        let message = describe(&error.unwrap_err());
+        let message = chain(&error.unwrap_err());
         assert!(message.contains(&format!("column \"{column}\" of table public.other does not exist")), "{message}");
         assert!(message.contains("The second argument of watch()"), "no hint: {message}");
     }

@@ -12,11 +12,12 @@ use rustls::{ClientConfig, RootCertStore};
 /// Time to establish a connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// `CURL_CA_BUNDLE` cannot be read, so https will fail.
-#[derive(Debug)]
+/// Without certificates http still works, so this is only a warning.
+#[derive(Debug, thiserror::Error)]
+#[error("the certificates in CURL_CA_BUNDLE, {}, cannot be read, so https will fail", .path.display())]
 pub(crate) struct NoCertificates {
-    pub(crate) path: PathBuf,
-    pub(crate) error: pem::Error,
+    path: PathBuf,
+    source: pem::Error,
 }
 
 /// A client that trusts the certificates of this system, or those in `CURL_CA_BUNDLE` or `SSL_CERT_FILE`, as curl and
@@ -45,6 +46,6 @@ fn roots() -> (RootCertStore, Option<NoCertificates>) {
             store.add_parsable_certificates(certificates.flatten());
             (store, None)
         }
-        Err(error) => (store, Some(NoCertificates { path: path.into(), error })),
+        Err(source) => (store, Some(NoCertificates { path: path.into(), source })),
     }
 }

@@ -9,7 +9,7 @@ use prometheus::IntCounterVec;
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
-use crate::error_chain::chain;
+use crate::base::error_chain::chain;
 
 /// Pause before a thread is restarted.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
