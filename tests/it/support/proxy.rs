@@ -17,6 +17,8 @@ pub enum Mode {
     /// Connections are accepted and read, and nothing is forwarded, not even the end of a stream. A connection that was
     /// in this state stays silent for ever, as after a pulled cable: its data is lost.
     Swallow,
+    /// What clients send is not read from the connections that are open then; new ones are forwarded.
+    Hold,
     /// New connections are refused; open ones continue.
     Refuse,
 }
@@ -157,14 +159,19 @@ async fn forward(client: &mut TcpStream, shared: &Shared) {
     if swallows(&control.borrow_and_update()) {
         return swallow(client).await;
     }
+    let is_new = control.borrow().mode == Mode::Hold;
     let target = shared.target.borrow().clone();
     let Ok(mut server) = UnixStream::connect(target).await else { return };
     let (mut from_client, mut from_server) = (vec![0; 16 << 10], vec![0; 16 << 10]);
     loop {
+        let now = *control.borrow_and_update();
+        if swallows(&now) {
+            return swallow(client).await;
+        }
         tokio::select! {
             biased;
-            () = until_control(&mut control, swallows) => return swallow(client).await,
-            read = client.read(&mut from_client) => {
+            changed = control.changed() => if changed.is_err() { return },
+            read = client.read(&mut from_client), if is_new || now.mode != Mode::Hold => {
                 let Ok(count @ 1..) = read else { return };
                 if server.write_all(&from_client[..count]).await.is_err() { return }
             }

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use crate::cli::import::run;
-use crate::support::{Db, NOTIFY_ONLY, Server, sql, until};
+use crate::support::proxy::{Mode, Proxy};
+use crate::support::{Db, NOTIFY_ONLY, Server, migrated, sql, start_postgres, until};
 
 /// Parents and children that a view joins, with nothing that finds the children of one parent.
 const FAMILIES: &str = "
@@ -145,27 +146,28 @@ async fn slow_delta_is_cancelled_followed_by_a_full_read_and_logged_once() {
 /// Postgres ignores a cancel request for a session that is idle, even if a statement has been sent to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn statement_that_begins_after_the_cancel_request_is_cancelled() {
-    let db = Db::new().await;
-    db.add("a").await;
-    db.sql(&format!("{}; {SLOW_VIEW}", pace("0"))).await;
-    let settings = [("CATALOG_DATABASE_TIMEOUT", "2s"), ("CATALOG_POLL_INTERVAL", "50ms")];
-    let server = Server::start_with(&db.url, &settings).await;
-    let session = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() \
-                   AND application_name LIKE 'model-catalog %'";
-    let pid: i32 = db.client.query_one(session, &[]).await.unwrap().get(0);
-    let signal = |name: &str| {
-        let sent = std::process::Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
-        assert!(sent.is_ok_and(|status| status.success()), "cannot send {name} to {pid}");
-    };
-    signal("STOP");
-    db.sql(&pace(&format!("CASE WHEN pg_backend_pid() = {pid} THEN 600 ELSE 0 END"))).await;
-    db.sql("UPDATE models SET name = 'new'").await;
-    // From another connection, after the one that is stopped was given up and its statement cancelled.
+    let postgres = start_postgres(&[]);
+    let client = migrated(&postgres.url("postgres")).await;
+    let insert = "INSERT INTO models (id, name, download_url, save_path, description) \
+                  VALUES ('a', 'old', 'https://example.org/a', 'checkpoints/a', 'x')";
+    sql(&client, &format!("{insert}; {}; {SLOW_VIEW}", pace("0"))).await;
+    let proxy = Proxy::before(&postgres).await;
+    let settings = [NOTIFY_ONLY, &[("CATALOG_DATABASE_TIMEOUT", "2s")]].concat();
+    let server = Server::start_with(&proxy.url("postgres"), &settings).await;
+    // After this, and without heartbeats, a delta is what the server sends next.
+    sql(&client, "UPDATE models SET name = 'first'").await;
+    server.until_named("a", "first").await;
+    let session = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'model-catalog %'";
+    let pid: i32 = client.query_one(session, &[]).await.unwrap().get(0);
+    sql(&client, &pace(&format!("CASE WHEN pg_backend_pid() = {pid} THEN 600 ELSE 0 END"))).await;
+    proxy.set(Mode::Hold).await;
+    sql(&client, "UPDATE models SET name = 'new'").await;
+    // From another connection, after the held one was given up and its statement cancelled.
     server.until_named("a", "new").await;
-    signal("CONT");
+    proxy.set(Mode::Pass).await;
     until("the statement has ended", async || {
         let left = "SELECT FROM pg_stat_activity WHERE pid = $1";
-        db.client.query_opt(left, &[&pid]).await.unwrap().is_none()
+        client.query_opt(left, &[&pid]).await.unwrap().is_none()
     })
     .await;
 }
