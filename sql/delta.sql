@@ -14,6 +14,10 @@
 -- A transaction that was running is a range of one id, and not `xid = ...`: after a statement that changed every model,
 -- the statistics know a single xid, and the planner would expect an equality to match, and scan, the whole table.
 --
+-- The order by xid makes the index on xid the better one. Where `changes` was empty when the plan was made, all of the
+-- primary key would cost as little to read, whose second column is xid. A part that is cut off by its limit is more than
+-- `few` may be.
+--
 -- Several transactions may have changed the same model: it is read once.
 WITH here AS MATERIALIZED (
     SELECT pg_catalog.pg_current_snapshot() AS snapshot, pg_catalog.clock_timestamp() AS started,
@@ -25,16 +29,18 @@ WITH here AS MATERIALIZED (
                   ORDER BY changes.xid DESC LIMIT 4) c) AS witnesses
     FROM model_catalog.history h
 ), logged AS MATERIALIZED (
-    SELECT c.model_id, c.changed_at
-    FROM model_catalog.changes c
-    WHERE c.xid >= pg_catalog.pg_snapshot_xmax($1::text::pg_snapshot)
-      AND c.xid < (SELECT pg_catalog.pg_snapshot_xmax(snapshot) FROM here)
-      AND (SELECT same_history FROM here)
+    (SELECT c.model_id, c.changed_at
+     FROM model_catalog.changes c
+     WHERE c.xid >= pg_catalog.pg_snapshot_xmax($1::text::pg_snapshot)
+       AND c.xid < (SELECT pg_catalog.pg_snapshot_xmax(snapshot) FROM here)
+       AND (SELECT same_history FROM here)
+     ORDER BY c.xid LIMIT $3::text::bigint + 1)
     UNION ALL
     SELECT c.model_id, c.changed_at
     FROM pg_catalog.pg_snapshot_xip($1::text::pg_snapshot) AS running (xid)
     CROSS JOIN LATERAL (
-        SELECT * FROM model_catalog.changes WHERE changes.xid >= running.xid AND changes.xid <= running.xid OFFSET 0
+        SELECT * FROM model_catalog.changes WHERE changes.xid >= running.xid AND changes.xid <= running.xid
+        ORDER BY changes.xid LIMIT $3::text::bigint + 1
     ) c
     WHERE (SELECT same_history FROM here)
 ), few AS MATERIALIZED (

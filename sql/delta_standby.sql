@@ -6,7 +6,8 @@
 -- A snapshot taken on a standby does not list the transactions that were running, but all below its xmin had ended. So
 -- the ranges cover everything from the last snapshot's xmin on, except for transactions whose changes were read already:
 -- these are omitted as gaps between index ranges, not by a condition on each row, so that one forgotten transaction on
--- the primary does not make each read visit everything that changed since it began. OFFSET 0 as in delta.sql.
+-- the primary does not make each read visit everything that changed since it began. The order and the limits are as in
+-- delta.sql.
 --
 -- Several transactions may have changed the same model: it is read once, with the youngest of them. The others are read
 -- again by the next delta, which does no harm.
@@ -29,7 +30,7 @@ WITH here AS MATERIALIZED (
         SELECT * FROM model_catalog.changes
         WHERE changes.xid >= unread.low
           AND changes.xid < least(unread.high, (SELECT pg_catalog.pg_snapshot_xmax(snapshot) FROM here))
-        OFFSET 0
+        ORDER BY changes.xid LIMIT $4::text::bigint + 1
     ) c
     WHERE (SELECT same_history FROM here)
 ), few AS MATERIALIZED (

@@ -44,11 +44,11 @@ const PROBE: &str = "SELECT pg_catalog.current_setting('model_catalog.direct', t
 /// made when all tables were tiny, so it must neither scan a table as a whole nor sort what an index has in order.
 /// Public for tests.
 pub const PLANNED_ONCE: &str =
-    "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_bitmapscan = off;";
+    "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_sort = off;";
 /// Settings of its transactions, which can read much: statements are planned for their parameters and the current sizes
 /// of tables. Plans that were made before are discarded.
 const PLANNED_ANEW: &str = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on; \
-                            SET LOCAL enable_bitmapscan = on; DISCARD PLANS";
+                            SET LOCAL enable_sort = on; DISCARD PLANS";
 
 /// How changes reach the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -315,7 +315,7 @@ impl Session {
     pub(crate) async fn query_system_catalog(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, ReadError> {
         // Several statements in one message are one transaction, also through a pooler.
         let sql = format!(
-            "SET LOCAL search_path = pg_catalog; SET LOCAL enable_seqscan = on; SET LOCAL enable_bitmapscan = on; {sql}"
+            "SET LOCAL search_path = pg_catalog; SET LOCAL enable_seqscan = on; SET LOCAL enable_sort = on; {sql}"
         );
         let messages = with_timeout(self.database.timeout, self.client.simple_query(&sql)).await?;
         let row = |message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None };

@@ -137,8 +137,16 @@ async fn delta_uses_indexes_whatever_the_statistics() {
 #[tokio::test]
 async fn plan_made_for_tiny_tables_reads_little_of_large_ones() {
     let cluster = start_postgres(&[("autovacuum", "off")]);
-    let url = cluster.url("postgres");
-    let writer = migrated(&url).await;
+    let admin = crate::support::connect(&cluster.url("postgres")).await;
+    for (name, rows, statistics) in [("empty", 0, "ANALYZE"), ("one", 1, "VACUUM ANALYZE"), ("tiny", 10, "SELECT 1")] {
+        sql(&admin, &format!("CREATE DATABASE {name}")).await;
+        assert_little_is_read_after_growth(&cluster.url(name), rows, statistics).await;
+    }
+}
+
+/// Plans the delta when there are `rows` models, and explains it when there are many.
+async fn assert_little_is_read_after_growth(url: &str, rows: u32, statistics: &str) {
+    let writer = migrated(url).await;
     // A view that joins and aggregates, as those of an application do.
     sql(
         &writer,
@@ -160,12 +168,13 @@ async fn plan_made_for_tiny_tables_reads_little_of_large_ones() {
              INSERT INTO needs SELECT 'model-' || n, 'need', 1 FROM generate_series({first}, {last}) n"
         )
     };
-    sql(&writer, &insert(1, 10)).await;
-    let client = planned_once(&url).await;
+    sql(&writer, &insert(1, rows)).await;
+    sql(&writer, statistics).await;
+    let client = planned_once(url).await;
     let since = position(&client).await;
     client.simple_query(&format!("EXECUTE delta ({since})")).await.unwrap();
 
-    sql(&writer, &insert(11, ROWS)).await;
+    sql(&writer, &insert(rows + 1, ROWS)).await;
     sql(&writer, "INSERT INTO kinds SELECT n, 'label' FROM generate_series(2, 100000) n").await;
     let before = position(&client).await;
     sql(&writer, "UPDATE models SET hash = 'x' WHERE id IN ('model-5', 'model-50000')").await;
