@@ -22,8 +22,8 @@ const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 const MAX_EXCERPT: usize = 300;
 /// Ids per request: the default limit of the catalog.
 const MAX_IDS: usize = 1_000;
-/// Rounds until the pause grows no more, which is then 4 to 12 s: all machines wait for the same catalogs, and a boot for
-/// each of them.
+/// Rounds until the pause grows no more, which is then 4 to 12 s: all machines wait for the same catalogs, and a boot
+/// waits for each of them.
 const ROUNDS_OF_BACKOFF: u32 = 3;
 
 /// Why no catalog returned a list of models.
