@@ -13,6 +13,10 @@ use crate::postgres::session::Session;
 /// The pause after a read, as a multiple of its duration: with thousands of partitions a read takes longer than the
 /// 0.5 ms of a few tables, and must not keep a core busy.
 const PAUSE_PER_READ: u32 = 100;
+/// The longest pause in poll intervals, or this time: a read that was slow for once, on a busy or a cold server, must not
+/// delay the next one by minutes.
+const MAX_PAUSE_POLLS: u32 = 10;
+const MAX_PAUSE: Duration = Duration::from_secs(10);
 
 /// The structure that the catalog was read under, and the tables that no trigger watches.
 #[derive(Default)]
@@ -50,7 +54,7 @@ impl Structure {
         }
         let started = Instant::now();
         self.read(session, output).await?;
-        self.next_read = Some(started + interval.max(started.elapsed() * PAUSE_PER_READ));
+        self.next_read = Some(started + pause(started.elapsed(), interval));
         // A view that was dropped is reported by the next read, and its successor has another fingerprint.
         let changed = self.seen.as_ref().is_some_and(|seen| !seen.is_empty()) && self.seen != self.loaded;
         if changed && self.loaded.is_some() {
@@ -104,6 +108,11 @@ impl Structure {
     }
 }
 
+/// The time from the beginning of a read that took this long to the next one.
+fn pause(took: Duration, interval: Duration) -> Duration {
+    (took * PAUSE_PER_READ).clamp(interval, MAX_PAUSE.max(interval * MAX_PAUSE_POLLS))
+}
+
 /// Maximum number of tables that are named in the log; a partitioned table may have thousands.
 const MAX_LOGGED_TABLES: usize = 10;
 
@@ -119,4 +128,19 @@ fn log(unwatched: &[String]) {
         "tables of the view are not watched, so only an audit finds changes to their rows: `model-catalog check` \
          prints the statements that repair this"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_read_delays_the_next_one_by_ten_polls_at_most() {
+        let (short, long) = (Duration::from_millis(50), Duration::from_secs(5));
+        for (took, interval, expected) in
+            [(1, short, 100), (500, short, 10_000), (1, long, 5_000), (2_000, long, 50_000)]
+        {
+            assert_eq!(pause(Duration::from_millis(took), interval), Duration::from_millis(expected));
+        }
+    }
 }
