@@ -34,7 +34,7 @@ pub(crate) struct MissingDependency<'a> {
 /// A batch exceeds the limit with its dependencies. Resolution stops there, so it costs no more than an accepted batch,
 /// and the full size is not known.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("model_ids and their dependencies are {count} {what} or more, the limit is {limit}: ask in several batches")]
+#[error("model_ids and their dependencies are {count} {what} or more, the limit is {limit}: split the request")]
 pub(crate) struct LimitExceeded {
     what: &'static str,
     count: usize,
@@ -201,7 +201,7 @@ mod tests {
         let (snapshot, requested) = (parsed("a: b, b: c, c: d, d:"), ids("a"));
         let error =
             Selection::with_dependencies(&snapshot, &requested, 3).map(|_| ()).map_err(|error| error.to_string());
-        let message = "model_ids and their dependencies are 4 models or more, the limit is 3: ask in several batches";
+        let message = "model_ids and their dependencies are 4 models or more, the limit is 3: split the request";
         assert_eq!(error, Err(message.into()));
         let (snapshot, requested) = (parsed("a: w x y z"), ids("a"));
         assert!(Selection::with_dependencies(&snapshot, &requested, 3).is_err());

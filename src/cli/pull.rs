@@ -26,7 +26,8 @@ pub(crate) struct PullArgs {
     /// Seconds to wait for the catalog, and as many, from the start, for hosts that are down.
     #[arg(long, env = "MACHINE_MODELS_WAIT", value_name = "SECONDS", default_value = "60")]
     pub(crate) wait: String,
-    /// Consecutive attempts with less than 1 MiB of progress before giving up on a file.
+    /// Consecutive attempts with less than 1 MiB of progress at each URL of a file. If nothing arrives from any, and an
+    /// error may be temporary, such as 503, its URLs are tried again until the time in --wait is over.
     #[arg(long, env = "MACHINE_MODELS_TRIES", value_name = "NUMBER", default_value = "3")]
     pub(crate) tries: String,
     /// Files downloaded concurrently; small ones, of one connection each, up to this number times --connections.

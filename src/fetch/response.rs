@@ -1,4 +1,5 @@
-//! What the headers of a response say about its body. Servers lie about all of this: sizes and hashes decide.
+//! What the headers of a response say about its body. They may be wrong: the size and the hash of a file decide whether
+//! it is the right one.
 
 use std::time::{Duration, SystemTime};
 

@@ -21,7 +21,7 @@ pub enum BatchError {
     #[error("resolve_dependencies must be a boolean")]
     NotABoolean,
     /// More ids than the limit.
-    #[error("model_ids has {count} ids, the limit is {limit}: ask in several batches")]
+    #[error("model_ids has {count} ids, the limit is {limit}: split the request")]
     TooMany {
         /// Ids in the request.
         count: usize,
@@ -154,7 +154,7 @@ mod tests {
             assert_eq!(ids(&body), Err("model_ids[2] must be a string".into()), "{body}");
         }
         let many = ids(r#"{"model_ids":["a","b","c","a"]}"#);
-        assert_eq!(many, Err("model_ids has 4 ids, the limit is 3: ask in several batches".into()));
+        assert_eq!(many, Err("model_ids has 4 ids, the limit is 3: split the request".into()));
     }
 
     #[test]

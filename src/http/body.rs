@@ -19,7 +19,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let too_large = || {
-        let message = format!("the body is larger than the limit of {limit} bytes: ask in several batches");
+        let message = format!("the body is larger than the limit of {limit} bytes: split the request");
         response::error(StatusCode::PAYLOAD_TOO_LARGE, &message)
     };
     if body.size_hint().lower() > limit as u64 {

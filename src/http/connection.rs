@@ -150,7 +150,7 @@ impl Connection {
     /// Records that the head of a request is complete; returns when that was.
     fn request_begins(&self) -> Instant {
         if self.phase.load(Relaxed) == IDLE {
-            // It came in with the request before it, and its time begins when that has been handled.
+            // Its bytes arrived with those of the previous request. Its time begins now that this one has been handled.
             self.received();
         }
         self.accepted + Duration::from_nanos(self.received.load(Relaxed))

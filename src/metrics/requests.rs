@@ -131,7 +131,7 @@ impl<const N: usize> Buckets<N> {
     }
 }
 
-/// Adds to a counter that only the calling thread writes: no `fetch_add`, whose bus lock a request would pay six times.
+/// Adds to a counter that only the calling thread writes. `fetch_add` would lock the bus, six times for a request.
 fn add(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(more), Relaxed);
 }

@@ -37,7 +37,7 @@ impl Signals {
     pub(super) fn new() -> io::Result<Self> {
         let received = Arc::new(AtomicBool::new(false));
         for number in [SIGTERM, SIGINT] {
-            // In this order, so that the first signal does not exit.
+            // They run in this order: the first signal finds the flag unset and only sets it, the next one exits.
             signal_hook::flag::register_conditional_shutdown(number, 0, Arc::clone(&received))?;
             signal_hook::flag::register(number, Arc::clone(&received))?;
         }

@@ -131,12 +131,12 @@ async fn too_many_ids_return_400() {
     let (db, server) = with_models(&["m0"], &[]).await;
     let response = server.batch(&many(1000)).await;
     assert_eq!((response.status, response.json()["not_found"].as_array().unwrap().len()), (200, 999));
-    let too_many = "model_ids has 1001 ids, the limit is 1000: ask in several batches";
+    let too_many = "model_ids has 1001 ids, the limit is 1000: split the request";
     assert_error(&server.batch(&many(1001)).await, 400, too_many);
 
     let server = Server::start_with(&db.url, &[("CATALOG_MAX_BATCH_IDS", "3")]).await;
     assert_eq!(server.batch(&many(3)).await.status, 200);
-    let too_many = "model_ids has 4 ids, the limit is 3: ask in several batches";
+    let too_many = "model_ids has 4 ids, the limit is 3: split the request";
     assert_error(&server.batch(&many(4)).await, 400, too_many);
     // Duplicates count, too.
     assert_error(&server.batch(r#"{"model_ids":["a","a","a","a"]}"#).await, 400, too_many);
@@ -151,7 +151,7 @@ async fn oversized_body_returns_413_before_it_is_received() {
     // Only the head is sent: a response means that the server did not wait for the body.
     let mut raw = Raw::open(&server.address);
     raw.send(&format!("POST /api/models/batch HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", ONE_MIB + 1));
-    let message = "the body is larger than the limit of 1048576 bytes: ask in several batches";
+    let message = "the body is larger than the limit of 1048576 bytes: split the request";
     assert_error(&raw.response(), 413, message);
     raw.expect_close();
 }
@@ -172,7 +172,7 @@ async fn chunked_body_over_the_limit_returns_413() {
     let mut raw = Raw::open(&server.address);
     // The last chunk is never sent.
     raw.send(&format!("{head}3c\r\n{}\r\n29\r\n{} \r\n", &body[..60], &body[60..]));
-    assert_error(&raw.response(), 413, "the body is larger than the limit of 100 bytes: ask in several batches");
+    assert_error(&raw.response(), 413, "the body is larger than the limit of 100 bytes: split the request");
     raw.expect_close();
 }
 

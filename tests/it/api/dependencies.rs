@@ -60,7 +60,7 @@ async fn batch_limit_includes_resolved_dependencies() {
     for path in ["/api/models/batch", ARIA2] {
         let body = r#"{"model_ids":["a","e"],"resolve_dependencies":true}"#;
         let response = server.send(server.request("POST", path, body)).await;
-        let message = "model_ids and their dependencies are 5 models or more, the limit is 4: ask in several batches";
+        let message = "model_ids and their dependencies are 5 models or more, the limit is 4: split the request";
         assert_eq!((response.status, response.json()), (400, json!({ "error": message })));
         assert_ne!(response.revision(), "");
     }

@@ -230,7 +230,7 @@ fn naive_batch(body: &str, limit: usize) -> Result<(Vec<String>, bool), String> 
     };
     match texts.len() {
         count if count > limit => {
-            Err(format!("model_ids has {count} ids, the limit is {limit}: ask in several batches"))
+            Err(format!("model_ids has {count} ids, the limit is {limit}: split the request"))
         }
         _ => Ok((texts, resolve)),
     }

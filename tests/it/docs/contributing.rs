@@ -1,6 +1,7 @@
 //! CONTRIBUTING.md: its map of the source and its list of dependencies are complete and correct. So are the functions that
 //! docs/design.md names.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{CONTRIBUTING, DESIGN, root};
@@ -52,6 +53,34 @@ fn check_names(text: &str) -> usize {
 fn places_define_the_names_that_follow_them() {
     let names: usize = rows("Where to find things").iter().map(|row| check_names(row)).sum();
     assert!(names > 8, "the table could not be read: {names}");
+}
+
+/// The table names functions with parentheses, as in `reload()`, and views without.
+#[test]
+fn current_definitions_of_sql_objects_are_listed() {
+    let names = std::fs::read_dir(root().join("migrations")).unwrap();
+    let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort_by_key(|name| name[1..].split("__").next().unwrap().parse::<u32>().unwrap());
+    let mut defined = BTreeMap::new();
+    for migration in names.iter().map(|name| format!("migrations/{name}")) {
+        for line in std::fs::read_to_string(root().join(&migration)).unwrap().lines() {
+            let Some(object) = line.strip_prefix("CREATE ") else { continue };
+            let object = object.trim_start_matches("OR REPLACE ");
+            let name = |kind| object.strip_prefix(kind).map(|rest: &str| rest.split(['(', ' ']).next().unwrap());
+            let (function, view) = (name("FUNCTION model_catalog."), name("VIEW model_catalog."));
+            if let Some(object) = function.map(|name| format!("{name}()")).or(view.map(str::to_owned)) {
+                defined.insert(object, migration.clone());
+            }
+        }
+    }
+    let mut listed = BTreeMap::new();
+    for row in rows("Where to find things").iter().filter(|row| row.starts_with("| `migrations/")) {
+        let mut names = quoted(row).map(str::to_owned);
+        let migration = names.next().unwrap();
+        listed.extend(names.map(|object| (object, migration.clone())));
+    }
+    assert!(defined.len() > 20, "the migrations could not be read: {defined:?}");
+    assert_eq!(listed, defined);
 }
 
 #[test]
