@@ -19,19 +19,19 @@ pub struct Output {
     publisher: Publisher,
     sync: Arc<SyncStatus>,
     metrics: Arc<Metrics>,
-    pending: watch::Sender<LatestState>,
+    latest: watch::Sender<LatestState>,
 }
 
 impl Output {
-    /// Publishes to `store` and sends states that can be resumed from to `pending`.
+    /// Publishes to `store` and sends states that can be resumed from to `latest`.
     #[must_use]
     pub fn new(
         store: Arc<Store>,
         sync: Arc<SyncStatus>,
         metrics: Arc<Metrics>,
-        pending: watch::Sender<LatestState>,
+        latest: watch::Sender<LatestState>,
     ) -> Self {
-        Self { publisher: Publisher::new(store), sync, metrics, pending }
+        Self { publisher: Publisher::new(store), sync, metrics, latest }
     }
 
     /// The metrics of what is published.
@@ -46,7 +46,7 @@ impl Output {
 
     /// The state that was handed on last.
     pub(super) fn latest(&self) -> LatestState {
-        self.pending.borrow().clone()
+        self.latest.borrow().clone()
     }
 
     /// When the published snapshot was last in sync.
@@ -63,14 +63,14 @@ impl Output {
     /// Hands a snapshot, with what is needed to resume from it, to the snapshot file and `/api/snapshot`. To be called
     /// before [`Output::publish`], so that a client that sees a revision can also get its snapshot.
     pub(crate) fn persist(&self, state: PersistedSnapshot<Arc<Snapshot>>) {
-        self.pending.send_replace(Some(state));
+        self.latest.send_replace(Some(state));
     }
 
     /// Replaces the state that was handed on last with one that differs only in its position: the snapshot file is not
     /// written again, and waiting requests are not woken.
     pub(crate) fn move_position(&self, state: PersistedSnapshot<Arc<Snapshot>>) {
-        self.pending.send_if_modified(|pending| {
-            *pending = Some(state);
+        self.latest.send_if_modified(|latest| {
+            *latest = Some(state);
             false
         });
     }

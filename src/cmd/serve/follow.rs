@@ -27,7 +27,7 @@ pub(super) struct LoaderContext {
     pub(super) store: Arc<Store>,
     pub(super) sync: Arc<SyncStatus>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) pending: watch::Sender<LatestState>,
+    pub(super) latest: watch::Sender<LatestState>,
     pub(super) stop: CancellationToken,
 }
 
@@ -60,7 +60,7 @@ impl LoaderContext {
 
     fn output(&self) -> Output {
         let (store, sync, metrics) = (Arc::clone(&self.store), Arc::clone(&self.sync), Arc::clone(&self.metrics));
-        Output::new(store, sync, metrics, self.pending.clone())
+        Output::new(store, sync, metrics, self.latest.clone())
     }
 
     /// The content of the snapshot file, at the first start of the loader.

@@ -68,17 +68,18 @@ pub(crate) struct Server {
     api: Arc<Api>,
     threads: Threads,
     /// The loader is the other sender of new states.
-    pending: watch::Sender<LatestState>,
+    latest: watch::Sender<LatestState>,
     runtime: CommandRuntime,
     signals: Signals,
     shutdown: ShutdownTimes,
 }
 
 /// The threads of a server.
+#[derive(Default)]
 pub(in crate::cmd::serve) struct Threads {
     workers: TaskTracker,
-    /// The loader and the snapshot writer.
-    writers: TaskTracker,
+    loader: TaskTracker,
+    snapshot_writer: TaskTracker,
     /// Cancelled when they have to end.
     stop: CancellationToken,
 }
@@ -97,22 +98,21 @@ impl Server {
         let (address, workers) = (listeners.address()?, listeners.api.len());
         let metrics = Arc::new(Metrics::new()?);
         stderr.count_dropped(&metrics.log_lines_dropped);
-        let (pending, latest) = watch::channel(None);
-        let api = Arc::new(api(&config, &listeners, metrics, latest.clone()));
+        let latest = watch::Sender::new(None);
+        let api = Arc::new(api(&config, &listeners, metrics, latest.subscribe()));
 
         let runtime = runtime()?;
         // Installed before anything is announced, so that an early signal is handled.
         let signals = runtime.block_on(async { Signals::new() })?;
-        let threads =
-            Threads { workers: TaskTracker::new(), writers: TaskTracker::new(), stop: CancellationToken::new() };
+        let threads = Threads::default();
         threads.start_workers(&api, listeners, config.timeouts)?;
         start_scans(&api)?;
         if let Some(path) = config.snapshot_file.clone() {
-            threads.start_snapshot_writer(&api, path, latest)?;
+            threads.start_snapshot_writer(&api, path, latest.subscribe())?;
         }
-        threads.start_loader(&api, config.loader, config.snapshot_file, pending.clone())?;
+        threads.start_loader(&api, config.loader, config.snapshot_file, latest.clone())?;
         info!(%address, threads = workers, "listening");
-        Ok(Self { api, threads, pending, runtime, signals, shutdown: config.shutdown })
+        Ok(Self { api, threads, latest, runtime, signals, shutdown: config.shutdown })
     }
 
     /// The catalog that is served.
@@ -133,8 +133,8 @@ impl Server {
             }
             self.api.draining.store(true, Relaxed);
             // Requests that wait for a change see the drain now. The loader must be left as the only sender.
-            self.pending.send_modify(|_| {});
-            drop(self.pending);
+            self.latest.send_modify(|_| {});
+            drop(self.latest);
             drain(&self.threads, self.shutdown).await;
         });
     }
@@ -193,7 +193,7 @@ impl Threads {
 
     fn start_snapshot_writer(&self, api: &Api, path: PathBuf, latest: watch::Receiver<LatestState>) -> io::Result<()> {
         let metrics = Arc::clone(&api.metrics);
-        api.threads.spawn("snapshot-writer".into(), Duty::Support, &self.writers, move || {
+        api.threads.spawn("snapshot-writer".into(), Duty::Support, &self.snapshot_writer, move || {
             runtime()?.block_on(writer::run(&path, latest.clone(), &metrics));
             Ok(())
         })
@@ -206,17 +206,17 @@ impl Threads {
         api: &Api,
         settings: config::SourceSettings,
         snapshot_file: Option<PathBuf>,
-        pending: watch::Sender<LatestState>,
+        latest: watch::Sender<LatestState>,
     ) -> io::Result<()> {
         let context = LoaderContext {
             snapshot_file,
             store: Arc::clone(&api.store),
             sync: Arc::clone(&api.sync),
             metrics: Arc::clone(&api.metrics),
-            pending,
+            latest,
             stop: self.stop.clone(),
         };
-        api.threads.spawn("loader".into(), Duty::Support, &self.writers, move || context.follow(&settings))
+        api.threads.spawn("loader".into(), Duty::Support, &self.loader, move || context.follow(&settings))
     }
 }
 

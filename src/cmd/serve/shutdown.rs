@@ -70,18 +70,26 @@ pub(super) async fn drain(threads: &Threads, times: ShutdownTimes) {
     info!(grace = ?times.grace, "shutting down: no longer ready");
     tokio::time::sleep(times.grace).await;
     threads.stop.cancel();
-    threads.workers.close();
-    threads.writers.close();
+    let parts =
+        [("workers", &threads.workers), ("loader", &threads.loader), ("snapshot writer", &threads.snapshot_writer)];
+    for (_, threads) in parts {
+        threads.close();
+    }
     let ended = async {
         // A worker ends when its last connection is closed.
         if tokio::time::timeout(times.drain, threads.workers.wait()).await.is_err() {
             warn!(after = ?times.drain, "drain timeout: exiting with open connections");
         }
-        // The loader ends first, which closes the channel that the snapshot writer reads from.
-        threads.writers.wait().await;
+        // The end of the loader closes the channel that the snapshot writer reads from.
+        threads.loader.wait().await;
+        threads.snapshot_writer.wait().await;
     };
     match tokio::time::timeout(times.drain + EXIT_TIMEOUT, ended).await {
         Ok(()) => info!("stopped"),
-        Err(_) => warn!("stopped without waiting for a disk or a name server that does not answer"),
+        Err(_) => {
+            let running: Vec<_> =
+                parts.iter().filter(|(_, threads)| !threads.is_empty()).map(|(name, _)| *name).collect();
+            warn!(running = running.join(", "), "stopped without waiting for threads that have not ended");
+        }
     }
 }
