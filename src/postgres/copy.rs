@@ -15,8 +15,8 @@ use tokio_postgres::{Client, CopyOutStream, Statement};
 use super::encoding::{self, readable};
 use super::error::ReadError;
 use super::read::Read;
-use super::rows::{AUTH_REQUIRED, MODEL_COLUMNS, ROWS_PER_CHUNK, model_from_columns};
-use crate::catalog::model::{RawModel, RowError};
+use super::rows::{AUTH_REQUIRED, ROWS_PER_CHUNK, model_from_columns};
+use crate::catalog::model::{COLUMNS, RawModel, RowError};
 
 const ENTRIES: &str = include_str!("../../sql/entries.sql");
 
@@ -127,10 +127,10 @@ fn is_end(row: &[u8]) -> bool {
 /// (-1 = NULL) and the bytes of each. `None` if it is not such a row; the inner error is a column that is not UTF-8.
 pub fn decode(row: &[u8]) -> Option<(Cow<'_, str>, Result<RawModel<'_>, RowError>)> {
     let (number, mut rest) = row.split_first_chunk()?;
-    if i16::from_be_bytes(*number) != MODEL_COLUMNS {
+    if usize::try_from(i16::from_be_bytes(*number)) != Ok(COLUMNS.len()) {
         return None;
     }
-    let mut values = [None; MODEL_COLUMNS as usize];
+    let mut values = [None; COLUMNS.len()];
     for value in &mut values {
         let (length, after) = rest.split_first_chunk()?;
         rest = after;

@@ -21,14 +21,24 @@ pub(super) async fn readable<'a>(client: &Client, sql: &'a str) -> Result<Cow<'a
     if !client.query_typed_one(CONVERTS, &[]).await?.try_get::<_, bool>(0)? {
         return Ok(sql.into());
     }
-    let texts = ["changed.model_id", "e.id", "e.name", "e.download_url", "e.hash", "e.auth_provider", "e.save_path"];
-    let texts = texts.into_iter().chain(["e.dependencies::text", "e.description"]);
-    let wrapped = texts.fold(sql.to_owned(), |sql, text| sql.replace(&format!("{text},"), &format!("{},", call(text))));
-    Ok(wrapped.replace(", e.mirrors", &format!(", {}", call("e.mirrors"))).into())
+    Ok(with_readable_texts(sql).into())
 }
 
-fn call(text: &str) -> String {
-    format!("model_catalog.readable({text})")
+/// The columns of the view that are texts in the encoding of the database.
+fn texts() -> impl Iterator<Item = String> {
+    let texts = COLUMNS.iter().filter(|column| !["file_size_gb", "auth_required"].contains(column));
+    texts.map(|column| format!("e.{column}"))
+}
+
+/// Calls `model_catalog.readable()` for each text that a statement selects: an expression before a comma or a line end.
+fn with_readable_texts(sql: &str) -> String {
+    let mut sql = sql.to_owned();
+    for text in texts().chain(["changed.model_id".into()]) {
+        for (cast, end) in [("", ","), ("", "\n"), ("::text", ",")] {
+            sql = sql.replace(&format!("{text}{cast}{end}"), &format!("model_catalog.readable({text}{cast}){end}"));
+        }
+    }
+    sql
 }
 
 /// A text as the database sent it.
@@ -68,6 +78,21 @@ pub(super) fn id(bytes: &[u8]) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_text_that_a_statement_selects_is_made_readable() {
+        for (sql, others) in [
+            (include_str!("../../sql/entries.sql"), 0),
+            (include_str!("../../sql/delta.sql"), 1),
+            (include_str!("../../sql/delta_standby.sql"), 1),
+        ] {
+            let readable = with_readable_texts(sql);
+            let missing: Vec<_> =
+                texts().filter(|text| !readable.contains(&format!("model_catalog.readable({text}"))).collect();
+            assert_eq!(missing, [""; 0], "{readable}");
+            assert_eq!(readable.matches("model_catalog.readable(").count(), texts().count() + others, "{readable}");
+        }
+    }
 
     #[test]
     fn texts_that_are_not_utf8_reject_their_row_and_are_escaped() {

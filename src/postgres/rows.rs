@@ -10,15 +10,13 @@ use tokio_postgres::Row;
 use super::encoding::{self, RawText};
 use super::error::ReadError;
 use super::read::Read;
-use crate::catalog::model::{RawModel, RowError};
+use crate::catalog::model::{COLUMNS, RawModel, RowError};
 
 /// Rows that are taken from the connection under one timer. The timer costs about as much as decoding a row.
 pub(super) const ROWS_PER_CHUNK: usize = 256;
 
-/// Columns that the statements read from `model_catalog.entries`, all text except one. The last, `mirrors`, is NULL if
-/// the view does not have it.
-pub(super) const MODEL_COLUMNS: i16 = 11;
-/// Index of the column that is boolean.
+/// Index in [`COLUMNS`] of the column that is boolean. The statements read all others as text; the last, `mirrors`, is
+/// NULL if the view does not have it.
 pub(super) const AUTH_REQUIRED: usize = 5;
 
 /// Columns of `sql/delta.sql` after those of the position.
@@ -28,10 +26,10 @@ const CHANGED_ID: usize = 5;
 const AGE: usize = 6;
 const FIRST_MODEL_COLUMN: usize = 7;
 /// Columns of `sql/delta_standby.sql` after those of `sql/delta.sql`.
-const XID: usize = 18;
-const REPLAY_LSN: usize = 19;
-const REPLAY_LAG: usize = 20;
-const CAUGHT_UP: usize = 21;
+const XID: usize = FIRST_MODEL_COLUMN + COLUMNS.len();
+const REPLAY_LSN: usize = XID + 1;
+const REPLAY_LAG: usize = XID + 2;
+const CAUGHT_UP: usize = XID + 3;
 
 /// The rows of a statement, in chunks as they arrive.
 pub struct RowChunks {
