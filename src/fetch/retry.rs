@@ -57,7 +57,7 @@ impl Budget {
         self.failures = 0;
     }
 
-    /// Counts an attempt; returns whether as many as allowed made no progress.
+    /// Counts an attempt. Returns true once `tries` consecutive ones made no progress.
     pub(crate) fn failed(&mut self, progressed: bool) -> bool {
         if progressed {
             (self.failures, self.progressed_at) = (0, Instant::now());
@@ -72,20 +72,21 @@ impl Budget {
         self.received.fetch_add(bytes, Relaxed);
     }
 
-    /// Whether the time in which servers may recover is over, or too much of a file of `total` bytes was received.
-    pub(crate) fn is_spent(&self, total: u64) -> bool {
-        let most = total.saturating_mul(MAX_COPIES).max(MIN_BYTES);
-        self.progressed_at.elapsed() >= self.wait || self.received.load(Relaxed) > most
+    /// Whether all URLs of a file of `total` bytes may be tried once more: servers have time to recover.
+    pub(crate) fn allows_round(&self, total: u64) -> bool {
+        self.progressed_at.elapsed() < self.wait && self.allows_bytes(total)
     }
 
-    /// Whether another attempt after this problem would exceed the limits.
-    pub(crate) fn is_over(&self, problem: &Problem, total: u64) -> bool {
+    /// Whether the URL that failed with this problem may be tried once more. How often is limited by `failed`.
+    pub(crate) fn allows_attempt(&self, problem: &Problem, total: u64) -> bool {
         let elapsed = self.progressed_at.elapsed();
-        match problem {
-            Problem::Silent(_) if elapsed >= self.wait / 2 => true,
-            _ if problem.retry_after().is_some_and(|asked| elapsed + asked > MAX_ASKED.max(self.wait)) => true,
-            _ => self.received.load(Relaxed) > total.saturating_mul(MAX_COPIES).max(MIN_BYTES),
-        }
+        let is_silent_for_long = matches!(problem, Problem::Silent(_)) && elapsed >= self.wait / 2;
+        let asks_for_long = problem.retry_after().is_some_and(|asked| elapsed + asked > MAX_ASKED.max(self.wait));
+        !is_silent_for_long && !asks_for_long && self.allows_bytes(total)
+    }
+
+    fn allows_bytes(&self, total: u64) -> bool {
+        self.received.load(Relaxed) <= total.saturating_mul(MAX_COPIES).max(MIN_BYTES)
     }
 
     /// Waits before the next attempt.
@@ -128,10 +129,11 @@ mod tests {
         );
         let problem = Problem::Incomplete("host".into());
         budget.add_received(MIN_BYTES);
-        assert!(!budget.is_over(&problem, 1) && !budget.is_spent(1));
+        assert!(budget.allows_attempt(&problem, 1) && budget.allows_round(1));
         budget.add_received(1);
-        assert!(budget.is_over(&problem, 1) && budget.is_spent(1));
-        assert!(!budget.is_over(&problem, u64::MAX) && !budget.is_over(&Problem::Silent("host".into()), u64::MAX));
+        assert!(!budget.allows_attempt(&problem, 1) && !budget.allows_round(1));
+        assert!(budget.allows_attempt(&problem, u64::MAX));
+        assert!(budget.allows_attempt(&Problem::Silent("host".into()), u64::MAX));
         let asked = |seconds| Problem::Status {
             status: 429,
             host: "host".into(),
@@ -139,7 +141,7 @@ mod tests {
             retry_after: Some(Duration::from_secs(seconds)),
         };
         let budget = Budget::new(2, Duration::ZERO, Instant::now());
-        assert!(!budget.is_over(&asked(300), 1) && budget.is_over(&asked(601), 1));
-        assert!(budget.is_over(&Problem::Silent("host".into()), 1) && budget.is_spent(1));
+        assert!(budget.allows_attempt(&asked(300), 1) && !budget.allows_attempt(&asked(601), 1));
+        assert!(!budget.allows_attempt(&Problem::Silent("host".into()), 1) && !budget.allows_round(1));
     }
 }

@@ -152,7 +152,7 @@ impl Download<'_> {
                 }
                 match self.try_url(url, source.take()).await {
                     Err(problem) if !problem.is_of_this_machine() => {
-                        if problem.is_transient() && !self.budget.is_over(&problem, self.state.total()) {
+                        if problem.is_transient() && self.budget.allows_attempt(&problem, self.state.total()) {
                             recoverable.push(url);
                         }
                         last = Some(problem);
@@ -162,7 +162,7 @@ impl Download<'_> {
             }
             let Some(problem) = last else { return Ok(()) };
             let outage = self.progress.received() == before;
-            if recoverable.is_empty() || !outage || self.budget.is_spent(self.state.total()) {
+            if recoverable.is_empty() || !outage || !self.budget.allows_round(self.state.total()) {
                 return Err(problem);
             }
             self.progress.failed_attempt(&self.progress.source(), &problem);
@@ -200,7 +200,7 @@ impl Download<'_> {
                 self.budget.begin_url();
                 continue;
             }
-            if failed_often || self.budget.is_over(&problem, self.state.total()) {
+            if failed_often || !self.budget.allows_attempt(&problem, self.state.total()) {
                 return Err(problem);
             }
             self.progress.failed_attempt(&host(url), &problem);
