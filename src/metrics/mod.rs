@@ -151,8 +151,8 @@ impl Metrics {
 
     /// The number of lookups of unknown ids, and the most requested of these ids with a lower bound of their requests.
     /// In no order.
-    pub(crate) fn missing(&self) -> (u64, HashMap<Id, u64>) {
-        self.requests.missing()
+    pub(crate) fn top_missing(&self) -> (u64, HashMap<Id, u64>) {
+        self.requests.top_missing()
     }
 
     /// The text exposition of all of it.

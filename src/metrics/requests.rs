@@ -10,6 +10,12 @@
 //! | `catalog_http_request_duration_seconds{route}` | `seconds` | the same |
 //! | `catalog_http_timeouts_total{incomplete}` | `timed_out` | `CATALOG_REQUEST_TIMEOUT` closes a connection |
 //! | `not_found_ids` in `/api/catalog` | `missing` | an id is not found |
+//!
+//! A new metric needs its row in this table, and
+//! 1. a field of [`RequestMetrics`], and its first value in `new`;
+//! 2. a method that updates the field, called where the event happens;
+//! 3. a [`Desc`] in [`RequestCollector`], which `new` creates and `desc` lists;
+//! 4. the sum over all threads in `collect`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -44,7 +50,7 @@ pub(crate) enum Route {
     Readyz,
     /// `/metrics`
     Metrics,
-    /// Any other path.
+    /// Any other path. It stays the last one, see `ROUTES`.
     Other,
 }
 
@@ -61,6 +67,16 @@ const ROUTES: [(Route, &str); 11] = [
     (Route::Metrics, "/metrics"),
     (Route::Other, "other"),
 ];
+
+// Variants are indexes of arrays as long as these lists: an index that is out of bounds would end the worker thread.
+const _: () = {
+    let mut index = 0;
+    while index < ROUTES.len() {
+        assert!(ROUTES[index].0 as usize == index, "the lists have each variant at its own place");
+        index += 1;
+    }
+    assert!(TIMED_OUT[0].0 as usize == 0 && TIMED_OUT[1].0 as usize == 1);
+};
 
 /// The templates of all routes; the last one is for any other path.
 pub fn templates() -> [&'static str; ROUTES.len()] {
@@ -124,8 +140,8 @@ impl<const N: usize> Buckets<N> {
 
     /// Adds `value`, in units that are `scale` times smaller than those of `bounds`.
     fn observe(&self, value: u64, scale: f64, bounds: &[f64; N]) {
-        let whole = value as f64 / scale;
-        let slot = bounds.iter().position(|bound| whole <= *bound);
+        let in_unit_of_bounds = value as f64 / scale;
+        let slot = bounds.iter().position(|bound| in_unit_of_bounds <= *bound);
         add(slot.map_or(&self.above, |slot| &self.counts[slot]), 1);
         add(&self.sum, value);
     }
@@ -185,7 +201,7 @@ impl RequestMetrics {
     }
 
     /// Counts requests for unknown ids.
-    pub(crate) fn missing(&self, ids: &[&str]) {
+    pub(crate) fn count_missing(&self, ids: &[&str]) {
         if !ids.is_empty() {
             let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
             ids.iter().for_each(|id| missing.count(id));
@@ -208,8 +224,8 @@ impl RequestMetrics {
     }
 
     /// Counts a connection that is closed because a request took too long.
-    pub(crate) fn timed_out(&self, what: TimedOut) {
-        add(&self.timed_out[what as usize], 1);
+    pub(crate) fn timed_out(&self, incomplete: TimedOut) {
+        add(&self.timed_out[incomplete as usize], 1);
     }
 }
 
@@ -262,7 +278,7 @@ impl RequestCollector {
     }
 
     /// The number of lookups of unknown ids, and the most requested of these ids.
-    pub(super) fn missing(&self) -> (u64, HashMap<Id, u64>) {
+    pub(super) fn top_missing(&self) -> (u64, HashMap<Id, u64>) {
         let (mut count, mut ids) = (0, HashMap::new());
         for thread in self.threads() {
             count += thread.not_found.load(Relaxed);
@@ -289,14 +305,14 @@ impl Collector for RequestCollector {
         let mut requests = Vec::new();
         let mut seconds = Vec::new();
         for (route, template) in ROUTES {
-            let of_route = requests.len();
+            let others = requests.len();
             for (slot, (code, status)) in STATUSES.iter().enumerate() {
                 let count = sum(&|t| &t.requests[route as usize][slot]);
                 if count > 0 || INITIAL_ROUTES.contains(&route) && INITIAL_STATUSES.contains(code) {
                     requests.push(counter(count, &[("route", template), ("status", status)]));
                 }
             }
-            if requests.len() > of_route {
+            if requests.len() > others {
                 let parts: Vec<_> = threads.iter().map(|t| &t.seconds[route as usize]).collect();
                 seconds.push(histogram(&parts, NANOS, &REQUEST_SECONDS, &[("route", template)]));
             }
@@ -307,7 +323,7 @@ impl Collector for RequestCollector {
             counter(sum(&|t| &t.not_found), &[("outcome", "not_found")]),
         ];
         let timeouts = TIMED_OUT
-            .map(|(what, label)| counter(sum(&|t| &t.timed_out[what as usize]), &[("incomplete", label)]))
+            .map(|(incomplete, label)| counter(sum(&|t| &t.timed_out[incomplete as usize]), &[("incomplete", label)]))
             .to_vec();
         let mut connections = proto::Gauge::default();
         connections.set_value(sum(&|t| &t.opened).saturating_sub(sum(&|t| &t.closed)) as f64);
@@ -348,11 +364,11 @@ fn histogram<const N: usize>(
     bounds: &[f64; N],
     pairs: &[(&str, &str)],
 ) -> proto::Metric {
-    let sum = |of: &dyn Fn(&Buckets<N>) -> &AtomicU64| parts.iter().map(|part| of(part).load(Relaxed)).sum::<u64>();
+    let total = |of: &dyn Fn(&Buckets<N>) -> &AtomicU64| parts.iter().map(|part| of(part).load(Relaxed)).sum::<u64>();
     let mut cumulative = 0;
     let mut buckets = Vec::with_capacity(N);
     for (slot, bound) in bounds.iter().enumerate() {
-        cumulative += sum(&|part| &part.counts[slot]);
+        cumulative += total(&|part| &part.counts[slot]);
         let mut bucket = proto::Bucket::default();
         bucket.set_cumulative_count(cumulative);
         bucket.set_upper_bound(*bound);
@@ -360,8 +376,8 @@ fn histogram<const N: usize>(
     }
     let mut histogram = proto::Histogram::default();
     histogram.set_bucket(buckets);
-    histogram.set_sample_count(cumulative + sum(&|part| &part.above));
-    histogram.set_sample_sum(sum(&|part| &part.sum) as f64 / scale);
+    histogram.set_sample_count(cumulative + total(&|part| &part.above));
+    histogram.set_sample_sum(total(&|part| &part.sum) as f64 / scale);
     let mut metric = proto::Metric::from_label(labels(pairs));
     metric.set_histogram(histogram);
     metric

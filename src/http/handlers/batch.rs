@@ -151,6 +151,6 @@ impl Handler {
     fn count_batch(&self, ids: usize, missing: &[&str]) {
         self.metrics.batch(ids);
         self.metrics.lookups(ids - missing.len(), missing.len());
-        self.metrics.missing(missing);
+        self.metrics.count_missing(missing);
     }
 }

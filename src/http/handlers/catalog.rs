@@ -79,7 +79,7 @@ fn catalog<'a>(
     unwatched_tables: Option<&'a [String]>,
 ) -> Catalog<'a> {
     let rejected = snapshot.rejected().iter().take(LISTED);
-    let (not_found, ids) = api.metrics.missing();
+    let (not_found, ids) = api.metrics.top_missing();
     let mut ids: Vec<_> = ids.into_iter().filter(|(id, _)| id.truncated || snapshot.get(&id.text).is_none()).collect();
     ids.sort_by(|(a, count_a), (b, count_b)| count_b.cmp(count_a).then_with(|| a.cmp(b)));
     Catalog {

@@ -21,7 +21,7 @@ impl Handler {
         };
         let Some(entry) = snapshot.get(&id) else {
             self.metrics.lookups(0, 1);
-            self.metrics.missing(&[&id]);
+            self.metrics.count_missing(&[&id]);
             return with_revision(response::model_not_found(&id), snapshot);
         };
         self.metrics.lookups(1, 0);
