@@ -4,6 +4,7 @@
 
 use super::entry::{Entry, EntryBuilder, is_preferred};
 use super::model::{RawModel, RowError, Rules};
+use super::row_error::Rejection;
 use super::snapshot::Snapshot;
 
 /// Builds the next snapshot from rows.
@@ -22,7 +23,7 @@ pub struct Refresh<'a> {
     full: bool,
     group: Group,
     builder: EntryBuilder,
-    newly_rejected: Vec<(Box<str>, Box<str>)>,
+    newly_rejected: Vec<Rejection>,
     /// Ids whose rejection was removed or set (delta only).
     reconsidered: Vec<Box<str>>,
     /// Models added, replaced or removed so far.
@@ -47,7 +48,7 @@ pub struct Refreshed {
     /// Whether the rejected rows or their reasons differ from the previous ones.
     pub rejections_changed: bool,
     /// Rejections that the previous snapshot did not have, to be logged once.
-    pub newly_rejected: Vec<(Box<str>, Box<str>)>,
+    pub newly_rejected: Vec<Rejection>,
     /// The number of ids without a row that the previous snapshot did not have either, and the first of them (delta
     /// only).
     pub unknown: Option<(usize, Box<str>)>,
@@ -138,7 +139,7 @@ impl<'a> Refresh<'a> {
     fn reject(&mut self, id: &str, error: &RowError) {
         let reason: Box<str> = error.to_string().into();
         if self.previous.rejected.get(id) != Some(&reason) {
-            self.newly_rejected.push((id.into(), reason.clone()));
+            self.newly_rejected.push(Rejection { id: id.into(), reason: reason.clone() });
         }
         if !self.full {
             self.reconsidered.push(id.into());

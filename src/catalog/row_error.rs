@@ -94,9 +94,17 @@ pub enum UrlError {
     Credentials,
 }
 
+/// A row that breaks a rule.
+pub struct Rejection {
+    /// The id of the model.
+    pub id: Box<str>,
+    /// The message of the [`RowError`].
+    pub reason: Box<str>,
+}
+
 /// Logs rows that were rejected for the first time, or for another reason than before.
-pub(crate) fn log_rejections(rejected: &[(Box<str>, Box<str>)]) {
-    for (id, reason) in rejected.iter().take(MAX_LOGGED_REJECTIONS) {
+pub(crate) fn log_rejections(rejected: &[Rejection]) {
+    for Rejection { id, reason } in rejected.iter().take(MAX_LOGGED_REJECTIONS) {
         warn!(%id, %reason, "row rejected; its last valid version stays served, if there was one");
     }
     if rejected.len() > MAX_LOGGED_REJECTIONS {

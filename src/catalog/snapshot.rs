@@ -5,6 +5,7 @@ use rpds::RedBlackTreeMapSync;
 use super::entry::Entry;
 use super::index::Index;
 use super::model::Rules;
+use super::row_error::Rejection;
 
 /// Reasons for which rows are rejected, by id. A clone shares everything, and a change copies a path of the tree.
 pub type Rejected = RedBlackTreeMapSync<Box<str>, Box<str>>;
@@ -101,22 +102,22 @@ impl Snapshot {
     }
 
     /// The models that break one of `rules`, with the reasons. Those that are shared with `checked` are known to pass.
-    pub(crate) fn violations(&self, rules: &Rules, checked: &Self) -> Vec<(Box<str>, Box<str>)> {
+    pub(crate) fn violations(&self, rules: &Rules, checked: &Self) -> Vec<Rejection> {
         let violation = |entry: &Entry| {
             if checked.index.get(entry.id()).is_some_and(|checked| checked.ptr_eq(entry)) {
                 return None;
             }
             let error = entry.check(rules).err()?;
-            Some((String::from_utf8_lossy(entry.id()).into(), error.to_string().into()))
+            Some(Rejection { id: String::from_utf8_lossy(entry.id()).into(), reason: error.to_string().into() })
         };
         self.iter().filter_map(violation).collect()
     }
 
     /// Removes the models that break one of `rules` and lists them as rejected; returns them with their reasons. A
     /// model whose row is rejected already keeps the reason of its row.
-    pub(crate) fn check_again(&mut self, rules: &Rules) -> Vec<(Box<str>, Box<str>)> {
+    pub(crate) fn check_again(&mut self, rules: &Rules) -> Vec<Rejection> {
         let rejected = self.violations(rules, &Self::default());
-        for (id, reason) in &rejected {
+        for Rejection { id, reason } in &rejected {
             self.remove(id);
             if !self.rejected.contains_key(id) {
                 self.rejected.insert_mut(id.clone(), reason.clone());

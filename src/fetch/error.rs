@@ -229,7 +229,7 @@ impl From<Problem> for AttemptError {
     }
 }
 
-/// An error of the HTTP client without its URL, which may contain a signature.
+/// An error of the HTTP client without its URL, which may contain a signature. It prints its causes, and has none.
 #[derive(Debug)]
 pub(crate) struct Transport(reqwest::Error);
 
@@ -249,8 +249,4 @@ impl std::fmt::Display for Transport {
     }
 }
 
-impl Error for Transport {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.0.source()
-    }
-}
+impl Error for Transport {}

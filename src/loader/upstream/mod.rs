@@ -22,6 +22,7 @@ use super::output::Output;
 use super::report::{self, CompletedRead, RefreshKind};
 use crate::base::error_chain::chain;
 use crate::catalog::model::Rules;
+use crate::catalog::row_error::Rejection;
 use crate::catalog::snapshot::Snapshot;
 use crate::metrics::Metrics;
 use crate::postgres::position::Position;
@@ -246,8 +247,9 @@ impl Upstream {
         as_of.into_iter().for_each(|as_of| received.move_to(as_of));
         // The rules in its header are not trusted: anything could have written it.
         let violations = received.snapshot.violations(&self.settings.rules, &previous);
-        if let Some((id, reason)) = violations.first().cloned() {
-            return Err(Refusal::Rules { count: violations.len(), id, reason });
+        let count = violations.len();
+        if let Some(Rejection { id, reason }) = violations.into_iter().next() {
+            return Err(Refusal::Rules { count, id, reason });
         }
         let revision = received.snapshot.revision();
         if let Some(current) = &self.current {

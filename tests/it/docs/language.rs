@@ -92,6 +92,8 @@ fn errors_do_not_contain_the_text_of_their_source() {
     let mut count = 0;
     for file in files(root().join("src")).into_iter().filter(|file| file.extension().is_some_and(|e| e == "rs")) {
         let text = std::fs::read_to_string(&file).unwrap();
+        let prints_chain = text.split("Display for ").any(|item| item.split("\n}").next().unwrap().contains("chain("));
+        assert!(!(prints_chain && text.contains("fn source(&self)")), "{}: a source is printed twice", file.display());
         for error in text.split("#[error(").skip(1) {
             let (message, item) = error.split_once(")]").unwrap();
             let fields = item.split_once('(').map_or("", |(_, rest)| rest.split('\n').next().unwrap()).split(", ");
