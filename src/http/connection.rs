@@ -164,12 +164,12 @@ impl Connection {
 
     /// Whether the client of a request that waits has closed its side of the connection. A client that is gone must not
     /// keep the place of others, and one that has only finished sending gets its response at once.
-    pub(super) fn client_closed(&self) -> bool {
+    pub(super) fn is_client_closed(&self) -> bool {
         self.phase.load(Relaxed) == CLIENT_CLOSED
     }
 
     /// Records that the client of a request that may wait has closed its side of the connection, or all of it.
-    pub(super) fn client_has_closed(&self) {
+    pub(super) fn on_client_closed(&self) {
         self.phase.store(CLIENT_CLOSED, Relaxed);
     }
 

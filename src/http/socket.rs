@@ -60,7 +60,7 @@ impl Io {
         };
         // Bytes are the beginning of another request. What follows them is not seen until the first one is answered.
         if !matches!(peeked, Poll::Pending | Poll::Ready(Ok(1..))) {
-            self.connection.client_has_closed();
+            self.connection.on_client_closed();
             context.waker().wake_by_ref();
         }
     }

@@ -16,7 +16,7 @@ const EXPLAIN: &str = "; run `model-catalog check` with the same settings, which
 
 /// What is wrong with the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Problem {
+pub(crate) enum OutageKind {
     /// It can't be reached, or the connection was lost.
     Unavailable,
     /// It can be reached, but rejects the user, the password, the database name or the lack of a right.
@@ -39,7 +39,7 @@ struct Outage {
     since: Instant,
     attempts: u32,
     logged_at: Instant,
-    problem: Problem,
+    kind: OutageKind,
 }
 
 impl ReconnectBackoff {
@@ -53,16 +53,16 @@ impl ReconnectBackoff {
     pub(crate) fn next_delay(
         &mut self,
         error: &dyn Display,
-        problem: Problem,
+        kind: OutageKind,
         serving: bool,
         poll_interval: Duration,
     ) -> Duration {
         let now = Instant::now();
-        let outage = self.outage.get_or_insert(Outage { since: now, attempts: 0, logged_at: now, problem });
-        let kind_changed = std::mem::replace(&mut outage.problem, problem) != problem;
+        let outage = self.outage.get_or_insert(Outage { since: now, attempts: 0, logged_at: now, kind });
+        let kind_changed = std::mem::replace(&mut outage.kind, kind) != kind;
         if outage.attempts == 0 || kind_changed || outage.logged_at.elapsed() >= LOG_INTERVAL {
             outage.logged_at = now;
-            let text = describe(self.source, problem, serving);
+            let text = describe(self.source, kind, serving);
             match outage.attempts {
                 0 => warn!(%error, "{text}"),
                 attempts => warn!(%error, attempts, lasted = ?outage.since.elapsed(), "{text}"),
@@ -91,12 +91,12 @@ impl ReconnectBackoff {
 }
 
 /// What is wrong, what is served meanwhile, and what to do.
-fn describe(source: &str, problem: Problem, serving: bool) -> String {
-    let (what, advice) = match problem {
-        Problem::Unavailable => (format!("the {source} is unavailable"), ""),
-        Problem::Rejected => (format!("the {source} rejects the connection"), EXPLAIN),
-        Problem::Unreadable => ("the catalog can't be read".into(), EXPLAIN),
-        Problem::Refused => (format!("the snapshot of the {source} is refused"), ""),
+fn describe(source: &str, kind: OutageKind, serving: bool) -> String {
+    let (what, advice) = match kind {
+        OutageKind::Unavailable => (format!("the {source} is unavailable"), ""),
+        OutageKind::Rejected => (format!("the {source} rejects the connection"), EXPLAIN),
+        OutageKind::Unreadable => ("the catalog can't be read".into(), EXPLAIN),
+        OutageKind::Refused => (format!("the snapshot of the {source} is refused"), ""),
     };
     let meanwhile = if serving { "serving the last snapshot" } else { "there is no catalog to serve yet" };
     format!("{what}; {meanwhile}, retrying{advice}")
@@ -116,8 +116,8 @@ mod tests {
         let mut backoff = ReconnectBackoff::new("database");
         for (poll_interval, limit) in [(Duration::from_secs(1), Duration::from_secs(1)), (Duration::MAX, MAX_DELAY)] {
             for attempt in 0..40 {
-                let problem = if attempt % 2 == 0 { Problem::Unreadable } else { Problem::Unavailable };
-                let delay = backoff.next_delay(&"refused", problem, true, poll_interval);
+                let kind = if attempt % 2 == 0 { OutageKind::Unreadable } else { OutageKind::Unavailable };
+                let delay = backoff.next_delay(&"refused", kind, true, poll_interval);
                 let expected = FIRST_DELAY.saturating_mul(1 << attempt.min(20)).min(limit);
                 assert!(delay <= expected && backoff.is_active(), "attempt {attempt}: {delay:?}");
             }

@@ -38,7 +38,7 @@ mod trim;
 mod unknown_ids;
 pub mod upstream;
 
-use backoff::{Problem, ReconnectBackoff, jittered};
+use backoff::{OutageKind, ReconnectBackoff, jittered};
 use costs::ReadCosts;
 use delta::Delta;
 use fleet::FleetReader;
@@ -376,17 +376,13 @@ impl Loader {
 
     /// Returns how long to wait before the next connect.
     fn on_disconnect(&mut self, error: &SessionError) -> Duration {
-        let problem = match error {
-            SessionError::Connect(error) if error.is_about_the_configuration() => Problem::Rejected,
-            SessionError::Read(error) if error.is_about_the_schema() => Problem::Unreadable,
-            _ => Problem::Unavailable,
+        let kind = match error {
+            SessionError::Connect(error) if error.is_about_the_configuration() => OutageKind::Rejected,
+            SessionError::Read(error) if error.is_about_the_schema() => OutageKind::Unreadable,
+            _ => OutageKind::Unavailable,
         };
-        let delay = self.backoff.next_delay(
-            &chain(error),
-            problem,
-            self.output.snapshot().is_some(),
-            self.settings.poll_interval,
-        );
+        let delay =
+            self.backoff.next_delay(&chain(error), kind, self.output.snapshot().is_some(), self.settings.poll_interval);
         match error {
             // A delta that took too long is followed by a full read, and that by a pause, in which others get locks.
             SessionError::Read(ReadError::TooLong(limit)) if !self.delta_timed_out => {

@@ -138,7 +138,8 @@ pub(crate) fn respond(api: Arc<Api>, request: SnapshotRequest) -> impl Future<Ou
                     state.as_ref().is_some_and(changed) || api.draining.load(Relaxed)
                 });
                 let mut waited = pin!(tokio::time::timeout(known.wait, changed));
-                let client_closed = || known.connection.as_ref().is_some_and(|connection| connection.client_closed());
+                let client_closed =
+                    || known.connection.as_ref().is_some_and(|connection| connection.is_client_closed());
                 poll_fn(|context| match waited.as_mut().poll(context) {
                     Poll::Pending if !client_closed() => Poll::Pending,
                     _ => Poll::Ready(()),

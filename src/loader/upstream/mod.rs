@@ -17,7 +17,7 @@ pub mod config;
 use client::{Client, FetchError, Fetched};
 use config::Location;
 
-use super::backoff::{Problem, ReconnectBackoff, jittered};
+use super::backoff::{OutageKind, ReconnectBackoff, jittered};
 use super::output::Output;
 use super::report::{self, CompletedRead, RefreshKind};
 use crate::base::error_chain::chain;
@@ -164,16 +164,16 @@ impl Upstream {
                 Err(error) => {
                     self.connected = false;
                     self.metrics.upstream.connected.set(0);
-                    let (problem, outcome) = match error {
-                        UpstreamError::Refused(_) => (Problem::Refused, "refused"),
-                        UpstreamError::Fetch(_) => (Problem::Unavailable, "error"),
+                    let (kind, outcome) = match error {
+                        UpstreamError::Refused(_) => (OutageKind::Refused, "refused"),
+                        UpstreamError::Fetch(_) => (OutageKind::Unavailable, "error"),
                     };
                     self.metrics.upstream.requests.with_label_values(&[outcome]).inc();
                     let error = format!("{}: {}", self.upstreams[self.active].location, chain(&error));
                     self.active = (self.active + 1) % self.upstreams.len();
                     tokio::time::sleep(self.backoff.next_delay(
                         &error,
-                        problem,
+                        kind,
                         self.output.snapshot().is_some(),
                         Duration::MAX,
                     ))
