@@ -23,14 +23,14 @@ const MAX_BUFFERS: usize = 256;
 
 /// Where the bytes of a body go.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Into {
+pub(super) enum Destination {
     /// To this segment.
     Segment(Claim),
     /// Wherever bytes are missing.
     Gaps,
 }
 
-impl Into {
+impl Destination {
     fn segment(self) -> Option<u64> {
         match self {
             Self::Segment(claim) => Some(claim.id),
@@ -79,11 +79,16 @@ impl Batch {
 
 impl Download<'_> {
     /// Reads a body and writes what is missing of it.
-    pub(super) async fn read_body(&self, opened: Opened, into: Into, received: &mut u64) -> Result<(), Problem> {
+    pub(super) async fn read_body(
+        &self,
+        opened: Opened,
+        destination: Destination,
+        received: &mut u64,
+    ) -> Result<(), Problem> {
         let mut batch = Batch::new(opened.part.start);
-        let read = self.read_chunks(opened, &mut batch, into, received).await;
+        let read = self.read_chunks(opened, &mut batch, destination, received).await;
         // What came before an error is kept.
-        self.write(&mut batch, into, received)?;
+        self.write(&mut batch, destination, received)?;
         read
     }
 
@@ -91,14 +96,14 @@ impl Download<'_> {
         &self,
         opened: Opened,
         batch: &mut Batch,
-        into: Into,
+        destination: Destination,
         received: &mut u64,
     ) -> Result<(), Problem> {
         let (settings, limit) = (&self.context.settings, self.limit()?);
         let Opened { mut response, url, .. } = opened;
         // Only time spent waiting for the network counts: a slow disk is not a slow server.
         let (mut silent, mut waited, mut in_window) = (Duration::ZERO, Duration::ZERO, 0);
-        while self.is_wanted(into, batch.end) {
+        while self.is_wanted(destination, batch.end) {
             let patience = settings.stall.saturating_sub(silent);
             let patience = if batch.buffers.is_empty() { patience } else { patience.min(MAX_DELAY) };
             let started = Instant::now();
@@ -108,7 +113,7 @@ impl Download<'_> {
             let chunk = match chunk {
                 Err(_) if batch.buffers.is_empty() => return Err(Problem::Stalled(host(&url))),
                 Err(_) => {
-                    self.write(batch, into, received)?;
+                    self.write(batch, destination, received)?;
                     continue;
                 }
                 Ok(Err(error)) => return Err(Problem::Connection { host: host(&url), source: error.into() }),
@@ -123,7 +128,7 @@ impl Download<'_> {
             batch.push(chunk);
             (silent, in_window) = (Duration::ZERO, in_window + length);
             if batch.is_full() || batch.since.elapsed() >= MAX_DELAY {
-                let hashed_next = self.write(batch, into, received)?;
+                let hashed_next = self.write(batch, destination, received)?;
                 if let Some(follower) = self.state.follower.as_ref().filter(|_| hashed_next) {
                     follower.has_room().await;
                 }
@@ -150,18 +155,18 @@ impl Download<'_> {
     }
 
     /// Whether bytes after `position` are missing. Another connection may have taken the second half of the segment.
-    fn is_wanted(&self, into: Into, position: u64) -> bool {
-        self.state.segments().is_missing_after(into.segment(), position)
+    fn is_wanted(&self, destination: Destination, position: u64) -> bool {
+        self.state.segments().is_missing_after(destination.segment(), position)
     }
 
     /// Writes the bytes that are missing, counts them as received and empties the batch. Returns whether they were at
     /// the first gap, so that they can be hashed.
-    fn write(&self, batch: &mut Batch, into: Into, received: &mut u64) -> Result<bool, Problem> {
+    fn write(&self, batch: &mut Batch, destination: Destination, received: &mut u64) -> Result<bool, Problem> {
         let next = Batch::new(batch.end);
         let batch = std::mem::replace(batch, next);
         let (mut at, mut hashed_next) = (batch.start, false);
         loop {
-            let missing = self.state.segments().missing_in(into.segment(), at, batch.end);
+            let missing = self.state.segments().missing_in(destination.segment(), at, batch.end);
             let Some(claim) = missing else { return Ok(hashed_next) };
             let buffers = batch.slice(claim.start, claim.end);
             write_all_at(&self.part, &buffers, claim.start).map_err(Problem::disk("writing the partial file"))?;

@@ -17,7 +17,7 @@ use crate::base::atomic_file::{sync_dir, synced};
 impl Download<'_> {
     /// Verifies the complete file against the catalog.
     pub(super) async fn verify(&mut self) -> Result<(), AttemptError> {
-        let (total, doubtful) = (self.state.total(), self.state.doubtful);
+        let (total, may_mix_versions) = (self.state.total(), self.state.may_mix_versions);
         self.progress.set_phase(Phase::Checking);
         let matches = match self.state.follower.take() {
             Some(follower) => follower.matches(total).await.map_err(Problem::disk("reading the partial file"))?,
@@ -40,7 +40,7 @@ impl Download<'_> {
         };
         // Nothing is kept. Several rounds may have downloaded different versions, so that is worth another attempt.
         self.start_over(u64::MAX, None)?;
-        Err(if doubtful { AttemptError::Distrust(problem) } else { AttemptError::Fatal(problem) })
+        Err(if may_mix_versions { AttemptError::TryWhole(problem) } else { AttemptError::Fatal(problem) })
     }
 
     /// Renames the file to its final name.

@@ -203,8 +203,9 @@ impl Problem {
 pub(crate) enum AttemptError {
     /// Another attempt may succeed.
     Retryable(Problem),
-    /// The response shows that this server's ranges cannot be used.
-    Distrust(Problem),
+    /// This server's ranges cannot be used, or gave bytes of different versions: the whole file in one response may
+    /// succeed.
+    TryWhole(Problem),
     /// Another attempt would fail in the same way.
     Fatal(Problem),
 }
@@ -212,7 +213,7 @@ pub(crate) enum AttemptError {
 impl AttemptError {
     /// The reason.
     pub(crate) fn problem(&self) -> &Problem {
-        let (Self::Retryable(problem) | Self::Distrust(problem) | Self::Fatal(problem)) = self;
+        let (Self::Retryable(problem) | Self::TryWhole(problem) | Self::Fatal(problem)) = self;
         problem
     }
 }
@@ -220,7 +221,7 @@ impl AttemptError {
 impl From<Problem> for AttemptError {
     fn from(problem: Problem) -> Self {
         if problem.contradicts_ranges() {
-            Self::Distrust(problem)
+            Self::TryWhole(problem)
         } else if problem.is_transient() {
             Self::Retryable(problem)
         } else {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::Failure;
 use super::error::Problem;
 use super::event::{Event, Events};
-use super::response::{BodyRange, body_range, pause};
+use super::response::{BodyRange, body_range, retry_after};
 use super::tokens::Tokens;
 use crate::base::http_client::{self, CONNECT_TIMEOUT};
 
@@ -244,7 +244,7 @@ impl Http {
             (404 | 410, _) => ": the URL in the catalog is dead".into(),
             _ => String::new(),
         };
-        Problem::Status { status, host: host(url), hint, retry_after: pause(response.headers()) }
+        Problem::Status { status, host: host(url), hint, retry_after: retry_after(response.headers()) }
     }
 }
 

@@ -79,13 +79,13 @@ pub(super) struct State {
     pub(super) writeback: AtomicU64,
     /// Whether its bytes come from more than one round, so perhaps from different versions of the file, or from a
     /// response that contradicts an earlier one.
-    pub(super) doubtful: bool,
+    pub(super) may_mix_versions: bool,
 }
 
 impl State {
     pub(super) fn new(segments: Segments, validator: Option<String>, follower: Option<Follower>) -> Self {
-        let doubtful = segments.written() > 0;
-        Self { segments: Mutex::new(segments), validator, follower, writeback: AtomicU64::new(0), doubtful }
+        let may_mix_versions = segments.written() > 0;
+        Self { segments: Mutex::new(segments), validator, follower, writeback: AtomicU64::new(0), may_mix_versions }
     }
 
     /// Locks the segments. The guard must not be held across an await.

@@ -70,7 +70,7 @@ pub(crate) async fn plan(
 ) -> Result<Plan, Problem> {
     context.folder.parent(&model.path, !context.settings.dry_run)?;
     let permit = hashing.acquire().await;
-    let existing = existing(context, model, progress, &context.record).await?;
+    let existing = check_existing(context, model, progress, &context.record).await?;
     drop(permit);
     if matches!(existing, Existing::Verified) {
         return Ok(Plan::Present);
@@ -141,14 +141,14 @@ pub(crate) async fn appeared_since_planned(context: &Arc<Context>, pending: &Pen
     }
     // The other process may not have recorded it yet; then it is hashed.
     let total = pending.source.as_ref().and_then(|source| source.total);
-    Ok(match existing(context, model, progress, &Record::load(&context.state_dir, &context.events)).await? {
+    Ok(match check_existing(context, model, progress, &Record::load(&context.state_dir, &context.events)).await? {
         Existing::Verified => true,
         Existing::Unhashed(size) => total.map_or_else(|| model.is_plausible(size), |total| total == size),
         Existing::Absent | Existing::Different => false,
     })
 }
 
-async fn existing(
+async fn check_existing(
     context: &Arc<Context>,
     model: &Arc<Model>,
     progress: &ModelProgress,

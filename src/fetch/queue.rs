@@ -45,9 +45,9 @@ async fn work(context: Arc<Context>, queues: Arc<Queues>, only_small: bool) {
         let Some(mut pending) = large.or_else(|| pop(queue)) else { return };
         let progress = &pending.item.1;
         match transfer::run(&context, &pending).await {
-            Ok(transfer::Outcome::Fetched) => progress.finish(Outcome::Fetched),
-            Ok(transfer::Outcome::Present) => progress.finish(Outcome::Present),
-            Ok(transfer::Outcome::Busy) => {
+            Ok(transfer::Attempted::Fetched) => progress.finish(Outcome::Fetched),
+            Ok(transfer::Attempted::Present) => progress.finish(Outcome::Present),
+            Ok(transfer::Attempted::Busy) => {
                 let (done, _) = progress.bytes();
                 if pending.elsewhere.is_none_or(|(_, before)| before != done) {
                     pending.elsewhere = Some((Instant::now(), done));

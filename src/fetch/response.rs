@@ -56,8 +56,8 @@ pub(crate) fn body_range(response: &Response, url: &Url) -> Result<BodyRange, Pr
 }
 
 /// The pause that the headers ask for.
-pub(crate) fn pause(headers: &HeaderMap) -> Option<Duration> {
-    let after = header(headers, RETRY_AFTER).and_then(|text| retry_after(&text));
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let after = header(headers, RETRY_AFTER).and_then(|text| seconds_or_date(&text));
     after.or_else(|| header(headers, RATE_LIMIT).and_then(|text| rate_limit(&text)))
 }
 
@@ -91,7 +91,7 @@ fn rate_limit(text: &str) -> Option<Duration> {
 }
 
 /// Parses seconds or a date.
-fn retry_after(text: &str) -> Option<Duration> {
+fn seconds_or_date(text: &str) -> Option<Duration> {
     let date = || httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok();
     let wait = text.trim().parse().ok().map(Duration::from_secs).or_else(date)?;
     Some(wait.min(MAX_RETRY_AFTER))
@@ -141,10 +141,10 @@ mod tests {
 
     #[test]
     fn retry_after_is_limited() {
-        assert_eq!(retry_after("7"), Some(Duration::from_secs(7)));
-        assert_eq!(retry_after("99999999"), Some(MAX_RETRY_AFTER));
-        assert_eq!(retry_after("Fri, 31 Dec 9999 23:59:59 GMT"), Some(MAX_RETRY_AFTER));
-        assert_eq!(retry_after("Thu, 01 Jan 1970 00:00:00 GMT"), None);
-        assert_eq!((retry_after("-1"), retry_after("soon"), retry_after("")), (None, None, None));
+        assert_eq!(seconds_or_date("7"), Some(Duration::from_secs(7)));
+        assert_eq!(seconds_or_date("99999999"), Some(MAX_RETRY_AFTER));
+        assert_eq!(seconds_or_date("Fri, 31 Dec 9999 23:59:59 GMT"), Some(MAX_RETRY_AFTER));
+        assert_eq!(seconds_or_date("Thu, 01 Jan 1970 00:00:00 GMT"), None);
+        assert_eq!((seconds_or_date("-1"), seconds_or_date("soon"), seconds_or_date("")), (None, None, None));
     }
 }

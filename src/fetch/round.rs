@@ -16,7 +16,7 @@ use reqwest::Url;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use super::body::Into;
+use super::body::Destination;
 use super::connections::{Connection, Share};
 use super::error::{AttemptError, Problem};
 use super::follower::Follower;
@@ -116,7 +116,7 @@ impl Download<'_> {
         match problem {
             _ if missing == 0 => Ok(()),
             Some(Problem::Stopped) => Err(AttemptError::Fatal(Problem::Stopped)),
-            Some(problem) if problem.contradicts_ranges() => Err(AttemptError::Distrust(problem)),
+            Some(problem) if problem.contradicts_ranges() => Err(AttemptError::TryWhole(problem)),
             // The URL may have expired, so even a permanent error is retried after resolving it again.
             problem => Err(AttemptError::Retryable(problem.unwrap_or_else(|| Problem::Incomplete(host(&url))))),
         }
@@ -165,9 +165,9 @@ impl Download<'_> {
         let result = match work {
             Work::First(opening) => match *opening {
                 Opening::Whole(opened) => self.whole(opened).await,
-                Opening::Part(claim, opened) => self.segments(round, claim, Some(opened)).await,
+                Opening::Part(claim, opened) => self.download_segments(round, claim, Some(opened)).await,
             },
-            Work::Further(claim) => self.segments(round, claim, None).await,
+            Work::Further(claim) => self.download_segments(round, claim, None).await,
         };
         round.connections.fetch_sub(1, Relaxed);
         if result.as_ref().is_err_and(Problem::is_overload) {
@@ -176,10 +176,17 @@ impl Download<'_> {
         result
     }
 
-    async fn segments(&self, round: &Round<'_>, mut claim: Claim, mut opened: Option<Opened>) -> Result<(), Problem> {
+    /// Downloads this segment and then others, until none is left, this file has a connection too many, or one makes no
+    /// progress.
+    async fn download_segments(
+        &self,
+        round: &Round<'_>,
+        mut claim: Claim,
+        mut opened: Option<Opened>,
+    ) -> Result<(), Problem> {
         loop {
             let mut received = 0;
-            let result = self.segment(round.url, claim, opened.take(), &mut received).await;
+            let result = self.download_segment(round.url, claim, opened.take(), &mut received).await;
             self.state.segments().release(claim.id);
             match result {
                 Ok(()) => {}
@@ -196,7 +203,9 @@ impl Download<'_> {
             claim = next;
         }
     }
-    async fn segment(
+
+    /// Downloads one segment, of which `opened` may be the response. `received` counts its bytes, also if it fails.
+    async fn download_segment(
         &self,
         url: &Url,
         claim: Claim,
@@ -210,7 +219,7 @@ impl Download<'_> {
         let part = opened.part.clone();
         check_part(&part, (claim.start, claim.end), &opened.url)?;
         self.check_version(&part, &opened.url)?;
-        self.read_body(opened, Into::Segment(claim), received).await?;
+        self.read_body(opened, Destination::Segment(claim), received).await?;
         // A response may end before the segment does, but must be worth its request.
         let (segments, end) = (self.state.segments(), part.end.unwrap_or(claim.end));
         let delivered = *received >= MIN_PROGRESS && segments.missing_in(Some(claim.id), claim.start, end).is_none();
@@ -220,7 +229,7 @@ impl Download<'_> {
     /// Reads the whole file from one response.
     async fn whole(&self, opened: Opened) -> Result<(), Problem> {
         let (url, total) = (opened.url.clone(), opened.part.total);
-        self.read_body(opened, Into::Gaps, &mut 0).await?;
+        self.read_body(opened, Destination::Gaps, &mut 0).await?;
         let mut segments = self.state.segments();
         if total.is_none() && segments.total() == u64::MAX {
             segments.end_here();

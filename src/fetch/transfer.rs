@@ -31,7 +31,7 @@ const FIRST_RANGE: u64 = 32 * 1024 * 1024;
 
 /// The result of a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum Attempted {
     /// It was downloaded.
     Fetched,
     /// Another process has downloaded it in the meantime.
@@ -44,7 +44,7 @@ pub(crate) enum Outcome {
 ///
 /// # Errors
 /// The reason why it is missing. Its partial file stays for the next run if that can continue it.
-pub(crate) async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Outcome, Problem> {
+pub(crate) async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Attempted, Problem> {
     let (model, progress) = &pending.item;
     let not_made = || Problem::Folder(io::ErrorKind::NotFound.into());
     let folder = context.folder.parent(&model.path, true)?.ok_or_else(not_made)?;
@@ -60,11 +60,11 @@ pub(crate) async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Out
         if let Some((done, total)) = Journal::peek(&context.state_dir, &key) {
             progress.set_bytes(done, total);
         }
-        return Ok(Outcome::Busy);
+        return Ok(Attempted::Busy);
     };
     if appeared_since_planned(context, pending).await? {
         remove_part(&folder, &context.state_dir, &key);
-        return Ok(Outcome::Present);
+        return Ok(Attempted::Present);
     }
     progress.set_phase(Phase::Fetching);
     let part = Arc::new(part);
@@ -79,8 +79,8 @@ pub(crate) async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Out
         key,
         state,
         mode: Mode::Ranges,
-        answered: false,
-        proven: false,
+        has_sent_file: false,
+        ranges_work: false,
         budget,
     };
     if let Some(at) = pending.not_before {
@@ -95,7 +95,7 @@ pub(crate) async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Out
     if finished.is_err() && !download.can_be_resumed() {
         remove_part(&download.folder, &context.state_dir, &download.key);
     }
-    finished.map(|()| Outcome::Fetched)
+    finished.map(|()| Attempted::Fetched)
 }
 
 /// How the next request is made, as learnt from the responses of a URL:
@@ -131,9 +131,9 @@ pub(super) struct Download<'a> {
     pub(super) budget: Budget,
     mode: Mode,
     /// Whether the URL gave a response with a file, so that an error may be temporary.
-    answered: bool,
+    has_sent_file: bool,
     /// Whether a range came as requested, so that a later pull can continue the partial file.
-    proven: bool,
+    ranges_work: bool,
 }
 
 impl Download<'_> {
@@ -173,21 +173,21 @@ impl Download<'_> {
 
     /// Runs rounds until the file is complete and verified, or too many made no progress.
     async fn try_url(&mut self, url: &Url, mut source: Option<Source>) -> Result<(), Problem> {
-        (self.mode, self.answered, self.proven) = (Mode::Ranges, source.is_some(), false);
+        (self.mode, self.has_sent_file, self.ranges_work) = (Mode::Ranges, source.is_some(), false);
         self.budget.begin_url();
         loop {
             let (before, planned) = (self.progress.received(), source.is_some());
             let (problem, distrust) = match self.attempt(url, source.take()).await {
                 Ok(()) => return Ok(()),
                 // The URL that was resolved for the plan may have expired.
-                Err(AttemptError::Distrust(problem)) if planned && problem.is_status() => (problem, false),
-                Err(AttemptError::Distrust(problem)) if self.mode == Mode::Whole && problem.is_status() => {
+                Err(AttemptError::TryWhole(problem)) if planned && problem.is_status() => (problem, false),
+                Err(AttemptError::TryWhole(problem)) if self.mode == Mode::Whole && problem.is_status() => {
                     return Err(problem);
                 }
-                Err(AttemptError::Fatal(problem)) if self.answered && problem.is_status() => (problem, false),
+                Err(AttemptError::Fatal(problem)) if self.has_sent_file && problem.is_status() => (problem, false),
                 Err(AttemptError::Fatal(problem)) => return Err(problem),
                 Err(AttemptError::Retryable(problem)) => (problem, false),
-                Err(AttemptError::Distrust(problem)) => (problem, true),
+                Err(AttemptError::TryWhole(problem)) => (problem, true),
             };
             let received = self.progress.received() - before;
             // Bytes that were dropped because of their hash are no progress.
@@ -240,7 +240,7 @@ impl Download<'_> {
             })?;
             if let Some(opening) = opening {
                 let round = self.round(opening, connection).await;
-                self.state.doubtful |= round.is_err();
+                self.state.may_mix_versions |= round.is_err();
                 round?;
             }
         }
@@ -264,7 +264,7 @@ impl Download<'_> {
         }
         let opened = opened?;
         let part = &opened.part;
-        self.answered = true;
+        self.has_sent_file = true;
         self.progress.set_source(&host(&opened.url));
         self.model.check_size(part.total)?;
         let covers_all = part.start == 0 && part.end.is_some() && part.end == part.total;
@@ -284,7 +284,7 @@ impl Download<'_> {
             self.mode = Mode::Whole;
             return Ok(Some(Opening::Whole(opened)));
         }
-        self.proven = true;
+        self.ranges_work = true;
         if unknown && covers_all {
             // This response has them all.
             self.state.segments().unite();
@@ -321,11 +321,11 @@ impl Download<'_> {
         let fills = fresh || (self.model.hash.is_some() && self.mode == Mode::Ranges);
         if !fills || total != known {
             self.start_over(total, part.validator.clone())?;
-            self.state.doubtful = contradicts;
+            self.state.may_mix_versions = contradicts;
             return Ok(());
         }
         if fresh {
-            (self.state.validator, self.state.doubtful) = (part.validator.clone(), false);
+            (self.state.validator, self.state.may_mix_versions) = (part.validator.clone(), false);
         }
         Ok(())
     }
@@ -371,7 +371,7 @@ impl Download<'_> {
         // Without locks, no other process knows its name.
         let known = segments.total() != u64::MAX && segments.written() > 0 && self.key == self.model.key();
         // After an outage, nothing is known of the server.
-        let ranges = self.proven || self.mode == Mode::Ranges;
+        let ranges = self.ranges_work || self.mode == Mode::Ranges;
         known && ranges && (self.model.hash.is_some() || self.state.validator.is_some())
     }
 }
