@@ -31,7 +31,7 @@ pub fn snapshot() -> Snapshot {
 pub fn handler() -> Arc<Handler> {
     let store = Arc::new(Store::default());
     Publisher::new(Arc::clone(&store)).publish(Arc::new(snapshot()));
-    let limits = Limits { batch_ids: 20, body_bytes: 4096 };
+    let limits = Limits { max_batch_ids: 20, max_body_bytes: 4096 };
     let metrics = Arc::new(Metrics::new().expect("metrics"));
     let api = Arc::new(Api::new(store, metrics, limits, MemoryBudget::new(1 << 24)));
     let scans = Arc::clone(&api);

@@ -52,7 +52,7 @@ impl BatchParser {
     ///
     /// # Errors
     /// See [`BatchError`].
-    pub fn parse(&mut self, body: &[u8], limit: usize) -> Result<BatchRequest<'_>, BatchError> {
+    pub fn parse(&mut self, body: &[u8], max_batch_ids: usize) -> Result<BatchRequest<'_>, BatchError> {
         if self.copy.capacity() > MAX_KEPT_BUFFER {
             *self = Self::default();
         }
@@ -60,7 +60,7 @@ impl BatchParser {
         self.copy.extend_from_slice(body);
         let tape = simd_json::to_tape_with_buffers(&mut self.copy, &mut self.buffers)
             .map_err(|error| BatchError::Syntax(syntax_error(body, &error)))?;
-        from_tape(&tape.0, limit)
+        from_tape(&tape.0, max_batch_ids)
     }
 }
 
@@ -73,7 +73,7 @@ fn syntax_error(body: &[u8], error: &simd_json::Error) -> String {
 }
 
 /// Reads the two keys. As in JavaScript, the last of several equal keys counts.
-fn from_tape<'a>(tape: &[Node<'a>], limit: usize) -> Result<BatchRequest<'a>, BatchError> {
+fn from_tape<'a>(tape: &[Node<'a>], max_batch_ids: usize) -> Result<BatchRequest<'a>, BatchError> {
     let (mut ids, mut resolve_dependencies) = (None, Some(false));
     let mut rest = match tape.split_first() {
         Some((Node::Object { .. }, members)) => members,
@@ -95,8 +95,8 @@ fn from_tape<'a>(tape: &[Node<'a>], limit: usize) -> Result<BatchRequest<'a>, Ba
     }
     let ids = strings(ids.ok_or(BatchError::NotAnArray)?)?;
     let resolve_dependencies = resolve_dependencies.ok_or(BatchError::NotABoolean)?;
-    if ids.len() > limit {
-        return Err(BatchError::TooMany { count: ids.len(), limit });
+    if ids.len() > max_batch_ids {
+        return Err(BatchError::TooMany { count: ids.len(), limit: max_batch_ids });
     }
     Ok(BatchRequest { ids, resolve_dependencies })
 }

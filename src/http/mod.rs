@@ -63,9 +63,9 @@ pub const SCANS_NICE: i32 = 10;
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Ids in a batch.
-    pub batch_ids: usize,
+    pub max_batch_ids: usize,
     /// Bytes in a request body.
-    pub body_bytes: usize,
+    pub max_body_bytes: usize,
 }
 
 /// The state that all worker threads share.
@@ -330,7 +330,7 @@ impl Handler {
         match deferred {
             Deferred::Batch(head) => Either::Left(async move {
                 let mut reservation = self.api.memory.reserve();
-                let response = match body::read(&mut body, self.api.limits.body_bytes, &mut reservation).await {
+                let response = match body::read(&mut body, self.api.limits.max_body_bytes, &mut reservation).await {
                     Ok(body) => match self.batch(head, &body, reservation) {
                         Either::Left(response) => response,
                         // In a box, so that the futures of other batches are no larger.

@@ -20,8 +20,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 /// Characters of an error's body that are logged.
 const MAX_EXCERPT: usize = 300;
-/// Ids per request: the default limit of the catalog.
-const MAX_IDS: usize = 1_000;
+/// Ids per request: the default of `CATALOG_MAX_BATCH_IDS`.
+const MAX_BATCH_IDS: usize = 1_000;
 /// Rounds until the pause grows no more, which is then 4 to 12 s: all machines wait for the same catalogs, and a boot
 /// waits for each of them.
 const ROUNDS_OF_BACKOFF: u32 = 3;
@@ -97,7 +97,7 @@ struct Batch {
 /// Requests the models and their dependencies in as few batches as the catalog accepts.
 async fn request_all(http: &Http, catalog: &Url, ids: &[String]) -> Result<Listing, CatalogError> {
     let batch = |ids: &[String], resolve| Batch { ids: ids.to_vec(), resolve };
-    let mut batches: Vec<Batch> = ids.chunks(MAX_IDS).rev().map(|ids| batch(ids, true)).collect();
+    let mut batches: Vec<Batch> = ids.chunks(MAX_BATCH_IDS).rev().map(|ids| batch(ids, true)).collect();
     let (mut all, mut known, mut needed_by) = (Listing::default(), HashSet::new(), HashMap::new());
     while let Some(Batch { mut ids, resolve }) = batches.pop() {
         match request_one(http, catalog, &ids, resolve).await {
@@ -128,7 +128,7 @@ async fn request_all(http: &Http, catalog: &Url, ids: &[String]) -> Result<Listi
                             next.push(id);
                         }
                     }
-                    batches.extend(next.chunks(MAX_IDS).map(|ids| batch(ids, false)));
+                    batches.extend(next.chunks(MAX_BATCH_IDS).map(|ids| batch(ids, false)));
                 }
             }
         }
@@ -164,5 +164,20 @@ async fn request_one(http: &Http, catalog: &Url, ids: &[String], resolve: bool) 
             Err(CatalogError::Rejected(name, status.as_u16(), text))
         }
         status => Err(CatalogError::Status(name, status.as_u16())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Args;
+
+    use super::*;
+    use crate::cli::ServerArgs;
+
+    #[test]
+    fn request_has_as_many_ids_as_servers_accept_by_default() {
+        let server = ServerArgs::augment_args(clap::Command::new("serve"));
+        let limit = server.get_arguments().find(|argument| argument.get_id() == "max_batch_ids").expect("the setting");
+        assert_eq!(limit.get_default_values(), [MAX_BATCH_IDS.to_string().as_str()]);
     }
 }

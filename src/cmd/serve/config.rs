@@ -73,7 +73,7 @@ impl ServerConfig {
             loader,
             snapshot_file: args.snapshot_file.clone(),
             stalled_after: stalled_after.max(MIN_STALLED_AFTER),
-            limits: Limits { batch_ids: args.max_batch_ids.get(), body_bytes: args.max_body_bytes.get() },
+            limits: Limits { max_batch_ids: args.max_batch_ids.get(), max_body_bytes: args.max_body_bytes.get() },
             clients: Arc::new(ClientLimits::new(clients)),
             cors: args.cors_allow_origin.clone(),
             max_buffer_bytes: args.max_buffer_bytes.get(),

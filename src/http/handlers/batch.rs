@@ -55,7 +55,7 @@ impl Handler {
             Err(message) => return Either::Left(bad_request(message)),
         };
         let mut parser = self.parser();
-        let batch = match parser.parse(body, self.api.limits.batch_ids) {
+        let batch = match parser.parse(body, self.api.limits.max_batch_ids) {
             Ok(batch) => batch,
             Err(error) => return Either::Left(bad_request(&error.to_string())),
         };
@@ -110,7 +110,7 @@ impl Handler {
         reservation: Reservation,
     ) -> Either<Response, Aria2File> {
         let selection = if batch.resolve_dependencies {
-            Selection::with_dependencies(snapshot, &batch.ids, self.api.limits.batch_ids)
+            Selection::with_dependencies(snapshot, &batch.ids, self.api.limits.max_batch_ids)
         } else {
             Ok(Selection::requested(snapshot, &batch.ids))
         };

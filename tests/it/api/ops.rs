@@ -261,7 +261,7 @@ async fn stalled_catalog_is_ready_and_says_so() {
     let (store, metrics) = (Arc::new(Store::default()), Arc::new(Metrics::new().unwrap()));
     let sync = Arc::new(SyncStatus::default());
     Publisher::new(Arc::clone(&store)).publish(Arc::new(Snapshot::default()));
-    let limits = Limits { batch_ids: 1, body_bytes: 1 };
+    let limits = Limits { max_batch_ids: 1, max_body_bytes: 1 };
     let mut api = Api::new(store, metrics, limits, MemoryBudget::new(1000));
     (api.stalled_after, api.sync) = (Duration::from_secs(60), Arc::clone(&sync));
     let handler = Arc::new(Handler::new(Arc::new(api), Routes::All));

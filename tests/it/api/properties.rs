@@ -301,7 +301,7 @@ impl Catalog {
         let rows = ids.iter().map(|id| (*id, row(id))).collect();
         let store = Arc::new(Store::default());
         Publisher::new(Arc::clone(&store)).publish(Arc::new(full(&Snapshot::default(), &rows).snapshot));
-        let limits = Limits { batch_ids: 1000, body_bytes: 1 << 20 };
+        let limits = Limits { max_batch_ids: 1000, max_body_bytes: 1 << 20 };
         let metrics = Arc::new(Metrics::new().unwrap());
         let api = Arc::new(Api::new(store, metrics, limits, MemoryBudget::new(1 << 24)));
         let scans = Arc::clone(&api);

@@ -138,7 +138,7 @@ async fn handler_panic_returns_500_and_keeps_serving() {
     let snapshot = Arc::new(refresh.finish().snapshot);
     Publisher::new(Arc::clone(&store)).publish(Arc::clone(&snapshot));
     let metrics = Arc::new(Metrics::new().unwrap());
-    let limits = Limits { batch_ids: 10, body_bytes: 100 };
+    let limits = Limits { max_batch_ids: 10, max_body_bytes: 100 };
     let api = Api::new(store, Arc::clone(&metrics), limits, MemoryBudget::new(1000));
     let handler = Arc::new(Handler::new(Arc::new(api), Routes::All));
 
