@@ -1,4 +1,4 @@
--- All rows of the view, for a full load. Columns: see src/postgres/rows.rs.
+-- All rows of the view, for a full read. Columns: see src/postgres/rows.rs.
 --
 -- `mirrors` is an optional column of the view, an array in jsonb or text[]. Unqualified, the name is that of the view's
 -- column if there is one, and otherwise that of `none`, so one statement reads views with and without it.

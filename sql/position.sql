@@ -1,4 +1,4 @@
--- The position of a full load: the snapshot of its transaction, the history that the snapshot belongs to, and its
+-- The position of a full read: the snapshot of its transaction, the history that the snapshot belongs to, and its
 -- witnesses (see witnesses.sql). One row.
 SELECT pg_catalog.pg_current_snapshot()::text AS snapshot, h.identity AS history,
        (SELECT pg_catalog.string_agg(pg_catalog.encode(pg_catalog.convert_to(

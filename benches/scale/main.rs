@@ -162,10 +162,10 @@ fn report(rows: &[Row], churn: usize) -> Result<String> {
     line("– p99", &|row| ms(row.change.quantile(0.99)));
     line("10,000 rows (or all) in one transaction, commit → all served", &|row| ms(row.many));
     line("`psql` binary COPY of the view, discarded", &|row| ms(row.copy));
-    line("full load", &|row| ms(row.full));
+    line("full read", &|row| ms(row.full));
     line("– ratio to the COPY", &|row| format!("{:.2} times", row.full.as_secs_f64() / row.copy.as_secs_f64()));
     line("start from the snapshot file without a database, until the first response", &|row| ms(row.file));
-    line("– ratio to the full load", &|row| format!("{:.2} times", row.file.as_secs_f64() / row.full.as_secs_f64()));
+    line("– ratio to the full read", &|row| format!("{:.2} times", row.file.as_secs_f64() / row.full.as_secs_f64()));
     line("rendered models and ids", &|row| format!("{:.1} MiB", mib(row.bytes)));
     line("search over all models without a match", &|row| ms(row.search));
     let memory = |of: f64, row: &Row| format!("{:.1} MiB, {:.2} times", mib(of), of / row.bytes);

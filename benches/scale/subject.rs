@@ -120,13 +120,13 @@ impl Source<'_> {
 
     /// Makes the server read everything again.
     pub fn reload(&self, server: &Server) -> Result<()> {
-        let before = server.metric(FULL_LOADS)?;
+        let before = server.metric(FULL_READS)?;
         self.run("SELECT model_catalog.reload()")?;
         server.until("the reload", || {
             // A scrape takes longer than a lookup and delays it; at this interval that affects one lookup in two
             // hundred.
             std::thread::sleep(SCRAPE_PAUSE);
-            Ok(server.metric(FULL_LOADS)? > before)
+            Ok(server.metric(FULL_READS)? > before)
         })
     }
 
@@ -152,7 +152,7 @@ impl Source<'_> {
     }
 }
 
-const FULL_LOADS: &str = "catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}";
+const FULL_READS: &str = "catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}";
 const FULL_SECONDS: &str = "catalog_refresh_duration_seconds_sum{kind=\"full\"}";
 
 /// A running server.

@@ -56,7 +56,7 @@ impl Fields<'_> {
 }
 
 /// One model: its id, its rendered JSON and the digest of that JSON, in one allocation behind a thin pointer. A pointer
-/// of two words would double the size of the index tables, of which a full load holds two sets.
+/// of two words would double the size of the index tables, of which a full read holds two sets.
 #[derive(Clone, Debug)]
 pub struct Entry(ThinArc<Header, u8>);
 

@@ -16,7 +16,7 @@ pub struct Refresh<'a> {
     previous: &'a Snapshot,
     rules: &'a Rules,
     next: Snapshot,
-    /// The accepted rows of a full load. The index is built when their number is known: one that grows reads every
+    /// The accepted rows of a full read. The index is built when their number is known: one that grows reads every
     /// entry again.
     entries: Vec<Entry>,
     /// Whether models that no row names are removed.
@@ -56,7 +56,7 @@ pub struct Refreshed {
 
 impl<'a> Refresh<'a> {
     /// Starts from an empty catalog: models that no row names are removed. Entries that stay the same are shared with
-    /// `previous`, so a full load of an unchanged catalog needs little additional memory.
+    /// `previous`, so a full read of an unchanged catalog needs little additional memory.
     pub fn full(previous: &'a Snapshot, rules: &'a Rules) -> Self {
         Self::new(previous, rules, Snapshot::default(), true)
     }
@@ -130,7 +130,7 @@ impl<'a> Refresh<'a> {
         }
     }
 
-    /// Accepts a row of a full load, where rows with the same id need not be consecutive: `finish_full` finds them.
+    /// Accepts a row of a full read, where rows with the same id need not be consecutive: `finish_full` finds them.
     fn accept_full(&mut self, id: &str) {
         let unchanged = self.previous.get(id).filter(|entry| entry.json() == self.builder.json(id)).cloned();
         self.entries.push(unchanged.unwrap_or_else(|| self.builder.finish(id)));

@@ -37,7 +37,7 @@ pub(crate) fn secret_parameter(url: &str) -> Option<&str> {
 }
 
 /// Whether this URL is so plain that the parser would certainly accept it: an allowed scheme, a host of letters, and
-/// nothing but visible ASCII without backslashes. Parsing every URL would take a tenth of a full load.
+/// nothing but visible ASCII without backslashes. Parsing every URL would take a tenth of a full read.
 pub(crate) fn is_plain_url(text: &str, is_allowed: impl FnOnce(&str) -> bool) -> bool {
     let Some((scheme, rest)) = text.split_once("://") else { return false };
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));

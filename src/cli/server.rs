@@ -43,7 +43,7 @@ pub(crate) struct ServerArgs {
     #[arg(long, env = "CATALOG_STANDBY_POLL_INTERVAL", default_value = "250ms", value_name = "DURATION")]
     #[arg(value_parser = parse::duration)]
     pub(crate) standby_poll_interval: Duration,
-    /// Time between two audits, plus or minus 20 %. An audit reads the whole view and compares it with what is served.
+    /// Time between two audits, plus or minus 20 %. An audit is a full read that is compared with what is served.
     #[arg(long, env = "CATALOG_AUDIT_INTERVAL", default_value = "1h", value_name = "DURATION")]
     #[arg(value_parser = parse::duration)]
     pub(crate) audit_interval: Duration,

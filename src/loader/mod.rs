@@ -1,4 +1,4 @@
-//! Keeps the catalog in sync with Postgres: one task that listens, loads everything once, and then reads a delta after
+//! Keeps the catalog in sync with Postgres: one task that listens, reads everything once, and then reads a delta after
 //! every notification and every poll interval.
 //!
 //! After any error the connection is dropped and opened again with backoff, while the last snapshot stays served. No
@@ -77,7 +77,7 @@ pub struct Loader {
     output: Output,
     /// The published snapshot; empty before the first load.
     current: Arc<Snapshot>,
-    /// The position at which `current` equals the database; `None` requires a full load.
+    /// The position at which `current` equals the database; `None` requires a full read.
     position: Option<Position>,
     resume: ResumePoint,
     standby: Standby,
@@ -132,7 +132,7 @@ impl Loader {
     }
 
     /// Publishes a persisted snapshot, whose rows must pass the rules of the settings. A file that was written under
-    /// other rules requires a full load, which may accept rows that were rejected then.
+    /// other rules requires a full read, which may accept rows that were rejected then.
     pub(crate) fn restore(&mut self, persisted: PersistedSnapshot<Snapshot>) {
         let restored = self.output.restore(persisted);
         self.current = restored.snapshot;
@@ -251,7 +251,7 @@ impl Loader {
         if promoted { Err(SessionError::Promoted) } else { Ok(()) }
     }
 
-    /// A delta if there is a position to read from, otherwise a full load; an audit when it is due.
+    /// A delta if there is a position to read from, otherwise a full read; an audit when it is due.
     async fn refresh_by_delta(&mut self, session: &Session) -> Result<(), SessionError> {
         if self.position.is_some() && Instant::now() >= self.next_audit {
             return Ok(self.full_refresh(session, RefreshKind::Audit).await?);
@@ -262,9 +262,9 @@ impl Loader {
             self.record_read(RefreshKind::Delta, started, delta.is_ok());
             match delta {
                 Ok(Delta::Applied) => return Ok(()),
-                Ok(Delta::OtherHistory) => info!("the database has another history, loading everything"),
+                Ok(Delta::OtherHistory) => info!("the database has another history, reading everything"),
                 // The full read is due to the size of the change, and not an error.
-                Ok(Delta::TooLarge) => debug!("most of the catalog has changed, loading everything"),
+                Ok(Delta::TooLarge) => debug!("most of the catalog has changed, reading everything"),
                 Err(error) => {
                     // Reading all of a slow view can succeed where a look-up for each change does not.
                     self.delta_timed_out = error.is_timeout();
@@ -275,7 +275,7 @@ impl Loader {
         Ok(self.full_refresh(session, RefreshKind::Full).await?)
     }
 
-    /// Reads the whole view in one transaction, to load it or to compare it with the published snapshot.
+    /// A full read or an audit, in one transaction.
     async fn full_refresh(&mut self, session: &Session, kind: RefreshKind) -> Result<(), ReadError> {
         let started = Instant::now();
         let refreshed = async {
@@ -305,7 +305,7 @@ impl Loader {
         report::record_refresh(&self.metrics, kind, started, ok);
     }
 
-    /// Reads and publishes the whole view, in the transaction that began at `position`.
+    /// Reads and publishes everything, in the transaction that began at `position`.
     async fn read_all(&mut self, session: &Session, position: Position, kind: RefreshKind) -> Result<(), ReadError> {
         let started = Instant::now();
         let previous = Arc::clone(&self.current);
@@ -339,7 +339,7 @@ impl Loader {
             RefreshKind::Audit => {
                 self.unknown_ids.on_audit(changed, read.started.elapsed(), self.settings.audit_interval)
             }
-            RefreshKind::Full => self.unknown_ids.on_full_load(),
+            RefreshKind::Full => self.unknown_ids.on_full_read(),
             RefreshKind::Delta | RefreshKind::Upstream => {}
         }
         if let Some((number, example)) = unknown {

@@ -78,7 +78,7 @@ impl Loader {
             && !session.confirms(position).await?
         {
             info!(
-                "the database no longer has what was read from it, as after a failover or a restore: loading everything"
+                "the database no longer has what was read from it, as after a failover or a restore: reading everything"
             );
             self.position = None;
         }

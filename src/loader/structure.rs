@@ -58,7 +58,7 @@ impl Structure {
         // A view that was dropped is reported by the next read, and its successor has another fingerprint.
         let changed = self.seen.as_ref().is_some_and(|seen| !seen.is_empty()) && self.seen != self.loaded;
         if changed && self.loaded.is_some() {
-            info!("the view, or what it depends on, has changed: loading everything");
+            info!("the view, or what it depends on, has changed: reading everything");
         }
         Ok(changed)
     }

@@ -52,7 +52,7 @@ impl UnknownIds {
     }
 
     /// Records that everything was read for another reason, such as a call of `watch()`.
-    pub(crate) fn on_full_load(&mut self) {
+    pub(crate) fn on_full_read(&mut self) {
         self.waiting = false;
         self.pause = Duration::ZERO;
     }
@@ -79,7 +79,7 @@ mod tests {
             unknown.on_audit(3, took, longest);
             assert_eq!(unknown.pause, pause);
         }
-        unknown.on_full_load();
+        unknown.on_full_read();
         assert_eq!(unknown.record(1, "a", &metrics), MIN_PAUSE);
         assert_eq!(metrics.unknown_ids.get(), 7 * 3 + 2 + 1);
     }

@@ -32,7 +32,7 @@ pub const COMMIT: &str = match option_env!("MODEL_CATALOG_COMMIT") {
     None => "unknown",
 };
 
-/// Upper bounds in seconds, from one changed row to a full load of millions.
+/// Upper bounds in seconds, from one changed row to a full read of millions.
 const REFRESH_SECONDS: [f64; 13] = [5e-4, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0];
 
 /// All metrics that are not per request.

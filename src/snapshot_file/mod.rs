@@ -55,7 +55,7 @@ pub struct PersistedSnapshot<S> {
     /// The rules that its rows passed; see `Rules::text`. Under other rules the
     /// rows must be checked again before they are served.
     pub rules: String,
-    /// The structure of the view that it was read under, see `Structure`; a server loads everything if it is unknown.
+    /// The structure of the view that it was read under, see `Structure`; a server reads everything if it is unknown.
     pub structure: Option<String>,
     /// When the database was started that all of it was read from; `None` if another one may have been restored since.
     pub database_started: Option<String>,

@@ -125,7 +125,7 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn any_sequence_of_deltas_equals_a_full_load(deltas in prop::collection::vec(delta(), 1..30)) {
+    fn any_sequence_of_deltas_equals_a_full_read(deltas in prop::collection::vec(delta(), 1..30)) {
         let rules = Rules::default();
         let mut snapshot = Snapshot::default();
         // The table, the last valid version of each row, and the ids whose row is invalid now.

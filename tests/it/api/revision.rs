@@ -55,7 +55,7 @@ async fn revision_is_equal_on_replicas_and_after_a_restart() {
     }
     let first = Server::start(&db).await;
     let revision = first.get("/api/models/a").await.revision();
-    // The second replica reads the rows in another order, and by a full load instead of a delta.
+    // The second replica reads the rows in another order, and by a full read instead of a delta.
     db.sql("CREATE TABLE again AS SELECT * FROM models ORDER BY id DESC; TRUNCATE models; INSERT INTO models SELECT * FROM again")
         .await;
     let second = Server::start(&db).await;
@@ -123,6 +123,6 @@ async fn revision_is_stable_without_changes() {
     // A full reload.
     let before = server.metric(full).await;
     db.sql("SELECT model_catalog.reload()").await;
-    server.until("the full load is done", |s| async move { s.metric(full).await > before }).await;
+    server.until("the full read is done", |s| async move { s.metric(full).await > before }).await;
     assert_eq!(server.get("/api/models/a").await.revision(), revision);
 }

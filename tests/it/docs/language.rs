@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::root;
 
 /// Private terms of earlier versions, each with the standard term.
-const REPLACED_WORDS: [(&str, &str); 13] = [
+const REPLACED_WORDS: [(&str, &str); 15] = [
     ("bell", "notification"),
     ("bells", "notifications"),
     ("doorbell", "notification"),
@@ -18,6 +18,8 @@ const REPLACED_WORDS: [(&str, &str); 13] = [
     ("guests", "clients, connections"),
     ("welcome", "accept"),
     ("in vain", "without success"),
+    ("full load", "full read"),
+    ("full loads", "full reads"),
     ("the library", "hyper, or the name of the crate"),
 ];
 

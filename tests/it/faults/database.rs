@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use model_catalog::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
 use tokio_postgres::Client;
 
-use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_loads, in_sync};
+use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_reads, in_sync};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::{self, Db, NOTIFY_ONLY, Server, database, migrated, sql, until};
 
@@ -87,7 +87,7 @@ async fn postgres_restart_is_caught_up_with_by_a_delta() {
             .until("the server listens again", |s| async { s.metric("catalog_listener_connected").await == 1.0 })
             .await;
     }
-    assert_eq!(full_loads(&server, 1.0).await, 1.0, "a restart of Postgres caused a full load");
+    assert_eq!(full_reads(&server, 1.0).await, 1.0, "a restart of Postgres caused a full read");
     readers.finish().await;
 }
 
@@ -104,7 +104,7 @@ async fn closed_or_refused_connections_are_reopened() {
     setup.server.until("connecting fails", |s| async move { s.logged("the database is unavailable") > 0 }).await;
     setup.proxy.set(Mode::Pass).await;
     setup.assert_recovers(POLL_INTERVAL + SLACK).await;
-    assert_eq!(full_loads(&setup.server, 1.0).await, 1.0);
+    assert_eq!(full_reads(&setup.server, 1.0).await, 1.0);
     setup.finish().await;
 }
 
@@ -131,7 +131,7 @@ async fn truncated_database_responses_are_discarded_and_retried() {
     // The first cuts can be in the notification, or in the response to a poll.
     let errors = setup.server.metric("catalog_refreshes_total{kind=\"delta\",outcome=\"error\"}").await;
     assert!(errors >= 3.0, "only {errors} deltas failed");
-    // The same for a full load, which reload() triggers.
+    // The same for a full read, which reload() triggers.
     let failed = async || setup.server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"error\"}").await;
     for bytes in [20_000, 150_000] {
         let before = failed().await;
@@ -141,7 +141,7 @@ async fn truncated_database_responses_are_discarded_and_retried() {
         sql(&setup.client, "COMMIT").await;
         until("the load was cut", || async { setup.proxy.has_cut() }).await;
         assert_in_sync(&setup.server, &setup.client, POLL_INTERVAL + SLACK).await;
-        assert!(failed().await > before, "the full load did not fail");
+        assert!(failed().await > before, "the full read did not fail");
     }
     setup.finish().await;
 }
@@ -196,7 +196,7 @@ async fn terminated_backend_is_replaced() {
         setup.assert_recovers(POLL_INTERVAL + SLACK).await;
         setup.server.until("the server is in sync again", |s| async move { s.logged("in sync again") > before }).await;
     }
-    assert_eq!(full_loads(&setup.server, 1.0).await, 1.0);
+    assert_eq!(full_reads(&setup.server, 1.0).await, 1.0);
     setup.finish().await;
 }
 
@@ -244,7 +244,7 @@ async fn dropped_or_invalid_view_is_retried_until_restored() {
     .await;
     db.sql(VIEW).await;
     assert_in_sync(&server, &db.client, POLL_INTERVAL + SLACK).await;
-    assert_eq!(full_loads(&server, 2.0).await, 2.0, "a recreated view may be another one");
+    assert_eq!(full_reads(&server, 2.0).await, 2.0, "a recreated view may be another one");
 
     // A column is dropped together with the view. Both return with other content.
     let unreadable = "the catalog can't be read";
@@ -263,7 +263,7 @@ async fn dropped_or_invalid_view_is_retried_until_restored() {
     db.sql("CREATE TABLE kept AS TABLE models; DROP VIEW model_catalog.entries").await;
     db.sql("CREATE VIEW model_catalog.entries AS SELECT id, name FROM models; SELECT model_catalog.reload()").await;
     let failed = server.metric(FAILED).await;
-    server.until("the full load fails", |s| async move { s.metric(FAILED).await > failed }).await;
+    server.until("the full read fails", |s| async move { s.metric(FAILED).await > failed }).await;
     db.sql(&format!("DROP VIEW model_catalog.entries; {VIEW}")).await;
     db.sql(&bump(2)).await;
     assert_in_sync(&server, &db.client, POLL_INTERVAL + SLACK).await;
@@ -271,7 +271,7 @@ async fn dropped_or_invalid_view_is_retried_until_restored() {
 }
 
 #[tokio::test]
-async fn reload_triggers_a_full_load() {
+async fn reload_triggers_a_full_read() {
     let db = Db::new().await;
     consistency::add_pairs(&db.client, PAIRS).await;
     let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
@@ -282,7 +282,7 @@ async fn reload_triggers_a_full_load() {
     assert!(difference(&server, &db.client).await.is_some());
     db.sql("SELECT model_catalog.reload()").await;
     assert_in_sync(&server, &db.client, POLL_INTERVAL + SLACK).await;
-    assert_eq!(full_loads(&server, 2.0).await, 2.0);
+    assert_eq!(full_reads(&server, 2.0).await, 2.0);
     server.until_logged("the database has another history", 1).await;
 }
 
@@ -320,17 +320,17 @@ async fn restored_dump_is_treated_as_another_history() {
                   description) VALUES ('pair-0-a', 'new', 'https://example.org/new', 'a/b', '1')",
     )
     .await;
-    assert_eq!(full_loads(&setup.server, 1.0).await, 1.0);
+    assert_eq!(full_reads(&setup.server, 1.0).await, 1.0);
     setup.proxy.point_to(&other);
     setup.proxy.cut();
     assert_in_sync(&setup.server, &client, POLL_INTERVAL + SLACK).await;
-    assert_eq!(full_loads(&setup.server, 2.0).await, 2.0, "another history requires a full load");
+    assert_eq!(full_reads(&setup.server, 2.0).await, 2.0, "another history requires a full read");
     // The restored `changes` holds transaction ids that this server has yet to assign; changes are still served by deltas.
     for pair in 0..PAIRS {
         sql(&client, &bump(pair)).await;
         assert_in_sync(&setup.server, &client, POLL_INTERVAL + SLACK).await;
     }
-    assert_eq!(full_loads(&setup.server, 2.0).await, 2.0);
+    assert_eq!(full_reads(&setup.server, 2.0).await, 2.0);
     setup.finish().await;
 }
 

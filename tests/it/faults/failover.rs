@@ -4,7 +4,7 @@ use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use model_catalog::postgres::session;
 use tokio_postgres::Client;
 
-use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_loads, in_sync};
+use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_reads, in_sync};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::{self, Server, database, migrated, sql, until};
 
@@ -80,7 +80,7 @@ async fn failover_with_reused_transaction_ids_is_followed() {
     assert_ne!(server.get("/api/models/pair-0-a").await.json()["name"], "lost");
     sql(&standby_client, &bump(2)).await;
     in_sync(&server, &standby_client).await;
-    assert_eq!(full_loads(&server, 2.0).await, 2.0);
+    assert_eq!(full_reads(&server, 2.0).await, 2.0);
     server.until_logged("the database no longer has what was read from it", 1).await;
     readers.finish().await;
 }

@@ -70,7 +70,7 @@ async fn transaction_pooler_is_polled() {
         check_with(&bouncer.url, &[]).only("warning", "server", "behind a pooler");
         sql(&client, "SELECT model_catalog.reload()").await;
         server
-            .until("a full load is done", |s| async {
+            .until("a full read is done", |s| async {
                 s.metric("catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}").await == 2.0
             })
             .await;

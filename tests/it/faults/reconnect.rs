@@ -26,7 +26,7 @@ async fn change_after_listener_termination_is_served() {
             .until("the server listens again", |s| async move { s.metric("catalog_listener_connected").await == 1.0 })
             .await;
     }
-    assert_eq!(server.refreshes("full").await, 1.0, "a lost connection caused a full load");
+    assert_eq!(server.refreshes("full").await, 1.0, "a lost connection caused a full read");
     db.sql("UPDATE models SET name = 'notified' WHERE id = 'a'").await;
     server.until_named("a", "notified").await;
 }
@@ -53,7 +53,7 @@ async fn change_while_disconnected_is_served_on_reconnect() {
     server.until_named("a", "while disconnected").await;
     server.until_gone("b").await;
     assert_eq!(server.metric("catalog_notifications_total").await, notifications, "the change came by a notification");
-    assert_eq!(server.refreshes("full").await, 1.0, "the change came by a full load");
+    assert_eq!(server.refreshes("full").await, 1.0, "the change came by a full read");
 }
 
 #[tokio::test]
@@ -139,5 +139,5 @@ async fn stopped_postgres_does_not_affect_clients() {
     for client in clients {
         client.await.unwrap();
     }
-    assert_eq!(server.refreshes("full").await, 1.0, "a restart of Postgres caused a full load");
+    assert_eq!(server.refreshes("full").await, 1.0, "a restart of Postgres caused a full read");
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use model_catalog::postgres::ephemeral::EphemeralPostgres;
 use tokio_postgres::Client;
 
-use crate::support::consistency::{self, bump, difference, full_loads, in_sync};
+use crate::support::consistency::{self, bump, difference, full_reads, in_sync};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::{self, Server, migrated, sql, until};
 
@@ -212,12 +212,12 @@ async fn change_with_a_transaction_id_that_another_history_used_is_noticed() {
 async fn restored_history_with_all_witnesses_changed_again_is_audited_within_two_minutes() {
     let mut setup = Setup::new().await;
     let end = setup.lose_a_change().await;
-    let loads = full_loads(&setup.server, 1.0).await;
+    let reads = full_reads(&setup.server, 1.0).await;
     setup.roll_back().await;
     setup.change_witnesses(end).await;
     setup.reconnect().await;
     setup.assert_noticed_within(AUDITED).await;
-    assert_eq!(full_loads(&setup.server, loads).await, loads, "it was found by other means than an audit");
+    assert_eq!(full_reads(&setup.server, reads).await, reads, "it was found by other means than an audit");
     setup.server.until("the audit is counted", |s| async { s.refreshes("audit").await >= 1.0 }).await;
 }
 

@@ -232,7 +232,7 @@ struct Usage {
 }
 
 impl Usage {
-    /// Medians over two seconds, because a full load needs more memory for a moment.
+    /// Medians over two seconds, because a full read needs more memory for a moment.
     async fn median(server: &Server) -> Self {
         let (mut resident, mut descriptors, mut connections) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..20 {

@@ -172,10 +172,10 @@ pub async fn replayed(primary: &Client, standby: &Client) {
     support::until("the standby has replayed", has_replayed).await;
 }
 
-/// The number of successful full loads. It is incremented just after the result is published, so this waits until it
+/// The number of successful full reads. It is incremented just after the result is published, so this waits until it
 /// reaches `at_least`.
-pub async fn full_loads(server: &Server, at_least: f64) -> f64 {
+pub async fn full_reads(server: &Server, at_least: f64) -> f64 {
     let count = async || server.metric("catalog_refreshes_total{kind=\"full\",outcome=\"ok\"}").await;
-    support::until("the full loads are counted", || async { count().await >= at_least }).await;
+    support::until("the full reads are counted", || async { count().await >= at_least }).await;
     count().await
 }

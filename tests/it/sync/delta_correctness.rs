@@ -339,5 +339,5 @@ async fn assert_served(server: &Server, client: &Client, revision: u64) {
     let mut served = response["models"].as_array().unwrap().clone();
     served.sort_by_key(|model| model["id"].as_str().unwrap().to_owned());
     assert_eq!(serde_json::Value::from(served), table);
-    assert_eq!(server.refreshes("full").await, 1.0, "the server fell back to a full load");
+    assert_eq!(server.refreshes("full").await, 1.0, "the server fell back to a full read");
 }

@@ -51,7 +51,7 @@ async fn catalog_follows_a_database_in_any_encoding() {
         server.until_named(text, "x").await;
         // Counted after they are published.
         server.until("three deltas are counted", |s| async move { s.refreshes("delta").await >= 3.0 }).await;
-        // A full load.
+        // A full read.
         db.sql("SELECT model_catalog.reload()").await;
         server.until("it is read again", |s| async move { s.refreshes("full").await == 2.0 }).await;
         assert_eq!(server.field(text, "save_path").await, format!("a/{text}"), "{encoding}");

@@ -51,7 +51,7 @@ impl Example {
                 assert!(node["Node Type"] != "Seq Scan" && plan.to_string().contains("Index Cond"), "{plan:#}");
             }
         }
-        assert_eq!(self.server.refreshes("full").await, 1.0, "a change caused a full load");
+        assert_eq!(self.server.refreshes("full").await, 1.0, "a change caused a full read");
     }
 }
 

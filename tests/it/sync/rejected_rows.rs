@@ -35,9 +35,9 @@ async fn bad_row_is_rejected_alone_and_its_last_good_version_stays_served() {
         .await;
     server.until_named("b", "n").await;
     db.sql("SELECT model_catalog.reload()").await;
-    server.until("a full load is done", |s| async move { s.refreshes("full").await == 2.0 }).await;
+    server.until("a full read is done", |s| async move { s.refreshes("full").await == 2.0 }).await;
     wait_for_rejected(&server, 1).await;
-    assert_eq!(server.get("/api/models/a").await.body, good.body, "a full load forgot the last good version");
+    assert_eq!(server.get("/api/models/a").await.body, good.body, "a full read forgot the last good version");
     assert_eq!(server.logged("row rejected"), 1, "the same rejection was logged twice");
 
     db.sql("UPDATE models SET save_path = 'checkpoints/a', name = 'fixed' WHERE id = 'a'").await;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use model_catalog::snapshot_file as file;
 
-use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_loads, in_sync};
+use crate::support::consistency::{self, ConsistencyReaders, bump, difference, full_reads, in_sync};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::{self, Db, Server, TempFolder, migrated, sql};
 
@@ -82,7 +82,7 @@ async fn start_without_database_serves_the_file_then_catches_up_with_a_delta() {
     sql(&client, &format!("DELETE FROM models WHERE id LIKE 'pair-{last}-_'")).await;
     proxy.set(Mode::Pass).await;
     in_sync(&server, &client).await;
-    assert_eq!(full_loads(&server, 0.0).await, 0.0);
+    assert_eq!(full_reads(&server, 0.0).await, 0.0);
     server.until("the server is in sync", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
     readers.finish().await;
 }
@@ -99,7 +99,7 @@ async fn file_of_another_history_is_served_until_postgres_responds() {
     assert_eq!(server.get("/readyz").await.json()["models"], 2 * PAIRS);
     proxy.set(Mode::Pass).await;
     in_sync(&server, &client).await;
-    assert_eq!(full_loads(&server, 1.0).await, 1.0);
+    assert_eq!(full_reads(&server, 1.0).await, 1.0);
     server.until_logged("the database no longer has what was read from it", 1).await;
     // The file is replaced, too.
     wait_for_write(&server).await;
@@ -108,18 +108,18 @@ async fn file_of_another_history_is_served_until_postgres_responds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn changed_rules_force_a_full_load() {
+async fn changed_rules_force_a_full_read() {
     let (db, folder) = database_and_file().await;
     db.sql("SELECT model_catalog.strict(false)").await;
     db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('s3', 's3', 's3://a/b', 'a/b')").await;
     let server = start(&db.url, &folder.file()).await;
     server.until("the server is in sync", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
-    assert_eq!((full_loads(&server, 0.0).await, server.get("/api/models/s3").await.status), (0.0, 404));
+    assert_eq!((full_reads(&server, 0.0).await, server.get("/api/models/s3").await.status), (0.0, 404));
     server.terminate().await;
     let settings = [("CATALOG_SNAPSHOT_FILE", &*folder.file()), ("CATALOG_URL_SCHEMES", "https,s3")];
     let server = Server::start_with(&db.url, &settings).await;
     in_sync(&server, &db.client).await;
-    assert_eq!((full_loads(&server, 1.0).await, server.get("/api/models/s3").await.status), (1.0, 200));
+    assert_eq!((full_reads(&server, 1.0).await, server.get("/api/models/s3").await.status), (1.0, 200));
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Rows that change by other means than a plain statement on the watched table: COPY, MERGE, partitions, cascades.
 
-use crate::support::consistency::full_loads;
+use crate::support::consistency::full_reads;
 use crate::support::{Db, NOTIFY_ONLY, Server};
 
 /// The statement that creates the view over a relation with the columns `id` and `name`.
@@ -76,7 +76,7 @@ async fn writes_to_partitioned_tables_are_served() {
     ))
     .await;
     let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
-    let full_loads = full_loads(&server, 1.0).await;
+    let full_reads = full_reads(&server, 1.0).await;
 
     db.sql("INSERT INTO parts VALUES ('1', 'one', 'a'), ('2', 'two', 'b')").await;
     server.until_named("2", "two").await;
@@ -90,7 +90,7 @@ async fn writes_to_partitioned_tables_are_served() {
     server.until_named("3", "middle").await;
     db.sql("DELETE FROM parts WHERE id = '2'").await;
     server.until_gone("2").await;
-    assert_eq!(server.refreshes("full").await, full_loads);
+    assert_eq!(server.refreshes("full").await, full_reads);
 
     // In a partition created later, writes through the root are seen at once, direct writes after another watch().
     db.sql("CREATE TABLE parts_c PARTITION OF parts FOR VALUES IN ('c'); INSERT INTO parts VALUES ('4', 'four', 'c')")

@@ -160,7 +160,7 @@ async fn standby_deltas_equal_the_table_at_every_step() {
     pair.replayed().await;
     for server in [&audited, &plain] {
         in_sync(server, &pair.writer).await;
-        assert_eq!(server.refreshes("full").await, 1.0, "a server fell back to full loads");
+        assert_eq!(server.refreshes("full").await, 1.0, "a server fell back to full reads");
     }
     let (changes, committed) = (audited.metric("catalog_propagation_seconds_count").await, committed.load(Relaxed));
     println!("{steps} steps without a difference, {changes} changes in deltas, {committed} commits");
@@ -371,12 +371,12 @@ async fn a_standby_that_was_rewound_is_read_in_full() {
     let reader = connect(&pair.standby.url("postgres")).await;
     in_sync(&server, &reader).await;
     assert_eq!(server.field("pair-0-a", "name").await, "pair-0-a");
-    assert_eq!(consistency::full_loads(&server, 2.0).await, 2.0);
+    assert_eq!(consistency::full_reads(&server, 2.0).await, 2.0);
     // And follows from there.
     sql(&reader, "ALTER SYSTEM RESET primary_conninfo").await;
     let conninfo = format!("ALTER SYSTEM SET primary_conninfo = '{}'", pair.primary.url("postgres"));
     sql(&reader, &conninfo).await;
     sql(&reader, "SELECT pg_reload_conf()").await;
     in_sync(&server, &pair.writer).await;
-    assert_eq!(consistency::full_loads(&server, 2.0).await, 2.0);
+    assert_eq!(consistency::full_reads(&server, 2.0).await, 2.0);
 }

@@ -34,7 +34,7 @@ async fn insert_update_delete_and_truncate_are_served() {
 
     db.sql("DELETE FROM models WHERE id = 'moved'").await;
     server.until_gone("moved").await;
-    assert_eq!(server.refreshes("full").await, 1.0, "a row change caused a full load");
+    assert_eq!(server.refreshes("full").await, 1.0, "a row change caused a full read");
 
     db.sql("TRUNCATE models").await;
     server.until("the catalog is empty", |s| async move { s.get("/readyz").await.json()["models"] == 0 }).await;

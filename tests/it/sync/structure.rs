@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::support::consistency::full_loads;
+use crate::support::consistency::full_reads;
 use crate::support::{Db, Server, TempFolder};
 
 const POLL: &[(&str, &str)] = &[("CATALOG_POLL_INTERVAL", "50ms")];
@@ -53,7 +53,7 @@ async fn until_unwatched(server: &Server, tables: &[&str]) {
 async fn changes_of_definitions_are_served_without_reload() {
     let (db, server) = start(POLL).await;
     until_described(&server, "goodfirst").await;
-    let first = full_loads(&server, 1.0).await;
+    let first = full_reads(&server, 1.0).await;
     for (change, description) in [
         (view("below", "text || '!'"), "goodfirst!"),
         (
@@ -75,14 +75,14 @@ async fn changes_of_definitions_are_served_without_reload() {
         until_described(&server, description).await;
     }
     assert_eq!(server.metric("catalog_audit_mismatches_total").await, 0.0);
-    assert_eq!(full_loads(&server, first + 6.0).await, first + 6.0, "{:#?}", server.log());
+    assert_eq!(full_reads(&server, first + 6.0).await, first + 6.0, "{:#?}", server.log());
     until_unwatched(&server, &[]).await;
 }
 
 #[tokio::test]
 async fn maintenance_and_changes_of_rows_do_not_change_the_structure() {
     let (db, server) = start(POLL).await;
-    let first = full_loads(&server, 1.0).await;
+    let first = full_reads(&server, 1.0).await;
     for statement in [
         "VACUUM FULL parts_a",
         "VACUUM (FREEZE, ANALYZE)",

@@ -151,5 +151,5 @@ async fn change_during_the_first_load_is_served_by_a_delta() {
     server.until_named("a", "meanwhile").await;
     server.until_gone("b").await;
     assert_eq!(server.field("c", "name").await, "c.safetensors");
-    assert_eq!(server.refreshes("full").await, 1.0, "the changes caused another full load");
+    assert_eq!(server.refreshes("full").await, 1.0, "the changes caused another full read");
 }

@@ -3,7 +3,7 @@
 
 use tokio_postgres::error::SqlState;
 
-use crate::support::consistency::full_loads;
+use crate::support::consistency::full_reads;
 use crate::support::{Db, NOTIFY_ONLY, Server, skip};
 
 const UNKNOWN: &str = "catalog_unknown_ids_total";
@@ -33,7 +33,7 @@ async fn changes_recorded_under_surrogate_ids_are_found_by_an_audit_at_once() {
     .await;
     let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
     server.until_named("one", "first").await;
-    let full = full_loads(&server, 1.0).await;
+    let full = full_reads(&server, 1.0).await;
 
     db.sql("UPDATE child SET name = 'second' WHERE parent = 1").await;
     server.until_named("one", "second").await;
@@ -66,7 +66,7 @@ async fn ids_that_a_collation_calls_equal_are_different_models() {
     ))
     .await;
     let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
-    let full = full_loads(&server, 1.0).await;
+    let full = full_reads(&server, 1.0).await;
     db.sql("INSERT INTO named VALUES ('Foo', 'x')").await;
     server.until_named("Foo", "x").await;
     db.sql("UPDATE named SET id = 'foo'").await;

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
-use crate::support::consistency::full_loads;
+use crate::support::consistency::full_reads;
 use crate::support::{Db, NOTIFY_ONLY, Server, database, sql};
 
 /// The rights of the role that `serve` connects as.
@@ -73,9 +73,9 @@ async fn server_role_needs_exactly_these_rights() {
     let server = Server::start_with(&url, NOTIFY_ONLY).await;
     db.sql("UPDATE models SET name = 'by a delta'").await;
     server.until_named("a", "by a delta").await;
-    db.sql("SELECT model_catalog.reload(); UPDATE models SET name = 'by a full load'").await;
-    server.until_named("a", "by a full load").await;
-    assert_eq!(full_loads(&server, 2.0).await, 2.0);
+    db.sql("SELECT model_catalog.reload(); UPDATE models SET name = 'by a full read'").await;
+    server.until_named("a", "by a full read").await;
+    assert_eq!(full_reads(&server, 2.0).await, 2.0);
 
     // Each of the rights is required for the delta.
     for right in SERVE {

@@ -3,7 +3,7 @@
 use model_catalog::base::error_chain::chain;
 
 use super::{epoch, fingerprint};
-use crate::support::consistency::full_loads;
+use crate::support::consistency::full_reads;
 use crate::support::{Db, NOTIFY_ONLY, Server};
 
 /// A view over one table with fixed values except for id and name.
@@ -44,7 +44,7 @@ async fn assert_followed(table: &str, column: &str, id_type: &str, ids: [&str; 2
     server.until_gone(second).await;
     assert_eq!(server.refreshes("full").await, 1.0);
     db.sql(&format!("TRUNCATE {table}")).await;
-    server.until("TRUNCATE causes a full load", |s| async move { s.refreshes("full").await == 2.0 }).await;
+    server.until("TRUNCATE causes a full read", |s| async move { s.refreshes("full").await == 2.0 }).await;
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn watch_is_idempotent() {
     db.sql("SET search_path = ''; SELECT model_catalog.watch('public.models', 'id'); RESET search_path").await;
     assert_eq!(fingerprint(&db).await, before);
 
-    // Another column replaces the triggers and causes a full load.
+    // Another column replaces the triggers and causes a full read.
     let before = epoch(&db).await;
     db.sql("SELECT model_catalog.watch('models', 'name')").await;
     assert_ne!(epoch(&db).await, before);
@@ -166,12 +166,12 @@ async fn reload_applies_a_changed_view_on_every_replica() {
     for server in &fleet {
         server.until_named("a", "A.SAFETENSORS").await;
         assert!(server.field("hidden", "id").await.is_null());
-        assert_eq!(full_loads(server, 2.0).await, 2.0);
+        assert_eq!(full_reads(server, 2.0).await, 2.0);
     }
     db.sql("UPDATE models SET name = 'after' WHERE id = 'a'").await;
     for server in &fleet {
         server.until_named("a", "AFTER").await;
-        assert_eq!(server.refreshes("full").await, 2.0, "one reload, one full load");
+        assert_eq!(server.refreshes("full").await, 2.0, "one reload, one full read");
     }
 }
 
