@@ -12,8 +12,7 @@ use tokio::sync::Notify;
 use tracing::{debug, info};
 
 use crate::base::error_chain::chain;
-use crate::catalog::refresh::{Refresh, Refreshed};
-use crate::catalog::row_error::log_rejections;
+use crate::catalog::refresh::Refresh;
 use crate::catalog::snapshot::Snapshot;
 use crate::metrics::Metrics;
 use crate::postgres::config::DatabaseConfig;
@@ -21,13 +20,13 @@ use crate::postgres::error::{ConnectError, ReadError};
 use crate::postgres::position::Position;
 use crate::postgres::session::{Session, SyncMode};
 use crate::snapshot_file::PersistedSnapshot;
-use crate::sync::LastSync;
 
 mod backoff;
 mod costs;
 mod delta;
 mod fleet;
 pub mod output;
+mod publish;
 pub mod replica;
 pub mod report;
 mod resume;
@@ -70,64 +69,78 @@ enum SessionError {
     Promoted,
 }
 
+/// The read that is due.
+enum NextRead {
+    /// What changed since this position.
+    Delta(Position),
+    /// Everything, for this reason.
+    Full(&'static str),
+    /// Everything, to be compared with what is served.
+    Audit,
+}
+
 /// Reads the database and publishes snapshots.
 pub struct Loader {
     settings: LoaderSettings,
     metrics: Arc<Metrics>,
     output: Output,
-    /// The published snapshot; empty before the first load.
+
+    // What is served.
+    /// The published snapshot; empty before the first read.
     current: Arc<Snapshot>,
     /// The position at which `current` equals the database; `None` requires a full read.
     position: Option<Position>,
     resume: ResumePoint,
-    standby: Standby,
-    structure: Structure,
-    unknown_ids: UnknownIds,
-    trim: Trim,
-    fleet: FleetReader,
-    next_audit: Instant,
-    logged_mode: Option<(SyncMode, bool)>,
-    /// The application name of the current session, empty before it is set.
-    application_name: String,
+
+    // Which read comes next: see `next_read`.
     /// Holds a permit while notifications are unhandled.
     notified: Arc<Notify>,
+    next_audit: Instant,
     /// The last delta took too long: the next read is a full one.
     delta_timed_out: bool,
     costs: ReadCosts,
+    structure: Structure,
+    unknown_ids: UnknownIds,
+
+    // The database, and this session with it.
+    backoff: ReconnectBackoff,
     /// When the database was started that was last connected to, by this process or the writer of the snapshot file.
     server_started: Option<String>,
     /// It was started again since, and not everything was read yet.
     unaudited: bool,
-    backoff: ReconnectBackoff,
+    logged_mode: Option<(SyncMode, bool)>,
+    /// The application name of the current session, empty before it is set.
+    application_name: String,
+    standby: Standby,
+    trim: Trim,
+    fleet: FleetReader,
 }
 
 impl Loader {
     /// A loader that publishes to `output`.
     #[must_use]
     pub fn new(settings: LoaderSettings, output: Output) -> Self {
-        let current = output.snapshot().unwrap_or_default();
-        let next_audit = Instant::now() + jittered(settings.audit_interval);
         Self {
-            settings,
             metrics: Arc::clone(output.metrics()),
-            output,
-            current,
+            current: output.snapshot().unwrap_or_default(),
             position: None,
             resume: ResumePoint::default(),
-            standby: Standby::default(),
-            structure: Structure::default(),
-            unknown_ids: UnknownIds::default(),
-            trim: Trim::default(),
-            fleet: FleetReader::default(),
-            next_audit,
-            logged_mode: None,
-            application_name: String::new(),
             notified: Arc::new(Notify::new()),
+            next_audit: Instant::now() + jittered(settings.audit_interval),
             delta_timed_out: false,
             costs: ReadCosts::default(),
+            structure: Structure::default(),
+            unknown_ids: UnknownIds::default(),
+            backoff: ReconnectBackoff::new("database"),
             server_started: None,
             unaudited: false,
-            backoff: ReconnectBackoff::new("database"),
+            logged_mode: None,
+            application_name: String::new(),
+            standby: Standby::default(),
+            trim: Trim::default(),
+            fleet: FleetReader::default(),
+            settings,
+            output,
         }
     }
 
@@ -140,7 +153,7 @@ impl Loader {
             self.resume.advance(Some(&restored.position));
             self.position = Some(restored.as_of);
         }
-        // An unknown time differs from every other one.
+        // The text of an unknown time equals no time that a server reports, so it counts as a restart.
         self.server_started = Some(restored.database_started.unwrap_or_default());
         self.structure.restore(restored.structure);
     }
@@ -165,10 +178,10 @@ impl Loader {
         // LISTEN comes before the first read, so that a change committed in between sends a notification.
         let mut session = Session::open(&self.database(), on_notification).await?;
         let by_standby_delta = session.sync_mode() == SyncMode::Standby && session.is_direct();
-        let every = if by_standby_delta { self.settings.standby_poll_interval } else { self.settings.poll_interval };
+        let interval = if by_standby_delta { self.settings.standby_poll_interval } else { self.settings.poll_interval };
         let (mode, direct) = (session.sync_mode(), session.is_direct());
         if self.logged_mode.replace((mode, direct)) != Some((mode, direct)) {
-            report::log_sync_mode(mode, direct, every, session.listen_refused());
+            report::log_sync_mode(mode, direct, interval, session.listen_refused());
         }
         self.application_name.clear();
         self.set_application_name(&session, application_name(&self.settings.replica, None));
@@ -178,16 +191,17 @@ impl Loader {
         self.sync_once(&session).await?;
         self.metrics.listener_connected.set(i64::from(session.sync_mode() == SyncMode::Live));
         self.backoff.reset();
-        let mut listen_again = Instant::now() + LISTEN_RETRY_POLLS * self.settings.poll_interval;
+        let mut listened = Instant::now();
         loop {
             tokio::select! {
                 () = self.notified.notified() => {}
-                () = tokio::time::sleep(self.standby.pause(every, self.settings.poll_interval)) => {}
+                () = tokio::time::sleep(self.standby.pause(interval, self.settings.poll_interval)) => {}
                 () = tokio::time::sleep_until(self.next_audit.into()) => {}
                 reason = session.closed() => return Err(SessionError::Closed(reason)),
             }
-            if session.listen_refused().is_some() && Instant::now() >= listen_again {
-                listen_again = Instant::now() + LISTEN_RETRY_POLLS * self.settings.poll_interval;
+            let is_due = listened.elapsed() >= LISTEN_RETRY_POLLS * self.settings.poll_interval;
+            if is_due && session.listen_refused().is_some() {
+                listened = Instant::now();
                 session.listen_again().await?;
                 self.on_listening(&session);
             }
@@ -237,42 +251,48 @@ impl Loader {
 
     /// One read of the kind that is due.
     async fn refresh(&mut self, session: &Session) -> Result<(), SessionError> {
-        if session.sync_mode() != SyncMode::Standby {
-            return self.refresh_by_delta(session).await;
-        }
-        if session.is_direct() {
-            self.refresh_by_delta(session).await?;
-        } else {
-            // Two transactions through a pooler can run on two standbys, the second of which is behind the first.
-            self.full_refresh(session, RefreshKind::Full).await?;
+        let of_everything = match self.next_read(session) {
+            NextRead::Delta(since) => match self.refresh_by_delta(session, &since).await? {
+                Delta::Applied => None,
+                Delta::OtherHistory => {
+                    info!("the database has another history, reading everything");
+                    Some((RefreshKind::Full, "another history"))
+                }
+                // Not an error, but the size of the change.
+                Delta::TooLarge => Some((RefreshKind::Full, "most of the catalog has changed")),
+            },
+            NextRead::Full(reason) => Some((RefreshKind::Full, reason)),
+            NextRead::Audit => Some((RefreshKind::Audit, "an audit is due")),
+        };
+        if let Some((kind, reason)) = of_everything {
+            debug!(kind = kind.label(), reason, "reading everything");
+            self.full_refresh(session, kind).await?;
         }
         // After a promotion to primary it accepts LISTEN.
-        let promoted = self.position.as_ref().is_some_and(|position| !position.is_standby());
-        if promoted { Err(SessionError::Promoted) } else { Ok(()) }
+        let is_primary = self.position.as_ref().is_some_and(|position| !position.is_standby());
+        if session.sync_mode() == SyncMode::Standby && is_primary { Err(SessionError::Promoted) } else { Ok(()) }
     }
 
-    /// A delta if there is a position to read from, otherwise a full read; an audit when it is due.
-    async fn refresh_by_delta(&mut self, session: &Session) -> Result<(), SessionError> {
-        if self.position.is_some() && Instant::now() >= self.next_audit {
-            return Ok(self.full_refresh(session, RefreshKind::Audit).await?);
+    fn next_read(&self, session: &Session) -> NextRead {
+        let Some(position) = &self.position else { return NextRead::Full("there is no position to read from") };
+        if session.sync_mode() == SyncMode::Standby && !session.is_direct() {
+            NextRead::Full("a pooler may change standbys between two reads, and the second one may be behind the first")
+        } else if Instant::now() >= self.next_audit {
+            NextRead::Audit
+        } else if self.delta_timed_out {
+            // That can succeed where a look-up in a slow view for each change does not.
+            NextRead::Full("the last delta took too long")
+        } else {
+            NextRead::Delta(position.clone())
         }
-        if let Some(since) = self.position.clone().filter(|_| !self.delta_timed_out) {
-            let started = Instant::now();
-            let delta = self.delta(session, &since).await;
-            self.record_read(RefreshKind::Delta, started, delta.is_ok());
-            match delta {
-                Ok(Delta::Applied) => return Ok(()),
-                Ok(Delta::OtherHistory) => info!("the database has another history, reading everything"),
-                // The full read is due to the size of the change, and not an error.
-                Ok(Delta::TooLarge) => debug!("most of the catalog has changed, reading everything"),
-                Err(error) => {
-                    // Reading all of a slow view can succeed where a look-up for each change does not.
-                    self.delta_timed_out = error.is_timeout();
-                    return Err(error.into());
-                }
-            }
-        }
-        Ok(self.full_refresh(session, RefreshKind::Full).await?)
+    }
+
+    async fn refresh_by_delta(&mut self, session: &Session, since: &Position) -> Result<Delta, ReadError> {
+        let started = Instant::now();
+        let delta = self.delta(session, since).await;
+        self.record_read(RefreshKind::Delta, started, delta.is_ok());
+        self.delta_timed_out = delta.as_ref().is_err_and(ReadError::is_timeout);
+        delta
     }
 
     /// A full read or an audit, in one transaction.
@@ -282,7 +302,6 @@ impl Loader {
             self.structure.read(session, &self.output).await?;
             let position = session.begin().await?;
             if kind == RefreshKind::Audit {
-                debug!(snapshot = position.snapshot, "auditing");
                 // Brings what is published to the position of this transaction, so that only real differences count.
                 if let Some(since) = self.position.clone()
                     && self.delta_in_transaction(session, &since, 0).await? != Delta::Applied
@@ -330,48 +349,6 @@ impl Loader {
         let read = CompletedRead { kind, mode: Some(session.sync_mode()), started, rows: rows_read };
         self.publish(refreshed, Some(position), read);
         Ok(())
-    }
-
-    fn publish(&mut self, refreshed: Refreshed, position: Option<Position>, read: CompletedRead) {
-        let Refreshed { snapshot, changed, rejections_changed, newly_rejected, unknown } = refreshed;
-        self.trim.on_read(read.kind, read.rows);
-        match read.kind {
-            RefreshKind::Audit => {
-                self.unknown_ids.on_audit(changed, read.started.elapsed(), self.settings.audit_interval)
-            }
-            RefreshKind::Full => self.unknown_ids.on_full_read(),
-            RefreshKind::Delta | RefreshKind::Upstream => {}
-        }
-        if let Some((number, example)) = unknown {
-            let pause = self.unknown_ids.record(number, &example, &self.metrics);
-            self.next_audit = self.next_audit.min(Instant::now() + pause);
-        }
-        let history_changed = self.position.as_ref().map(|at| &at.history) != position.as_ref().map(|at| &at.history);
-        self.position = position;
-        self.resume.advance(self.position.as_ref());
-        if changed > 0 || history_changed || rejections_changed {
-            self.current = Arc::new(snapshot);
-            self.state().into_iter().for_each(|state| self.output.persist(state));
-            self.output.publish(Arc::clone(&self.current));
-        } else if let Some(state) = self.state() {
-            // The content may have been another one in between, which other servers have seen.
-            self.output.move_position(state);
-        }
-        let replay_lag_seconds = self.standby.replay_lag_seconds();
-        self.metrics.replay.lag.set(replay_lag_seconds.unwrap_or_default());
-        self.metrics.replay.stalled.set(i64::from(self.standby.is_stalled()));
-        self.output.record_sync(LastSync { at: read.started, mode: read.mode, replay_lag_seconds });
-        read.log(changed, &self.current);
-        log_rejections(&newly_rejected);
-    }
-
-    /// What is handed on. Without a position it could not be resumed from.
-    fn state(&self) -> Option<PersistedSnapshot<Arc<Snapshot>>> {
-        let (position, as_of) = (self.resume.position().cloned()?, self.position.clone()?);
-        let (snapshot, rules) = (Arc::clone(&self.current), self.settings.rules.text());
-        let structure = self.structure.loaded().cloned();
-        let database_started = self.server_started.clone().filter(|_| !self.unaudited);
-        Some(PersistedSnapshot { snapshot, position, as_of, rules, structure, database_started })
     }
 
     /// Returns how long to wait before the next connect.

@@ -13,8 +13,8 @@ use crate::postgres::session::Session;
 /// The pause after a read, as a multiple of its duration: with thousands of partitions a read takes longer than the
 /// 0.5 ms of a few tables, and must not keep a core busy.
 const PAUSE_PER_READ: u32 = 100;
-/// The longest pause in poll intervals, or this time: a read that was slow for once, on a busy or a cold server, must not
-/// delay the next one by minutes.
+/// The longest pause in poll intervals, or this time: a read that was slow for once, on a busy or a cold server, must
+/// not delay the next one by minutes.
 const MAX_PAUSE_POLLS: u32 = 10;
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 

@@ -229,9 +229,7 @@ fn naive_batch(body: &str, limit: usize) -> Result<(Vec<String>, bool), String> 
         Some(value) => value.as_bool().ok_or("resolve_dependencies must be a boolean")?,
     };
     match texts.len() {
-        count if count > limit => {
-            Err(format!("model_ids has {count} ids, the limit is {limit}: split the request"))
-        }
+        count if count > limit => Err(format!("model_ids has {count} ids, the limit is {limit}: split the request")),
         _ => Ok((texts, resolve)),
     }
 }
