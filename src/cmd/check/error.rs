@@ -11,4 +11,7 @@ pub(crate) enum CheckError {
     /// The database could not be read.
     #[error("cannot read")]
     Read(#[from] ReadError),
+    /// `EXPLAIN` returned something else than the plan of one statement.
+    #[error("cannot read the plan of a look-up: EXPLAIN returned JSON of another form than expected")]
+    Plan(#[source] serde_json::Error),
 }

@@ -8,14 +8,13 @@
 //! | [`look_up`] | JSON | [`PlanNode`], the tree of the plan |
 //! | [`collect_nodes`] | conditions of the scan of a table | [`Node`], the table with its equations |
 //! | [`join_conditions`] | conditions of joins | further equations of every [`Node`] |
-//! | [`own_sides`] | an equation and an alias | the side that is of this table only, if the other is not |
-//! | [`scans`] | the other side is the id that is looked up | the table is found by id |
-//! | [`scans`] | the other side is such a column of another table | the table is joined by id |
+//! | [`own_sides`] | an equation and an alias | a [`Side`]: the side that is of this table only, if the other is not |
+//! | [`found_by_id`] | the other side is the id that is looked up | the table is found by id |
+//! | [`joined_by_id`] | the other side is such a column of another table | the table is joined by id |
 
 use serde::Deserialize;
 
 use super::error::CheckError;
-use crate::postgres::error::ReadError;
 use crate::postgres::session::Session;
 
 const LOOK_UP: &str = include_str!("../../../sql/check/look_up.sql");
@@ -29,8 +28,8 @@ pub(crate) struct Scan {
     pub(crate) schema: String,
     /// The table, or a partition of it.
     pub(crate) table: String,
-    /// The whole table is read, because no index finds the rows.
-    pub(crate) seq_scan: bool,
+    /// No index finds the rows: the table or all of an index is read.
+    pub(crate) reads_whole_table: bool,
     /// Rows are selected by the id of a model.
     pub(crate) by_id: bool,
     /// The column of that id, if it is a plain column.
@@ -76,51 +75,74 @@ struct Node {
     schema: String,
     table: String,
     alias: String,
-    seq_scan: bool,
-    equations: Vec<(String, String)>,
+    reads_whole_table: bool,
+    equations: Vec<Equation>,
+}
+
+/// The condition `left = right`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Equation {
+    left: String,
+    right: String,
+}
+
+/// A side of an equation that refers to one table only.
+struct Side<'a> {
+    /// The side, without the alias of its table.
+    own: String,
+    /// The other side, which does not refer to this table.
+    other: &'a str,
 }
 
 /// Plans the look-up; returns the scan of every table that it reads.
 pub(crate) async fn look_up(session: &Session) -> Result<Vec<Scan>, CheckError> {
     let rows = session.query_system_catalog(LOOK_UP).await?;
     let text: String = rows.iter().filter_map(|row| row.get(0)).collect();
-    let [explained]: [Explained; 1] = serde_json::from_str(&text)
-        .map_err(|error| ReadError::View(format!("EXPLAIN returned another JSON than expected: {error}")))?;
+    let [explained]: [Explained; 1] = serde_json::from_str(&text).map_err(CheckError::Plan)?;
     Ok(scans(&explained.plan))
 }
 
 fn scans(plan: &PlanNode) -> Vec<Scan> {
-    let mut nodes = Vec::new();
+    let (mut nodes, mut joins) = (Vec::new(), Vec::new());
     collect_nodes(plan, &mut nodes);
-    let mut joins = Vec::new();
     join_conditions(plan, &mut joins);
     nodes.iter_mut().for_each(|node| node.equations.extend_from_slice(&joins));
-    let aliases: Vec<String> = nodes.iter().map(|node| node.alias.clone()).collect();
+    let aliases: Vec<&str> = nodes.iter().map(|node| node.alias.as_str()).collect();
+    let sides: Vec<Vec<Side<'_>>> = nodes.iter().map(|node| own_sides(node, &aliases)).collect();
     // First the tables that are searched for the id itself, then those that are joined with a column found there.
-    let searched = |node| own_sides(node, &aliases).find(|(_, other)| other.contains(LOOKED_UP_ID)).map(|(own, _)| own);
-    let mut ids: Vec<Option<String>> = nodes.iter().map(searched).collect();
-    let column = |(node, id): (&Node, &Option<String>)| Some(format!("{}.{}", node.alias, plain_column(id.as_ref()?)?));
-    let known: Vec<String> = nodes.iter().zip(&ids).filter_map(column).collect();
-    for (node, id) in nodes.iter().zip(&mut ids).filter(|(_, id)| id.is_none()) {
-        let is_known = |other: &str| plain_column(other).is_some_and(|other| known.iter().any(|known| known == other));
-        *id = own_sides(node, &aliases).find(|(_, other)| is_known(other)).map(|(own, _)| own);
-    }
-    let scan = |(node, id): (&Node, Option<String>)| Scan {
+    let found: Vec<Option<&str>> = sides.iter().map(|sides| found_by_id(sides)).collect();
+    let column = |(node, id): (&Node, &Option<&str>)| Some(format!("{}.{}", node.alias, plain_column((*id)?)?));
+    let ids: Vec<String> = nodes.iter().zip(&found).filter_map(column).collect();
+    let all = nodes.iter().zip(&sides).zip(found);
+    all.map(|((node, sides), found)| scan(node, sides, found.or_else(|| joined_by_id(sides, &ids)))).collect()
+}
+
+/// What is compared with the id that is looked up: `(uid)::text` in `(m.uid)::text = 'model-catalog check'::text`.
+fn found_by_id<'a>(sides: &'a [Side<'_>]) -> Option<&'a str> {
+    sides.iter().find(|side| side.other.contains(LOOKED_UP_ID)).map(|side| side.own.as_str())
+}
+
+/// What is compared with one of `ids`, which are columns with aliases: `model` in `n.model = m.uid`.
+fn joined_by_id<'a>(sides: &'a [Side<'_>], ids: &[String]) -> Option<&'a str> {
+    let is_id = |side: &&Side<'_>| plain_column(side.other).is_some_and(|other| ids.iter().any(|id| id == other));
+    sides.iter().find(is_id).map(|side| side.own.as_str())
+}
+
+/// `id`: the expression by which the table is found or joined.
+fn scan(node: &Node, sides: &[Side<'_>], id: Option<&str>) -> Scan {
+    let indexable = id.or_else(|| sides.first().map(|side| side.own.as_str()));
+    Scan {
         schema: node.schema.clone(),
         table: node.table.clone(),
-        seq_scan: node.seq_scan,
+        reads_whole_table: node.reads_whole_table,
         by_id: id.is_some(),
-        id_column: id.as_deref().and_then(plain_column).map(unquoted),
-        to_index: id.or_else(|| own_sides(node, &aliases).next().map(|(own, _)| own)).map(|own| {
-            let column = plain_column(&own) == Some(&own);
-            if column { own } else { format!("({own})") }
-        }),
-    };
-    nodes.iter().zip(ids).map(scan).collect()
+        id_column: id.and_then(plain_column).map(unquoted),
+        to_index: indexable.map(|own| if plain_column(own) == Some(own) { own.into() } else { format!("({own})") }),
+    }
 }
 
 /// The equations of joins; each may refer to any table below the join.
-fn join_conditions(plan: &PlanNode, all: &mut Vec<(String, String)>) {
+fn join_conditions(plan: &PlanNode, all: &mut Vec<Equation>) {
     let conditions = [&plan.join_filter, &plan.hash_condition, &plan.merge_condition];
     all.extend(conditions.into_iter().flatten().flat_map(|condition| equations(condition)));
     plan.plans.iter().for_each(|below| join_conditions(below, all));
@@ -135,69 +157,74 @@ fn collect_nodes(plan: &PlanNode, nodes: &mut Vec<Node>) {
             schema: plan.schema.clone().unwrap_or_default(),
             table: table.clone(),
             alias: quoted(plan.alias.as_deref().unwrap_or_default()),
-            seq_scan: plan.kind == "Seq Scan" || full_index_scan,
+            reads_whole_table: plan.kind == "Seq Scan" || full_index_scan,
             equations,
         });
     }
     plan.plans.iter().for_each(|below| collect_nodes(below, nodes));
 }
 
-/// The sides of equations that refer only to this table, without its alias, each with the other side, which does not
-/// refer to it.
-fn own_sides<'a>(node: &'a Node, aliases: &'a [String]) -> impl Iterator<Item = (String, &'a str)> {
-    let both = |(left, right): &'a (String, String)| [(left.as_str(), right.as_str()), (right.as_str(), left.as_str())];
-    node.equations.iter().flat_map(both).filter_map(move |(own, other)| {
-        let (own_refers, bare) = without_alias(own, &node.alias);
-        let (other_refers, _) = without_alias(other, &node.alias);
-        let foreign = aliases.iter().any(|alias| *alias != node.alias && without_alias(own, alias).0);
-        (own_refers && !other_refers && !foreign).then_some((bare, other))
-    })
+/// The sides of equations that refer only to this table, if the other side does not.
+fn own_sides<'a>(node: &'a Node, aliases: &[&str]) -> Vec<Side<'a>> {
+    let both = |Equation { left, right }: &'a Equation| [(left, right), (right, left)];
+    let is_of_another = |own: &str| aliases.iter().any(|alias| *alias != node.alias && refers_to(own, alias));
+    let side = |(own, other): (&String, &'a String)| {
+        let bare = without_alias(own, &node.alias)?;
+        (!refers_to(other, &node.alias) && !is_of_another(own)).then_some(Side { own: bare, other })
+    };
+    node.equations.iter().flat_map(both).filter_map(side).collect()
 }
 
-/// The `a = b` among the operands of AND.
-fn equations(condition: &str) -> Vec<(String, String)> {
+/// The `a = b` among the operands of AND: two of `((a.x = b.x) AND (NOT a.old) AND ((a.y)::text = 'z'::text))`.
+fn equations(condition: &str) -> Vec<Equation> {
     let inner = without_parentheses(condition);
     let parts = split(inner, " AND ");
     if parts.len() > 1 {
         return parts.into_iter().flat_map(equations).collect();
     }
     match split(inner, " = ")[..] {
-        [left, right] => vec![(without_parentheses(left).into(), without_parentheses(right).into())],
+        [left, right] => {
+            vec![Equation { left: without_parentheses(left).into(), right: without_parentheses(right).into() }]
+        }
         _ => Vec::new(),
     }
 }
 
-/// `(…)` without the parentheses, if they match each other.
+/// `a = b` of `((a = b))`, and all of `(a) = (b)`, whose outer parentheses do not match each other.
 fn without_parentheses(text: &str) -> &str {
     let text = text.trim();
     let Some(inner) = text.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) else { return text };
-    let mut depth = 0_i32;
-    let balanced = tokens(inner).all(|token| {
-        depth += i32::from(token == "(") - i32::from(token == ")");
+    let mut depth = 0;
+    let balanced = tokens(inner).all(|(_, token)| {
+        depth += nesting(token);
         depth >= 0
     });
     if balanced { without_parentheses(inner) } else { text }
 }
 
-/// Splits at a separator outside parentheses, quotes and literals.
+/// Splits at a separator outside parentheses, quotes and literals: `(a AND b) AND 'c AND d'` into two parts.
 fn split<'a>(text: &'a str, separator: &str) -> Vec<&'a str> {
-    let (mut parts, mut start, mut depth, mut offset) = (Vec::new(), 0, 0_i32, 0);
-    for token in tokens(text) {
+    let (mut parts, mut start, mut depth) = (Vec::new(), 0, 0);
+    for (offset, token) in tokens(text) {
         if depth == 0 && offset >= start && text[offset..].starts_with(separator) {
             parts.push(&text[start..offset]);
             start = offset + separator.len();
         }
-        depth += i32::from(token == "(") - i32::from(token == ")");
-        offset += token.len();
+        depth += nesting(token);
     }
     parts.push(&text[start..]);
     parts
 }
 
-/// Tokens: literals, quoted names, words, and any other character alone.
-fn tokens(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = text;
+fn nesting(token: &str) -> i32 {
+    i32::from(token == "(") - i32::from(token == ")")
+}
+
+/// Tokens with their offsets: literals, quoted names, words, and any other character alone. `m."Id"` has three.
+fn tokens(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut offset = 0;
     std::iter::from_fn(move || {
+        let rest = &text[offset..];
         let first = rest.chars().next()?;
         let word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
         let length = match first {
@@ -206,41 +233,41 @@ fn tokens(text: &str) -> impl Iterator<Item = &str> {
             c if word(c) => rest.find(|c| !word(c)).unwrap_or(rest.len()),
             c => c.len_utf8(),
         };
-        let (token, after) = rest.split_at(length);
-        rest = after;
+        let token = (offset, &rest[..length]);
+        offset += length;
         Some(token)
     })
 }
 
-/// Whether the expression has columns of this alias, and the expression with the alias removed.
-fn without_alias(expression: &str, alias: &str) -> (bool, String) {
+fn refers_to(expression: &str, alias: &str) -> bool {
+    without_alias(expression, alias).is_some()
+}
+
+/// The expression with the alias removed, if it has columns of it: `lower(uid)` of `lower(m.uid)` and `m`.
+fn without_alias(expression: &str, alias: &str) -> Option<String> {
     let prefix = format!("{alias}.");
-    let (mut found, mut bare, mut offset, mut skip) = (false, String::new(), 0, 0);
-    for token in tokens(expression) {
+    let (mut bare, mut skip) = (String::new(), 0);
+    for (offset, token) in tokens(expression) {
         let before = expression[..offset].chars().next_back();
         let begins = !before.is_some_and(|c| c.is_alphanumeric() || "_$.\"'".contains(c));
         if begins && !token.starts_with('\'') && expression[offset..].starts_with(&prefix) {
-            found = true;
             skip = offset + prefix.len();
         }
         if offset >= skip {
             bare.push_str(token);
         }
-        offset += token.len();
     }
-    (found, bare)
+    (skip > 0).then_some(bare)
 }
 
-/// The column of an expression that is only a column, possibly with casts; with its alias and quotes.
+/// The column of an expression that is only a column, possibly with casts; with its alias and quotes: `m.uid` of
+/// `((m.uid)::character varying)::text`.
 fn plain_column(expression: &str) -> Option<&str> {
     let inner = expression.trim_start_matches('(');
     let name = |token: &str| token.starts_with(|c: char| c == '"' || c == '_' || c.is_alphabetic());
-    let mut end = 0;
     // A name with a doubled quote is two tokens.
-    for token in tokens(inner).take_while(|token| *token == "." || name(token)) {
-        end += token.len();
-    }
-    let (column, rest) = inner.split_at(end);
+    let last = tokens(inner).take_while(|(_, token)| *token == "." || name(token)).last();
+    let (column, rest) = inner.split_at(last.map_or(0, |(offset, token)| offset + token.len()));
     let casts = rest.split("::").next().is_some_and(|before| before.chars().all(|c| c == ')'));
     (!column.is_empty() && casts).then_some(column)
 }
@@ -264,7 +291,7 @@ mod tests {
 
     #[test]
     fn conditions_are_split_into_equations() {
-        let pair = |left: &str, right: &str| vec![(left.to_owned(), right.to_owned())];
+        let pair = |left: &str, right: &str| vec![Equation { left: left.into(), right: right.into() }];
         assert_eq!(equations("(w.slug = 'x'::text)"), pair("w.slug", "'x'::text"));
         assert_eq!(equations("((m.uid)::text = 'a AND (b = c'::text)"), pair("(m.uid)::text", "'a AND (b = c'::text"));
         assert_eq!(
@@ -279,10 +306,10 @@ mod tests {
     #[test]
     fn aliases_are_removed_and_columns_found() {
         let bare = |expression, alias| without_alias(expression, alias);
-        assert_eq!(bare("(m.uid)::text", "m"), (true, "(uid)::text".into()));
-        assert_eq!(bare("lower(m.\"Id\" || xm.a || 'm.x')", "m"), (true, "lower(\"Id\" || xm.a || 'm.x')".into()));
-        assert_eq!(bare("\"My M\".id", "\"My M\""), (true, "id".into()));
-        assert_eq!(bare("other.id", "m"), (false, "other.id".into()));
+        assert_eq!(bare("(m.uid)::text", "m"), Some("(uid)::text".into()));
+        assert_eq!(bare("lower(m.\"Id\" || xm.a || 'm.x')", "m"), Some("lower(\"Id\" || xm.a || 'm.x')".into()));
+        assert_eq!(bare("\"My M\".id", "\"My M\""), Some("id".into()));
+        assert_eq!(bare("other.id", "m"), None);
         for (expression, column) in [
             ("id", Some("id")),
             ("(uid)::text", Some("uid")),
@@ -306,10 +333,10 @@ mod tests {
                      "Index Cond": "(n.model = m.uid)"}]},
                 {"Node Type": "Seq Scan", "Schema": "s", "Relation Name": "families", "Alias": "f",
                  "Filter": "(f.name = m.family)"}]});
-        let scan = |table: &str, seq_scan, id: Option<&str>, to_index: &str| Scan {
+        let scan = |table: &str, reads_whole_table, id: Option<&str>, to_index: &str| Scan {
             schema: "s".into(),
             table: table.into(),
-            seq_scan,
+            reads_whole_table,
             by_id: id.is_some(),
             id_column: id.map(str::to_owned),
             to_index: Some(to_index.into()),

@@ -236,7 +236,7 @@ fn check_successor(row: &tokio_postgres::SimpleQueryRow, report: &mut Report) {
 /// Checks that the look-up of a model uses an index on each table.
 pub(crate) fn indexes(scans: &[Scan], sources: &[SourceTable], report: &mut Report) {
     let mut reported: Vec<String> = Vec::new();
-    for scan in scans.iter().filter(|scan| scan.seq_scan) {
+    for scan in scans.iter().filter(|scan| scan.reads_whole_table) {
         let source = sources.iter().find(|source| (&source.schema, &source.table) == (&scan.schema, &scan.table));
         let Some(source) = source.filter(|source| scan.to_index.is_some() || source.bytes >= WORTH_REPORTING_BYTES)
         else {
