@@ -4,22 +4,22 @@
 //!
 //! ```text
 //!         first bytes            the response is ready           all is sent
-//!  IDLE ──────────────▶ REQUEST ─────────────────────▶ RESPONSE ─────────────▶ IDLE
-//!                          │ it may wait for a change      ▲
-//!                          ▼                               │
-//!                       WAITING ───────────────────────────┤
-//!                          │ the client closes its side    │
-//!                          ▼                               │
-//!                       CLIENT_CLOSED ─────────────────────┘
+//!  Idle ──────────────▶ Request ─────────────────────▶ Response ─────────────▶ Idle
+//!   │                    ▲ │ it may wait for a change      ▲
+//!   └────────────────────┘ ▼                               │
+//!    hyper answers      Waiting ───────────────────────────┤
+//!    malformed input       │ the client closes its side    │
+//!    (`sending`)           ▼                               │
+//!                       ClientClosed ──────────────────────┘
 //! ```
 //!
 //! | phase | deadline |
 //! |---|---|
-//! | `IDLE` | `CATALOG_IDLE_TIMEOUT` after the last response; `CATALOG_REQUEST_TIMEOUT` on a new connection |
-//! | `REQUEST`, `RESPONSE` | `CATALOG_REQUEST_TIMEOUT` after the first byte of the request |
-//! | `WAITING`, `CLIENT_CLOSED` | the same, plus the time that the request may wait |
+//! | `Idle` | `CATALOG_IDLE_TIMEOUT` after the last response; `CATALOG_REQUEST_TIMEOUT` on a new connection |
+//! | `Request`, `Response` | `CATALOG_REQUEST_TIMEOUT` after the first byte of the request |
+//! | `Waiting`, `ClientClosed` | the same, plus the time that the request may wait |
 //!
-//! A lingering close counts as `IDLE` and ends after `LINGER_TIME`.
+//! A lingering close can begin in every phase (`lingering`). It counts as `Idle` and ends after `LINGER_TIME`.
 //!
 //! A timer per request, or hyper's own `header_read_timeout`, costs 1,400 instructions a request; instead the
 //! connection notes its deadline, and its one alarm looks at that only when it fires.
@@ -65,16 +65,20 @@ pub(crate) struct Timeouts {
 /// Maximum time for which a lingering close reads and discards.
 const LINGER_TIME: Duration = Duration::from_secs(1);
 
-/// Nothing received since the last response was sent.
-const IDLE: u8 = 0;
-/// A request is being received or handled.
-const REQUEST: u8 = 1;
-/// A response is being sent.
-const RESPONSE: u8 = 2;
-/// A request may be held back until something changes; the socket is watched.
-const WAITING: u8 = 3;
-/// The client of such a request has closed its side of the connection, or all of it.
-const CLIENT_CLOSED: u8 = 4;
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Phase {
+    /// Nothing received since the last response was sent.
+    Idle,
+    /// A request is being received or handled.
+    Request,
+    /// A response is being sent.
+    Response,
+    /// A request may be held back until something changes; the socket is watched.
+    Waiting,
+    /// The client of such a request has closed its side of the connection, or all of it.
+    ClientClosed,
+}
 
 /// The state that a connection's I/O, service and task share. One thread runs all three; the atomics are for `Send`.
 pub(super) struct Connection {
@@ -85,10 +89,10 @@ pub(super) struct Connection {
     request_timeout: u64,
     idle_timeout: u64,
     deadline: AtomicU64,
-    /// When the last bytes arrived.
-    received: AtomicU64,
+    last_bytes_at: AtomicU64,
     /// The deadline once the response has been sent.
     idle_deadline: AtomicU64,
+    /// A [`Phase`].
     phase: AtomicU8,
     /// The response says `connection: close` because the request's body was not read.
     body_unread: AtomicBool,
@@ -116,15 +120,23 @@ impl Connection {
             request_timeout: nanos(timeouts.request),
             idle_timeout: nanos(timeouts.idle),
             deadline: AtomicU64::new(nanos(timeouts.request)),
-            received: AtomicU64::new(0),
+            last_bytes_at: AtomicU64::new(0),
             idle_deadline: AtomicU64::new(0),
-            phase: AtomicU8::new(IDLE),
+            phase: AtomicU8::new(Phase::Idle as u8),
             body_unread: AtomicBool::new(false),
             only_one,
             _client: client,
             _permit: permit,
         };
         Arc::new(connection)
+    }
+
+    fn is_in(&self, phase: Phase) -> bool {
+        self.phase.load(Relaxed) == phase as u8
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Relaxed);
     }
 
     fn deadline(&self) -> Instant {
@@ -134,9 +146,9 @@ impl Connection {
     /// Records that bytes arrived.
     pub(super) fn received(&self) {
         let now = nanos(self.accepted.elapsed());
-        self.received.store(now, Relaxed);
-        if self.phase.load(Relaxed) == IDLE {
-            self.phase.store(REQUEST, Relaxed);
+        self.last_bytes_at.store(now, Relaxed);
+        if self.is_in(Phase::Idle) {
+            self.enter(Phase::Request);
             self.deadline.store(now.saturating_add(self.request_timeout), Relaxed);
         }
     }
@@ -144,76 +156,78 @@ impl Connection {
     /// Whether the request that begins came in with the one before it. Requests of other connections are handled first:
     /// hyper would go on with those in its buffer, which holds hundreds.
     fn is_pipelined(&self) -> bool {
-        self.phase.load(Relaxed) != REQUEST
+        !self.is_in(Phase::Request)
     }
 
     /// Records that the head of a request is complete; returns when that was.
     fn request_begins(&self) -> Instant {
-        if self.phase.load(Relaxed) == IDLE {
+        if self.is_in(Phase::Idle) {
             // Its bytes arrived with those of the previous request. Its time begins now that this one has been handled.
             self.received();
         }
-        self.accepted + Duration::from_nanos(self.received.load(Relaxed))
+        self.accepted + Duration::from_nanos(self.last_bytes_at.load(Relaxed))
     }
 
     /// Allows the request to wait for `wait` before its response begins.
     fn may_wait(&self, wait: Duration) {
         self.deadline.fetch_add(nanos(wait), Relaxed);
-        self.phase.store(WAITING, Relaxed);
+        self.enter(Phase::Waiting);
     }
 
     /// Whether the client of a request that waits has closed its side of the connection. A client that is gone must not
     /// keep the place of others, and one that has only finished sending gets its response at once.
     pub(super) fn is_client_closed(&self) -> bool {
-        self.phase.load(Relaxed) == CLIENT_CLOSED
+        self.is_in(Phase::ClientClosed)
     }
 
     /// Records that the client of a request that may wait has closed its side of the connection, or all of it.
     pub(super) fn on_client_closed(&self) {
-        self.phase.store(CLIENT_CLOSED, Relaxed);
+        self.enter(Phase::ClientClosed);
     }
 
+    /// Records that the response is ready. The time of that is the sum of two that were measured already, which saves a
+    /// look at the clock. The idle timeout counts from it, once all is sent.
     fn handled(&self, mut handled: Handled) -> Response {
         if self.only_one {
             handled.response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let finished = self.received.load(Relaxed).saturating_add(nanos(handled.took));
+        let finished = self.last_bytes_at.load(Relaxed).saturating_add(nanos(handled.took));
         self.idle_deadline.store(finished.saturating_add(self.idle_timeout), Relaxed);
         self.body_unread.store(handled.body_unread, Relaxed);
-        self.phase.store(RESPONSE, Relaxed);
+        self.enter(Phase::Response);
         handled.response
     }
 
     /// Records that bytes are written. Without a request, they are hyper's error response to malformed input.
     pub(super) fn sending(&self) {
-        if self.phase.load(Relaxed) == IDLE {
-            self.phase.store(REQUEST, Relaxed);
+        if self.is_in(Phase::Idle) {
+            self.enter(Phase::Request);
         }
     }
 
     /// Records that everything written was sent; returns whether the request that is handled may wait.
     pub(super) fn flushed(&self) -> bool {
-        let phase = self.phase.load(Relaxed);
-        if phase == RESPONSE {
-            self.phase.store(IDLE, Relaxed);
+        if self.is_in(Phase::Response) {
+            self.enter(Phase::Idle);
             self.deadline.store(self.idle_deadline.load(Relaxed), Relaxed);
+            return false;
         }
-        phase == WAITING
+        self.is_in(Phase::Waiting)
     }
 
     /// Records that a lingering close begins: the bytes that follow are not a request.
     pub(super) fn lingering(&self) {
-        self.phase.store(IDLE, Relaxed);
+        self.enter(Phase::Idle);
         let deadline = nanos(self.accepted.elapsed()).saturating_add(nanos(LINGER_TIME));
         self.deadline.store(deadline, Relaxed);
     }
 
     /// Counts a connection that is closed by its deadline.
     fn timed_out(&self) {
-        match self.phase.load(Relaxed) {
-            IDLE => {}
-            RESPONSE => self.handler.metrics().timed_out(TimedOut::Response),
-            _ => self.handler.metrics().timed_out(TimedOut::Request),
+        if self.is_in(Phase::Response) {
+            self.handler.metrics().timed_out(TimedOut::Response);
+        } else if !self.is_in(Phase::Idle) {
+            self.handler.metrics().timed_out(TimedOut::Request);
         }
     }
 
@@ -221,7 +235,7 @@ impl Connection {
     /// request before it reads would not see the response. In the middle of a request the response is hyper's own, to
     /// one that it could not parse.
     pub(super) fn must_linger(&self) -> bool {
-        self.body_unread.load(Relaxed) || self.phase.load(Relaxed) == REQUEST
+        self.body_unread.load(Relaxed) || self.is_in(Phase::Request)
     }
 }
 
@@ -300,32 +314,33 @@ pin_project! {
     }
 }
 
-impl<S> Future for Task<S>
+impl<S> Task<S>
 where
     S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
 {
-    type Output = ();
+    /// Passes a shutdown on to hyper, which must be polled again if this returns true.
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> bool {
+        let mut this = self.project();
+        if *this.shutting_down {
+            return false;
+        }
+        // Registered once: the task's waker stays the same.
+        if this.cancelled.is_none() {
+            this.cancelled.set(Some(this.shutdown.clone().cancelled_owned()));
+            _ = this.cancelled.as_pin_mut().map(|cancelled| cancelled.poll(context));
+        }
+        *this.shutting_down = this.shutdown.is_cancelled();
+        if *this.shutting_down {
+            this.hyper.graceful_shutdown();
+        }
+        *this.shutting_down
+    }
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the deadline has passed. Otherwise an alarm is armed that fires at the deadline or before: deadlines
+    /// move at each request, and the alarm only when it fires.
+    fn poll_deadline(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
         loop {
-            // First of all, so that what has arrived already has become a request before a shutdown is passed on.
-            // I/O errors are ignored: the client disconnected.
-            if this.hyper.as_mut().poll(context).is_ready() {
-                return Poll::Ready(());
-            }
-            if !*this.shutting_down && this.shutdown.is_cancelled() {
-                this.hyper.as_mut().graceful_shutdown();
-                *this.shutting_down = true;
-                continue;
-            }
-            // Registered once: the task's waker stays the same.
-            if this.cancelled.is_none() {
-                this.cancelled.set(Some(this.shutdown.clone().cancelled_owned()));
-                if this.cancelled.as_mut().as_pin_mut().is_some_and(|cancelled| cancelled.poll(context).is_ready()) {
-                    continue;
-                }
-            }
             let deadline = this.connection.deadline();
             let armed = this.alarm.as_ref().as_pin_ref();
             if armed.is_some_and(|alarm| !alarm.is_elapsed() && alarm.deadline().into_std() <= deadline) {
@@ -338,6 +353,27 @@ where
             this.alarm.set(Some(tokio::time::sleep_until(deadline.into())));
             if this.alarm.as_mut().as_pin_mut().is_none_or(|alarm| alarm.poll(context).is_pending()) {
                 return Poll::Pending;
+            }
+        }
+    }
+}
+
+impl<S> Future for Task<S>
+where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
+{
+    type Output = ();
+
+    /// Pending only after all three were polled: whatever of them comes first wakes the task.
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            // First of all, so that what has arrived already has become a request before a shutdown is passed on.
+            // I/O errors are ignored: the client disconnected.
+            if self.as_mut().project().hyper.poll(context).is_ready() {
+                return Poll::Ready(());
+            }
+            if !self.as_mut().poll_shutdown(context) {
+                return self.poll_deadline(context);
             }
         }
     }
