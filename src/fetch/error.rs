@@ -216,6 +216,12 @@ impl AttemptError {
         let (Self::Retryable(problem) | Self::TryWhole(problem) | Self::Fatal(problem)) = self;
         problem
     }
+
+    /// The reason.
+    pub(crate) fn into_problem(self) -> Problem {
+        let (Self::Retryable(problem) | Self::TryWhole(problem) | Self::Fatal(problem)) = self;
+        problem
+    }
 }
 
 impl From<Problem> for AttemptError {

@@ -31,6 +31,7 @@ mod round;
 mod segments;
 mod settings;
 pub(crate) mod state_file;
+mod step;
 pub(crate) mod tokens;
 mod transfer;
 

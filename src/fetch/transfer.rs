@@ -20,13 +20,14 @@ use super::response::BodyRange;
 use super::retry::Budget;
 use super::round::{Opening, check_part};
 use super::segments::Segments;
+use super::step::{Attempt, Mode, Step, next_step};
 use super::{Context, Pending};
 
 /// An attempt that received at least this many bytes does not count as a failure.
 pub(crate) const MIN_PROGRESS: u64 = 1024 * 1024;
 
-/// First range of a file of unknown size. A file that is small according to its rounded size in the catalog comes as a
-/// whole by it, so no second response can contradict the first one.
+/// First range that is requested while the size of a file is unknown. It covers files that are small according to the
+/// catalog, whose server was not asked for their size: one response has all of them, and no other can contradict it.
 const FIRST_RANGE: u64 = 32 * 1024 * 1024;
 
 /// The result of a download.
@@ -98,27 +99,6 @@ pub(crate) async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Att
     finished.map(|()| Attempted::Fetched)
 }
 
-/// How the next request is made, as learnt from the responses of a URL:
-///
-/// ```text
-///             ranges refused, malformed, misaligned; another size or version;
-///             nothing after the bytes that are there; a wrong hash of bytes from several rounds
-///   Ranges ──────────────────────────────────────────────────────────────────▶ Whole
-///     │ 200, or the whole file as a part: the same, with this response           │
-///     ▼                                                                          ▼
-///   complete ──▶ verified: hash and size decide, not headers ◀────────────── complete
-/// ```
-///
-/// Nothing leads back from `Whole`, and its attempts are counted whatever they receive. A plain GET of as many bytes as
-/// are there is not read: only the claimed size was wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    /// Ranges, over several connections once one response was as requested.
-    Ranges,
-    /// The whole file in one response, as a plain GET.
-    Whole,
-}
-
 /// A file being downloaded by this process, which holds the lock on its partial file.
 pub(super) struct Download<'a> {
     pub(super) context: &'a Arc<Context>,
@@ -177,34 +157,31 @@ impl Download<'_> {
         self.budget.begin_url();
         loop {
             let (before, planned) = (self.progress.received(), source.is_some());
-            let (problem, distrust) = match self.attempt(url, source.take()).await {
-                Ok(()) => return Ok(()),
-                // The URL that was resolved for the plan may have expired.
-                Err(AttemptError::TryWhole(problem)) if planned && problem.is_status() => (problem, false),
-                Err(AttemptError::TryWhole(problem)) if self.mode == Mode::Whole && problem.is_status() => {
-                    return Err(problem);
-                }
-                Err(AttemptError::Fatal(problem)) if self.has_sent_file && problem.is_status() => (problem, false),
-                Err(AttemptError::Fatal(problem)) => return Err(problem),
-                Err(AttemptError::Retryable(problem)) => (problem, false),
-                Err(AttemptError::TryWhole(problem)) => (problem, true),
-            };
+            let Err(error) = self.attempt(url, source.take()).await else { return Ok(()) };
             let received = self.progress.received() - before;
             // Bytes that were dropped because of their hash are no progress.
             let progressed = self.mode == Mode::Ranges && received >= MIN_PROGRESS && self.state.written() > 0;
-            let failed_often = self.budget.failed(progressed);
-            let start_over = failed_often || self.is_cheap() || self.is_past_the_end(&problem);
-            if distrust && !progressed && self.mode == Mode::Ranges && start_over {
-                self.progress.failed_attempt(&host(url), &problem);
+            let problem = error.problem();
+            let attempt = Attempt {
+                mode: self.mode,
+                planned,
+                has_sent_file: self.has_sent_file,
+                progressed,
+                failed_often: self.budget.failed(progressed),
+                may_start_over: self.is_cheap() || self.is_past_the_end(problem),
+                allows_another: self.budget.allows_attempt(problem, self.state.total()),
+            };
+            let step = next_step(&error, attempt);
+            if step == Step::GiveUp {
+                return Err(error.into_problem());
+            }
+            self.progress.failed_attempt(&host(url), problem);
+            if step == Step::Retry {
+                self.budget.pause(problem).await;
+            } else {
                 self.mode = Mode::Whole;
                 self.budget.begin_url();
-                continue;
             }
-            if failed_often || !self.budget.allows_attempt(&problem, self.state.total()) {
-                return Err(problem);
-            }
-            self.progress.failed_attempt(&host(url), &problem);
-            self.budget.pause(&problem).await;
         }
     }
 
