@@ -146,7 +146,7 @@ impl Download<'_> {
 
     /// The maximum number of bytes to write, if the size is unknown: that in the catalog, otherwise the free space.
     fn limit(&self) -> Result<u64, Problem> {
-        if self.state.total() != u64::MAX {
+        if self.state.is_size_known() {
             return Ok(u64::MAX);
         }
         let space = space(&self.folder).map_err(Problem::disk("reading the free space"))?;

@@ -11,6 +11,7 @@ use super::folder::Stamp;
 use super::journal::{self, Journal};
 use super::link::record_verified;
 use super::progress::Phase;
+use super::segments::UNKNOWN_SIZE;
 use super::transfer::Download;
 use crate::base::atomic_file::{sync_dir, synced};
 
@@ -39,7 +40,7 @@ impl Download<'_> {
             }
         };
         // Nothing is kept. Several rounds may have downloaded different versions, so that is worth another attempt.
-        self.start_over(u64::MAX, None)?;
+        self.start_over(UNKNOWN_SIZE, None)?;
         Err(if may_mix_versions { AttemptError::TryWhole(problem) } else { AttemptError::Fatal(problem) })
     }
 

@@ -94,7 +94,12 @@ impl State {
         self.segments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Size of the file in bytes; `u64::MAX` while it is unknown.
+    /// Whether the size of the file is known.
+    pub(super) fn is_size_known(&self) -> bool {
+        self.segments().is_size_known()
+    }
+
+    /// Size of the file in bytes, or [`UNKNOWN_SIZE`](super::segments::UNKNOWN_SIZE).
     pub(super) fn total(&self) -> u64 {
         self.segments().total()
     }

@@ -30,6 +30,13 @@ pub(crate) struct BodyRange {
     pub(crate) validator: Option<String>,
 }
 
+impl BodyRange {
+    /// Whether the body has all bytes of the file, and their number is known.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.start == 0 && self.end.is_some() && self.end == self.total
+    }
+}
+
 fn header(headers: &HeaderMap, name: HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }

@@ -24,7 +24,7 @@ use super::http::{Opened, host};
 use super::journal::Journal;
 use super::partial::start_writeback;
 use super::response::BodyRange;
-use super::segments::Claim;
+use super::segments::{Claim, UNKNOWN_SIZE};
 use super::transfer::{Download, MIN_PROGRESS};
 use crate::base::atomic_file::synced;
 
@@ -151,7 +151,7 @@ impl Download<'_> {
                 start_writeback(&part);
             }
             let Ok(metadata) = part.metadata() else { return };
-            if total == u64::MAX || (durable && synced(part.sync_data()).is_err()) {
+            if total == UNKNOWN_SIZE || (durable && synced(part.sync_data()).is_err()) {
                 return;
             }
             // A missing or outdated journal costs bytes, not correctness.
@@ -231,7 +231,7 @@ impl Download<'_> {
         let (url, total) = (opened.url.clone(), opened.part.total);
         self.read_body(opened, Destination::Gaps, &mut 0).await?;
         let mut segments = self.state.segments();
-        if total.is_none() && segments.total() == u64::MAX {
+        if total.is_none() && !segments.is_size_known() {
             segments.end_here();
         }
         match segments.missing() {

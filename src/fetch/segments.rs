@@ -7,6 +7,9 @@ const MAX_SEGMENT: u64 = 128 * 1024 * 1024;
 /// Segments per connection: several, so that all connections finish at about the same time.
 const PER_CONNECTION: u64 = 8;
 
+/// The size of a file while it is unknown: its one segment has no end.
+pub(crate) const UNKNOWN_SIZE: u64 = u64::MAX;
+
 /// The missing ranges of a file, ordered by position.
 #[derive(Debug, Default)]
 pub(crate) struct Segments {
@@ -41,7 +44,7 @@ impl Segments {
         let size = match connections {
             // Segments only help several connections, and need a known end.
             1 => u64::MAX,
-            _ if total == u64::MAX => u64::MAX,
+            _ if total == UNKNOWN_SIZE => u64::MAX,
             _ => (total / (connections * PER_CONNECTION)).clamp(MIN_SPLIT, MAX_SEGMENT),
         };
         let mut segments = Self { gaps: Vec::new(), total, last_id: 0 };
@@ -69,7 +72,7 @@ impl Segments {
             return Some(Claim { id: gap.id, start: gap.next, end: gap.end });
         }
         let largest = self.gaps.iter().enumerate().max_by_key(|(_, gap)| gap.end - gap.next);
-        let (index, gap) = largest.filter(|(_, gap)| gap.end - gap.next >= 2 * MIN_SPLIT && gap.end != u64::MAX)?;
+        let (index, gap) = largest.filter(|(_, gap)| gap.end - gap.next >= 2 * MIN_SPLIT && gap.end != UNKNOWN_SIZE)?;
         let (middle, end) = (gap.next + (gap.end - gap.next) / 2, gap.end);
         self.gaps[index].end = middle;
         Some(self.insert(index + 1, middle, end, true))
@@ -83,7 +86,7 @@ impl Segments {
     /// Whether several connections can download at once.
     pub(crate) fn is_divisible(&self) -> bool {
         let size = |gap: &Gap| gap.end - gap.next;
-        self.total != u64::MAX && (self.gaps.len() > 1 || self.gaps.iter().any(|gap| size(gap) >= 2 * MIN_SPLIT))
+        self.is_size_known() && (self.gaps.len() > 1 || self.gaps.iter().any(|gap| size(gap) >= 2 * MIN_SPLIT))
     }
 
     /// Bytes of this segment still to be written.
@@ -130,7 +133,12 @@ impl Segments {
         self.gaps.clear();
     }
 
-    /// Size of the file in bytes; `u64::MAX` while it is unknown.
+    /// Whether the size of the file is known.
+    pub(crate) fn is_size_known(&self) -> bool {
+        self.total != UNKNOWN_SIZE
+    }
+
+    /// Size of the file in bytes, or [`UNKNOWN_SIZE`].
     pub(crate) fn total(&self) -> u64 {
         self.total
     }

@@ -19,7 +19,7 @@ use super::progress::{ModelProgress, Phase};
 use super::response::BodyRange;
 use super::retry::Budget;
 use super::round::{Opening, check_part};
-use super::segments::Segments;
+use super::segments::{Claim, Segments, UNKNOWN_SIZE};
 use super::step::{Attempt, Mode, Step, next_step};
 use super::{Context, Pending};
 
@@ -97,6 +97,17 @@ pub(crate) async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Att
         remove_part(&download.folder, &context.state_dir, &download.key);
     }
     finished.map(|()| Attempted::Fetched)
+}
+
+/// What a response contains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// The whole file.
+    Whole,
+    /// A part of it, as requested.
+    Part,
+    /// As many bytes as are there already.
+    NothingMissing,
 }
 
 /// A file being downloaded by this process, which holds the lock on its partial file.
@@ -188,7 +199,7 @@ impl Download<'_> {
     /// Whether starting over costs little: no more than what counts as progress, or an eighth of the file.
     fn is_cheap(&self) -> bool {
         let segments = self.state.segments();
-        segments.total() == u64::MAX || segments.written() <= (segments.total() / 8).max(MIN_PROGRESS)
+        !segments.is_size_known() || segments.written() <= (segments.total() / 8).max(MIN_PROGRESS)
     }
 
     /// Whether a server has nothing after the bytes that are there, so the size that it claimed may be wrong.
@@ -201,7 +212,7 @@ impl Download<'_> {
     }
 
     async fn attempt(&mut self, url: &Url, source: Option<Source>) -> Result<(), AttemptError> {
-        if self.state.total() == u64::MAX
+        if !self.state.is_size_known()
             && let Some(Source { total: Some(total), validator, .. }) = &source
         {
             self.start_over(*total, validator.clone())?;
@@ -224,51 +235,63 @@ impl Download<'_> {
         self.verify().await
     }
 
-    /// Sends the first request of a round, alone, because its response shows how the server answers. `None` if it shows
-    /// that nothing is missing.
+    /// Opens a round with its first request. `None` if its response shows that nothing is missing.
     async fn open(&mut self, url: &Url) -> Result<Option<Opening>, AttemptError> {
-        let claim = match self.mode {
-            Mode::Ranges => self.state.segments().claim(),
-            Mode::Whole => None,
-        };
-        let unknown = self.state.total() == u64::MAX;
-        let range = claim.map(|claim| (claim.start, if unknown { claim.start + FIRST_RANGE } else { claim.end }));
-        let http = &self.context.http;
-        let limit = self.budget.head_timeout(http.has_responded(url));
-        let opened = http.open_within(self.target(url), range, limit).await;
-        if let Some(claim) = claim {
-            self.state.segments().release(claim.id);
-        }
-        let opened = opened?;
-        let part = &opened.part;
+        let is_first = !self.state.is_size_known();
+        let (range, opened) = self.send_first_request(url).await?;
         self.has_sent_file = true;
         self.progress.set_source(&host(&opened.url));
-        self.model.check_size(part.total)?;
-        let covers_all = part.start == 0 && part.end.is_some() && part.end == part.total;
-        let whole = !part.partial || (covers_all && range.is_none_or(|(_, end)| part.end > Some(end)));
-        if let Some(range) = range.filter(|_| !whole) {
-            check_part(part, range, &opened.url)?;
-            // The end of the file is not known.
-            part.total.ok_or_else(|| Problem::Range(host(&opened.url)))?;
-        }
-        if self.mode == Mode::Whole && self.is_complete(part) {
+        self.model.check_size(opened.part.total)?;
+        let answer = self.classify(&opened, range)?;
+        if answer == Answer::NothingMissing {
             self.state.segments().end_here();
             self.progress.set_bytes(self.state.total(), self.state.total());
             return Ok(None);
         }
-        self.admit(&opened, whole)?;
-        if whole {
+        self.admit(&opened, answer)?;
+        if answer == Answer::Whole {
             self.mode = Mode::Whole;
             return Ok(Some(Opening::Whole(opened)));
         }
         self.ranges_work = true;
-        if unknown && covers_all {
-            // This response has them all.
+        if is_first && opened.part.is_whole() {
             self.state.segments().unite();
         }
         let claim = self.state.segments().claim();
         let claim = claim.ok_or_else(|| Problem::Range(host(&opened.url)))?;
         Ok(Some(Opening::Part(claim, opened)))
+    }
+
+    /// Sends a request alone, because its response shows how the server answers; also returns the range requested.
+    async fn send_first_request(&self, url: &Url) -> Result<(Option<(u64, u64)>, Opened), Problem> {
+        let claim = match self.mode {
+            Mode::Ranges => self.state.segments().claim(),
+            Mode::Whole => None,
+        };
+        let end = |claim: &Claim| if self.state.is_size_known() { claim.end } else { claim.start + FIRST_RANGE };
+        let range = claim.map(|claim| (claim.start, end(&claim)));
+        let limit = self.budget.head_timeout(self.context.http.has_responded(url));
+        let opened = self.context.http.open_within(self.target(url), range, limit).await;
+        if let Some(claim) = claim {
+            self.state.segments().release(claim.id);
+        }
+        Ok((range, opened?))
+    }
+
+    /// What a response to the request for `range`, or for the whole file, contains.
+    fn classify(&self, opened: &Opened, range: Option<(u64, u64)>) -> Result<Answer, Problem> {
+        let part = &opened.part;
+        let is_more = |(_, end)| part.end > Some(end);
+        let is_whole = !part.partial || (part.is_whole() && range.is_none_or(is_more));
+        if let Some(range) = range.filter(|_| !is_whole) {
+            check_part(part, range, &opened.url)?;
+            // The end of the file is not known.
+            part.total.ok_or_else(|| Problem::Range(host(&opened.url)))?;
+        }
+        if self.mode == Mode::Whole && self.is_complete(part) {
+            return Ok(Answer::NothingMissing);
+        }
+        Ok(if is_whole { Answer::Whole } else { Answer::Part })
     }
 
     /// Whether the bytes that are there are as many as a plain GET would give, and can be of the same version.
@@ -281,30 +304,32 @@ impl Download<'_> {
 
     /// Compares a response with the partial file. A part must be of the same version as the bytes that are there.
     /// Otherwise the response decides; it fills the gaps only if a hash shows whether all bytes are of one version.
-    fn admit(&mut self, opened: &Opened, whole: bool) -> Result<(), Problem> {
+    fn admit(&mut self, opened: &Opened, answer: Answer) -> Result<(), Problem> {
         let part = &opened.part;
-        let fresh = self.state.written() == 0;
-        let (total, known) = (part.total.unwrap_or(u64::MAX), self.state.total());
-        if !whole && (!fresh || self.state.validator.is_some()) {
-            self.check_version(part, &opened.url)?;
+        let is_empty = self.state.written() == 0;
+        if answer == Answer::Part {
+            if !is_empty || self.state.validator.is_some() {
+                self.check_version(part, &opened.url)?;
+            }
+            if !is_empty {
+                return Ok(());
+            }
         }
-        if !whole && !fresh {
-            return Ok(());
+        let (total, known) = (part.total.unwrap_or(UNKNOWN_SIZE), self.state.total());
+        let contradicts = self.state.is_size_known() && known != total;
+        match (self.mode, is_empty) {
+            (Mode::Ranges, _) if contradicts => Err(Problem::Changed(host(&opened.url))),
+            (_, true) if known == total => {
+                (self.state.validator, self.state.may_mix_versions) = (part.validator.clone(), false);
+                Ok(())
+            }
+            (Mode::Ranges, false) if known == total && self.model.hash.is_some() => Ok(()),
+            _ => {
+                self.start_over(total, part.validator.clone())?;
+                self.state.may_mix_versions = contradicts;
+                Ok(())
+            }
         }
-        let contradicts = known != u64::MAX && known != total;
-        if contradicts && self.mode == Mode::Ranges {
-            return Err(Problem::Changed(host(&opened.url)));
-        }
-        let fills = fresh || (self.model.hash.is_some() && self.mode == Mode::Ranges);
-        if !fills || total != known {
-            self.start_over(total, part.validator.clone())?;
-            self.state.may_mix_versions = contradicts;
-            return Ok(());
-        }
-        if fresh {
-            (self.state.validator, self.state.may_mix_versions) = (part.validator.clone(), false);
-        }
-        Ok(())
     }
 
     /// Continues the partial file of an earlier process, if its bytes can be of the same version.
@@ -317,7 +342,7 @@ impl Download<'_> {
         };
         match journal.filter(is_current) {
             Some(journal) => self.begin(journal.total, &journal.gaps, journal.validator),
-            None => self.start_over(u64::MAX, None)?,
+            None => self.start_over(UNKNOWN_SIZE, None)?,
         }
         Ok(())
     }
@@ -339,14 +364,14 @@ impl Download<'_> {
         let follower = self.model.hash.as_ref().map(follower);
         self.state = State::new(segments, validator, follower);
         let written = self.state.written();
-        self.progress.set_bytes(written, if total == u64::MAX { 0 } else { total });
+        self.progress.set_bytes(written, if self.state.is_size_known() { total } else { 0 });
     }
 
     /// Whether a later pull can continue the partial file.
     fn can_be_resumed(&self) -> bool {
         let segments = self.state.segments();
         // Without locks, no other process knows its name.
-        let known = segments.total() != u64::MAX && segments.written() > 0 && self.key == self.model.key();
+        let known = segments.is_size_known() && segments.written() > 0 && self.key == self.model.key();
         // After an outage, nothing is known of the server.
         let ranges = self.ranges_work || self.mode == Mode::Ranges;
         known && ranges && (self.model.hash.is_some() || self.state.validator.is_some())
