@@ -11,11 +11,10 @@
 //! | `catalog_http_timeouts_total{incomplete}` | `timed_out` | `CATALOG_REQUEST_TIMEOUT` closes a connection |
 //! | `not_found_ids` in `/api/catalog` | `missing` | an id is not found |
 //!
-//! A new metric needs its row in this table, and
+//! A new metric needs a row in this table, and
 //! 1. a field of [`RequestMetrics`], and its first value in `new`;
 //! 2. a method that updates the field, called where the event happens;
-//! 3. a [`Desc`] in [`RequestCollector`], which `new` creates and `desc` lists;
-//! 4. the sum over all threads in `collect`.
+//! 3. its name and help text in `FAMILIES`, and the sum over all threads at the same place in `collect`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -229,45 +228,38 @@ impl RequestMetrics {
     }
 }
 
+/// Names, help texts and labels, in the order in which `collect` returns the values.
+const FAMILIES: [(&str, &str, &[&str]); 6] = [
+    ("catalog_http_connections", "Open connections.", &[]),
+    ("catalog_batch_ids", "Ids per batch.", &[]),
+    ("catalog_lookups_total", "Lookups of ids, by outcome.", &["outcome"]),
+    (
+        "catalog_http_timeouts_total",
+        "Connections closed because a request or its response was not complete in time, by which of the two.",
+        &["incomplete"],
+    ),
+    ("catalog_http_requests_total", "Requests handled, by route and status.", &["route", "status"]),
+    (
+        "catalog_http_request_duration_seconds",
+        "Time from the end of the request head to the response being ready to send.",
+        &["route"],
+    ),
+];
+
 /// Sums the [`RequestMetrics`] of all threads at a scrape.
 #[derive(Clone)]
 pub(super) struct RequestCollector {
     threads: Arc<Mutex<Vec<Arc<RequestMetrics>>>>,
-    requests: Desc,
-    seconds: Desc,
-    connections: Desc,
-    batch_ids: Desc,
-    lookups: Desc,
-    timeouts: Desc,
+    descs: Vec<Desc>,
 }
 
 impl RequestCollector {
     pub(super) fn new() -> prometheus::Result<Self> {
-        let desc = |name: &str, help: &str, labels: &[&str]| {
+        let desc = |(name, help, labels): &(&str, &str, &[&str])| {
             let labels = labels.iter().map(ToString::to_string).collect();
-            Desc::new(name.into(), help.into(), labels, Default::default())
+            Desc::new((*name).into(), (*help).into(), labels, HashMap::new())
         };
-        Ok(Self {
-            threads: Arc::default(),
-            requests: desc(
-                "catalog_http_requests_total",
-                "Requests handled, by route and status.",
-                &["route", "status"],
-            )?,
-            seconds: desc(
-                "catalog_http_request_duration_seconds",
-                "Time from the end of the request head to the response being ready to send.",
-                &["route"],
-            )?,
-            connections: desc("catalog_http_connections", "Open connections.", &[])?,
-            batch_ids: desc("catalog_batch_ids", "Ids per batch.", &[])?,
-            lookups: desc("catalog_lookups_total", "Lookups of ids, by outcome.", &["outcome"])?,
-            timeouts: desc(
-                "catalog_http_timeouts_total",
-                "Connections closed because a request or its response was not complete in time, by which of the two.",
-                &["incomplete"],
-            )?,
-        })
+        Ok(Self { threads: Arc::default(), descs: FAMILIES.iter().map(desc).collect::<prometheus::Result<_>>()? })
     }
 
     /// The metrics of one more thread.
@@ -295,7 +287,7 @@ impl RequestCollector {
 
 impl Collector for RequestCollector {
     fn desc(&self) -> Vec<&Desc> {
-        vec![&self.requests, &self.seconds, &self.connections, &self.batch_ids, &self.lookups, &self.timeouts]
+        self.descs.iter().collect()
     }
 
     fn collect(&self) -> Vec<proto::MetricFamily> {
@@ -329,14 +321,23 @@ impl Collector for RequestCollector {
         connections.set_value(sum(&|t| &t.opened).saturating_sub(sum(&|t| &t.closed)) as f64);
 
         use proto::MetricType::{COUNTER, GAUGE, HISTOGRAM};
-        vec![
-            family(&self.connections, GAUGE, vec![proto::Metric::from_gauge(connections)]),
-            family(&self.batch_ids, HISTOGRAM, vec![histogram(&batch_ids, 1.0, &BATCH_IDS, &[])]),
-            family(&self.lookups, COUNTER, lookups),
-            family(&self.timeouts, COUNTER, timeouts),
-            family(&self.requests, COUNTER, requests),
-            family(&self.seconds, HISTOGRAM, seconds),
-        ]
+        let values: [_; FAMILIES.len()] = [
+            (GAUGE, vec![proto::Metric::from_gauge(connections)]),
+            (HISTOGRAM, vec![histogram(&batch_ids, 1.0, &BATCH_IDS, &[])]),
+            (COUNTER, lookups),
+            (COUNTER, timeouts),
+            (COUNTER, requests),
+            (HISTOGRAM, seconds),
+        ];
+        let family = |((name, help, _), (kind, metrics)): (&(&str, &str, _), _)| {
+            let mut family = proto::MetricFamily::default();
+            family.set_name((*name).into());
+            family.set_help((*help).into());
+            family.set_field_type(kind);
+            family.set_metric(metrics);
+            family
+        };
+        FAMILIES.iter().zip(values).map(family).collect()
     }
 }
 
@@ -381,13 +382,4 @@ fn histogram<const N: usize>(
     let mut metric = proto::Metric::from_label(labels(pairs));
     metric.set_histogram(histogram);
     metric
-}
-
-fn family(desc: &Desc, kind: proto::MetricType, metrics: Vec<proto::Metric>) -> proto::MetricFamily {
-    let mut family = proto::MetricFamily::default();
-    family.set_name(desc.fq_name.clone());
-    family.set_help(desc.help.clone());
-    family.set_field_type(kind);
-    family.set_metric(metrics);
-    family
 }
