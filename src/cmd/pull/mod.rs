@@ -16,6 +16,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -106,20 +107,14 @@ fn pull_models(pull: &PullArgs, screen: Screen) -> PullResult {
         let runtime = runtime()?;
         runtime.block_on(async {
             // Installed first, so that no signal arrives before its handler.
-            let mut signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-            let [terminate, interrupt, hangup] = &mut signals;
-            let (terminate, interrupt, hangup) = (
-                terminate.as_mut().map_err(|error| error.to_string())?,
-                interrupt.as_mut().map_err(|error| error.to_string())?,
-                hangup.as_mut().map_err(|error| error.to_string())?,
-            );
+            let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+            let mut signals = kinds.into_iter().map(signal).collect::<std::io::Result<Vec<_>>>()?;
+            let received = select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv())));
             let (stop, stopped) = watch::channel(false);
             let mut end = std::pin::pin!(get_models(settings, screen, stopped));
             tokio::select! {
                 end = &mut end => return end,
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                _ = hangup.recv() => {}
+                _ = received => {}
             }
             stop.send_replace(true);
             // Downloads write their journals; everything else is dropped.
