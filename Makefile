@@ -57,10 +57,12 @@ test-manifests:
 		target/manifests/venv/bin/pip install --quiet kubernetes-validate==1.37.0; }
 	kubectl kustomize deploy/kubernetes > target/manifests/all.yaml
 	kubectl kustomize deploy/grafana > target/manifests/dashboard.yaml
+	kubectl kustomize deploy/cache > target/manifests/cache.yaml
 	# The validator requires a name where the API server generates one.
 	sed 's/generateName: \(.*\)-$$/name: \1/' deploy/kubernetes/migrate.yaml > target/manifests/migrate.yaml
 	for version in 1.27 1.37; do target/manifests/venv/bin/kubernetes-validate --strict --kubernetes-version $$version \
-		target/manifests/all.yaml target/manifests/dashboard.yaml target/manifests/migrate.yaml || exit 1; done
+		target/manifests/all.yaml target/manifests/dashboard.yaml target/manifests/cache.yaml \
+		target/manifests/migrate.yaml || exit 1; done
 
 # Random writers under random faults and hostile clients, for a few minutes.
 soak: export SOAK_SECONDS ?= 240
@@ -153,7 +155,7 @@ PAGE_SCRIPTS = $(addprefix src/http/handlers/page/,elements.js live.js charts.js
 lint:
 	@deploy/install.sh shellcheck shellcheck
 	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
-	shellcheck deploy/*.sh deploy/release/*.sh tests/*.sh
+	shellcheck deploy/*.sh deploy/cache/*.sh deploy/release/*.sh tests/*.sh
 	[ "$$(target/typos/bin/typos --version 2>/dev/null)" = "typos-cli $(TYPOS)" ] || { python3 -m venv target/typos && \
 		target/typos/bin/pip install --quiet typos==$(TYPOS); }
 	target/typos/bin/typos
@@ -182,7 +184,8 @@ bench-fanout: postgres
 	cargo bench --bench fanout
 
 # Compares `pull` with aria2c, curl and Python's requests; the table goes to benches/results/pull.md. It needs 16 GiB of memory,
-# or a smaller BENCH_PULL_MIB (2048); BENCH_ROUNDS is 3. About ten minutes.
+# or a smaller BENCH_PULL_MIB (2048); BENCH_ROUNDS is 3. About ten minutes. Then BENCH_MACHINES (20) pulls at once, with and
+# without the cache of deploy/cache, into benches/results/site-cache.md; that needs 25 GB of disk.
 bench-pull:
 	@deploy/install.sh nginx nginx /usr/sbin/nginx
 	@deploy/install.sh aria2 aria2c
@@ -190,6 +193,7 @@ bench-pull:
 	@python3 -c 'import requests' 2>/dev/null || deploy/install.sh python3-requests none
 	cargo build --release
 	PATH="$$PATH:/usr/sbin" python3 benches/pull.py
+	PATH="$$PATH:/usr/sbin" python3 benches/site_cache.py
 
 # Builds what is released into target/release-VERSION: one program for glibc 2.28 and newer (Debian 10, Ubuntu 20.04, RHEL 8) as
 # wheel, .deb, .rpm, OCI image and tarball, with SBOM and checksums. It is built for the machine it runs on, which needs Debian's

@@ -17,6 +17,10 @@ pub(crate) struct PullArgs {
     /// URLs of the catalog, separated by commas; if one fails, the next one is used.
     #[arg(long, env = "CATALOG_URL", value_name = "URLS", default_value = "", hide_default_value = true)]
     pub(crate) catalog_url: String,
+    /// URLs of caches, separated by commas, that have files as URL/sha256/DIGEST; each is tried before the URLs in the
+    /// catalog.
+    #[arg(long, env = "MACHINE_MODELS_CACHE", value_name = "URLS", default_value = "", hide_default_value = true)]
+    pub(crate) cache: String,
     /// Models folder, which save paths are relative to.
     #[arg(long, env = "MODELS_DIR", value_name = "PATH")]
     pub(crate) dir: Option<OsString>,

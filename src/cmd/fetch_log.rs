@@ -12,6 +12,13 @@ pub(super) fn log(event: &Event<'_>) {
         Event::AttemptFailed { model, host, problem } => {
             info!(model, host, reason = problem.text(), "an attempt failed, retrying");
         }
+        Event::CacheGivenUp { cache, problem } => {
+            warn!(cache, reason = problem.text(), "the cache is not used any more by this pull");
+        }
+        Event::CacheWrong { model, cache, problem } => {
+            let reason = problem.text();
+            warn!(model, cache, reason, "what the cache sent is not the file: another source is used");
+        }
         Event::Finished(model) => finished(model),
         Event::NotLinked { model, error } => info!(model, %error, "cannot be linked, downloading it"),
         Event::RecordNotCreated(error) => {
@@ -42,7 +49,8 @@ fn finished(model: &ModelProgress) {
     match &state.outcome {
         Some(Outcome::Missing { reason, .. }) => warn!(model = id, reason = &**reason, "missing"),
         Some(Outcome::Fetched) => {
-            let (seconds, source) = (state.elapsed.as_secs_f64(), state.source.as_deref().unwrap_or_default());
+            let seconds = state.elapsed.as_secs_f64();
+            let source = state.received_from.keys().map(String::as_str).collect::<Vec<_>>().join(",");
             let (bytes, seconds) = (model.received(), (seconds * 10.0).round() / 10.0);
             info!(model = id, path, bytes, seconds, source, "fetched");
         }

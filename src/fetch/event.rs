@@ -14,6 +14,10 @@ use crate::base::http_client::NoCertificates;
 pub(crate) enum Event<'a> {
     /// An attempt failed and is followed by another.
     AttemptFailed { model: &'a str, host: &'a str, problem: &'a Problem },
+    /// A cache is not used any more in this pull, after this problem.
+    CacheGivenUp { cache: &'a str, problem: &'a Problem },
+    /// What a cache sent does not match the hash of the model.
+    CacheWrong { model: &'a str, cache: &'a str, problem: &'a Problem },
     /// The model got its outcome.
     Finished(&'a ModelProgress),
     /// The file cannot be a link to one with the same content, so it is downloaded.

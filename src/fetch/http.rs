@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::Uri;
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, LOCATION, RANGE};
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, LOCATION, RANGE};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
 use tokio::time::Instant;
@@ -19,10 +19,12 @@ use super::tokens::Tokens;
 use crate::base::http_client::{self, CONNECT_TIMEOUT};
 
 const MAX_REDIRECTS: usize = 10;
+/// The address from which a cache may fetch a file.
+const ORIGIN_URL: HeaderName = HeaderName::from_static("x-origin-url");
 /// Schemes of proxies. Without one, a proxy speaks HTTP.
 const PROXY_SCHEMES: [&str; 6] = ["http", "https", "socks4", "socks4a", "socks5", "socks5h"];
 /// From the request to the head of the response; hubs may query their storage in between.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A file to request.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +35,8 @@ pub(crate) struct Target<'a> {
     pub(crate) auth: bool,
     /// Whether its hash is known, so that another file is detected.
     pub(crate) hashed: bool,
+    /// The address from which a cache may fetch it. It is sent to the origin of `url` only.
+    pub(crate) origin: Option<&'a Url>,
 }
 
 /// A response whose body is to be read.
@@ -46,6 +50,23 @@ pub(crate) struct Opened {
     pub(crate) part: BodyRange,
 }
 
+impl Opened {
+    /// The location of the file, with the first `bytes` of it as far as they come in time.
+    pub(super) async fn into_source(self, bytes: u64) -> Source {
+        let Self { mut response, url, part } = self;
+        let mut beginning = Vec::new();
+        // Read to its end, so that the connection can be reused; the first byte of a whole file says nothing.
+        if part.end.is_some_and(|end| end <= bytes) || bytes > 1 {
+            let max = usize::try_from(bytes).unwrap_or(usize::MAX);
+            if let Ok(Ok(read)) = tokio::time::timeout(CONNECT_TIMEOUT, read(&mut response, max)).await {
+                beginning = read;
+                beginning.truncate(max);
+            }
+        }
+        Source { url, total: part.total, validator: part.validator, beginning, cached: false }
+    }
+}
+
 /// The location of a file, after redirects.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
@@ -57,6 +78,8 @@ pub(crate) struct Source {
     pub(crate) validator: Option<String>,
     /// The requested first bytes, as far as they came.
     pub(crate) beginning: Vec<u8>,
+    /// Whether a cache has it.
+    pub(super) cached: bool,
 }
 
 impl Source {
@@ -71,7 +94,7 @@ pub(crate) fn host(url: &Url) -> String {
     url.host_str().unwrap_or("?").to_owned()
 }
 
-fn host_and_port(url: &Url) -> String {
+pub(super) fn host_and_port(url: &Url) -> String {
     format!("{}:{}", host(url), url.port_or_known_default().unwrap_or_default())
 }
 
@@ -124,32 +147,15 @@ impl Http {
             }
             opened => opened?,
         };
-        let Opened { mut response, url, part } = opened;
-        let mut beginning = Vec::new();
-        // Read to its end, so that the connection can be reused; the first byte of a whole file says nothing.
-        if part.end.is_some_and(|end| end <= bytes) || bytes > 1 {
-            let max = usize::try_from(bytes).unwrap_or(usize::MAX);
-            if let Ok(Ok(read)) = tokio::time::timeout(CONNECT_TIMEOUT, read(&mut response, max)).await {
-                beginning = read;
-                beginning.truncate(max);
-            }
-        }
-        Ok(Source { url, total: part.total, validator: part.validator, beginning })
+        Ok(opened.into_source(bytes).await)
     }
 
-    /// Requests the bytes from `range.0` up to but not including `range.1`, or all bytes.
+    /// Requests the bytes from `range.0` up to but not including `range.1`, or all bytes. `limit` is the time until the
+    /// head of the response, redirects included.
     ///
     /// # Errors
     /// The response does not contain a file.
-    pub(crate) async fn open(&self, target: Target<'_>, range: Option<(u64, u64)>) -> Result<Opened, Problem> {
-        self.open_within(target, range, HEAD_TIMEOUT).await
-    }
-
-    /// The same with a limit on the time until the head of the response, redirects included.
-    ///
-    /// # Errors
-    /// As for [`Http::open`].
-    pub(crate) async fn open_within(
+    pub(crate) async fn open(
         &self,
         target: Target<'_>,
         range: Option<(u64, u64)>,
@@ -163,10 +169,16 @@ impl Http {
     /// # Errors
     /// No success, or no complete body within the time.
     pub(crate) async fn document(&self, url: &Url, auth: bool, max: usize) -> Result<Vec<u8>, Problem> {
-        let target = Target { url, auth, hashed: false };
+        let target = Target { url, auth, hashed: false, origin: None };
         let Opened { mut response, url, .. } = self.request(target, None, HEAD_TIMEOUT, |_, _| {}).await?;
         let read = tokio::time::timeout(HEAD_TIMEOUT, read(&mut response, max)).await;
         read.map_err(|_| Problem::Silent(host(&url)))?.map_err(|error| connection_error(&url, error))
+    }
+
+    /// Whether an address may be shown to a cache: no token is sent to it, and it contains none of a user.
+    pub(super) fn is_public(&self, url: &Url, auth: bool) -> bool {
+        let plain = url.username().is_empty() && url.password().is_none();
+        plain && !(auth && self.tokens.variable(url).is_some())
     }
 
     /// Whether the host of a URL responded to the last request; `None` before the first one.
@@ -201,6 +213,9 @@ impl Http {
             }
             if let Some((start, end)) = range {
                 request = request.header(RANGE, format!("bytes={start}-{}", end.saturating_sub(1)));
+            }
+            if let Some(origin) = target.origin.filter(|_| url.origin() == target.url.origin()) {
+                request = request.header(ORIGIN_URL, origin.as_str());
             }
             let sent = tokio::time::timeout_at(deadline, request.send()).await;
             let sent = sent.map_or_else(

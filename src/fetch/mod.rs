@@ -7,6 +7,7 @@
 //! [`progress::Progress`].
 
 mod body;
+pub(crate) mod cache;
 mod complete;
 mod connections;
 pub(crate) mod content;
@@ -44,6 +45,7 @@ use cap_std::fs::Dir;
 use futures_util::StreamExt;
 use tokio::sync::{Semaphore, watch};
 
+use cache::Cache;
 use connections::Connections;
 use error::Problem;
 use event::{Event, Events};
@@ -72,6 +74,8 @@ pub(crate) struct Context {
     record: Record,
     unrecorded: Unrecorded,
     http: Http,
+    /// The caches of the site, in the order in which they are tried.
+    pub(crate) caches: Vec<Arc<Cache>>,
     connections: Connections,
     pub(crate) progress: Progress,
     events: Events,
@@ -98,6 +102,7 @@ impl Context {
         let models = add_models(&mut progress, listing, &folder, &record);
         let connections = Connections::new(settings.parallel, settings.connections);
         let unrecorded = Unrecorded::default();
+        let caches = settings.caches.iter().map(|url| Arc::new(Cache::new(url.clone(), events.clone()))).collect();
         let context = Self {
             settings,
             folder,
@@ -106,6 +111,7 @@ impl Context {
             record,
             unrecorded,
             http,
+            caches,
             connections,
             progress,
             events,

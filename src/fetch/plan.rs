@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use reqwest::Url;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
@@ -15,7 +16,7 @@ use super::journal::Journal;
 use super::model::Model;
 use super::progress::{ModelProgress, Phase};
 use super::record::Record;
-use super::{Context, Pending, link};
+use super::{Context, Pending, cache, link};
 
 /// Time that a server has to respond while other files wait; the download tries for longer.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,7 +85,11 @@ pub(crate) async fn plan(
     if is_small_size(model.bytes) && !is_comparable && !context.settings.dry_run {
         return Ok(Plan::FetchLater(None));
     }
-    let resolved = resolve(context, model).await;
+    let found = cache::find(context, model).await;
+    let resolved = match found {
+        Some(source) => Ok(source),
+        None => resolve(context, model).await,
+    };
     if let Existing::Unhashed(size) = existing {
         // Only complete files have their final name, so while the server does not respond the size in the catalog
         // suffices.
@@ -98,7 +103,7 @@ pub(crate) async fn plan(
     }
     match resolved {
         Ok(source) => {
-            progress.set_source(&source.host());
+            progress.set_source(&if source.cached { cache::SOURCE.to_owned() } else { source.host() });
             // A mirror may have the right file.
             if model.mirrors.is_empty() {
                 model.check_size(source.total)?;
@@ -115,12 +120,25 @@ pub(crate) async fn plan(
 
 /// Finds the location and the size of a file. One wait for a dead host is enough, however many files it has.
 async fn resolve(context: &Context, model: &Model) -> Result<Source, Problem> {
-    let (http, url) = (&context.http, &model.url);
-    if http.has_responded(url) == Some(false) {
-        return Err(Problem::Silent(host(url)));
+    if context.http.has_responded(&model.url) == Some(false) {
+        return Err(Problem::Silent(host(&model.url)));
     }
-    let target = Target { url, auth: model.auth, hashed: model.hash.is_some() };
-    let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, http.resolve(target, 1, |_, _| {})).await;
+    resolve_within(context, model, &model.url, RESOLVE_TIMEOUT).await
+}
+
+/// The same for any of its URLs, in this time.
+///
+/// # Errors
+/// The response is not a downloadable file, or there is none.
+pub(crate) async fn resolve_within(
+    context: &Context,
+    model: &Model,
+    url: &Url,
+    limit: Duration,
+) -> Result<Source, Problem> {
+    let http = &context.http;
+    let target = Target { url, auth: model.auth, hashed: model.hash.is_some(), origin: None };
+    let resolved = tokio::time::timeout(limit, http.resolve(target, 1, |_, _| {})).await;
     resolved.unwrap_or_else(|_| {
         if http.has_responded(url).is_none() {
             http.record_response(url, false);

@@ -1,5 +1,6 @@
 //! The progress of every model during a pull: written by the downloads, read by the reports.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -79,8 +80,10 @@ pub(crate) struct State {
     pub(crate) phase: Phase,
     /// Result; `None` until there is one.
     pub(crate) outcome: Option<Outcome>,
-    /// Host that it is downloaded from.
+    /// What it is downloaded from: a host, or [`cache::SOURCE`](super::cache::SOURCE).
     pub(crate) source: Option<String>,
+    /// Bytes received by this process, by what they came from.
+    pub(crate) received_from: BTreeMap<String, u64>,
     /// Number of failed attempts.
     pub(crate) failed_attempts: u64,
     /// Bytes per second, averaged over about five seconds.
@@ -110,6 +113,7 @@ impl ModelProgress {
             phase: Phase::Waiting,
             outcome: None,
             source: None,
+            received_from: BTreeMap::new(),
             failed_attempts: 0,
             rate: 0.0,
             elapsed: Duration::ZERO,
@@ -149,7 +153,7 @@ impl ModelProgress {
         self.received.load(Relaxed)
     }
 
-    /// The host that it is downloaded from; empty if there is none yet.
+    /// What it is downloaded from; empty if that is not known yet.
     pub(crate) fn source(&self) -> String {
         self.lock().source.clone().unwrap_or_default()
     }
@@ -163,9 +167,9 @@ impl ModelProgress {
         state.phase = phase;
     }
 
-    /// Sets the host that it is downloaded from.
-    pub(crate) fn set_source(&self, host: &str) {
-        self.lock().source = Some(host.to_owned());
+    /// Sets what it is downloaded from.
+    pub(crate) fn set_source(&self, source: &str) {
+        self.lock().source = Some(source.to_owned());
     }
 
     /// Sets the bytes on disk and the size.
@@ -183,6 +187,9 @@ impl ModelProgress {
     pub(crate) fn add_received(&self, bytes: u64) {
         self.done.fetch_add(bytes, Relaxed);
         self.received.fetch_add(bytes, Relaxed);
+        let mut state = self.lock();
+        let source = state.source.clone().unwrap_or_default();
+        *state.received_from.entry(source).or_default() += bytes;
     }
 
     /// Updates the rate. `before` is the number of bytes received at the last call, `interval` ago.

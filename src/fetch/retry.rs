@@ -72,6 +72,16 @@ impl Budget {
         self.received.fetch_add(bytes, Relaxed);
     }
 
+    /// Bytes counted so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Relaxed)
+    }
+
+    /// Sets that number, for bytes that do not count.
+    pub(crate) fn set_received(&self, bytes: u64) {
+        self.received.store(bytes, Relaxed);
+    }
+
     /// Whether all URLs of a file of `total` bytes may be tried once more: servers have time to recover.
     pub(crate) fn allows_round(&self, total: u64) -> bool {
         self.progressed_at.elapsed() < self.wait && self.allows_bytes(total)

@@ -20,7 +20,7 @@ use super::body::Destination;
 use super::connections::{Connection, Share};
 use super::error::{AttemptError, Problem};
 use super::follower::Follower;
-use super::http::{Opened, host};
+use super::http::{HEAD_TIMEOUT, Opened, host};
 use super::journal::Journal;
 use super::partial::start_writeback;
 use super::response::BodyRange;
@@ -190,7 +190,7 @@ impl Download<'_> {
             self.state.segments().release(claim.id);
             match result {
                 Ok(()) => {}
-                Err(problem) if problem.is_transient() && received >= MIN_PROGRESS => {
+                Err(problem) if self.continues_after(&problem) && received >= MIN_PROGRESS => {
                     self.progress.failed_attempt(&host(round.url), &problem);
                 }
                 Err(problem) => return Err(problem),
@@ -214,7 +214,7 @@ impl Download<'_> {
     ) -> Result<(), Problem> {
         let opened = match opened {
             Some(opened) => opened,
-            None => self.context.http.open(self.target(url), Some((claim.start, claim.end))).await?,
+            None => self.send(url, Some((claim.start, claim.end)), HEAD_TIMEOUT).await?,
         };
         let part = opened.part.clone();
         check_part(&part, (claim.start, claim.end), &opened.url)?;

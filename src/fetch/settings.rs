@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use reqwest::Url;
+
 /// The settings of all downloads of a process.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     /// Ids that were asked for.
     pub(crate) ids: Vec<String>,
+    /// Base URLs of caches, in the order in which they are tried.
+    pub(crate) caches: Vec<Url>,
     /// Time to wait for hosts that are down.
     pub(crate) wait: Duration,
     /// Consecutive attempts without progress before giving up on a file.

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use cap_std::fs::Dir;
 use reqwest::Url;
 
+use super::cache::{self, CachedFile};
 use super::error::{AttemptError, Problem};
 use super::follower::Follower;
 use super::hash::Hash;
-use super::http::{Opened, Source, Target, host};
+use super::http::{Opened, Source, host};
 use super::journal::Journal;
 use super::model::Model;
 use super::partial::{State, lock_part, remove_part};
@@ -79,6 +80,8 @@ pub(crate) async fn run(context: &Arc<Context>, pending: &Pending) -> Result<Att
         part,
         key,
         state,
+        caches: cache::files(context, model),
+        cached: None,
         mode: Mode::Ranges,
         has_sent_file: false,
         ranges_work: false,
@@ -120,17 +123,26 @@ pub(super) struct Download<'a> {
     pub(super) key: String,
     pub(super) state: State,
     pub(super) budget: Budget,
-    mode: Mode,
+    /// The caches that have not failed for this file.
+    pub(super) caches: Vec<CachedFile>,
+    /// The cache that is requested now, if it is one.
+    pub(super) cached: Option<CachedFile>,
+    pub(super) mode: Mode,
     /// Whether the URL gave a response with a file, so that an error may be temporary.
-    has_sent_file: bool,
+    pub(super) has_sent_file: bool,
     /// Whether a range came as requested, so that a later pull can continue the partial file.
     ranges_work: bool,
 }
 
 impl Download<'_> {
-    /// Tries the URLs in turn, and again while nothing comes from any and the time budget lasts.
-    async fn run(&mut self, mut source: Option<Source>) -> Result<(), Problem> {
+    /// Tries caches and URLs in turn, and URLs again while nothing comes from any and the time budget lasts.
+    async fn run(&mut self, source: Option<Source>) -> Result<(), Problem> {
         self.resume(source.as_ref())?;
+        // Where the plan found the file at its URL, no cache has it.
+        let mut source = source.filter(|source| !source.cached);
+        if source.is_none() && self.fetch_cached().await? {
+            return Ok(());
+        }
         let model = Arc::clone(self.model);
         let mut urls: Vec<&Url> = std::iter::once(&model.url).chain(&model.mirrors).collect();
         loop {
@@ -207,21 +219,25 @@ impl Download<'_> {
         matches!(problem, Problem::Status { status: 416, .. }) && self.state.segments().lacks_only_the_end()
     }
 
-    pub(super) fn target<'a>(&self, url: &'a Url) -> Target<'a> {
-        Target { url, auth: self.model.auth, hashed: self.model.hash.is_some() }
-    }
-
-    async fn attempt(&mut self, url: &Url, source: Option<Source>) -> Result<(), AttemptError> {
+    async fn attempt(&mut self, url: &Url, mut source: Option<Source>) -> Result<(), AttemptError> {
+        if self.mode == Mode::Ranges && self.through_caches(url, &mut source).await? {
+            return Ok(());
+        }
         if !self.state.is_size_known()
             && let Some(Source { total: Some(total), validator, .. }) = &source
         {
             self.start_over(*total, validator.clone())?;
         }
         let url = source.map_or_else(|| url.clone(), |source| source.url);
+        self.request(&url).await
+    }
+
+    /// Runs a round for what is missing, and verifies the file.
+    pub(super) async fn request(&mut self, url: &Url) -> Result<(), AttemptError> {
         if self.state.segments().missing() > 0 {
             let context = self.context;
-            let connection = context.connections.connect(&host(&url)).await;
-            let opening = self.open(&url).await.inspect_err(|error| {
+            let connection = context.connections.connect(&host(url)).await;
+            let opening = self.open(url).await.inspect_err(|error| {
                 if error.problem().is_overload() {
                     connection.refused();
                 }
@@ -240,8 +256,9 @@ impl Download<'_> {
         let is_first = !self.state.is_size_known();
         let (range, opened) = self.send_first_request(url).await?;
         self.has_sent_file = true;
-        self.progress.set_source(&host(&opened.url));
+        self.progress.set_source(&self.source_name(&opened.url));
         self.model.check_size(opened.part.total)?;
+        self.check_cached_total(opened.part.total)?;
         let answer = self.classify(&opened, range)?;
         if answer == Answer::NothingMissing {
             self.state.segments().end_here();
@@ -271,7 +288,7 @@ impl Download<'_> {
         let end = |claim: &Claim| if self.state.is_size_known() { claim.end } else { claim.start + FIRST_RANGE };
         let range = claim.map(|claim| (claim.start, end(&claim)));
         let limit = self.budget.head_timeout(self.context.http.has_responded(url));
-        let opened = self.context.http.open_within(self.target(url), range, limit).await;
+        let opened = self.send(url, range, limit).await;
         if let Some(claim) = claim {
             self.state.segments().release(claim.id);
         }

@@ -193,7 +193,7 @@ impl Prober {
         let mut metadata = HubMetadata::default();
         let tokens = self.http.tokens();
         let url = &self.http.tokens().at_endpoint(url);
-        let target = Target { url, auth, hashed };
+        let target = Target { url, auth, hashed, origin: None };
         let resolved = self.http.resolve(target, BEGINNING, |url, headers| metadata.add(tokens, url, headers));
         let resolved = resolved.await.and_then(|source| {
             let total = source.total.unwrap_or(u64::MAX);

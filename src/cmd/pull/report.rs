@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::screen::Screen;
 use super::settings::PullSettings;
+use crate::fetch::cache::Cache;
 use crate::fetch::progress::{ModelProgress, Outcome, Phase, Progress};
 use crate::fetch::record::now;
 use crate::fetch::{Context, Pending, state_file};
@@ -236,7 +237,7 @@ fn write_files(reporter: Arc<Reporter>, status: &'static str) -> JoinHandle<()> 
         let written = [
             reporter.status_file.as_ref().map(|path| (path, state_file::replace(path, &status()))),
             reporter.metrics_file.as_ref().map(|path| {
-                let text = metrics(progress).map_err(std::io::Error::other);
+                let text = metrics(progress, &reporter.context.caches).map_err(std::io::Error::other);
                 (path, text.and_then(|text| state_file::replace(path, &text)))
             }),
         ];
@@ -283,6 +284,7 @@ fn status_of(file: &ModelProgress) -> serde_json::Value {
         "bytes_done": done,
         "bytes_total": total,
         "bytes_received": file.received(),
+        "bytes_by_source": state.received_from,
         "bytes_per_second": state.rate.round(),
         "failed_attempts": state.failed_attempts,
         "seconds": state.elapsed.as_secs_f64(),
@@ -290,7 +292,7 @@ fn status_of(file: &ModelProgress) -> serde_json::Value {
 }
 
 /// The metrics in the Prometheus text format.
-fn metrics(progress: &Progress) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+fn metrics(progress: &Progress, caches: &[Arc<Cache>]) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
     let registry = Registry::new();
     let gauge = |name: &str, help: &str, labels: &[&str]| -> Result<GaugeVec, prometheus::Error> {
         let gauge = GaugeVec::new(Opts::new(name, help), labels)?;
@@ -307,7 +309,12 @@ fn metrics(progress: &Progress) -> Result<Vec<u8>, Box<dyn std::error::Error + S
     for file in &progress.files {
         let (state, model) = (file.state(), &*printable(&file.id));
         let (elapsed, bytes) = (state.elapsed.as_secs_f64(), file.received() as f64);
-        received.with_label_values(&[model, state.source.as_deref().unwrap_or_default()]).set(bytes);
+        if state.received_from.is_empty() {
+            received.with_label_values(&[model, state.source.as_deref().unwrap_or_default()]).set(0.0);
+        }
+        for (source, bytes) in &state.received_from {
+            received.with_label_values(&[model, source]).set(*bytes as f64);
+        }
         seconds.with_label_values(&[model]).set(elapsed);
         rate.with_label_values(&[model]).set(if elapsed > 0.0 { bytes / elapsed } else { 0.0 });
         failed.with_label_values(&[model]).set(state.failed_attempts as f64);
@@ -317,6 +324,13 @@ fn metrics(progress: &Progress) -> Result<Vec<u8>, Box<dyn std::error::Error + S
             None => ("running", ""),
         };
         outcome.with_label_values(&[model, name, reason]).set(1.0);
+    }
+    let failures = gauge("catalog_pull_cache_failures", "Failures of the cache, by reason.", &["cache", "reason"])?;
+    for cache in caches {
+        failures.with_label_values(&[&*cache.name(), ""]).set(0.0);
+        for (reason, count) in cache.failures() {
+            failures.with_label_values(&[&*cache.name(), reason]).set(count as f64);
+        }
     }
     gauge("catalog_pull_seconds", "Time since the pull began.", &[])?
         .with_label_values::<&str>(&[])

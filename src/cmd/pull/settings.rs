@@ -66,7 +66,7 @@ impl PullArgs {
     /// No catalog or no models folder.
     pub(crate) fn check(&self) -> Result<PullSettings, SettingsError> {
         let catalogs = self.catalog_url.split(',').map(str::trim).filter(|text| !text.is_empty());
-        let catalogs = catalogs.map(catalog).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty());
+        let catalogs = catalogs.map(http_url).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty());
         // An empty variable counts as unset.
         let path = |path: &Option<OsString>| path.clone().filter(|path| !path.is_empty()).map(PathBuf::from);
         let verify = |text: &str| Verify::from_str(text.trim(), true).ok();
@@ -77,6 +77,7 @@ impl PullArgs {
             metrics_file: path(&self.metrics_file),
             fetch: Settings {
                 ids: self.ids(),
+                caches: caches(&self.cache),
                 wait: Duration::from_secs(number("MACHINE_MODELS_WAIT", &self.wait, 60).into()),
                 tries: number("MACHINE_MODELS_TRIES", &self.tries, 3),
                 parallel: capped("MACHINE_MODELS_PARALLEL", &self.parallel),
@@ -111,7 +112,21 @@ impl PullArgs {
     }
 }
 
-fn catalog(text: &str) -> Option<Url> {
+/// The valid URLs of a list. Others are logged: without caches, a machine boots as well. They may contain a password.
+fn caches(text: &str) -> Vec<Url> {
+    let texts = text.split(',').map(str::trim).filter(|text| !text.is_empty()).enumerate();
+    let urls = texts.filter_map(|(number, text)| {
+        let url = http_url(text);
+        if url.is_none() {
+            let number = number + 1;
+            warn!("URL {number} in MACHINE_MODELS_CACHE is ignored: it is not an http or https URL");
+        }
+        url
+    });
+    urls.collect()
+}
+
+fn http_url(text: &str) -> Option<Url> {
     let url = Url::parse(text).ok()?;
     (["http", "https"].contains(&url.scheme()) && url.has_host()).then_some(url)
 }

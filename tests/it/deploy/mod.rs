@@ -1,5 +1,6 @@
 //! The files of `deploy/`, run with the real tools where this machine has them, and otherwise compared with the program.
 
+mod cache;
 mod image;
 mod manifests;
 mod prometheus;

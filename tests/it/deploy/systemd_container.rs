@@ -173,7 +173,7 @@ fn remove_cgroup(path: &Path) {
 
 /// The documented commands for systemd, with the test's address, password and settings in place of the examples.
 fn installation(address: &str, password: &str, settings: &str) -> String {
-    let mut commands = block(&["bash"], "systemctl daemon-reload");
+    let mut commands = block(&["bash"], "enable --now model-catalog");
     let url = format!("postgres://catalog_server@{address}/models");
     for (example, replacement) in [
         ("postgres://catalog_server@db/models", format!("{url}\n{settings}")),
@@ -183,6 +183,36 @@ fn installation(address: &str, password: &str, settings: &str) -> String {
         commands = commands.replace(example, &replacement);
     }
     format!("cd /source\n{commands}")
+}
+
+#[tokio::test]
+async fn cache_starts_in_its_sandbox() {
+    let container = match Container::boot().await {
+        Ok(container) => container,
+        Err(reason) => return skip(&reason),
+    };
+    let port = free_port().unwrap();
+    let documented = block(&["bash"], "enable --now model-cache");
+    let commands = documented.replace(
+        "systemctl daemon-reload",
+        &format!("sed -i s/8800/{port}/ /etc/nginx/model-cache.conf && systemctl daemon-reload"),
+    );
+    assert!(commands != documented, "{documented}");
+    let commands = commands.replace("apt-get install nginx\n", "test -x /usr/sbin/nginx\n");
+    let certificates = "/etc/ssl/certs/ca-certificates.crt";
+    std::fs::create_dir_all(container.root.join("etc/ssl/certs")).unwrap();
+    std::fs::copy(certificates, container.root.join(certificates.trim_start_matches('/'))).unwrap();
+    std::fs::write(container.root.join("etc/resolv.conf"), "nameserver 127.0.0.53\nnameserver fe80::1%eth0\n").unwrap();
+    container.sh(&format!("cd /source\n{commands}"));
+    let address = format!("127.0.0.1:{port}");
+    let status = |path: &str| Raw::try_open(&address).map(|mut connection| connection.get(path).status);
+    until("nginx responds", || std::future::ready(status("/livez") == Some(200))).await;
+    assert_eq!(status(&format!("/sha256/{}", "0a".repeat(32))), Some(404));
+    assert_eq!(container.sh("cat /run/model-cache/resolver.conf"), "resolver 127.0.0.53 ;");
+    let state = container.sh("stat -Lc '%a %u' /var/cache/model-cache /var/log/model-cache/access.log");
+    let words: Vec<_> = state.split_whitespace().collect();
+    assert!(words[0] == "700" && words[1] != "0" && words[1] == words[3], "{state}");
+    container.sh("systemctl stop model-cache; test $(systemctl show --value --property=Result model-cache) = success");
 }
 
 /// A Postgres that requires a password over TCP.

@@ -7,7 +7,7 @@ use crate::support::TempFolder;
 
 const UNIT: &str = "deploy/systemd/model-catalog.service";
 
-fn analyze(arguments: &[&str]) -> (bool, String) {
+pub fn analyze(arguments: &[&str]) -> (bool, String) {
     let output = Command::new("systemd-analyze").args(arguments).output();
     let output = output.unwrap_or_else(|error| panic!("systemd-analyze: {error}; `make test-tools` installs it"));
     let printed = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);

@@ -28,6 +28,8 @@ pub enum Way {
     Unsized(Vec<u8>),
     /// This status and this `Location`.
     Redirect(u16, String),
+    /// A redirect to this URL with a signature that differs each time.
+    Signed(String),
     /// This status.
     Status(u16),
     /// This text; for POST.
@@ -40,6 +42,8 @@ pub struct ReceivedRequest {
     pub path: String,
     pub token: Option<String>,
     pub range: Option<String>,
+    /// `X-Origin-Url`, which is for caches.
+    pub origin: Option<String>,
     /// Bytes of the file that were sent.
     pub sent: usize,
 }
@@ -139,13 +143,16 @@ impl Shared {
         let (for_token, way) = way.map_or((false, None), |(for_token, way)| (for_token, Some(way)));
         let rejected = for_token && token.as_deref() != Some(&format!("Bearer {}", self.secret));
         let stalls = matches!(way, Some(Way::Stalls(_)));
-        let mut request = ReceivedRequest { path: path.clone(), token, range, sent: 0 };
+        let mut request = ReceivedRequest { path: path.clone(), token, range, origin: header("x-origin-url"), sent: 0 };
         let tag = self.tags.lock().unwrap().get(&known).map(|tag| format!("\r\netag: {tag}\r\n").into_bytes());
         let mut response = match way {
             _ if rejected => head(401, "content-length: 0"),
             None => head(404, "content-length: 0"),
             Some(Way::Status(status)) => head(status, "content-length: 0"),
             Some(Way::Redirect(status, to)) => head(status, &format!("content-length: 0\r\nlocation: {to}")),
+            Some(Way::Signed(to)) => {
+                head(302, &format!("content-length: 0\r\nlocation: {to}?signature={:032x}", fastrand::u128(..)))
+            }
             Some(Way::Post(text)) => [head(200, &format!("content-length: {}", text.len())), text.into()].concat(),
             Some(Way::Raw(bytes)) => bytes,
             Some(Way::Once(bytes, next)) => {

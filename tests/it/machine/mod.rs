@@ -1,6 +1,7 @@
 //! `model-catalog pull` with a real catalog server, and a test hub and store to download from.
 
 mod boot;
+mod cache;
 mod connections;
 mod features;
 mod files;

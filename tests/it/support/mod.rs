@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod change_log;
 pub mod consistency;
 pub mod hostile_clients;
+pub mod nginx;
 mod postgres;
 mod preload;
 pub mod proxy;

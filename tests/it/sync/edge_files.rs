@@ -1,12 +1,13 @@
 //! Servers that follow a file: exported, served by nginx, damaged, of another version, of other rules.
 
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use model_catalog::postgres::ephemeral::free_port;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::cli::import::run;
-use crate::support::{Db, Server, TempFolder, until};
+use crate::support::nginx::Nginx;
+use crate::support::{Db, Server, TempFolder};
 
 const TOKEN: &str = "s3cret-token";
 
@@ -209,44 +210,25 @@ fn certificates(folder: &TempFolder) {
     openssl(&[&sign[..], &["-copy_extensions", "copy", "-days", "2", "-out", "server.pem"]].concat());
 }
 
-/// An nginx that serves a folder by HTTPS to clients with the token.
-struct Nginx {
-    child: Child,
-    port: u16,
-}
-
-impl Nginx {
-    fn start(folder: &TempFolder) -> Self {
-        let port = free_port().unwrap();
-        let root = folder.path("");
-        let config = format!(
-            "daemon off; worker_processes 1; pid {root}pid; error_log {root}error.log; events {{}}
-             http {{
-               types {{ application/x-ndjson jsonl; }}
-               access_log {root}access.log; client_body_temp_path {root}b; proxy_temp_path {root}p;
-               fastcgi_temp_path {root}f; uwsgi_temp_path {root}u; scgi_temp_path {root}s;
-               gzip on; gzip_types application/x-ndjson; gzip_min_length 1;
-               server {{
-                 listen 127.0.0.1:{port} ssl; ssl_certificate {root}server.pem; ssl_certificate_key {root}server.key;
-                 if ($http_authorization != \"Bearer {TOKEN}\") {{ return 401; }}
-                 location / {{ root {root}; }}
-               }}
-             }}"
-        );
-        std::fs::write(folder.path("nginx.conf"), config).unwrap();
-        let program = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| std::fs::exists(path).unwrap());
-        let mut command = Command::new(program.expect("no nginx: `make test-tools` installs it"));
-        command.args(["-c", &folder.path("nginx.conf"), "-e", &folder.path("error.log")]);
-        let child = command.stdin(Stdio::null()).spawn().unwrap();
-        Self { child, port }
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
-        let _ = self.child.wait();
-    }
+/// An nginx that serves a folder by HTTPS to clients with the token; returns its port.
+fn serve_by_https(folder: &TempFolder) -> (Nginx, u16) {
+    let port = free_port().unwrap();
+    let root = folder.path("");
+    let config = format!(
+        "daemon off; worker_processes 1; pid {root}pid; error_log {root}error.log; events {{}}
+         http {{
+           types {{ application/x-ndjson jsonl; }}
+           access_log {root}access.log; client_body_temp_path {root}b; proxy_temp_path {root}p;
+           fastcgi_temp_path {root}f; uwsgi_temp_path {root}u; scgi_temp_path {root}s;
+           gzip on; gzip_types application/x-ndjson; gzip_min_length 1;
+           server {{
+             listen 127.0.0.1:{port} ssl; ssl_certificate {root}server.pem; ssl_certificate_key {root}server.key;
+             if ($http_authorization != \"Bearer {TOKEN}\") {{ return 401; }}
+             location / {{ root {root}; }}
+           }}
+         }}"
+    );
+    (Nginx::start(folder, &config, port), port)
 }
 
 #[tokio::test]
@@ -258,9 +240,8 @@ async fn edges_follow_a_file_of_nginx_over_https_with_a_token() {
     let folder = TempFolder::new("edge-files");
     export(&db, &folder.path("catalog.jsonl"));
     certificates(&folder);
-    let nginx = Nginx::start(&folder);
-    let url = format!("https://localhost:{}/catalog.jsonl", nginx.port);
-    until("nginx listens", || async { tokio::net::TcpStream::connect(("127.0.0.1", nginx.port)).await.is_ok() }).await;
+    let (_nginx, port) = serve_by_https(&folder);
+    let url = format!("https://localhost:{port}/catalog.jsonl");
 
     let trusted = ("SSL_CERT_FILE", &*folder.path("ca.pem"));
     let edge = Server::edge(&url, &[trusted, ("CATALOG_UPSTREAM_TOKEN", TOKEN), ("CATALOG_LOG", "trace")]).await;
