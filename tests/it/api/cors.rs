@@ -38,7 +38,7 @@ async fn only_configured_origins_are_allowed() {
             raw.batch(&header),
         ];
         for response in responses {
-            let (origin, exposed) = if allowed { (origin, "etag, catalog-revision") } else { ("", "") };
+            let (origin, exposed) = if allowed { (origin, "etag, catalog-revision, retry-after") } else { ("", "") };
             assert_eq!(response.header("access-control-allow-origin"), origin, "{response:?}");
             assert_eq!(response.header("access-control-expose-headers"), exposed, "{response:?}");
             assert_eq!(response.header("vary"), "Origin", "{response:?}");

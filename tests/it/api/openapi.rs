@@ -1,4 +1,5 @@
-//! `/openapi.json` against the server: its routes, methods, examples and limits.
+//! `/openapi.json` against the server: its routes, methods, examples, headers and limits. `make test-clients` generates
+//! clients from it.
 
 use std::collections::BTreeMap;
 
@@ -56,6 +57,8 @@ async fn examples_are_real_responses() {
     for (name, body) in object(&batch["requestBody"]["content"]["application/json"]["examples"]) {
         compared += equals_example(batch, name, &server.batch(&body["value"].to_string()).await);
     }
+    // Clients are generated from valid examples only, so this body is not among them.
+    compared += equals_example(batch, "bad", &server.batch(r#"{"model_ids":["clip-l",1]}"#).await);
     assert_eq!(compared, 5);
 
     let example =
@@ -84,6 +87,95 @@ fn equals_example(operation: &Value, name: &str, response: &Response) -> usize {
         assert_ne!(response.header(header), "", "{name} has no {header}");
     }
     1
+}
+
+/// The part of a document that a reference in it names, or the value itself.
+fn resolved<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
+    value["$ref"].as_str().map_or(value, |reference| document.pointer(&reference[1..]).unwrap())
+}
+
+/// Headers of a request.
+type Headers = &'static [(&'static str, &'static str)];
+
+#[tokio::test]
+async fn headers_of_responses_are_described() {
+    /// Of any response with a body, and of every response.
+    const OF_ALL: [&str; 4] = ["content-type", "content-length", "date", "connection"];
+    let (_db, server, document) = with_samples().await;
+    let none: Headers = &[];
+    let (tags, gzip): (Headers, Headers) = (&[("if-none-match", "*")], &[("accept-encoding", "gzip")]);
+    let requests: [(&str, &str, &str, u16, Headers); 20] = [
+        ("GET", "/api/models/{id}", "clip-l", 200, none),
+        ("GET", "/api/models/{id}", "clip-l", 304, tags),
+        ("GET", "/api/models/{id}", "%ff", 400, none),
+        ("GET", "/api/models/{id}", "no-such-model", 404, none),
+        ("PUT", "/api/models/{id}", "clip-l", 405, none),
+        ("POST", "/api/models/batch", "", 400, none),
+        ("PUT", "/api/models/batch", "", 405, none),
+        ("GET", "/api/models", "", 200, none),
+        ("GET", "/api/models", "", 304, tags),
+        ("GET", "/", "", 200, none),
+        ("GET", "/", "", 304, tags),
+        ("GET", "/openapi.json", "", 200, none),
+        ("GET", "/api/catalog", "", 200, none),
+        ("GET", "/api/snapshot", "", 200, none),
+        ("GET", "/api/snapshot", "", 200, gzip),
+        ("GET", "/api/snapshot", "", 304, tags),
+        ("GET", "/livez", "", 200, none),
+        ("GET", "/readyz", "", 200, none),
+        ("GET", "/metrics", "", 200, none),
+        ("PUT", "/metrics", "", 405, none),
+    ];
+    for (method, path, id, status, headers) in requests {
+        let mut request = server.request(method, &path.replace("{id}", id), "");
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        let response = server.send(request).await;
+        let what = format!("{method} {path} {headers:?}: {response:?}");
+        assert_eq!(response.status, status, "{what}");
+        let operations = object(&document["paths"][path]).values();
+        let mut described = operations.filter_map(|operation| operation["responses"].get(status.to_string()));
+        let described = resolved(&document, described.next_back().unwrap_or_else(|| panic!("not described: {what}")));
+        let described: BTreeMap<String, &Value> = match described["headers"].as_object() {
+            Some(headers) => headers.iter().map(|(name, header)| (name.to_lowercase(), header)).collect(),
+            None => BTreeMap::new(),
+        };
+        for (name, header) in &described {
+            let header = resolved(&document, header);
+            let value = response.header(name);
+            let schema = &header["schema"];
+            assert!(!value.is_empty() || header["required"] != true, "{name} is missing: {what}");
+            assert!(value.is_empty() || schema["const"].as_str().is_none_or(|constant| constant == value), "{what}");
+            let allowed = schema["enum"].as_array();
+            assert!(value.is_empty() || allowed.is_none_or(|values| values.contains(&json!(value))), "{name}: {what}");
+        }
+        for name in response.headers.keys().map(|name| name.as_str()).filter(|name| !OF_ALL.contains(name)) {
+            assert!(described.contains_key(name), "{name} is not described: {what}");
+        }
+    }
+}
+
+#[test]
+fn clients_can_be_generated_that_accept_later_versions() {
+    let document = include_str!("../../../src/http/handlers/openapi.json");
+    // A client would refuse the next property of a response, or a value that it does not know.
+    assert!(!document.contains("additionalProperties"));
+    let document: Value = serde_json::from_str(document).unwrap();
+    for (name, schema) in object(&document["components"]["schemas"]) {
+        for (property, described) in object(&schema["properties"]) {
+            assert!(described["enum"].is_null() && described["const"].is_null(), "{name}.{property}");
+            // Generators require properties with a default.
+            assert!(described["default"].is_null(), "{name}.{property}");
+        }
+    }
+    for (path, item) in object(&document["paths"]) {
+        for (_, operation) in object(item).iter().filter(|(key, _)| *key != "parameters") {
+            // One type of content each, so that the type of a generated client's response is not a union.
+            let success = object(&operation["responses"]["200"]["content"]);
+            assert_eq!(success.len(), 1, "{path}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -160,20 +252,22 @@ async fn limits_of_requests_are_those_of_the_server() {
     let empty = limits.take("/paths/~1api~1models~1{id}/parameters/0/schema/minLength");
     assert_eq!((empty, expect("/api/models/", 404).await.json()), (1, json!({"error": "Not found"})));
 
-    let ids = document.pointer(&format!("{SCHEMAS}/Batch/properties/model_ids/maxItems")).unwrap().as_u64().unwrap();
-    let batch = |count: u64| json!({ "model_ids": vec!["clip-l"; usize::try_from(count).unwrap()] }).to_string();
+    // Settings of the server: the descriptions have their defaults.
+    let number = |pointer: &str| -> usize {
+        let described = document.pointer(&format!("{pointer}/description")).unwrap().as_str().unwrap();
+        described.split(' ').find_map(|word| word.parse().ok()).unwrap()
+    };
+    let ids = number(&format!("{SCHEMAS}/BatchRequest/properties/model_ids"));
+    let batch = |count: usize| json!({ "model_ids": vec!["clip-l"; count] }).to_string();
     assert_eq!(server.batch(&batch(ids)).await.status, 200);
     assert_eq!(server.batch(&batch(ids + 1)).await.status, 400);
 
-    let described = document.pointer("/paths/~1api~1models~1batch/post/requestBody/description").unwrap();
-    let bytes: usize = described.as_str().unwrap().split(' ').find_map(|word| word.parse().ok()).unwrap();
+    let bytes = number("/paths/~1api~1models~1batch/post/requestBody");
     let empty_batch = r#"{"model_ids":[]}"#;
     let body = |size: usize| empty_batch.to_owned() + &" ".repeat(size - empty_batch.len());
     assert_eq!(server.batch(&body(bytes)).await.status, 200);
     assert_eq!(server.batch(&body(bytes + 1)).await.status, 413);
 
-    let documented = format!("{LIST}/responses/");
-    limits.0.retain(|pointer, _| !pointer.starts_with(&documented));
     assert!(limits.0.is_empty(), "not tested: {:#?}", limits.0);
 }
 
@@ -182,12 +276,9 @@ async fn limits_of_responses_are_those_of_the_server() {
     let (db, server, document) = with_samples().await;
     let mut limits = Limits(BTreeMap::new());
     collect_limits(&document["components"], "/components", &mut limits.0);
-    limits.0.retain(|pointer, _| !pointer.starts_with(&format!("{SCHEMAS}/Batch/")));
 
     // More models, rejected rows and unknown ids than a response lists; and a row below each lower bound of a model.
-    let page =
-        document.pointer(&format!("{LIST}/responses/200/content/application~1json/schema/properties/models/maxItems"));
-    let page = page.unwrap().as_u64().unwrap();
+    let page = limits.take(&format!("{SCHEMAS}/ModelPage/properties/models/maxItems"));
     let rejected = limits.take(&format!("{SCHEMAS}/Catalog/properties/rejected_rows/maxItems"));
     let missing = limits.take(&format!("{SCHEMAS}/Catalog/properties/not_found_ids/maxItems"));
     let insert = "INSERT INTO models (id, name, download_url, save_path, file_size_gb)";
@@ -239,7 +330,7 @@ async fn limits_of_responses_are_those_of_the_server() {
 
     let length = |value: &Value| value.as_array().unwrap().len();
     let listed = server.get(&format!("/api/models?limit={page}")).await.json();
-    assert_eq!((length(&listed["models"]), listed["next"].is_string()), (usize::try_from(page).unwrap(), true));
+    assert_eq!((length(&listed["models"]), listed["next"].is_string()), (page, true));
     let catalog = server.get("/api/catalog").await.json();
     assert_eq!((length(&catalog["rejected_rows"]), &catalog["rejected"]), (rejected, &json!(rejected + 1)));
     assert_eq!(length(&catalog["not_found_ids"]), missing);
@@ -251,8 +342,9 @@ async fn limits_of_responses_are_those_of_the_server() {
     assert!(include_str!("../../../sql/fleet.sql").ends_with(&format!("LIMIT {fleet}\n")));
 
     // The remaining limits: counters, and texts that are never empty.
-    let asked = limits.take(&format!("{SCHEMAS}/Catalog/properties/not_found_ids/items/properties/asked/minimum"));
+    let asked = limits.take(&format!("{SCHEMAS}/UnknownId/properties/asked/minimum"));
     assert!(catalog["not_found_ids"][0]["asked"].as_u64().unwrap() >= asked as u64);
-    assert_eq!(limits.take(&format!("{SCHEMAS}/Error/properties/error/minLength")), 1);
+    assert_eq!(limits.take(&format!("{SCHEMAS}/ErrorResponse/properties/error/minLength")), 1);
+    assert_eq!(limits.take("/components/headers/RetryAfter/schema/minimum"), 1);
     assert!(limits.0.iter().all(|(pointer, limit)| pointer.ends_with("/minimum") && *limit == 0), "{:#?}", limits.0);
 }

@@ -36,7 +36,7 @@ const RUN: [(&str, &str); 14] = [
 ];
 
 /// Prefixes of commands in `sh` blocks, and why no test runs them.
-const NOT_RUN: [(&str, &str); 7] = [
+const NOT_RUN: [(&str, &str); 9] = [
     ("make ", "they run these tests or take minutes; that the targets exist is tested below"),
     ("SOAK_SECONDS=3600 make soak", "it takes an hour; `make test` runs ten seconds of it"),
     ("docker ", "they need a Docker daemon; `make test-image` runs them"),
@@ -44,6 +44,8 @@ const NOT_RUN: [(&str, &str); 7] = [
     ("apt-get ", "it installs packages, as root"),
     ("pip install ", "it needs the files of a release; `make test-release` runs it"),
     ("cargo install ", "it takes minutes"),
+    ("npx openapi-typescript ", "it needs the npm registry; `make test-clients` runs it"),
+    ("openapi-python-client ", "it needs PyPI; `make test-clients` runs it"),
 ];
 
 /// The commands of a block, continuation lines joined.
@@ -67,7 +69,8 @@ fn every_command_is_run_or_listed_with_a_reason() {
     }
     let mut count = 0;
     for block in blocks() {
-        let known: &[&str] = &["", "sh", "bash", "console", "sql", "psql", "text", "json", "dockerfile"];
+        let known: &[&str] =
+            &["", "sh", "bash", "console", "sql", "psql", "text", "json", "dockerfile", "ts", "python"];
         assert!(known.contains(&block.language), "{}: unknown language {}", block.document, block.language);
         for command in commands(&block) {
             let listed = |(prefix, _): &(&str, &str)| command.starts_with(prefix);
@@ -318,6 +321,27 @@ async fn export_writes_the_documented_file() {
     let models: Value = serde_json::from_str(&exported).unwrap();
     let served = console.server.as_ref().unwrap().get("/api/catalog").await.json();
     assert_eq!(models.as_array().unwrap().len() as u64, served["models"].as_u64().unwrap());
+}
+
+/// `make test-clients` compiles and runs them.
+#[test]
+fn documented_clients_are_those_that_are_tested() {
+    let clients = texts(&root().join("tests/clients"));
+    let documented: Vec<_> = blocks().into_iter().filter(|block| block.document == "docs/api.md").collect();
+    let mut count = 0;
+    for block in documented.iter().filter(|block| ["ts", "python"].contains(&block.language)) {
+        for line in block.text.lines() {
+            // The tests import more names: only the module is compared.
+            let line = match line.split_once(" import ") {
+                Some((module, _)) if line.starts_with("from ") => module,
+                _ if line.starts_with("import {") => line.split_once("} ").unwrap().1,
+                _ => line,
+            };
+            assert!(clients.contains(line), "no client has `{line}`");
+        }
+        count += 1;
+    }
+    assert_eq!(count, 3);
 }
 
 #[test]
