@@ -161,7 +161,7 @@ supply-chain:
 # lists correct words. The scripts of the page share one scope, so they are linted as one file.
 TYPOS = 1.52.0
 OXLINT = 1.89.0
-PAGE_SCRIPTS = $(addprefix src/http/handlers/page/,elements.js live.js charts.js status.js list.js details.js start.js)
+PAGE_SCRIPTS = $(addprefix src/http/handlers/page/,elements.js address.js live.js charts.js status.js list.js details.js start.js)
 lint:
 	@deploy/install.sh shellcheck shellcheck
 	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip

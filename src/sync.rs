@@ -47,6 +47,7 @@ pub struct SyncStatus {
     fleet: ArcSwapOption<Fleet>,
     fleet_requested: AtomicBool,
     unwatched: ArcSwapOption<Box<[String]>>,
+    failure: ArcSwapOption<String>,
 }
 
 impl SyncStatus {
@@ -58,6 +59,17 @@ impl SyncStatus {
     /// Records that the current snapshot equals the content of the source at `sync.at` or later.
     pub fn record(&self, sync: LastSync) {
         self.last_sync.store(Some(Arc::new(sync)));
+        self.failure.store(None);
+    }
+
+    /// Why the source could not be read since the last sync; `None` if the last attempt succeeded or has not ended.
+    pub(crate) fn failure(&self) -> Option<Arc<String>> {
+        self.failure.load_full()
+    }
+
+    /// Records why the source could not be read.
+    pub(crate) fn set_failure(&self, failure: String) {
+        self.failure.store(Some(Arc::new(failure)));
     }
 
     /// The servers that follow the same database, as of the last read of them, and a request for the next read; `None`

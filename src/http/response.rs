@@ -18,6 +18,8 @@ const CATALOG_REVISION: HeaderName = HeaderName::from_static("catalog-revision")
 /// Seconds after which a client may retry when something is only temporarily unavailable.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
+const NOT_LOADED: &str = "Catalog not loaded yet";
+
 /// The body of an error.
 #[derive(Serialize)]
 struct ErrorBody<'a> {
@@ -85,7 +87,12 @@ pub(crate) fn not_offloaded(error: &OffloadError) -> Response {
 
 /// 503: there is no snapshot yet.
 pub(crate) fn not_loaded() -> Response {
-    retry_later(StatusCode::SERVICE_UNAVAILABLE, "Catalog not loaded yet")
+    retry_later(StatusCode::SERVICE_UNAVAILABLE, NOT_LOADED)
+}
+
+/// 503: there is no snapshot yet, because of `reason`.
+pub(crate) fn not_loaded_because(reason: &str) -> Response {
+    retry_later(StatusCode::SERVICE_UNAVAILABLE, &format!("{NOT_LOADED}: {reason}"))
 }
 
 /// 404 for an id that the catalog does not have.

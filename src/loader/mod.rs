@@ -358,8 +358,10 @@ impl Loader {
             SessionError::Read(error) if error.is_about_the_schema() => OutageKind::Unreadable,
             _ => OutageKind::Unavailable,
         };
-        let delay =
-            self.backoff.next_delay(&chain(error), kind, self.output.snapshot().is_some(), self.settings.poll_interval);
+        let reason = chain(error);
+        let serving = self.output.snapshot().is_some();
+        let delay = self.backoff.next_delay(&reason, kind, serving, self.settings.poll_interval);
+        self.output.record_failure(reason);
         match error {
             // A delta that took too long is followed by a full read, and that by a pause, in which others get locks.
             SessionError::Read(ReadError::TooLong(limit)) if !self.delta_timed_out => {

@@ -93,6 +93,11 @@ impl Output {
         self.publisher.sweep();
     }
 
+    /// Records why the source could not be read; the next sync removes it.
+    pub(super) fn record_failure(&self, failure: String) {
+        self.sync.set_failure(failure);
+    }
+
     /// Whether the fleet was asked for since the last call.
     pub(crate) fn take_fleet_request(&self) -> bool {
         self.sync.take_fleet_request()

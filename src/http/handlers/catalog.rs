@@ -15,7 +15,7 @@ use crate::sync::{Fleet, FleetMember};
 
 /// Maximum entries of each list; the counts beside them include all.
 const LISTED: usize = 100;
-/// Maximum bytes of a reason, which may quote the row.
+/// Maximum bytes of a reason, which may quote a row or a message of Postgres.
 const REASON_BYTES: usize = 400;
 
 #[derive(Serialize)]
@@ -43,6 +43,8 @@ struct Catalog<'a> {
 struct RejectedRow {
     id: String,
     reason: String,
+    /// Whether the last valid version of the model is served.
+    served: bool,
 }
 
 #[derive(Serialize)]
@@ -55,7 +57,10 @@ struct NotFound {
 /// The response to `GET /api/catalog`.
 pub(crate) fn respond(api: &Api) -> Response {
     let current = api.store.load();
-    let Some(snapshot) = current.as_deref() else { return response::not_loaded() };
+    let Some(snapshot) = current.as_deref() else {
+        let failure = api.sync.failure();
+        return failure.map_or_else(response::not_loaded, |failure| response::not_loaded_because(&shortened(&failure, REASON_BYTES)));
+    };
     let (fleet, unwatched) = (api.sync.fleet(), api.sync.unwatched());
     let unwatched = unwatched.as_deref().map(|tables| &tables[..tables.len().min(LISTED)]);
     let response = match serde_json::to_vec(&catalog(api, snapshot, fleet.as_deref(), unwatched)) {
@@ -85,7 +90,11 @@ fn catalog<'a>(
     Catalog {
         status: CatalogStatus::new(Some(snapshot), api),
         rejected_rows: rejected
-            .map(|(id, reason)| RejectedRow { id: shortened(id, ID_BYTES), reason: shortened(reason, REASON_BYTES) })
+            .map(|(id, reason)| RejectedRow {
+                id: shortened(id, ID_BYTES),
+                reason: shortened(reason, REASON_BYTES),
+                served: snapshot.get(id).is_some(),
+            })
             .collect(),
         not_found,
         not_found_ids: (ids.into_iter().take(LISTED))

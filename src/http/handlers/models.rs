@@ -80,7 +80,7 @@ fn render(snapshot: &Snapshot, query: &Query) -> serde_json::Result<Vec<u8>> {
     let page = search::page(snapshot, query);
     let mut json = br#"{"models":"#.to_vec();
     write_array(&mut json, &page.entries);
-    json.extend_from_slice(br#","next":"#);
+    json.extend_from_slice(format!(r#","total":{},"next":"#, page.total).as_bytes());
     let last = page.entries.last().filter(|_| page.more).map(|entry| String::from_utf8_lossy(entry.id()));
     serde_json::to_writer(&mut json, &last)?;
     json.push(b'}');

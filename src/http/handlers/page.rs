@@ -19,6 +19,7 @@ const HTML: &str = concat!(
     include_str!("page/page.html"),
     "<script>\n",
     include_str!("page/elements.js"),
+    include_str!("page/address.js"),
     include_str!("page/live.js"),
     include_str!("page/charts.js"),
     include_str!("page/status.js"),

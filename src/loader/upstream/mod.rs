@@ -171,13 +171,10 @@ impl Upstream {
                     self.metrics.upstream.requests.with_label_values(&[outcome]).inc();
                     let error = format!("{}: {}", self.upstreams[self.active].location, chain(&error));
                     self.active = (self.active + 1) % self.upstreams.len();
-                    tokio::time::sleep(self.backoff.next_delay(
-                        &error,
-                        kind,
-                        self.output.snapshot().is_some(),
-                        Duration::MAX,
-                    ))
-                    .await;
+                    let serving = self.output.snapshot().is_some();
+                    let delay = self.backoff.next_delay(&error, kind, serving, Duration::MAX);
+                    self.output.record_failure(error);
+                    tokio::time::sleep(delay).await;
                 }
             }
         }

@@ -23,7 +23,7 @@ async fn pages_cover_the_whole_catalog_in_order() {
     let response = server.get("/api/models").await;
     assert_eq!((response.header("content-type"), response.header("cache-control")), ("application/json", "no-cache"));
     let order = ["Z", "a", "b", "black-forest-labs/FLUX & co+", "ä"];
-    let expected = format!(r#"{{"models":[{}],"next":null}}"#, order.map(model_json).join(","));
+    let expected = format!(r#"{{"models":[{}],"total":5,"next":null}}"#, order.map(model_json).join(","));
     assert_eq!((response.text(), response.revision()), (expected, server.get("/api/models/a").await.revision()));
 
     let (mut all, mut path) = (Vec::new(), "/api/models?limit=2".to_owned());

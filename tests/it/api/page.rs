@@ -126,6 +126,10 @@ async fn page_draws_charts_that_keys_and_screen_readers_can_read_and_the_fleet()
     let other = Server::start_with(&db.url, &settings("eu-2")).await;
     let browser = Browser::start("charts").await;
     browser.open(&format!("http://{}/", server.address)).await;
+    // Below the models until there is something to draw.
+    let above = "document.getElementById('charts').compareDocumentPosition(document.getElementById('rows')) === \
+                 Node.DOCUMENT_POSITION_FOLLOWING";
+    assert_eq!(browser.eval(above).await, false);
     let heights = "[...document.querySelectorAll('figure')].map((figure) => figure.clientHeight).join()";
     let empty = browser.eval(heights).await;
 
@@ -137,6 +141,7 @@ async fn page_draws_charts_that_keys_and_screen_readers_can_read_and_the_fleet()
     let drawn = "['rate', 'time', 'propagation'].every((name) => \
                  document.querySelector('#' + name + '-chart path').getAttribute('d').startsWith('M'))";
     browser.until(drawn).await;
+    browser.until(above).await;
     browser.until("/^p50 .*s, p99 .*s, highest .*s$/.test(document.getElementById('time-value').textContent)").await;
     browser.until("document.querySelectorAll('#fleet-rows tr').length === 2").await;
     let state = |row: &str| format!("[...document.querySelectorAll('#fleet-rows {row} td')].map((td) => td.innerText)");
@@ -215,27 +220,95 @@ async fn page_shows_list_pages_and_empty_results() {
     browser.open(&format!("http://{}/", server.address)).await;
     says("found", "The catalog is empty.").await;
     says("rejected-note", "None.").await;
+    let advice = "document.getElementById('advice').innerText.trim()";
+    let import = "Insert rows into the tables of the database, or import a list: model-catalog import model-list.json";
+    assert_eq!(browser.eval(advice).await, import);
+    db.sql("INSERT INTO models (id, name, download_url, save_path) VALUES ('bad', 'x', 'x', 'x')").await;
+    browser.until(&format!("{advice} === 'All rows are rejected, for the reasons below.'")).await;
+    let served = "document.querySelector('#rejected-rows td:last-child').textContent";
+    assert_eq!(browser.eval(served).await, "not served");
     assert!(browser.screenshot("empty").await > 10_000);
 
     for number in 100..160 {
         db.add(&format!("m-{number}")).await;
     }
-    says("found", "25 models, more follow").await;
+    says("found", "60 models, page 1 of 3").await;
+    assert_eq!(browser.eval("document.getElementById('advice').hidden").await, true);
     assert_eq!(browser.eval("document.getElementById('previous').disabled").await, true);
     click("next").await;
-    says("found", "25 models, page 2, more follow").await;
-    browser.until("document.querySelector('#rows button').model === 'm-125'").await;
+    says("found", "60 models, page 2 of 3").await;
+    browser.until("document.querySelector('#rows a').model === 'm-125'").await;
     click("next").await;
-    says("found", "10 models, page 3").await;
+    says("found", "60 models, page 3 of 3").await;
     assert_eq!(browser.eval("document.getElementById('next').disabled").await, true);
     // The models of the page that is shown are deleted.
     db.sql("DELETE FROM models WHERE id >= 'm-150'").await;
-    says("found", "25 models, page 2").await;
+    says("found", "50 models, page 2 of 2").await;
     click("previous").await;
-    says("found", "25 models, more follow").await;
+    says("found", "50 models, page 1 of 2").await;
 
     browser.press("/no such").await;
     says("found", "No id or name contains “no such”.").await;
+    browser.quit().await;
+}
+
+#[tokio::test]
+async fn search_and_details_are_in_the_address_and_back_works() {
+    let db = Db::lenient().await;
+    db.sql(include_str!("../../../sql/sample_models.sql")).await;
+    db.add("ä/b #1").await;
+    let server = Server::start(&db).await;
+    let browser = Browser::start("address").await;
+    let address = async |expected: &str| {
+        browser.until(&format!("location.pathname + location.search + location.hash === {}", json!(expected))).await;
+    };
+    let found = async |text: &str| {
+        browser.until(&format!("document.getElementById('found').textContent === {}", json!(text))).await;
+    };
+    // The id that the open dialog shows, or nothing.
+    let details = async |id: &str| {
+        let shown = "document.getElementById('details').open ? document.querySelectorAll('#fields dd')[0]?.innerText.trim() : ''";
+        browser.until(&format!("({shown}) === {}", json!(id))).await;
+    };
+    let back = async || browser.eval("history.back()").await;
+
+    browser.open(&format!("http://{}/", server.address)).await;
+    found("60 models, page 1 of 3").await;
+    browser.press("/LTXV").await;
+    found("2 models matching “LTXV”").await;
+    address("/?q=LTXV").await;
+    browser.press("\u{e004}\u{e007}").await;
+    details("ltxv-13b-098-fp8").await;
+    address("/?q=LTXV#ltxv-13b-098-fp8").await;
+    // A dependency.
+    browser.eval("document.querySelector('#fields a[href=\"#t5xxl-fp16\"]').click()").await;
+    details("t5xxl-fp16").await;
+    back().await;
+    details("ltxv-13b-098-fp8").await;
+    browser.press("\u{e00c}").await;
+    details("").await;
+    address("/?q=LTXV").await;
+    back().await;
+    details("ltxv-13b-098-fp8").await;
+    back().await;
+    details("").await;
+    found("2 models matching “LTXV”").await;
+    back().await;
+    found("60 models, page 1 of 3").await;
+    address("/").await;
+    assert_eq!(browser.eval("document.getElementById('search').value").await, "");
+
+    // An address that somebody was given, with the rest of the ids that need encoding.
+    browser.open("about:blank").await;
+    browser.open(&format!("http://{}/?q=%C3%84%2F#%C3%A4%2Fb%20%231", server.address)).await;
+    details("ä/b #1").await;
+    found("1 model matching “Ä/”").await;
+    browser.eval("document.getElementById('close').click()").await;
+    address("/?q=%C3%84%2F").await;
+    browser.open("about:blank").await;
+    browser.open(&format!("http://{}/#%zz", server.address)).await;
+    found("60 models, page 1 of 3").await;
+    assert_eq!(browser.log("browser").await, [""; 0]);
     browser.quit().await;
 }
 
@@ -248,7 +321,9 @@ async fn page_reports_a_missing_catalog_and_an_exceeded_rate_limit() {
     let server = Server::spawn("host=/nowhere user=nobody", &[]).await;
     browser.open(&format!("http://{}/", server.address)).await;
     says("health", "Loading").await;
-    says("notice", "waiting for its source").await;
+    // The reason in the log, without the connection string.
+    says("notice", "Catalog not loaded yet: cannot connect to the database at /nowhere/.s.PGSQL.5432 (DATABASE_URL): ")
+        .await;
     assert!(browser.screenshot("loading").await > 10_000);
     drop(server);
 

@@ -1,5 +1,7 @@
 //! `GET /api/models/{id}`, and the rules for paths and methods.
 
+use serde_json::Value;
+
 use crate::support::raw::Raw;
 use crate::support::{Db, Response, Server, model_json};
 
@@ -54,8 +56,9 @@ async fn mirrors_are_an_eleventh_field_only_if_there_are_any() {
     update(r#"'["https://a.example/flux", "ftp://hunter2@b.example/flux"]'"#).await;
     server.until("the row is rejected", |s| async move { s.get("/readyz").await.json()["rejected"] == 1 }).await;
     assert_eq!(server.get("/api/models/flux-dev").await.text(), both);
-    let reason = server.get("/api/catalog").await.json()["rejected_rows"][0]["reason"].clone();
-    assert_eq!(reason, "mirrors[1] has the scheme `ftp`: allowed are http, https");
+    let rejected = server.get("/api/catalog").await.json()["rejected_rows"][0].clone();
+    let reason = "mirrors[1] has the scheme `ftp`: allowed are http, https";
+    assert_eq!((&rejected["reason"], &rejected["served"]), (&Value::from(reason), &Value::from(true)));
 
     update("'[]'").await;
     served(FLUX.into()).await;

@@ -36,6 +36,10 @@ function recordPoint(point) {
   measured = measured.filter((known) => point.at - known.at < HISTORY_MS);
   measured.push(point);
   charts.forEach(draw);
+  // The charts are below the models until there is something to draw.
+  if ((point.rate > 0 || !isMissing(point.propagation)) && $("charts").previousElementSibling === $("models-section")) {
+    $("models-section").before($("charts"));
+  }
 }
 
 function isMissing(value) {

@@ -49,7 +49,7 @@ function fieldValues(key, value) {
     return value.map(urlElement);
   }
   if (Array.isArray(value)) {
-    return value.map((id) => linkButton(id, () => showDetails(id)));
+    return value.map(modelLink);
   }
   return [isolated(plainText(value))];
 }

@@ -27,12 +27,13 @@ function isolated(text, className) {
   return element("bdi", text, className);
 }
 
-function linkButton(text, onClick) {
-  const button = element("button", undefined, "link mono");
-  button.type = "button";
-  button.append(isolated(text));
-  button.addEventListener("click", onClick);
-  return button;
+// A link that shows the details of a model.
+function modelLink(id) {
+  const link = element("a", undefined, "mono");
+  link.href = modelAddress(id);
+  link.model = id;
+  link.append(isolated(id));
+  return link;
 }
 
 function tableRow(...cells) {

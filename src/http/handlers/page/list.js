@@ -4,6 +4,8 @@ const PAGE_SIZE = 25;
 // The id after which each page begins, up to the page that is shown.
 let pageStarts = [""];
 let nextStart = null;
+// Models on all pages.
+let total = 0;
 // Identifies the latest request: the response to an earlier one is ignored.
 let latestRequest = 0;
 // What is shown, as JSON by id.
@@ -45,27 +47,26 @@ function receiveList(response, body, text, highlight) {
     return;
   }
   nextStart = body.next;
+  total = body.total;
   showList(body.models, text, highlight);
 }
 
 function listRow(model) {
-  const open = linkButton(model.id, () => showDetails(model.id));
-  open.model = model.id;
   const size = model.file_size_gb === null ? "–" : `${model.file_size_gb} GB`;
-  const node = tableRow(open, isolated(model.name), isolated(model.save_path, "mono"), size);
+  const node = tableRow(modelLink(model.id), isolated(model.name), isolated(model.save_path, "mono"), size);
   node.children[1].className = "less";
   node.children[2].className = "less";
   node.children[3].className = "number";
   return node;
 }
 
-function summary(count, text) {
-  if (count === 0) {
+function summary(text) {
+  if (total === 0) {
     return text ? `No id or name contains “${text}”.` : "The catalog is empty.";
   }
   const matching = text ? ` matching “${text}”` : "";
-  const page = pageStarts.length > 1 ? `, page ${pageStarts.length}` : "";
-  return plural(count, "model") + matching + page + (nextStart === null ? "" : ", more follow");
+  const pages = Math.ceil(total / PAGE_SIZE);
+  return plural(total, "model") + matching + (pages > 1 ? `, page ${pageStarts.length} of ${integer.format(pages)}` : "");
 }
 
 function showList(models, text, highlight) {
@@ -81,9 +82,9 @@ function showList(models, text, highlight) {
   });
   $("rows").replaceChildren(...rows);
   if (focused) {
-    [...$("rows").querySelectorAll("button")].find((button) => button.model === focused)?.focus();
+    [...$("rows").querySelectorAll("a")].find((link) => link.model === focused)?.focus();
   }
-  $("found").textContent = summary(models.length, text);
+  $("found").textContent = summary(text);
   $("previous").disabled = pageStarts.length < 2;
   $("next").disabled = nextStart === null;
 }
@@ -105,16 +106,21 @@ function showNextPage() {
   }
 }
 
+function search() {
+  putSearchInAddress($("search").value.trim());
+  showFirstPage();
+}
+
 function listenToList() {
   let typing = null;
   $("search").addEventListener("input", () => {
     clearTimeout(typing);
-    typing = setTimeout(showFirstPage, 200);
+    typing = setTimeout(search, 200);
   });
   document.querySelector("form").addEventListener("submit", (event) => {
     event.preventDefault();
     clearTimeout(typing);
-    showFirstPage();
+    search();
   });
   $("previous").addEventListener("click", showPreviousPage);
   $("next").addEventListener("click", showNextPage);

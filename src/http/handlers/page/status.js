@@ -42,14 +42,12 @@ function showSync(catalog, ready, disconnected) {
 }
 
 function rejectedNote(catalog) {
-  const served = "The last valid version of each is still served.";
   if (catalog.rejected === 0) {
     return "None.";
   }
-  if (catalog.rejected > catalog.rejected_rows.length) {
-    return `The first ${catalog.rejected_rows.length} of ${integer.format(catalog.rejected)}. ${served}`;
-  }
-  return served;
+  const listed = catalog.rejected_rows.length;
+  const first = catalog.rejected > listed ? `The first ${listed} of ${integer.format(catalog.rejected)}. ` : "";
+  return `${first}Where there was a valid version before, it is still served.`;
 }
 
 function showRejected(catalog) {
@@ -57,8 +55,20 @@ function showRejected(catalog) {
   $("rejected").className = catalog.rejected > 0 ? "alert" : "";
   put("rejected-note", rejectedNote(catalog));
   fillTable("rejected-rows", catalog.rejected_rows, (rejected) =>
-    tableRow(isolated(rejected.id, "mono"), isolated(rejected.reason)),
+    tableRow(
+      isolated(rejected.id, "mono"),
+      isolated(rejected.reason),
+      rejected.served ? "last valid version" : "not served",
+    ),
   );
+}
+
+// What to do if the catalog is empty.
+function showAdvice(catalog) {
+  $("advice").hidden = catalog.models > 0;
+  $("advice-rejected").hidden = catalog.rejected === 0;
+  $("advice-import").hidden = catalog.rejected > 0 || catalog.source === "upstream";
+  $("advice-upstream").hidden = catalog.rejected > 0 || catalog.source !== "upstream";
 }
 
 function serverState(server) {
@@ -95,6 +105,7 @@ function showCatalog(catalog, ready, listener) {
   put("revision", catalog.revision);
   showSync(catalog, ready, listener === 0 && catalog.follow === "live");
   showRejected(catalog);
+  showAdvice(catalog);
   showFleet(catalog);
   showUnknownIds(catalog);
 }
@@ -121,12 +132,14 @@ async function refreshLive() {
 
 async function refresh() {
   const { ready, listener } = await refreshLive();
-  const response = ready === "loading" ? null : await get("api/catalog");
+  const response = await get("api/catalog");
   lastResponse = new Date();
   document.body.classList.remove("stale");
-  if (response === null || response.status === 503) {
-    showHealth("Loading", "warn");
-    showNotice("No catalog is loaded yet: the server is waiting for its source.");
+  if (response.status === 503) {
+    if (ready === "loading" || revision === null) {
+      showHealth("Loading", "warn");
+    }
+    showNotice(`${(await response.json()).error} (retrying)`);
     return;
   }
   if (response.status === 429) {
