@@ -9,6 +9,7 @@ use tracing::{Level, error, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::base::error_chain::chain;
+use crate::base::log_filter::{Log, LogFilter};
 use crate::base::stderr::{LogFormat, Stderr};
 use crate::cli::{self, Cli, Command, LogArgs};
 use crate::cmd::stdout::{self, StdoutError};
@@ -35,7 +36,7 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> ExitCode {
     let stderr = Stderr::new(cli.log.format);
-    init_logging(&cli.log, &stderr);
+    let filter = init_logging(&cli.log, &stderr);
     for name in &cli.log.ignored {
         let value = std::env::var_os(name).unwrap_or_default();
         warn!("{name} is {value:?}, which is invalid: using the default");
@@ -45,7 +46,7 @@ fn run(cli: Cli) -> ExitCode {
     if let Err(error) = cmd::handle_signal(SignalKind::from_raw(libc::SIGXFSZ)) {
         warn!(%error, "a file that reaches the limit of file sizes will end the program");
     }
-    let status = run_command(cli, &stderr);
+    let status = run_command(cli, &stderr, &filter);
     stderr.flush();
     status
 }
@@ -72,12 +73,13 @@ fn print_usage(message: &clap::Error) -> ExitCode {
     status
 }
 
-fn run_command(cli: Cli, stderr: &Stderr) -> ExitCode {
+fn run_command(cli: Cli, stderr: &Stderr, filter: &LogFilter) -> ExitCode {
     let result = match cli.command {
         Command::Serve { database, upstream, server, examples } => {
-            cmd::serve::run(&database, &upstream, &server, stderr, examples)
+            let log = Log { stderr, filter };
+            cmd::serve::run(&database, &upstream, &server, log, examples)
         }
-        Command::Demo { server } => cmd::demo::run(&server, stderr),
+        Command::Demo { server } => cmd::demo::run(&server, Log { stderr, filter }),
         Command::Migrate { database, rules, bare, with_models_table } => {
             let models = if bare {
                 ModelsTable::Omit
@@ -140,16 +142,27 @@ fn is_stdout_closed(error: &(dyn Error + 'static)) -> bool {
     causes.any(|cause| matches!(cause.downcast_ref(), Some(StdoutError::Closed)))
 }
 
-fn init_logging(log: &LogArgs, stderr: &Stderr) {
+fn init_logging(log: &LogArgs, stderr: &Stderr) -> LogFilter {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(&log.filter))
         .with_writer(stderr.clone())
         // Its own errors would be printed in a way that may panic or block.
         .log_internal_errors(false)
-        .with_target(false);
+        // A filter names targets.
+        .with_target(matches!(log.format, LogFormat::Json));
     match log.format {
-        LogFormat::Text => builder.with_ansi(stderr.has_colors()).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => {
+            let builder = builder.with_ansi(stderr.has_colors()).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            LogFilter::new(&log.filter, move |filter| handle.reload(filter))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            LogFilter::new(&log.filter, move |filter| handle.reload(filter))
+        }
     }
 }
 

@@ -4,5 +4,6 @@
 pub(crate) mod atomic_file;
 pub mod error_chain;
 pub(crate) mod http_client;
+pub(crate) mod log_filter;
 pub(crate) mod stderr;
 pub(crate) mod supervisor;

@@ -33,6 +33,9 @@ const PIPE_BUF: usize = 4096;
 /// find.
 const WRITE_AGAIN_PAUSE: Duration = Duration::from_millis(1);
 
+/// The target of the lines that do not come from `tracing`.
+const TARGET: &str = "model_catalog";
+
 /// Log output format.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum LogFormat {
@@ -272,7 +275,7 @@ impl Shared {
         let line = match self.format {
             LogFormat::Text => format!("{timestamp} {level:>5} {message}"),
             LogFormat::Json => {
-                let line = JsonLine { timestamp: &timestamp, level: level.as_str(), message };
+                let line = JsonLine { timestamp: &timestamp, level: level.as_str(), message, target: TARGET };
                 serde_json::to_string(&line).unwrap_or_default()
             }
         };
@@ -285,6 +288,7 @@ struct JsonLine<'a> {
     timestamp: &'a str,
     level: &'a str,
     message: &'a str,
+    target: &'a str,
 }
 
 /// Writes to the file descriptor, without the lock of `std::io::stderr`.

@@ -89,6 +89,10 @@ pub(crate) struct ServerArgs {
     /// Comma-separated origins whose pages may read responses, or `*`. Default: none.
     #[arg(long, env = "CATALOG_CORS_ALLOW_ORIGIN", value_name = "LIST", value_parser = parse::cors)]
     pub(crate) cors_allow_origin: Option<Cors>,
+    /// Logs API requests that take at least this long, and those that fail with a status of 500 or more, with their
+    /// traceparent and x-request-id. Default: none.
+    #[arg(long, env = "CATALOG_LOG_SLOW_REQUESTS", value_name = "DURATION", value_parser = parse::duration_or_zero)]
+    pub(crate) log_slow_requests: Option<Duration>,
     /// Maximum memory in bytes for request bodies and unsent responses of all clients together.
     #[arg(long, env = "CATALOG_MAX_BUFFER_BYTES", default_value = "268435456", value_name = "BYTES")]
     #[arg(value_parser = parse::number)]

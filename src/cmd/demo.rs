@@ -7,7 +7,7 @@ use tracing::info;
 
 use super::serve::{Listeners, Server, ServerConfig};
 use super::{CommandResult, examples, runtime};
-use crate::base::stderr::Stderr;
+use crate::base::log_filter::Log;
 use crate::cli::{DEFAULT_CHANNEL, ServerArgs};
 use crate::postgres::config::{DatabaseConfig, Environment};
 use crate::postgres::ephemeral::{EphemeralOptions, EphemeralPostgres};
@@ -18,7 +18,7 @@ const SAMPLE: &str = include_str!("../../sql/sample_models.sql");
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs the command until a signal stops it.
-pub(crate) fn run(args: &ServerArgs, stderr: &Stderr) -> CommandResult {
+pub(crate) fn run(args: &ServerArgs, log: Log<'_>) -> CommandResult {
     // Before anything is created: the port may be taken.
     let listeners = Listeners::bind(args)?;
     info!("starting an ephemeral Postgres");
@@ -33,9 +33,9 @@ pub(crate) fn run(args: &ServerArgs, stderr: &Stderr) -> CommandResult {
     })?;
     let connection = postgres.loopback_url("postgres");
     let address = listeners.address()?;
-    let server = Server::start(ServerConfig::of_database(args, database, address), listeners, stderr)?;
+    let server = Server::start(ServerConfig::of_database(args, database, address), listeners, log.stderr)?;
     let store = Arc::clone(server.store());
-    server.run(async {
+    server.run(log.filter, async {
         examples::first_snapshot(&store).await;
         let running = "\nAn ephemeral Postgres with a sample catalog is running; Ctrl-C stops it and removes it.\n";
         let commands = examples::commands(address, &["flux-dev", "sdxl-base"], Some(&connection));

@@ -15,6 +15,7 @@ pub(crate) mod handlers;
 pub mod memory_budget;
 pub(crate) mod offload;
 mod percent;
+mod request_log;
 pub(crate) mod response;
 pub(crate) mod server;
 mod socket;
@@ -47,6 +48,7 @@ use handlers::models;
 use handlers::snapshot::{self, SnapshotFeed, SnapshotRequest};
 use memory_budget::MemoryBudget;
 use offload::Offload;
+use request_log::LoggedRequest;
 use response::{Response, set_revision, with_revision};
 
 const MODELS: &str = "/api/models/";
@@ -88,6 +90,8 @@ pub struct Api {
     pub(crate) clients: Arc<ClientLimits>,
     /// Origins whose pages may read responses.
     pub(crate) cors: Option<Cors>,
+    /// API requests that take at least this long are logged, and those that fail; `None` logs none.
+    pub(crate) log_slow: Option<Duration>,
     /// Memory of large request bodies and responses.
     pub(crate) memory: MemoryBudget,
     /// Starts and watches the threads of the server.
@@ -117,6 +121,7 @@ impl Api {
             snapshots,
             clients,
             cors: None,
+            log_slow: None,
             memory,
             threads,
             stalled_after: Duration::MAX,
@@ -166,6 +171,8 @@ struct Exchange {
     has_body: bool,
     /// Set if the route is subject to CORS.
     origin: Option<HeaderValue>,
+    /// Set if the request may have to be logged.
+    logged: Option<Box<LoggedRequest>>,
 }
 
 /// A request whose response is not ready at once: the parts of its head that are still needed. The rest is freed.
@@ -243,7 +250,9 @@ impl Handler {
         let closes = self.is_draining() || chunked;
         let cors = self.api.cors.as_ref().filter(|_| is_limited(route));
         let origin = cors.and_then(|_| request.headers().get(ORIGIN).cloned());
-        Exchange { received, route, closes, has_body, origin }
+        let slow = self.api.log_slow.filter(|_| is_limited(route));
+        let logged = slow.map(|slow| Box::new(LoggedRequest::new(request, slow)));
+        Exchange { received, route, closes, has_body, origin, logged }
     }
 
     fn finish(&self, exchange: Exchange, mut response: Response, body_read: bool) -> Handled {
@@ -261,6 +270,9 @@ impl Handler {
         }
         let took = exchange.received.elapsed();
         self.metrics.request(exchange.route, response.status().as_u16(), took);
+        if let Some(logged) = exchange.logged {
+            logged.finish(response.status(), took);
+        }
         Handled { response, body_unread, took }
     }
 
@@ -296,7 +308,7 @@ impl Handler {
             return Either::Left(response);
         }
         Either::Left(match route {
-            Route::Other => self.with_revision(response::error(StatusCode::NOT_FOUND, "Not found")),
+            Route::Other => self.with_revision(handlers::ops::not_found(self.routes, request.uri().path())),
             _ if !allowed => self.with_revision(response::method_not_allowed(self.allow(request.uri().path()))),
             Route::Batch => return Either::Right(Deferred::Batch(batch::Head::take(request))),
             Route::Models => match models::parse(&self.api, request) {

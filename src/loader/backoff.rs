@@ -65,7 +65,10 @@ impl ReconnectBackoff {
             let text = describe(self.source, kind, serving);
             match outage.attempts {
                 0 => warn!(%error, "{text}"),
-                attempts => warn!(%error, attempts, lasted = ?outage.since.elapsed(), "{text}"),
+                attempts => {
+                    let lasted_seconds = outage.since.elapsed().as_secs_f64();
+                    warn!(%error, attempts, lasted_seconds, "{text}");
+                }
             }
         }
         let limit = FIRST_DELAY.saturating_mul(1 << outage.attempts.min(16)).min(poll_interval).min(MAX_DELAY);
@@ -78,7 +81,8 @@ impl ReconnectBackoff {
         let source = self.source;
         match self.outage.take() {
             Some(Outage { attempts, since, .. }) => {
-                info!(attempts, lasted = ?since.elapsed(), "the {source} is available, in sync again");
+                let lasted_seconds = since.elapsed().as_secs_f64();
+                info!(attempts, lasted_seconds, "the {source} is available, in sync again");
             }
             None => info!("connected to the {source}, in sync"),
         }

@@ -111,7 +111,7 @@ impl ReadCosts {
                 self.logged_at = Some(Instant::now());
                 warn!(
                     kind = kind.label(),
-                    ?took,
+                    took_seconds = took.as_secs_f64(),
                     "reading from the database is slow: run `model-catalog check`, which finds missing indexes"
                 );
             }

@@ -62,7 +62,7 @@ impl CompletedRead {
     /// read before, "nothing" means that nothing changed.
     pub(crate) fn log(&self, changed: usize, now: &Snapshot) {
         let (kind, rows) = (self.kind.label(), self.rows);
-        let (revision, took) = (format!("{:016x}", now.revision()), self.started.elapsed());
+        let (revision, took_seconds) = (format!("{:016x}", now.revision()), self.started.elapsed().as_secs_f64());
         let heartbeat = match self.kind {
             RefreshKind::Audit => false,
             _ if self.mode == Some(SyncMode::Standby) => changed == 0,
@@ -70,9 +70,9 @@ impl CompletedRead {
             RefreshKind::Delta | RefreshKind::Upstream => rows == 0,
         };
         if heartbeat {
-            debug!(kind, rows, ?took, revision, "heartbeat");
+            debug!(kind, rows, took_seconds, revision, "heartbeat");
         } else {
-            info!(kind, rows, changed, models = now.len(), ?took, revision, "refreshed");
+            info!(kind, rows, changed, models = now.len(), took_seconds, revision, "refreshed");
         }
     }
 }
@@ -87,28 +87,29 @@ pub(crate) fn update_gauges(metrics: &Metrics, snapshot: &Snapshot) {
 /// Logs a mode in which changes arrive late. `every` is the interval at which they are read, and `refused` the reason
 /// if the server refused to listen.
 pub(crate) fn log_sync_mode(mode: SyncMode, direct: bool, every: Duration, refused: Option<&str>) {
+    let every_seconds = every.as_secs_f64();
     match mode {
         SyncMode::Live => {}
         SyncMode::Polling if direct => {
             let reason = refused.unwrap_or_default();
             warn!(
-                ?every,
+                every_seconds,
                 reason, "the server refuses LISTEN: changes are read at intervals, and LISTEN is tried again"
             );
         }
         SyncMode::Polling => {
             warn!(
-                ?every,
+                every_seconds,
                 "connected through a transaction pooler, which loses notifications: changes are read at intervals; \
                  connect to Postgres directly"
             );
         }
         SyncMode::Standby if direct => {
-            info!(?every, "this is a hot standby, which sends no notifications: changes are read at intervals");
+            info!(every_seconds, "this is a hot standby, which sends no notifications: changes are read at intervals");
         }
         SyncMode::Standby => {
             warn!(
-                ?every,
+                every_seconds,
                 "this is a hot standby behind a transaction pooler, which may change servers between two reads: \
                  everything is read at intervals; connect to Postgres directly"
             );

@@ -205,7 +205,11 @@ async fn begin(client: &mut Client) -> Result<OneTransaction<'_>, MigrateError> 
             return Err(MigrateError::Locked { holder, waited: limit });
         }
         if logged != holder {
-            tracing::info!(holder, limit = ?limit, "waiting for another migration of this database");
+            tracing::info!(
+                holder,
+                limit_seconds = limit.as_secs_f64(),
+                "waiting for another migration of this database"
+            );
             logged = holder;
         }
         tokio::time::sleep(LOCK_RETRY).await;

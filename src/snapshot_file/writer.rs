@@ -77,7 +77,7 @@ impl Writer<'_> {
         let failed_before = std::mem::replace(&mut self.failed, result.is_err());
         match result {
             Ok(()) if failed_before => info!(%path, "the snapshot file can be written again"),
-            Ok(()) => debug!(%path, models, took = ?started.elapsed(), "snapshot file written"),
+            Ok(()) => debug!(%path, models, took_seconds = started.elapsed().as_secs_f64(), "snapshot file written"),
             Err(error) if failed_before => debug!(%path, %error, "the snapshot file still can't be written"),
             Err(error) => {
                 warn!(
@@ -111,8 +111,11 @@ pub(crate) fn restore(path: &Path, rules: &Rules, metrics: &Metrics) -> Option<P
     metrics.snapshot_file.with_label_values(&["read", outcome]).inc();
     match result {
         Ok(persisted) => {
-            let (models, took) = (persisted.snapshot.len(), started.elapsed());
-            info!(path = %path.display(), models, ?took, "serving from the snapshot file until its source is read");
+            let (models, took_seconds) = (persisted.snapshot.len(), started.elapsed().as_secs_f64());
+            info!(
+                path = %path.display(), models, took_seconds,
+                "serving from the snapshot file until its source is read"
+            );
             return Some(persisted);
         }
         Err(SnapshotFileError::Missing) => info!(path = %path.display(), "no snapshot file yet"),

@@ -24,6 +24,7 @@ use self::follow::LoaderContext;
 pub(crate) use self::listeners::Listeners;
 use self::shutdown::{ShutdownTimes, Signals, drain};
 use super::{CommandResult, CommandRuntime, examples, runtime};
+use crate::base::log_filter::{Log, LogFilter};
 use crate::base::stderr::Stderr;
 use crate::base::supervisor::Duty;
 use crate::catalog::store::Store;
@@ -42,20 +43,20 @@ pub(crate) fn run(
     database: &DatabaseArgs,
     upstream: &UpstreamArgs,
     args: &ServerArgs,
-    stderr: &Stderr,
+    log: Log<'_>,
     print_examples: bool,
 ) -> CommandResult {
     if let Some(settings) = upstream.settings(&args.rules.rules())? {
         let config = ServerConfig::of_upstream(args, settings);
-        Server::start(config, Listeners::bind(args)?, stderr)?.run(std::future::pending());
+        Server::start(config, Listeners::bind(args)?, log.stderr)?.run(log.filter, std::future::pending());
         return Ok(());
     }
     let database = database.config()?;
     let listeners = Listeners::bind(args)?;
     let address = listeners.address()?;
-    let server = Server::start(ServerConfig::of_database(args, database.clone(), address), listeners, stderr)?;
+    let server = Server::start(ServerConfig::of_database(args, database.clone(), address), listeners, log.stderr)?;
     let store = Arc::clone(server.store());
-    server.run(async {
+    server.run(log.filter, async {
         if print_examples {
             examples::announce(address, &store, &database).await;
         }
@@ -120,8 +121,8 @@ impl Server {
         &self.api.store
     }
 
-    /// Serves until a signal arrives, then shuts down. Runs `meanwhile` until the signal.
-    pub(crate) fn run(mut self, meanwhile: impl Future<Output = ()>) {
+    /// Serves until a signal arrives, then shuts down. Runs `meanwhile` until then. Other signals change `filter`.
+    pub(crate) fn run(mut self, filter: &LogFilter, meanwhile: impl Future<Output = ()>) {
         self.runtime.block_on(async {
             let until_signal = async {
                 tokio::join!(log_first_snapshot(&self.api.store), meanwhile);
@@ -129,7 +130,7 @@ impl Server {
             };
             tokio::select! {
                 () = until_signal => {}
-                () = self.signals.shutdown() => {}
+                () = self.signals.shutdown(filter) => {}
             }
             self.api.draining.store(true, Relaxed);
             // Requests that wait for a change see the drain now. The loader must be left as the only sender.
@@ -153,6 +154,7 @@ fn api(
         snapshots: SnapshotFeed::new(latest, listeners.limits.api / 2),
         clients: Arc::clone(&config.clients),
         cors: config.cors.clone(),
+        log_slow: config.log_slow,
         stalled_after: config.stalled_after,
         ..Api::new(Arc::new(Store::default()), metrics, config.limits, MemoryBudget::new(config.max_buffer_bytes))
     }

@@ -10,6 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use super::Threads;
+use crate::base::log_filter::LogFilter;
 
 /// After the grace period and the drain timeout, time for the loader to end and the last state to be written. Then the
 /// process exits, even if a disk or a name server does not answer: `fsync` and `getaddrinfo` cannot be cancelled.
@@ -29,6 +30,8 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    log_more: Signal,
+    log_as_configured: Signal,
 }
 
 impl Signals {
@@ -45,21 +48,32 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            log_more: signal(SignalKind::user_defined1())?,
+            log_as_configured: signal(SignalKind::user_defined2())?,
         })
     }
 
-    /// Waits for a signal to shut down: SIGTERM, SIGINT, or SIGHUP if it means that the terminal was closed.
-    pub(super) async fn shutdown(&mut self) {
+    /// Waits for a signal to shut down: SIGTERM, SIGINT, or SIGHUP if it means that the terminal was closed. SIGUSR1
+    /// and SIGUSR2 change what is logged.
+    pub(super) async fn shutdown(&mut self, filter: &LogFilter) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
                 _ = self.hangup.recv() => {}
+                _ = self.log_more.recv() => {
+                    filter.log_more();
+                    continue;
+                }
+                _ = self.log_as_configured.recv() => {
+                    filter.log_as_configured();
+                    continue;
+                }
             }
             if io::stdin().is_terminal() {
                 return;
             }
-            info!("SIGHUP is ignored: settings are read at the start, and SIGTERM shuts down");
+            info!("SIGHUP is ignored: settings are read at the start, SIGTERM shuts down, and SIGUSR1 logs more");
         }
     }
 }
@@ -67,7 +81,7 @@ impl Signals {
 /// Keeps serving for the grace period, then stops accepting connections and waits for the open ones to finish, for the
 /// loader to end, and for the last state to be written.
 pub(super) async fn drain(threads: &Threads, times: ShutdownTimes) {
-    info!(grace = ?times.grace, "shutting down: no longer ready");
+    info!(grace_seconds = times.grace.as_secs_f64(), "shutting down: no longer ready");
     tokio::time::sleep(times.grace).await;
     threads.stop.cancel();
     let parts =
@@ -78,7 +92,7 @@ pub(super) async fn drain(threads: &Threads, times: ShutdownTimes) {
     let ended = async {
         // A worker ends when its last connection is closed.
         if tokio::time::timeout(times.drain, threads.workers.wait()).await.is_err() {
-            warn!(after = ?times.drain, "drain timeout: exiting with open connections");
+            warn!(after_seconds = times.drain.as_secs_f64(), "drain timeout: exiting with open connections");
         }
         // The end of the loader closes the channel that the snapshot writer reads from.
         threads.loader.wait().await;

@@ -59,7 +59,9 @@ pub(crate) fn respond(api: &Api) -> Response {
     let current = api.store.load();
     let Some(snapshot) = current.as_deref() else {
         let failure = api.sync.failure();
-        return failure.map_or_else(response::not_loaded, |failure| response::not_loaded_because(&shortened(&failure, REASON_BYTES)));
+        return failure.map_or_else(response::not_loaded, |failure| {
+            response::not_loaded_because(&shortened(&failure, REASON_BYTES))
+        });
     };
     let (fleet, unwatched) = (api.sync.fleet(), api.sync.unwatched());
     let unwatched = unwatched.as_deref().map(|tables| &tables[..tables.len().min(LISTED)]);

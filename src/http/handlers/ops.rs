@@ -7,14 +7,15 @@ use hyper::header::HeaderValue;
 use serde::Serialize;
 
 use crate::catalog::snapshot::Snapshot;
-use crate::http::Api;
 use crate::http::etag::hex;
 use crate::http::response::{self, Response};
+use crate::http::{Api, Routes};
 use crate::metrics::{Route, set_count};
 use crate::postgres::session::SyncMode;
 use crate::sync::LastSync;
 
 const READY: &str = "ready";
+const ON_ADMIN_PORT: &str = "served on the admin port (CATALOG_ADMIN_ADDR): let checks and scrapes use that port";
 
 /// Bytes of the longest start that [`is_start`] recognizes: `HEAD /metrics` and what follows it.
 pub(in crate::http) const LONGEST_START: usize = 14;
@@ -27,6 +28,12 @@ pub(in crate::http) fn route(path: &str) -> Option<Route> {
         "/metrics" => Some(Route::Metrics),
         _ => None,
     }
+}
+
+/// 404. For a health check at the port of the API it names the right port.
+pub(in crate::http) fn not_found(routes: Routes, path: &str) -> Response {
+    let on_admin_port = routes == Routes::Api && route(path).is_some();
+    response::error(StatusCode::NOT_FOUND, if on_admin_port { ON_ADMIN_PORT } else { "Not found" })
 }
 
 /// Whether bytes are the start of a request for one of these routes, as probes and scrapers send it.

@@ -89,11 +89,12 @@ async fn ops_routes_move_to_the_admin_port() {
     }
     let batch = Request::post(format!("http://{admin}/api/models/batch")).body(r#"{"model_ids":[]}"#.into()).unwrap();
     assert_eq!(server.send(batch).await.status, 404);
+    let moved = "served on the admin port (CATALOG_ADMIN_ADDR): let checks and scrapes use that port";
     for path in ["/livez", "/readyz", "/metrics"] {
         let response = server.get(path).await;
         assert_eq!(
             (response.status, response.text()),
-            (404, r#"{"error":"Not found"}"#.into()),
+            (404, format!(r#"{{"error":"{moved}"}}"#)),
             "{path} on the API port"
         );
         assert_eq!(response.revision().len(), 16);

@@ -49,7 +49,7 @@ async fn configuration_errors_are_not_reported_as_an_outage() {
             assert!(message.contains(part), "no {part:?} in {warning}");
         }
         assert!(!message.contains("unavailable") && !message.contains("serving"), "{warning}");
-        assert!(warning["attempts"].is_null() && warning["lasted"].is_null(), "{warning}");
+        assert!(warning["attempts"].is_null() && warning["lasted_seconds"].is_null(), "{warning}");
         assert_eq!(server.get("/readyz").await.status, 503);
         assert_eq!((server.logged("\"listening\""), server.logged("first catalog loaded")), (1, 0));
     }

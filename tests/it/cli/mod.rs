@@ -8,6 +8,7 @@ mod examples;
 mod export;
 mod health;
 pub mod import;
+mod logs;
 mod migrate;
 mod outputs;
 mod secrets;

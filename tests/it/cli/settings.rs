@@ -51,6 +51,7 @@ fn invalid_value_error_names_the_variable_and_a_valid_value() {
         ("CATALOG_CLIENT_ADDR_HEADER", "x forwarded", "the name of a header"),
         ("CATALOG_CORS_ALLOW_ORIGIN", "example.org", "such as https://example.org"),
         ("CATALOG_CORS_ALLOW_ORIGIN", "https://example.org/", "such as https://example.org"),
+        ("CATALOG_LOG_SLOW_REQUESTS", "1", "such as 500ms, 10s or 1h"),
         ("CATALOG_POLL_INTERVAL", "10", "such as 500ms, 10s or 1h"),
         ("CATALOG_POLL_INTERVAL", "0s", "such as 500ms, 10s or 1h"),
         ("CATALOG_UPSTREAM_INTERVAL", "0s", "such as 500ms, 10s or 1h"),

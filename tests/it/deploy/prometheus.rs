@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hyper::Request;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::docs::{METRICS, RUNBOOK};
 use crate::machine::hubs::{response, serve};
@@ -114,7 +114,7 @@ fn panels() -> Vec<Value> {
 fn expressions() -> Vec<String> {
     let expressions = panels().into_iter().flat_map(|panel| panel["targets"].as_array().unwrap().clone());
     let text = expressions.map(|target| target["expr"].as_str().unwrap().to_owned());
-    text.map(|text| text.replace("$instance", ".*").replace("$__rate_interval", "30s")).collect()
+    text.map(|text| text.replace("$job", ".*").replace("$instance", ".*").replace("$__rate_interval", "30s")).collect()
 }
 
 /// The metrics that an expression names.
@@ -156,7 +156,7 @@ fn dashboard_has_valid_panels_and_variables() {
     let variables = dashboard["templating"]["list"].as_array().unwrap();
     let kinds: Vec<_> = variables.iter().map(|variable| (&variable["name"], &variable["type"])).collect();
     let [datasource, query] = ["datasource", "query"].map(Value::from);
-    assert_eq!(kinds, [(&datasource, &datasource), (&"instance".into(), &query)]);
+    assert_eq!(kinds, [(&datasource, &datasource), (&"job".into(), &query), (&"instance".into(), &query)]);
     for panel in panels() {
         let title = panel["title"].as_str().unwrap();
         assert_eq!(panel["datasource"]["uid"], "${datasource}", "{title}");
@@ -164,7 +164,10 @@ fn dashboard_has_valid_panels_and_variables() {
         let names: BTreeSet<_> = targets.iter().map(|target| target["refId"].as_str().unwrap()).collect();
         assert!(!targets.is_empty() && names.len() == targets.len(), "{title}: {targets:?}");
         for target in targets {
-            assert!(target["expr"].as_str().unwrap().contains("instance=~\"$instance\""), "{title}: {target}");
+            let expression = target["expr"].as_str().unwrap();
+            let selectors = expression.matches('{').count();
+            let selected = expression.matches("{job=~\"$job\", instance=~\"$instance\"").count();
+            assert!(selected > 0 && selected == selectors, "{title}: {target}");
             assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}: {target}");
         }
         let place = |key: &str| panel["gridPos"][key].as_u64().unwrap();
@@ -178,6 +181,35 @@ fn dashboard_has_valid_panels_and_variables() {
             let disjoint = x + w <= ox || ox + ow <= x || y + h <= oy || oy + oh <= y;
             assert!(disjoint, "{} overlaps {}", panel["title"], other["title"]);
         }
+    }
+}
+
+/// The gauge is 0 before the first sync.
+#[test]
+fn dashboard_shows_the_time_since_the_start_before_the_first_sync() {
+    let folder = TempFolder::new("never-synced");
+    let ages: Vec<_> = expressions().into_iter().filter(|text| text.contains("catalog_last_sync")).collect();
+    assert_eq!(ages.len(), 2);
+    for (number, age) in ages.iter().enumerate() {
+        let labels = if age.starts_with("max(") { "{}" } else { r#"{job="model-catalog", instance="a"}"# };
+        let series = |name: &str| format!(r#"{name}{{job="model-catalog", instance="a"}}"#);
+        let input = |name: &str, values: &str| json!({ "series": series(name), "values": values });
+        let case = |synced: &str, expected: f64| {
+            json!({
+                "interval": "1m",
+                "input_series": [
+                    input("catalog_last_sync_timestamp_seconds", synced), input("process_start_time_seconds", "60x20"),
+                ],
+                "promql_expr_test": [
+                    { "expr": age, "eval_time": "10m", "exp_samples": [{ "labels": labels, "value": expected }] },
+                ],
+            })
+        };
+        let file = folder.join(format!("{number}.yaml"));
+        let tests = json!({ "rule_files": [], "tests": [case("0x20", 540.0), case("599x20", 1.0)] });
+        std::fs::write(&file, tests.to_string()).unwrap();
+        let output = Command::new("promtool").args(["test", "rules"]).arg(&file).output().unwrap();
+        assert!(output.status.success(), "{age}: {output:?}");
     }
 }
 

@@ -31,13 +31,13 @@ pub struct Balancer {
 impl Balancer {
     /// Starts HAProxy in front of two replicas. `variables` are further variables of its configuration.
     pub async fn start(replicas: &[Server], variables: &[(&str, &str)]) -> Self {
-        let port = TcpListener::bind((FRONTEND, 0)).unwrap().local_addr().unwrap().port();
-        let address = format!("{FRONTEND}:{port}");
-        let program = ["/usr/sbin/haproxy", "/usr/bin/haproxy"].into_iter().find(|path| std::fs::exists(path).unwrap());
-        let mut command = Command::new(program.expect("no haproxy: `make test-tools` installs it"));
-        command.args(["-db", "-f", CONFIG]).env("FRONTEND", &address).env("CHECK_INTERVAL", "100ms");
-        command.env("REPLICA_1", &replicas[0].address).env("REPLICA_2", &replicas[1].address);
-        command.envs(variables.iter().copied());
+        Self::start_at([&replicas[0].address, &replicas[1].address], variables).await
+    }
+
+    /// Like [`Balancer::start`], by the addresses of the replicas, which serve the models `a` and `b`.
+    pub async fn start_at(replicas: [&str; 2], variables: &[(&str, &str)]) -> Self {
+        let address = free_frontend();
+        let mut command = haproxy(&address, replicas, variables);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let balancer = Self { child, address };
         until("HAProxy forwards requests", async || Client::new(&balancer.address, true).send().is_ok()).await;
@@ -50,6 +50,35 @@ impl Drop for Balancer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn free_frontend() -> String {
+    let port = TcpListener::bind((FRONTEND, 0)).unwrap().local_addr().unwrap().port();
+    format!("{FRONTEND}:{port}")
+}
+
+/// HAProxy with the shipped configuration.
+fn haproxy(frontend: &str, replicas: [&str; 2], variables: &[(&str, &str)]) -> Command {
+    let program = ["/usr/sbin/haproxy", "/usr/bin/haproxy"].into_iter().find(|path| std::fs::exists(path).unwrap());
+    let mut command = Command::new(program.expect("no haproxy: `make test-tools` installs it"));
+    command.args(["-db", "-f", CONFIG]).env("FRONTEND", frontend).env("CHECK_INTERVAL", "100ms");
+    command.env("REPLICA_1", replicas[0]).env("REPLICA_2", replicas[1]).envs(variables.iter().copied());
+    command
+}
+
+/// Without CHECK_PORT, the checks ask the port of the API for /readyz.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn haproxy_names_the_admin_port_if_its_checks_use_the_other_one() {
+    let db = Db::new().await;
+    let replica = Server::spawn(&db.url, &[("CATALOG_ADMIN_ADDR", "127.0.0.1:0")]).await;
+    let mut command = haproxy(&free_frontend(), [&replica.address, &replica.address], &[]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut log = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let line = log.find(|line| line.contains("replica-1 is DOWN"));
+    let _ = child.kill();
+    let _ = child.wait();
+    let line = line.expect("HAProxy ended");
+    assert!(line.contains("404 ") && line.contains("admin port (CATALOG_ADMIN_ADDR)"), "{line}");
 }
 
 /// Edges wait for 30 s at a time.
