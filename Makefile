@@ -1,7 +1,7 @@
 # CONTRIBUTING.md lists the targets. `make run` and `make test` install what is missing on a bare Debian.
 .PHONY: run test test-api test-image test-manifests test-postgres-majors test-race test-standby soak deploys edges slow-clients fuzz coverage \
 	supply-chain lint bench bench-scale bench-fanout bench-micro bench-peers bench-pull pull-kills release test-release \
-	test-clients postgres test-tools
+	test-clients test-upgrade postgres test-tools
 
 # Serves DATABASE_URL, or a private Postgres with the sample catalog. The demo is built with the profile of the tests,
 # which needs less than half of the time of the release profile and shares its work with `make test`.
@@ -83,6 +83,16 @@ soak: test-tools
 test-standby: export STANDBY_STEPS ?= 50000
 test-standby: postgres
 	cargo test --test it standby_deltas_equal_the_table -- --nocapture
+
+# Upgrades servers under load from another version, which is built first: the last commit of 0.1.0 with three migrations, or
+# UPGRADE_FROM. About five minutes.
+UPGRADE_FROM ?= 4b8903ec6830070cbcd80fcc74c9bb3568f99367
+test-upgrade: export UPGRADE_FROM_PROGRAM = $(CURDIR)/target/upgrade/target/debug/model-catalog
+test-upgrade: postgres test-tools
+	rm -rf target/upgrade/source && mkdir -p target/upgrade/source
+	git archive $(UPGRADE_FROM) | tar -x -C target/upgrade/source
+	cargo build --locked --manifest-path target/upgrade/source/Cargo.toml --target-dir target/upgrade/target
+	cargo test --test it deploy::upgrade:: -- --ignored --nocapture
 
 # Restarts replicas in turn behind HAProxy under load; `make test` does it ten times.
 deploys: export DEPLOY_RESTARTS ?= 50

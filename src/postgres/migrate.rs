@@ -73,6 +73,15 @@ pub enum MigrateError {
         /// How long was waited.
         waited: Duration,
     },
+    /// A newer version of the program has migrated the database.
+    #[error(
+        "the database has migration {newer}, and this version of the program knows {SCHEMA_VERSION}: a newer version \
+         has migrated it; this one can serve it, and only a version that knows {newer} can migrate it"
+    )]
+    Newer {
+        /// The number of the first migration that this version does not know.
+        newer: i32,
+    },
     /// A numbered migration failed, or differs from the one that was applied before.
     #[error("cannot apply the migrations")]
     Migrations(#[from] Detailed),
@@ -166,7 +175,10 @@ async fn apply_numbered(client: &mut Client, models: ModelsTable) -> Result<(), 
     transaction.0.batch_execute(&schema).await.map_err(failed("create the schema model_catalog"))?;
     let mut runner = embedded::migrations::runner();
     runner.set_migration_table_name("model_catalog.migrations");
-    let report = runner.run_async(&mut transaction).await.map_err(Detailed::from)?;
+    let report = runner.run_async(&mut transaction).await.map_err(|error| match error.kind() {
+        refinery::error::Kind::MissingVersion(migration) => MigrateError::Newer { newer: migration.version() },
+        _ => Detailed::from(error).into(),
+    })?;
     transaction.0.commit().await.map_err(failed("commit the migrations"))?;
     for applied in report.applied_migrations() {
         tracing::info!(migration = %applied, "applied");

@@ -7,6 +7,7 @@ mod prometheus;
 pub mod rolling;
 mod systemd_container;
 mod systemd_unit;
+mod upgrade;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -40,9 +40,14 @@ pub struct ConsistencyReaders {
 impl ConsistencyReaders {
     /// Starts two readers. `may_go_back` is for faults in which the database itself loses commits.
     pub fn start(server: &Server, pairs: usize, may_go_back: bool) -> Self {
+        Self::start_at(&server.address, pairs, may_go_back)
+    }
+
+    /// Like [`ConsistencyReaders::start`], for whatever listens at this address.
+    pub fn start_at(address: &str, pairs: usize, may_go_back: bool) -> Self {
         let (stop, responses) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let reader = |_| {
-            let reader = Reader { address: server.address.clone(), pairs, may_go_back };
+            let reader = Reader { address: address.to_owned(), pairs, may_go_back };
             tokio::spawn(reader.read(Arc::clone(&stop), Arc::clone(&responses)))
         };
         let readers = (0..2).map(reader).collect();

@@ -9,6 +9,8 @@ use crate::support::{Db, Server, model_json};
 const UNREACHABLE: &str = "host=/nowhere user=postgres dbname=postgres";
 /// As version 1 of the format, whose rules allowed credentials in URLs, and with `CATALOG_URL_SCHEMES=http,https,ftp`.
 const VERSION_1: &str = include_str!("snapshot_v1.jsonl");
+/// As version 0.1.0 of the program wrote it: version 2 of the format.
+const VERSION_0_1_0: &str = include_str!("snapshot_v0_1_0.jsonl");
 
 async fn status(server: &Server, id: &str) -> u16 {
     server.get(&format!("/api/models/{id}")).await.status
@@ -67,6 +69,31 @@ async fn a_file_of_the_previous_version_is_served_except_for_rows_that_break_a_r
         assert!(catalog.contains(reason), "{reason} is not in {catalog}");
     }
     assert_eq!(std::fs::read_to_string(folder.file()).unwrap(), VERSION_1);
+}
+
+/// Its header lacks the keys that came later, so the database is read as a whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_0_1_0_wrote_is_served_until_the_database_was_read() {
+    let folder = Folder::new();
+    std::fs::write(folder.file(), VERSION_0_1_0).unwrap();
+    let settings = [("CATALOG_SNAPSHOT_FILE", &*folder.file())];
+    let server = Server::start_with(UNREACHABLE, &settings).await;
+    for line in VERSION_0_1_0.lines().filter(|line| line.starts_with("{\"id\":")) {
+        let model: serde_json::Value = serde_json::from_str(line).unwrap();
+        let path = format!("/api/models/{}", model["id"].as_str().unwrap());
+        assert_eq!(server.get(&path).await.text(), line);
+    }
+    let catalog = server.get("/api/catalog").await.json();
+    assert_eq!((&catalog["revision"], &catalog["models"]), (&"96f788d2b10d458e".into(), &3.into()));
+    let rejected = &catalog["rejected_rows"][0];
+    assert_eq!((&rejected["id"], &rejected["served"]), (&"t5xxl-fp16".into(), &true.into()));
+    drop(server);
+
+    let db = Db::new().await;
+    db.add("a").await;
+    let server = Server::start_with(&db.url, &settings).await;
+    server.until("it reads the database", |s| async { s.get("/readyz").await.json()["source"] == "postgres" }).await;
+    assert_eq!((status(&server, "a").await, status(&server, "clip-l").await), (200, 404));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -163,6 +163,25 @@ async fn migration_from_version_3_fails_no_write() {
     assert_eq!(db.sql(rows).await.as_deref(), Some("4 4"));
 }
 
+#[tokio::test]
+async fn migrate_after_a_downgrade_names_the_newer_version_and_servers_keep_serving() {
+    let db = Db::new().await;
+    db.add("a").await;
+    db.sql("INSERT INTO model_catalog.migrations SELECT 999, 'later', applied_on, checksum FROM model_catalog.migrations LIMIT 1")
+        .await;
+    let before = fingerprint(&db).await;
+    let output = start(&db.url, &[]).wait_with_output().unwrap();
+    let message = stderr(&output);
+    assert!(
+        !output.status.success() && message.contains("the database has migration 999, and this version"),
+        "{message}"
+    );
+    assert_eq!(fingerprint(&db).await, before);
+    let server = Server::start_with(&db.url, NOTIFY_ONLY).await;
+    db.sql("UPDATE models SET name = 'new'").await;
+    server.until_named("a", "new").await;
+}
+
 /// The migration gives up if a transaction keeps it from the tables, and leaves everything as it was.
 #[tokio::test]
 async fn migration_gives_up_beside_a_long_transaction() {
