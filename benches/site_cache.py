@@ -1,8 +1,8 @@
 """`make bench-pull`, second part: many machines that boot at once, with and without the cache of `deploy/cache`.
 
 The hub speaks TLS, wants a token and redirects to addresses with a signature that differs each time. The storage is an
-nginx with TLS, whose log gives requests and bytes. BENCH_MACHINES (20) pulls start at once, each with a folder of its own on
-disk; they need BENCH_FILES (5) files of BENCH_FILE_MB (200). The table goes to benches/results/site-cache.md.
+nginx with TLS, whose log gives requests and bytes. BENCH_MACHINES (20) pulls start at once, each with a folder of its own in
+BENCH_DIR (/var/tmp); they need BENCH_FILES (5) files of BENCH_FILE_MB (200). The table goes to benches/results/site-cache.md.
 """
 
 import collections
@@ -123,8 +123,8 @@ def pulls(work, target, models, count, cached):
     for number in range(count):
         environment["MODELS_DIR"] = str(target / str(number))
         processes.append(subprocess.Popen([PROGRAM, "pull"], env=environment, stderr=subprocess.PIPE))
-    used = 0
-    readers = [threading.Thread(target=process.stderr.read) for process in processes]
+    used, logs = 0, []
+    readers = [threading.Thread(target=lambda pipe=process.stderr: logs.append(pipe.read())) for process in processes]
     for reader in readers:
         reader.start()
     for process in processes:
@@ -133,6 +133,10 @@ def pulls(work, target, models, count, cached):
         if status != 0:
             sys.exit("a pull failed")
     seconds = time.monotonic() - begun
+    for reader in readers:
+        reader.join()
+    if cached and any(log.count(b'source="cache"') != len(models) for log in logs):
+        sys.exit(f"the cache was not used for every file: {logs[0].decode()}")
     for number in range(count):
         for name in models:
             if (target / str(number) / name).stat().st_size != BYTES:
@@ -157,13 +161,13 @@ def leaks(work):
 def main():
     work = pathlib.Path(tempfile.mkdtemp(prefix="bench-site-", dir=os.environ.get("BENCH_DIR", "/var/tmp")))
     os.chmod(work, 0o755)
-    target, running = ROOT / "target/bench-site", []
+    target, running = work / "machines", []
     try:
         (work / "source").mkdir()
         subprocess.run(
             ["openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-newkey", "ec", "-pkeyopt",
              "ec_paramgen_curve:prime256v1", "-keyout", work / "key.pem", "-out", work / "certificate.pem", "-addext",
-             "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"],
+             "subjectAltName=IP:127.0.0.1,DNS:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"],
             check=True, capture_output=True)
         models = {}
         for number in range(FILES):
@@ -172,7 +176,7 @@ def main():
             models[str(number)] = hashlib.sha256(content).hexdigest()
         start_hub(work)
         running = [storage(work, models), cache(work)]
-        lines = [f"{FILES} files of {BYTES / 1e6:.0f} MB, {os.cpu_count()} cores for everything, {time.strftime('%F')}.", "",
+        lines = [f"{FILES} files of {BYTES / 1e6:.0f} MB in {work.parent}, {os.cpu_count()} cores for everything, {time.strftime('%F')}.", "",
                  "| machines | cache | seconds of the last | CPU s of the pulls | bytes of the origin / files | its requests "
                  "| most for one piece | requests to the hub |", "|---:|---|---:|---:|---:|---:|---:|---:|"]
         for count, state in [(1, "none"), (1, "empty"), (1, "full"), (MACHINES, "none"), (MACHINES, "empty"),
@@ -193,7 +197,6 @@ def main():
         for process in running:
             stop(process)
         shutil.rmtree(work)
-        shutil.rmtree(target, ignore_errors=True)
 
 
 main()

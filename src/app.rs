@@ -104,6 +104,7 @@ fn run_command(cli: Cli, stderr: &Stderr, filter: &LogFilter) -> ExitCode {
         }
         Command::Health { listen, live } => cmd::health::run(&listen, live),
         Command::Generate { directory } => cmd::generate::run(&directory),
+        Command::Warm(args) => return report_status(cmd::warm::run(&args), stderr),
         Command::Pull(pull) => return cmd::pull::run(&pull, matches!(cli.log.format, LogFormat::Text), stderr),
     };
     match result {

@@ -6,6 +6,7 @@ mod pull;
 mod server;
 mod upstream;
 mod variables;
+mod warm;
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -25,6 +26,7 @@ use crate::metrics::COMMIT;
 use crate::postgres::config::{DatabaseConfig, DatabaseUrlError, Environment};
 use crate::postgres::migrate::SCHEMA_VERSION;
 pub(crate) use upstream::UpstreamArgs;
+pub(crate) use warm::WarmArgs;
 
 static VERSION: LazyLock<String> =
     LazyLock::new(|| format!("{} (commit {COMMIT}, schema {SCHEMA_VERSION})", env!("CARGO_PKG_VERSION")));
@@ -160,6 +162,12 @@ pub(crate) enum Command {
     /// 127: the command cannot be started. If a command is given, its exit status is returned. It starts even if a
     /// model is missing, unless --strict is set.
     Pull(PullArgs),
+    /// Let the caches of a site fetch files before GPU machines need them, and verify what they have. No file is
+    /// written here.
+    ///
+    /// HF_TOKEN, CIVITAI_TOKEN, HF_ENDPOINT and the proxy variables work as in `pull`. Exit status 0: the caches have
+    /// every file that has a SHA-256; 1: they do not; 2: there is no list of models.
+    Warm(WarmArgs),
     /// Write man pages and shell completions to a directory, for packages.
     #[command(hide = true)]
     Generate {

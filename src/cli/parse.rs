@@ -7,6 +7,8 @@ use std::time::Duration;
 use hyper::header::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
+use url::Url;
+
 use crate::http::cors::Cors;
 
 /// Longer durations have no use, and a deadline this far ahead can still be represented.
@@ -37,6 +39,11 @@ pub(crate) fn database_timeout(text: &str) -> Result<Duration, String> {
         return Err("it must be at most 24days, such as 10s or 5m".into());
     }
     Ok(duration)
+}
+
+pub(crate) fn http_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text.trim()).ok().filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
+    url.ok_or_else(|| "write an http or https URL such as http://cache:8800".into())
 }
 
 pub(crate) fn number(text: &str) -> Result<NonZeroUsize, String> {
@@ -71,7 +78,7 @@ pub(crate) fn cors(text: &str) -> Result<Cors, String> {
     }
     // Browsers send origins without a path and a default port, in lower case. Any other spelling would never match.
     let origin = |text: &str| {
-        let origin = url::Url::parse(text).ok()?.origin();
+        let origin = Url::parse(text).ok()?.origin();
         (origin.is_tuple() && origin.ascii_serialization() == text).then(|| HeaderValue::from_str(text).ok()).flatten()
     };
     let origins = text.split(',').map(|text| origin(text.trim())).collect::<Option<_>>();

@@ -17,6 +17,7 @@ pub(crate) mod pull;
 pub(crate) mod serve;
 pub(crate) mod stdout;
 pub(crate) mod terminal;
+pub(crate) mod warm;
 
 use std::error::Error;
 use std::io;

@@ -53,7 +53,7 @@ struct State {
 }
 
 impl Cache {
-    pub(super) fn new(url: Url, events: Events) -> Self {
+    pub(crate) fn new(url: Url, events: Events) -> Self {
         Self { url, contact: AsyncMutex::default(), state: Mutex::default(), events }
     }
 
@@ -125,11 +125,22 @@ pub(super) struct CachedFile {
 }
 
 impl CachedFile {
-    fn new(cache: &Arc<Cache>, hash: &Hash) -> Option<Self> {
+    /// `None` if the hash is not a SHA-256.
+    pub(super) fn new(cache: &Arc<Cache>, hash: &Hash) -> Option<Self> {
         let (text, mut url) = (hash.text(), cache.url.clone());
         let digits = text.strip_prefix("sha256:")?;
         url.set_path(&format!("{}/sha256/{digits}", cache.url.path().trim_end_matches('/')));
         Some(Self { cache: Arc::clone(cache), url, origin: None })
+    }
+
+    pub(super) fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// The same file, which the cache may fetch from `origin`.
+    pub(super) fn with_origin(self, mut origin: Url) -> Self {
+        origin.set_fragment(None);
+        Self { origin: Some(origin), ..self }
     }
 
     /// Requests it at `url`, which is the one of the file or where the cache redirects to.
@@ -140,10 +151,12 @@ impl CachedFile {
     }
 
     /// Whether the cache only lacks the file, or a part of it, or is told that it may not have it.
-    fn is_miss(&self, problem: &Problem) -> bool {
+    pub(super) fn is_miss(&self, problem: &Problem) -> bool {
         match problem {
             Problem::Status { status: 400..=499, .. } => true,
-            Problem::Status { .. } | Problem::Connection { .. } | Problem::Incomplete(_) => self.origin.is_none(),
+            Problem::Status { .. } | Problem::Connection { .. } | Problem::Incomplete(_) => {
+                self.origin.is_none() && self.cache.is_usable()
+            }
             _ => false,
         }
     }
@@ -221,17 +234,16 @@ impl Download<'_> {
     ) -> Result<bool, AttemptError> {
         let mut planned = source.is_some();
         while let Some(file) = self.caches.iter().find(|file| file.cache.is_usable()).cloned() {
-            let mut origin = match source.as_ref() {
+            let origin = match source.as_ref() {
                 Some(source) => source.url.clone(),
                 None => source.insert(self.resolve(url).await?).url.clone(),
             };
-            origin.set_fragment(None);
             if !self.context.http.is_public(&origin, self.model.auth) {
                 return Ok(false);
             }
             let (before, cache) = (self.progress.received(), Arc::clone(&file.cache));
             let expired = |problem: &Problem| matches!(problem, Problem::Status { status: 400 | 401 | 403, .. });
-            match self.try_cache(CachedFile { origin: Some(origin), ..file }).await {
+            match self.try_cache(file.with_origin(origin)).await {
                 Ok(()) => return Ok(true),
                 Err(AttemptError::Fatal(problem)) if problem.is_of_this_machine() => {
                     return Err(AttemptError::Fatal(problem));

@@ -51,6 +51,9 @@ pub(crate) enum Problem {
         /// Value of `Retry-After`.
         retry_after: Option<Duration>,
     },
+    /// A file that its hub sends itself, and only for a token.
+    #[error("{0} sends the file itself and wants a token, which no cache gets")]
+    NotPublic(String),
     /// Too many redirects.
     #[error("more than {0} redirects")]
     Redirects(usize),
@@ -177,7 +180,7 @@ impl Problem {
             Self::SavePath(_) | Self::SamePath(_) | Self::Folder(_) => "save_path",
             Self::Disk(..) => "disk",
             Self::NoSpace { .. } => "no_room",
-            Self::Status { status: 401 | 403, .. } => "unauthorized",
+            Self::Status { status: 401 | 403, .. } | Self::NotPublic(_) => "unauthorized",
             Self::Status { status: 404 | 410, .. } => "not_found",
             Self::Status { status: 429, .. } => "rate_limited",
             Self::Status { .. } => "status",

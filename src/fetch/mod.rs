@@ -35,6 +35,7 @@ pub(crate) mod state_file;
 mod step;
 pub(crate) mod tokens;
 mod transfer;
+pub(crate) mod warm;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use reqwest::header::{CONTENT_TYPE, LOCATION};
 use reqwest::{StatusCode, Url};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use tracing::info;
 
 use super::catalog::parse;
-use super::settings::PullSettings;
 use crate::base::error_chain::chain;
 use crate::fetch::error::{Problem, Transport};
 use crate::fetch::http::{Http, host, read};
@@ -22,6 +23,8 @@ const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 const MAX_EXCERPT: usize = 300;
 /// Ids per request: the default of `CATALOG_MAX_BATCH_IDS`.
 const MAX_BATCH_IDS: usize = 1_000;
+/// Models per page: the limit of the catalog.
+const PAGE: &str = "200";
 /// Rounds until the pause grows no more, which is then 4 to 12 s: all machines wait for the same catalogs, and a boot
 /// waits for each of them.
 const ROUNDS_OF_BACKOFF: u32 = 3;
@@ -53,21 +56,19 @@ impl CatalogError {
 ///
 /// # Errors
 /// The last error, or the last transient one if there was any in the last round.
-pub(crate) async fn request_models(http: &Http, settings: &PullSettings) -> Result<Listing, CatalogError> {
-    let deadline = Instant::now() + settings.fetch.wait;
+pub(crate) async fn request_models(
+    http: &Http,
+    catalogs: &[Url],
+    ids: &[String],
+    wait: Duration,
+) -> Result<Listing, CatalogError> {
+    let deadline = Instant::now() + wait;
     let mut rounds = 0;
     loop {
         let mut last = None;
-        for catalog in &settings.catalogs {
-            match request_all(http, catalog, &settings.fetch.ids).await {
-                Ok(mut listing) => {
-                    for model in &mut listing.models {
-                        for url in std::iter::once(&mut model.url).chain(&mut model.mirrors) {
-                            *url = http.tokens().at_endpoint(url);
-                        }
-                    }
-                    return Ok(listing);
-                }
+        for catalog in catalogs {
+            match request_all(http, catalog, ids).await {
+                Ok(listing) => return Ok(at_endpoint(http, listing)),
                 Err(error) => {
                     info!(error = chain(&error), "the request to the catalog failed");
                     // A transient error is worth another round, whatever the errors of the other catalogs.
@@ -84,6 +85,53 @@ pub(crate) async fn request_models(http: &Http, settings: &PullSettings) -> Resu
         }
         rounds += 1;
         tokio::time::sleep(pause(rounds.min(ROUNDS_OF_BACKOFF), None).min(left)).await;
+    }
+}
+
+/// The models with the URLs that are requested instead of those of Hugging Face.
+fn at_endpoint(http: &Http, mut listing: Listing) -> Listing {
+    for model in &mut listing.models {
+        for url in std::iter::once(&mut model.url).chain(&mut model.mirrors) {
+            *url = http.tokens().at_endpoint(url);
+        }
+    }
+    listing
+}
+
+/// A page of the list of models.
+#[derive(Deserialize)]
+struct Page<'a> {
+    #[serde(borrow)]
+    models: &'a RawValue,
+    next: Option<String>,
+}
+
+/// All models of a catalog.
+///
+/// # Errors
+/// A page is missing.
+pub(crate) async fn request_every_model(http: &Http, catalog: &Url) -> Result<Listing, CatalogError> {
+    let (name, mut all, mut after) = (host(catalog), Listing::default(), None);
+    loop {
+        let mut url = catalog.clone();
+        url.set_path(&format!("{}/api/models", catalog.path().trim_end_matches('/')));
+        url.query_pairs_mut().append_pair("limit", PAGE).extend_pairs(after.iter().map(|id: &String| ("after", id)));
+        let unreachable = |error: reqwest::Error| CatalogError::Unreachable(name.clone(), error.into());
+        let mut response = http.client().get(url).timeout(REQUEST_TIMEOUT).send().await.map_err(unreachable)?;
+        let body = read(&mut response, MAX_RESPONSE).await.map_err(unreachable)?;
+        if response.status() != StatusCode::OK {
+            return Err(CatalogError::Status(name, response.status().as_u16()));
+        }
+        let invalid = || CatalogError::InvalidResponse(name.clone());
+        let page: Page<'_> = serde_json::from_slice(&body).map_err(|_| invalid())?;
+        let batch = format!(r#"{{"models":{},"not_found":[],"missing_dependencies":[]}}"#, page.models);
+        let listing = parse(batch.as_bytes(), true).ok_or_else(invalid)?;
+        all.models.extend(listing.models);
+        all.missing.extend(listing.missing);
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(at_endpoint(http, all)),
+        }
     }
 }
 

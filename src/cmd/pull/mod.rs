@@ -3,7 +3,7 @@
 //! Everything is planned before the first byte is downloaded: which files exist, where the others are, and whether they
 //! fit on the disk. A model that cannot be downloaded is a warning and does not stop the others.
 
-mod batches;
+pub(super) mod batches;
 mod catalog;
 mod fd_limit;
 mod report;
@@ -148,7 +148,7 @@ async fn get_models(
     let unusable = |error| format!("cannot open the models folder {}: {error}", settings.dir.display());
     let storage = Storage::open(&settings.dir, settings.fetch.links, &events).map_err(unusable)?;
     let http = Http::new(Tokens::from_env(&events), events.clone())?;
-    let listing = batches::request_models(&http, &settings)
+    let listing = batches::request_models(&http, &settings.catalogs, &settings.fetch.ids, settings.fetch.wait)
         .await
         .map_err(|error| format!("cannot get the models from the catalog: {}", chain(&error)))?;
     let (context, models) = Context::new(settings.fetch.clone(), storage, http, listing, events, stop);

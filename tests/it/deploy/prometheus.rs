@@ -90,8 +90,8 @@ impl Drop for Prometheus {
     }
 }
 
-/// Address of a server of the metrics that `probe` writes; it has no model to find fault with.
-async fn probe_metrics() -> String {
+/// Address of a server of the metrics that `probe` and `pull` write; they have no model to find fault with.
+async fn machine_metrics() -> String {
     let db = Db::new().await;
     let folder = TempFolder::new("probe");
     let file = folder.join("probe.prom");
@@ -99,7 +99,13 @@ async fn probe_metrics() -> String {
     probe.args(["probe", "--metrics-file", file.to_str().unwrap()]).env("DATABASE_URL", &db.url);
     let output = probe.output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    let text = std::fs::read_to_string(&file).unwrap();
+    let catalog = serve(|_| response(200, &[], r#"{"models":[],"not_found":["a"],"missing_dependencies":[]}"#));
+    let pulled = folder.join("pull.prom");
+    let mut pull = Command::new(env!("CARGO_BIN_EXE_model-catalog"));
+    pull.args(["pull", "--needed", "a", "--catalog-url", &catalog, "--cache", "http://127.0.0.1:1"]);
+    pull.arg("--dir").arg(folder.join("models")).arg("--metrics-file").arg(&pulled);
+    assert_eq!(pull.output().unwrap().status.code(), Some(1));
+    let text = [file, pulled].map(|path| std::fs::read_to_string(path).unwrap()).concat();
     serve(move |_| response(200, &["content-type: text/plain; version=0.0.4"], &text))
 }
 
@@ -220,7 +226,7 @@ async fn prometheus_has_data_for_every_rule_and_panel() {
     let folder = TempFolder::new("scraped");
     let file = folder.join("catalog");
     let server = Server::start_with(&db.url, &[("CATALOG_SNAPSHOT_FILE", file.to_str().unwrap())]).await;
-    let prometheus = Prometheus::scraping(&server, &probe_metrics().await).await;
+    let prometheus = Prometheus::scraping(&server, &machine_metrics().await).await;
     let known: BTreeSet<_> = expressions().iter().flat_map(|e| metrics_of(e)).map(str::to_owned).collect();
     assert!(known.len() > 20, "the dashboard could not be read: {known:?}");
 

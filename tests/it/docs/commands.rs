@@ -18,7 +18,7 @@ const SAMPLE: &str = include_str!("../../../sql/sample_models.sql");
 const LIST: &str = include_str!("../cli/model-list.json");
 
 /// Prefixes of commands in `sh` blocks, and the test that runs them.
-const RUN: [(&str, &str); 14] = [
+const RUN: [(&str, &str); 15] = [
     ("install -D -m 644 deploy/cache/nginx.conf ", "cache_starts_in_its_sandbox"),
     ("install -D -m 755 deploy/cache/start.sh ", "cache_starts_in_its_sandbox"),
     ("install -m 644 deploy/cache/model-cache.service ", "cache_starts_in_its_sandbox"),
@@ -26,6 +26,7 @@ const RUN: [(&str, &str); 14] = [
     ("install ", "systemd_unit_starts_serves_drains_and_restarts"),
     ("systemctl daemon-reload", "systemd_unit_starts_serves_drains_and_restarts"),
     ("export MACHINE_MODELS_CACHE=", "twenty_machines_cost_the_origin_each_file_once"),
+    ("model-catalog warm ", "warm_fills_a_cache_before_machines_boot"),
     ("export CATALOG_URL=", "documented_commands_download_the_models"),
     ("MACHINE_MODELS_NEEDED=", "documented_commands_download_the_models"),
     ("curl -d ", "documented_commands_download_the_models"),

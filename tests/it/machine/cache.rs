@@ -14,7 +14,7 @@ use model_catalog::postgres::ephemeral::free_port;
 use serde_json::{Value, json};
 
 use super::files::{ReceivedRequest, Way};
-use super::{Boot, Machine, content, sum};
+use super::{Boot, Machine, content, models_response, sum};
 use crate::support::nginx::Nginx;
 use crate::support::{TempFolder, until};
 
@@ -24,15 +24,15 @@ const START: &str = include_str!("../../../deploy/cache/start.sh");
 const PIECE: usize = 4 << 20;
 
 /// The cache of `deploy/cache`, which may fetch from one host.
-pub struct SiteCache {
+struct SiteCache {
     nginx: Nginx,
-    pub folder: TempFolder,
-    pub url: String,
+    folder: TempFolder,
+    url: String,
 }
 
 impl SiteCache {
-    /// `origin` is the beginning of the allowed addresses, and `certificate` verifies it.
-    pub fn start(origin: &str, certificate: &str) -> Self {
+    /// `origin` is the beginning of the allowed addresses; `slice` is the size of the pieces.
+    fn start(origin: &str, slice: &str) -> Self {
         let (folder, port) = (TempFolder::new("site-cache"), free_port().unwrap());
         for name in ["run", "cache", "log"] {
             std::fs::create_dir(folder.join(name)).unwrap();
@@ -44,7 +44,7 @@ impl SiteCache {
             ("/run/model-cache", &*folder.path("run")),
             ("/var/cache/model-cache", &folder.path("cache")),
             ("/var/log/model-cache", &folder.path("log")),
-            ("/etc/ssl/certs/ca-certificates.crt", certificate),
+            ("slice 4m", &format!("slice {slice}")),
             ("8800", &port.to_string()),
             // So that the log can be read at once.
             (" buffer=64k flush=5s", ""),
@@ -93,13 +93,15 @@ impl SiteCache {
     }
 }
 
+/// Size up to which a file has its size in the catalog, so that it is not planned.
+const SMALL: usize = 300_000;
+
 /// Puts files at a hub for its token, which redirects to signed addresses at the store, and in the catalog of a machine.
-/// Small files have their size there, so they are not planned.
 fn put(machine: &mut Machine, files: &[Vec<u8>]) {
     let models = files.iter().enumerate().map(|(number, file)| {
         let stored = machine.store.put(&format!("/stored/{number}"), Way::File(file.clone()));
         let url = machine.hub.put_for_token(&format!("/hub/{number}"), Way::Signed(stored));
-        let size = (file.len() < PIECE).then_some(file.len() as f64 / 1e9);
+        let size = (file.len() <= SMALL).then_some(file.len() as f64 / 1e9);
         json!({"id": format!("m{number}"), "download_url": url, "hash": sum("sha256sum", file), "file_size_gb": size,
                "auth_required": true, "save_path": format!("f/{number}")})
     });
@@ -111,7 +113,11 @@ fn put(machine: &mut Machine, files: &[Vec<u8>]) {
 
 /// The cache in front of the store of a machine.
 fn cache_of(machine: &mut Machine) -> SiteCache {
-    let cache = SiteCache::start(&format!("http://{}", machine.store.address), "/etc/ssl/certs/ca-certificates.crt");
+    cache_with(machine, "4m")
+}
+
+fn cache_with(machine: &mut Machine, slice: &str) -> SiteCache {
+    let cache = SiteCache::start(&format!("http://{}", machine.store.address), slice);
     machine.set("MACHINE_MODELS_CACHE", &cache.url);
     cache
 }
@@ -166,9 +172,12 @@ fn of_files(requests: &[ReceivedRequest]) -> Vec<&ReceivedRequest> {
 #[test]
 fn twenty_machines_cost_the_origin_each_file_once() {
     let mut machine = Machine::new("cache", "all");
-    let files = [content(1, 3 * PIECE + 9), content(2, PIECE), content(3, 2 * PIECE - 1), content(4, 300_000)];
+    // Pieces that are small, so that twenty programs that are not optimized have little to hash.
+    let piece = 256 << 10;
+    let files = [content(1, 3 * piece + 9), content(2, piece), content(3, 2 * piece - 1), content(4, 100_000)];
     put(&mut machine, &files);
-    let cache = cache_of(&mut machine);
+    let cache = cache_with(&mut machine, "256k");
+    machine.store.stop_searching();
     let pulls = spawn(&mut machine, 20);
     let boots = end(&machine, pulls, &files);
 
@@ -189,7 +198,7 @@ fn twenty_machines_cost_the_origin_each_file_once() {
     for (number, boot) in boots.iter().enumerate() {
         assert_eq!(sources(&machine, number, "m0"), json!({"cache": files[0].len()}), "{}", boot.log);
     }
-    assert!(metrics(&machine).contains(r#"catalog_pull_model_received_bytes{model="m3",source="cache"} 300000"#));
+    assert!(metrics(&machine).contains(r#"catalog_pull_model_received_bytes{model="m3",source="cache"} 100000"#));
     assert!(boots[0].log.contains(r#"source="cache""#), "{}", boots[0].log);
     for secret in [&*machine.token, "signature="] {
         assert!(!cache.contains(secret), "{secret} is in the files of the cache");
@@ -398,6 +407,83 @@ fn files_without_sha256_are_not_requested_from_a_cache() {
         boot.log
     );
     assert!(!boot.log.contains("s3cret"), "{}", boot.log);
+}
+
+/// Runs `warm`; returns the status and the words of each line.
+fn warm(machine: &Machine, arguments: &[&str]) -> (i32, Vec<String>) {
+    let mut command = Command::new(super::PROGRAM);
+    command.arg("warm").args(arguments).env_clear().envs(machine.settings.iter().cloned());
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(!text.contains(&machine.token) && !log.contains(&machine.token), "{text} {log}");
+    (output.status.code().unwrap(), text.lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn warm_fills_a_cache_before_machines_boot() {
+    let mut machine = Machine::new("warm", "all");
+    let files = [content(1, 3 * PIECE + 9), content(2, PIECE), content(3, 300_000)];
+    put(&mut machine, &files);
+    let cache = cache_of(&mut machine);
+    let name = cache.url.trim_start_matches("http://");
+    let rows = |states: [&str; 3]| {
+        let rows = states.iter().enumerate();
+        rows.map(|(number, state)| format!("{state}\t{name}\tm{number}")).collect::<Vec<_>>()
+    };
+    assert_eq!(warm(&machine, &["--dry-run", "all"]), (1, rows(["absent"; 3])));
+    assert_eq!(warm(&machine, &["all"]), (0, rows(["fetched"; 3])));
+    assert_eq!(warm(&machine, &["--dry-run", "all"]), (0, rows(["cached"; 3])));
+    let sent: usize = of_files(&machine.store.take_requests()).iter().map(|request| request.sent).sum();
+    let total: usize = files.iter().map(Vec::len).sum();
+    assert!((total..total + 100).contains(&sent), "{sent} of {total} bytes");
+    machine.hub.take_requests();
+
+    assert_eq!(warm(&machine, &["all"]), (0, rows(["cached"; 3])));
+    pull(&mut machine, &files);
+    let (hub, store) = (machine.hub.take_requests(), machine.store.take_requests());
+    assert!(hub.is_empty() && of_files(&store).is_empty(), "{hub:?} {store:?}");
+}
+
+#[test]
+fn warm_names_what_a_cache_cannot_have() {
+    let mut machine = Machine::new("cold", "all");
+    let file = content(1, 20_000);
+    let hash = |seed| Some(sum("sha256sum", &content(seed, 20_000)));
+    let stored = machine.store.put("/stored", Way::File(file.clone()));
+    let other = machine.store.put("/other", Way::File(content(2, 20_000)));
+    let token = machine.hub.put_for_token("/token", Way::File(content(3, 20_000)));
+    let gone = machine.store.put("/gone", Way::Status(404));
+    let cache = cache_of(&mut machine);
+    let rows = [
+        ("good", &*stored, "a", hash(1), None),
+        ("poisoned", &stored, "b", hash(4), None),
+        ("unhashed", &stored, "c", None, None),
+        ("token", &token, "d", hash(3), None),
+        ("gone", &gone, "e", hash(5), None),
+    ];
+    machine.models_are(&rows);
+    // All of them, as the catalog lists them.
+    let page = json!({"models": models_response(&rows)["models"], "next": null});
+    machine.store.put("/api/models", Way::Post(page.to_string()));
+    assert_eq!(cache.get(&hash(4).unwrap(), Some(&other)).0, 200);
+    let (status, lines) = warm(&machine, &[]);
+    let name = cache.url.trim_start_matches("http://");
+    for (line, expected) in lines.iter().zip([
+        format!("fetched\t{name}\tgood"),
+        format!("wrong\t{name}\tpoisoned\tits bytes do not match the hash: remove its entry from the cache"),
+        format!("skipped\t{name}\tunhashed\tit has no SHA-256"),
+        format!("failed\t{name}\ttoken\t127.0.0.1 sends the file itself and wants a token, which no cache gets"),
+        format!("failed\t{name}\tgone\t127.0.0.1 returned status 404: the URL in the catalog is dead"),
+    ]) {
+        assert_eq!(*line, expected, "{lines:#?}");
+    }
+    assert_eq!((status, lines.len()), (1, rows.len()));
+    // Without a catalog, or a cache.
+    machine.set("CATALOG_URL", "http://127.0.0.1:1");
+    assert_eq!(warm(&machine, &[]), (2, Vec::new()));
+    machine.set("CATALOG_URL", "ftp://x");
+    assert_eq!(warm(&machine, &[]), (2, Vec::new()));
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 /// The response for a path.
@@ -63,6 +65,8 @@ struct Shared {
     /// Processes that exposed the secret.
     leaks: Mutex<Vec<String>>,
     secret: String,
+    /// Whether they are searched for, which takes most of the time of a request.
+    searches: AtomicBool,
 }
 
 impl Files {
@@ -76,6 +80,7 @@ impl Files {
             requests: Mutex::default(),
             leaks: Mutex::default(),
             secret: secret.to_owned(),
+            searches: AtomicBool::new(true),
         });
         let copy = Arc::clone(&shared);
         std::thread::spawn(move || {
@@ -86,6 +91,11 @@ impl Files {
             }
         });
         Self { address, shared }
+    }
+
+    /// Searches no processes from now on.
+    pub fn stop_searching(&self) {
+        self.shared.searches.store(false, Relaxed);
     }
 
     /// Sets the response for `path`; returns its URL.
@@ -119,7 +129,9 @@ impl Files {
 
 impl Shared {
     fn respond(&self, stream: TcpStream) -> std::io::Result<()> {
-        self.search_for_leaks();
+        if self.searches.load(Relaxed) {
+            self.search_for_leaks();
+        }
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut lines = Vec::new();
         loop {

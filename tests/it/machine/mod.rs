@@ -82,6 +82,16 @@ async fn add(db: &Db, id: &str, url: &str, path: &str, hash: &str, auth: bool, n
     db.client.execute(insert, &[&id, &url, &path, &hash, &auth, &needs]).await.unwrap();
 }
 
+/// The response of a catalog that has these models.
+fn models_response(models: &[Row<'_>]) -> serde_json::Value {
+    let model = |(id, url, path, hash, size): &Row<'_>| {
+        serde_json::json!({"id": id, "download_url": url, "hash": hash, "file_size_gb": size, "auth_required": true,
+                           "save_path": path})
+    };
+    let models: Vec<_> = models.iter().map(model).collect();
+    serde_json::json!({"models": models, "not_found": [], "missing_dependencies": []})
+}
+
 impl Machine {
     /// A machine that needs these models.
     fn new(name: &str, needed: &str) -> Self {
@@ -111,13 +121,7 @@ impl Machine {
 
     /// A catalog that always has these models.
     fn models_are(&mut self, models: &[Row<'_>]) {
-        let model = |(id, url, path, hash, size): &Row<'_>| {
-            serde_json::json!({"id": id, "download_url": url, "hash": hash, "file_size_gb": size, "auth_required": true,
-                               "save_path": path})
-        };
-        let models: Vec<_> = models.iter().map(model).collect();
-        let catalog = serde_json::json!({"models": models, "not_found": [], "missing_dependencies": []});
-        self.store.put("/api/models/batch", files::Way::Post(catalog.to_string()));
+        self.store.put("/api/models/batch", files::Way::Post(models_response(models).to_string()));
         self.set("CATALOG_URL", &format!("http://{}", self.store.address));
     }
 
