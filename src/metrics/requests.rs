@@ -121,6 +121,7 @@ const TIMED_OUT: [(TimedOut, &str); 2] = [(TimedOut::Request, "request"), (Timed
 /// Upper bounds in seconds. A response from memory takes a few microseconds, a stalled client's body many seconds.
 const REQUEST_SECONDS: [f64; 14] =
     [10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 100e-3, 1.0, 10.0];
+/// The last bound is the default limit of ids.
 const BATCH_IDS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
 
 /// A histogram with `N` upper bounds, written by one thread.

@@ -53,6 +53,9 @@ async fn a_disk_that_does_not_answer_does_not_delay_the_exit_and_a_second_signal
             server.signal(second);
         }
         assert_exits(&server).await;
+        if second.is_none() {
+            server.until_logged("\"running\":\"snapshot writer\"", 1).await;
+        }
     }
 }
 
