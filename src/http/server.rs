@@ -31,9 +31,11 @@ const ACCEPT_BATCH: usize = 16;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// hyper's buffer for each connection. A larger request head is refused with 431.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
-/// Connections are handed over when their first bytes have arrived, or after this many seconds without any. In a storm
-/// that saves one of two wake-ups: a third of the cost of a connection.
+/// While a listener defers, connections are handed over when their first bytes have arrived, or after this many seconds
+/// without any. In a storm that saves one of two wake-ups: a third of the cost of a connection.
 const DEFER_SECONDS: libc::c_int = 1;
+/// A listener without a new connection for this long no longer defers.
+const DEFER_TIME: Duration = Duration::from_millis(20);
 
 /// Opens `count` listeners on one address; with port 0 the system chooses one port for all.
 pub(crate) fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
@@ -65,14 +67,13 @@ fn socket(address: SocketAddr, reuse_port: bool) -> io::Result<TcpSocket> {
     socket.set_reuseport(reuse_port)?;
     // Accepted sockets inherit it on Linux: one system call less per connection.
     socket.set_nodelay(true)?;
-    defer_accept(&socket)?;
     socket.bind(address)?;
     Ok(socket)
 }
 
 #[allow(unsafe_code, reason = "no crate has a safe way to set this option")]
-fn defer_accept(socket: &TcpSocket) -> io::Result<()> {
-    let (seconds, length) = (DEFER_SECONDS, size_of::<libc::c_int>() as libc::socklen_t);
+fn defer_accept(socket: &impl AsRawFd, seconds: libc::c_int) -> io::Result<()> {
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
     let value = (&raw const seconds).cast();
     // SAFETY: the descriptor is open as long as `socket` lives, and `value` points to the `length` bytes of `seconds`.
     let set = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, value, length) };
@@ -91,7 +92,7 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let Some(listener) = socket.as_ref() else { return Ok(()) };
-    let listener = Listener::new(listener.try_clone()?)?;
+    let mut listener = Listener::new(listener.try_clone()?)?;
     let mut http = http1::Builder::new();
     // Connections have a deadline of their own.
     http.header_read_timeout(None);
@@ -111,7 +112,7 @@ pub(crate) async fn serve(
     });
     loop {
         tokio::select! {
-            accepted = acceptor.accept(&listener) => {
+            accepted = acceptor.accept(&mut listener) => {
                 if let Err(error) = accepted {
                     accept_failed(&error).await;
                 }
@@ -129,25 +130,50 @@ pub(crate) async fn serve(
 
 /// A listener whose connections are not registered with the runtime yet. tokio's own would register them, and its way
 /// to wait for any descriptor is `unsafe`, so this one is waited for as if it were a stream; epoll makes no difference.
-struct Listener(TcpStream);
+///
+/// It defers connections as long as requests are answered between one accept and the next: a thread that is busy saves
+/// wake-ups. A thread that has nothing to do accepts at once: thousands that connect before they send would fill the
+/// kernel's queue of deferred connections, and those beyond it try again a second later.
+struct Listener {
+    socket: TcpStream,
+    defers: bool,
+    /// Lookups of the thread when it last accepted.
+    lookups: u64,
+}
 
 impl Listener {
     fn new(listener: std::net::TcpListener) -> io::Result<Self> {
-        TcpStream::from_std(OwnedFd::from(listener).into()).map(Self)
+        // It may have served before.
+        defer_accept(&listener, 0)?;
+        Ok(Self { socket: TcpStream::from_std(OwnedFd::from(listener).into())?, defers: false, lookups: 0 })
     }
 
     /// Waits until a connection may be queued.
-    async fn readable(&self) -> io::Result<()> {
-        self.0.readable().await
+    async fn readable(&mut self) -> io::Result<()> {
+        if self.defers {
+            if let Ok(readable) = timeout(DEFER_TIME, self.socket.readable()).await {
+                return readable;
+            }
+            self.set_defers(false)?;
+        }
+        self.socket.readable().await
+    }
+
+    fn set_defers(&mut self, defers: bool) -> io::Result<()> {
+        if defers != self.defers {
+            defer_accept(&self.socket, if defers { DEFER_SECONDS } else { 0 })?;
+            self.defers = defers;
+        }
+        Ok(())
     }
 
     /// A connection that is queued already, or `WouldBlock`.
     fn try_accept(&self) -> io::Result<std::net::TcpStream> {
-        self.0.try_io(Interest::READABLE, || self.accept_now())
+        self.socket.try_io(Interest::READABLE, || self.accept_now())
     }
 
     fn accept_now(&self) -> io::Result<std::net::TcpStream> {
-        Ok(rustix::net::accept_with(&self.0, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?.into())
+        Ok(rustix::net::accept_with(&self.socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?.into())
     }
 }
 
@@ -165,8 +191,11 @@ struct Acceptor {
 impl Acceptor {
     /// Waits for a connection, then for a place for it, and takes some of those queued behind it. In this order, so
     /// that a thread without connections keeps no place from the others.
-    async fn accept(self: &Arc<Self>, listener: &Listener) -> io::Result<()> {
+    async fn accept(self: &Arc<Self>, listener: &mut Listener) -> io::Result<()> {
         listener.readable().await?;
+        let lookups = self.handler.metrics().lookups_so_far();
+        listener.set_defers(lookups != listener.lookups)?;
+        listener.lookups = lookups;
         for number in 0..ACCEPT_BATCH {
             let place = match self.limit.try_place() {
                 None if number == 0 => self.limit.place().await,
@@ -269,5 +298,39 @@ async fn accept_failed(error: &io::Error) {
     if !matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
         tracing::warn!(%error, "cannot accept a connection, retrying");
         tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listener() -> io::Result<(Listener, SocketAddr)> {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok((Listener::new(listener)?, address))
+    }
+
+    #[tokio::test]
+    async fn silent_connection_is_accepted_at_once_unless_the_listener_defers() -> io::Result<()> {
+        let (mut listener, address) = listener()?;
+        let _silent = std::net::TcpStream::connect(address)?;
+        listener.accept_now()?;
+        listener.set_defers(true)?;
+        let _deferred = std::net::TcpStream::connect(address)?;
+        let accepted = listener.accept_now().map(drop).map_err(|error| error.kind());
+        assert_eq!(accepted, Err(io::ErrorKind::WouldBlock));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn listener_without_new_connections_stops_deferring() -> io::Result<()> {
+        let (mut listener, address) = listener()?;
+        listener.set_defers(true)?;
+        assert!(timeout(2 * DEFER_TIME, listener.readable()).await.is_err());
+        let _silent = std::net::TcpStream::connect(address)?;
+        listener.accept_now()?;
+        Ok(())
     }
 }

@@ -200,6 +200,11 @@ impl RequestMetrics {
         add(&self.not_found, not_found as u64);
     }
 
+    /// All lookups that were counted.
+    pub(crate) fn lookups_so_far(&self) -> u64 {
+        self.found.load(Relaxed) + self.not_found.load(Relaxed)
+    }
+
     /// Counts requests for unknown ids.
     pub(crate) fn count_missing(&self, ids: &[&str]) {
         if !ids.is_empty() {
