@@ -1,4 +1,4 @@
-//! The burst: all connections are opened at once, with one request each, and stay open until the last response.
+//! The bursts: all connections are opened at once, with one request each, and stay open until the last response.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -32,25 +32,30 @@ enum Step {
 
 /// Opens `count` connections to `peer`. The time is that of the last response; percentiles count from the first
 /// connect.
-pub fn burst(bench: &Bench<'_>, peer: &Peer, count: usize) -> Result<Figures> {
-    bench.bodies.check(peer, Load::Burst, bench.sample)?;
-    let port = peer.port(Load::Burst);
-    let request = Load::Burst.request(bench.sample).bytes(port, Load::Burst.connection());
-    let wanted = bench.bodies.body(Load::Burst).len();
+pub fn burst(bench: &Bench<'_>, peer: &Peer, load: Load, count: usize) -> Result<Figures> {
+    bench.bodies.check(peer, load, bench.sample)?;
+    let port = peer.port(load);
+    let request = load.request(bench.sample).bytes(port, load.connection());
+    let wanted = bench.bodies.body(load).len();
     let (cpu, overflows) = (peer.process.cpu_ns()?, overflows()?);
     let mut poll = Poll::new()?;
-    let mut clients = Vec::with_capacity(count);
+    let mut clients: Vec<Client> = Vec::with_capacity(count);
+    let mut buffer = vec![0; 64 * 1024];
 
     let started = Instant::now();
     for number in 0..count {
         let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port)))
             .map_err(|error| format!("connection {number} of the burst: {error}"))?;
         poll.registry().register(&mut stream, Token(number), Interest::READABLE | Interest::WRITABLE)?;
-        clients.push(Client { stream: Some(stream), sent: false, received: 0, head: Vec::new(), size: None });
+        let mut client = Client { stream: Some(stream), sent: false, received: 0, head: Vec::new(), size: None };
+        if load == Load::BurstAtOnce {
+            // A loopback connection is open as soon as it is begun, unless the listen queue is full.
+            client.send(&request);
+        }
+        clients.push(client);
     }
 
     let mut events = Events::with_capacity(1024);
-    let mut buffer = vec![0; 64 * 1024];
     let mut responses = Vec::with_capacity(count);
     let (mut failed, mut resets) = (0, 0);
     while responses.len() + failed + resets < count {
@@ -70,7 +75,7 @@ pub fn burst(bench: &Bench<'_>, peer: &Peer, count: usize) -> Result<Figures> {
     let overflows = self::overflows()? - overflows;
     drop(clients);
 
-    bench.bodies.check(peer, Load::Burst, bench.sample)?;
+    bench.bodies.check(peer, load, bench.sample)?;
     let figures = figures(&responses, count, cpu_seconds);
     Ok(Figures { resets: resets as f64, overflows: overflows as f64, ..figures })
 }
@@ -114,16 +119,22 @@ impl Client {
         }
     }
 
+    /// Sends the request if the connection is open. It fits the send buffer of a new connection, so it is written
+    /// completely or not at all.
+    fn send(&mut self, request: &[u8]) {
+        let Some(stream) = &mut self.stream else { return };
+        self.sent = stream.write(request).is_ok_and(|length| length == request.len());
+    }
+
     fn done(&self) -> bool {
         self.size.is_some_and(|size| self.received >= size)
     }
 
     fn advance(&mut self, request: &[u8], wanted: usize, buffer: &mut [u8]) -> std::io::Result<Step> {
-        let Some(stream) = &mut self.stream else { return Ok(Step::Waits) };
         if !self.sent {
-            // The request fits the send buffer of a new connection, so it is written completely or not at all.
-            self.sent = stream.write(request)? == request.len();
+            self.send(request);
         }
+        let Some(stream) = &mut self.stream else { return Ok(Step::Waits) };
         loop {
             let count = stream.read(buffer)?;
             if count == 0 {

@@ -40,12 +40,17 @@ type Result<T> = std::result::Result<T, Failure>;
 
 /// First argument of this program when it runs as the peer in `benches/peers/limit.rs`.
 const LIMIT: &str = "limit";
+/// First argument of this program when it trains the program that is its second argument, see [`train`].
+const TRAIN: &str = "train";
+/// Models that are read in full at the end of a training.
+const MANY: u32 = 100_000;
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results");
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.split_first() {
         Some((first, files)) if first == LIMIT => limit::run(files).map_err(Failure::from),
+        Some((first, [program, ..])) if first == TRAIN => train(program),
         _ => bench(),
     };
     match done {
@@ -85,6 +90,27 @@ fn bench() -> Result<()> {
     Ok(())
 }
 
+/// Runs the instrumented `program` as a server under each load, beside changes, and starts it with a large catalog. It
+/// writes its profile when it exits.
+fn train(program: &str) -> Result<()> {
+    let settings = Settings::read()?;
+    process::pin_self(GENERATOR_CORE)?;
+    let temp = TempDir::open()?;
+    let sample = Sample::start()?;
+    let start = || peers::catalog_program(Kind::Catalog, program, &temp, &sample, 1, SERVER_CORE);
+    let ours = start()?;
+    let bodies = Bodies::of(&ours, &sample)?;
+    let bench = Bench { temp: &temp, sample: &sample, bodies: &bodies };
+    for load in Load::ALL {
+        rounds::run(&bench, &settings, &ours, load)?;
+    }
+    proofs::beside_changes(&bench, || rounds::run(&bench, &settings, &ours, Load::Single))?;
+    sample.add_models(MANY)?;
+    drop(ours);
+    drop(start()?);
+    Ok(())
+}
+
 /// All installed peers, the catalog first, and the missing ones. A peer whose responses differ is an error.
 fn start(bench: &Bench<'_>, machine: &Machine, ours: Peer) -> Result<(Vec<Peer>, Vec<String>)> {
     let (mut peers, mut missing) = (vec![ours], Vec::new());
@@ -94,6 +120,8 @@ fn start(bench: &Bench<'_>, machine: &Machine, ours: Peer) -> Result<(Vec<Peer>,
         (None, _) => Some("Express: node is not installed"),
     };
     for (kind, lacks) in [
+        (Kind::Plain, None),
+        (Kind::Constant, machine.nginx.is_none().then_some("nginx: the program is not installed")),
         (Kind::Nginx, machine.nginx.is_none().then_some("nginx: the program is not installed")),
         (Kind::Limit, None),
         (Kind::Axum, (!Path::new(peers::AXUM).exists()).then_some("axum: it is not built (make bench-peers)")),

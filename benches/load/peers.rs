@@ -22,18 +22,21 @@ pub enum Load {
     Batch50,
     /// A new connection for each batch of 10.
     Storm,
-    /// A large number of simultaneous connections, one batch of 10 each.
+    /// A large number of simultaneous connections, one batch of 10 each. All are opened before the first one sends.
     Burst,
+    /// The same, but each connection sends as soon as it is open.
+    BurstAtOnce,
 }
 
 impl Load {
-    pub const ALL: [Self; 5] = [Self::Single, Self::Batch10, Self::Batch50, Self::Storm, Self::Burst];
+    pub const ALL: [Self; 6] =
+        [Self::Single, Self::Batch10, Self::Batch50, Self::Storm, Self::Burst, Self::BurstAtOnce];
 
     pub fn request(self, sample: &Sample) -> &Request {
         match self {
             Self::Single => &sample.single,
             Self::Batch50 => &sample.batch50,
-            Self::Batch10 | Self::Storm | Self::Burst => &sample.batch10,
+            Self::Batch10 | Self::Storm | Self::Burst | Self::BurstAtOnce => &sample.batch10,
         }
     }
 
@@ -41,12 +44,23 @@ impl Load {
     pub fn connection(self) -> &'static str {
         if self == Self::Storm { "close" } else { "keep-alive" }
     }
+
+    /// Whether this is a burst.
+    pub fn is_burst(self) -> bool {
+        matches!(self, Self::Burst | Self::BurstAtOnce)
+    }
 }
 
 /// The servers that are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// The catalog as it is released: optimized with a profile of these loads.
     Catalog,
+    /// The catalog without a profile.
+    Plain,
+    /// nginx with constant bytes in memory.
+    Constant,
+    /// nginx with static files.
     Nginx,
     Limit,
     Axum,
@@ -127,8 +141,25 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// The catalog server, with all metrics enabled.
+/// The program that `make pgo` builds.
+pub const OPTIMIZED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/pgo/model-catalog");
+/// The program of the release profile.
+const PLAIN: &str = env!("CARGO_BIN_EXE_model-catalog");
+
+/// The catalog server as it is released.
 pub fn catalog(temp: &TempDir, sample: &Sample, threads: usize, cores: &str) -> Result<Peer> {
+    catalog_program(Kind::Catalog, OPTIMIZED, temp, sample, threads, cores)
+}
+
+/// A catalog server, with all metrics enabled.
+pub fn catalog_program(
+    kind: Kind,
+    program: &str,
+    temp: &TempDir,
+    sample: &Sample,
+    threads: usize,
+    cores: &str,
+) -> Result<Peer> {
     let port = free_port()?;
     let (address, threads) = (format!("127.0.0.1:{port}"), threads.to_string());
     let database = sample.postgres.url("postgres");
@@ -141,16 +172,17 @@ pub fn catalog(temp: &TempDir, sample: &Sample, threads: usize, cores: &str) -> 
         ("CATALOG_DRAIN_TIMEOUT", "1s"),
     ];
     let log = temp.path("catalog.log");
-    let program = [env!("CARGO_BIN_EXE_model-catalog"), "serve"];
-    let process = Process::start(cores, &program, &variables, &log)?;
-    Peer { kind: Kind::Catalog, process, ports: [port; Load::ALL.len()] }.ready(sample, &log)
+    let process = Process::start(cores, &[program, "serve"], &variables, &log)?;
+    Peer { kind, process, ports: [port; Load::ALL.len()] }.ready(sample, &log)
 }
 
 /// Starts a server of any kind; the catalog with one thread.
 pub fn start(kind: Kind, temp: &TempDir, sample: &Sample, bodies: &Bodies) -> Result<Peer> {
     match kind {
         Kind::Catalog => catalog(temp, sample, 1, SERVER_CORE),
-        Kind::Nginx => nginx(temp, sample, bodies),
+        Kind::Plain => catalog_program(kind, PLAIN, temp, sample, 1, SERVER_CORE),
+        Kind::Constant => constant(temp, sample, bodies),
+        Kind::Nginx => static_files(temp, sample, bodies),
         Kind::Limit => limit(temp, sample, bodies),
         Kind::Axum => axum(temp, sample),
         Kind::Express => express(temp, sample),
@@ -177,7 +209,7 @@ impl Bodies {
         match load {
             Load::Single => &self.single.body,
             Load::Batch50 => &self.batch50.body,
-            Load::Batch10 | Load::Storm | Load::Burst => &self.batch10.body,
+            Load::Batch10 | Load::Storm | Load::Burst | Load::BurstAtOnce => &self.batch10.body,
         }
     }
 
@@ -196,24 +228,55 @@ impl Bodies {
 }
 
 /// nginx, serving files with the same bytes.
-pub fn nginx(temp: &TempDir, sample: &Sample, bodies: &Bodies) -> Result<Peer> {
+fn static_files(temp: &TempDir, sample: &Sample, bodies: &Bodies) -> Result<Peer> {
+    let files = format!("static/files{}", sample.single.path);
+    temp.write(&files, &bodies.single.body)?;
+    temp.write("static/files/batch10.json", &bodies.batch10.body)?;
+    temp.write("static/files/batch50.json", &bodies.batch50.body)?;
+    nginx(Kind::Nginx, &fs::read_to_string(format!("{PEERS}/nginx.conf"))?, temp, sample)
+}
+
+/// nginx, returning the same bytes from its configuration: it opens no file, looks nothing up and discards the body.
+fn constant(temp: &TempDir, sample: &Sample, bodies: &Bodies) -> Result<Peer> {
+    let mut config = fs::read_to_string(format!("{PEERS}/nginx-constant.conf"))?;
+    for (name, response) in [("SINGLE", &bodies.single), ("BATCH10", &bodies.batch10), ("BATCH50", &bodies.batch50)] {
+        let (variables, value) = constant_variables(&name.to_lowercase(), std::str::from_utf8(&response.body)?)?;
+        config = config.replace(&format!("VARIABLES_{name}"), &variables).replace(&format!("VALUE_{name}"), &value);
+    }
+    nginx(Kind::Constant, &config, temp, sample)
+}
+
+/// The definitions of variables that together are `body`, and the text that names them: a word of the configuration has
+/// 4,096 bytes at most.
+fn constant_variables(name: &str, body: &str) -> Result<(String, String)> {
+    if body.contains('$') {
+        return Err("nginx would read a $ of the response as a variable".into());
+    }
+    let (mut variables, mut value) = (String::new(), String::new());
+    let characters: Vec<_> = body.chars().collect();
+    for (number, part) in characters.chunks(3_000).enumerate() {
+        let text = part.iter().collect::<String>().replace('\\', r"\\").replace('\'', r"\'");
+        variables += &format!("map '' ${name}_{number} {{ default '{text}'; }}\n");
+        value += &format!("${name}_{number}");
+    }
+    Ok((variables, value))
+}
+
+fn nginx(kind: Kind, config: &str, temp: &TempDir, sample: &Sample) -> Result<Peer> {
     let ports = [free_port()?, free_port()?, free_port()?];
-    let mut config = fs::read_to_string(format!("{PEERS}/nginx.conf"))?;
+    let mut config = config.to_owned();
     for (word, port) in ["PORT_SINGLE", "PORT_BATCH10", "PORT_BATCH50"].into_iter().zip(ports) {
         config = config.replace(word, &port.to_string());
     }
-    let files = format!("nginx/files{}", sample.single.path);
-    temp.write(&files, &bodies.single.body)?;
-    temp.write("nginx/files/batch10.json", &bodies.batch10.body)?;
-    temp.write("nginx/files/batch50.json", &bodies.batch50.body)?;
-    let config = temp.write("nginx/nginx.conf", config.as_bytes())?;
-    let prefix = temp.path("nginx").display().to_string();
-    let log = temp.path("nginx.log");
+    let name = if kind == Kind::Nginx { "static" } else { "constant" };
+    let config = temp.write(&format!("{name}/nginx.conf"), config.as_bytes())?;
+    let prefix = temp.path(name).display().to_string();
+    let log = temp.path(&format!("{name}.log"));
     let program = ["nginx", "-p", &prefix, "-c", &config, "-e", "stderr"];
     let process = Process::start(SERVER_CORE, &program, &[], &log)?;
     let [single, batch10, batch50] = ports;
-    let ports = [single, batch10, batch50, batch10, batch10];
-    Peer { kind: Kind::Nginx, process, ports }.ready(sample, &log)
+    let ports = [single, batch10, batch50, batch10, batch10, batch10];
+    Peer { kind, process, ports }.ready(sample, &log)
 }
 
 /// The limit: this program, started as a peer.
@@ -235,7 +298,7 @@ pub fn limit(temp: &TempDir, sample: &Sample, bodies: &Bodies) -> Result<Peer> {
     let program: Vec<&str> = program.iter().map(String::as_str).collect();
     let process = Process::start(SERVER_CORE, &program, &[], &log)?;
     let [single, batch10, batch50, close] = ports;
-    let ports = [single, batch10, batch50, close, batch10];
+    let ports = [single, batch10, batch50, close, batch10, batch10];
     Peer { kind: Kind::Limit, process, ports }.ready(sample, &log)
 }
 

@@ -170,17 +170,22 @@ fn refresh(bench: &Bench<'_>, settings: &Settings) -> Result<(Pair, f64)> {
         let run = Run { cores: SERVER_CORE, threads: 1, connections: CONNECTIONS, duration: settings.run };
         bench.wrk(ours, Load::Single, run)
     };
-    let database = bench.sample.postgres.url("postgres");
     let mut rates = Vec::new();
     let pair = Pair::measure(settings.rounds, || {
         let without = full_load()?;
         let before = published(ours)?;
         let started = Instant::now();
-        let (with, ()) = beside(|over| change(&database, over), full_load)?;
+        let with = beside_changes(bench, full_load)?;
         rates.push((published(ours)? - before) / started.elapsed().as_secs_f64());
         Ok((without, with))
     })?;
     Ok((pair, median(rates).unwrap_or(f64::NAN)))
+}
+
+/// Runs `load` while one model changes continuously.
+pub fn beside_changes(bench: &Bench<'_>, load: impl FnOnce() -> Result<Figures>) -> Result<Figures> {
+    let database = bench.sample.postgres.url("postgres");
+    beside(|over| change(&database, over), load).map(|(figures, ())| figures)
 }
 
 /// Changes one model repeatedly.

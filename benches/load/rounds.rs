@@ -17,7 +17,7 @@ type Turn = (usize, usize);
 
 /// A burst takes half a second, of which one pause of a shared machine can be a fifth, so it is repeated more often.
 fn turns(load: Load) -> usize {
-    if load == Load::Burst { 3 } else { 1 }
+    if load.is_burst() { 3 } else { 1 }
 }
 
 impl Rounds {
@@ -72,9 +72,10 @@ impl Rounds {
     }
 }
 
-fn run(bench: &Bench<'_>, settings: &Settings, peer: &Peer, load: Load) -> Result<Figures> {
-    if load == Load::Burst {
-        return burst(bench, peer, settings.burst);
+/// One measurement of one server.
+pub fn run(bench: &Bench<'_>, settings: &Settings, peer: &Peer, load: Load) -> Result<Figures> {
+    if load.is_burst() {
+        return burst(bench, peer, load, settings.burst);
     }
     let duration = if peer.kind == Kind::Express { settings.express_run() } else { settings.run };
     bench.wrk(peer, load, Run { cores: GENERATOR_CORE, threads: 1, connections: CONNECTIONS, duration })

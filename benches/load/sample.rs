@@ -11,12 +11,14 @@ use model_catalog::postgres::session;
 use crate::Result;
 
 const SAMPLE: &str = include_str!("../../sql/sample_models.sql");
-/// Added to the sample, so that the index has several tables.
-const GENERATED: &str = "INSERT INTO public.models
+/// Adds generated models with the numbers from `$1` to `$2`.
+const GENERATE: &str = "INSERT INTO public.models
     SELECT 'generated-' || n, 'generated-' || n || '.safetensors',
            'https://example.org/models/generated-' || n || '.safetensors', n / 100.0, md5(n::text), false, NULL,
            'checkpoints/generated-' || n || '.safetensors', '[]', 'Generated for the benchmark'
-    FROM generate_series(1, 1000) n";
+    FROM generate_series($1::bigint, $2::bigint) n";
+/// Added to the sample, so that the index has several tables.
+const GENERATED: i64 = 1_000;
 /// Id of the single request.
 const SINGLE: &str = "flux-dev";
 /// Never requested, so a refresh can change it without changing a response.
@@ -68,7 +70,7 @@ impl Sample {
             let mut client = session::connect(&database).await?;
             migrate(&mut client, &database.channel, &Rules::default(), ModelsTable::Create).await?;
             client.batch_execute(SAMPLE).await?;
-            client.batch_execute(GENERATED).await?;
+            client.execute(GENERATE, &[&1_i64, &GENERATED]).await?;
             let ids = "SELECT id FROM models WHERE id NOT LIKE 'generated-%' ORDER BY id LIMIT 50";
             let rows = client.query(ids, &[]).await?;
             rows.iter().map(|row| Ok(row.try_get(0)?)).collect::<Result<Vec<String>>>()
@@ -78,6 +80,19 @@ impl Sample {
         }
         let single = Request { method: "GET", path: format!("/api/models/{SINGLE}"), body: Vec::new() };
         Ok(Self { postgres, single, batch10: Request::batch(&ids[..10]), batch50: Request::batch(&ids) })
+    }
+}
+
+impl Sample {
+    /// Adds `count` generated models.
+    pub fn add_models(&self, count: u32) -> Result<()> {
+        let url = self.postgres.url("postgres");
+        runtime()?.block_on(async {
+            let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await?;
+            tokio::spawn(connection);
+            client.execute(GENERATE, &[&(GENERATED + 1), &(GENERATED + i64::from(count))]).await?;
+            Ok(())
+        })
     }
 }
 

@@ -41,6 +41,8 @@ struct Row {
     churned: f64,
     change: Latencies,
     many: Duration,
+    batch10: Duration,
+    batch50: Duration,
     search: Duration,
     idle: Latencies,
     busy: Busy,
@@ -84,6 +86,7 @@ fn measure(database: &Database, models: usize, changes: usize, churn: usize) -> 
 
     let change = Latencies::of((0..changes).map(|_| source.change_and_see(&server)).collect::<Result<_>>()?);
     let many = source.change_many(&server, MANY.min(models))?;
+    let [batch10, batch50] = [10, 50].map(|count| server.batches(models, count));
     let search = median((0..3).map(|_| server.search()).collect::<Result<_>>()?);
     source.reload(&server)?;
     let peak = server.memory("VmHWM")?;
@@ -106,6 +109,8 @@ fn measure(database: &Database, models: usize, changes: usize, churn: usize) -> 
         churned,
         change,
         many,
+        batch10: batch10?,
+        batch50: batch50?,
         search,
         idle,
         busy,
@@ -167,6 +172,13 @@ fn report(rows: &[Row], churn: usize) -> Result<String> {
     line("start from the snapshot file without a database, until the first response", &|row| ms(row.file));
     line("– ratio to the full read", &|row| format!("{:.2} times", row.file.as_secs_f64() / row.full.as_secs_f64()));
     line("rendered models and ids", &|row| format!("{:.1} MiB", mib(row.bytes)));
+    for (count, of) in [(10, |row: &Row| row.batch10), (50, |row: &Row| row.batch50)] as [(_, fn(&Row) -> Duration); 2]
+    {
+        let least = rows.first().map_or(0.0, |row| of(row).as_secs_f64());
+        line(&format!("CPU time of a batch of {count} random ids, ratio to that with the fewest models"), &|row| {
+            format!("{:.1} µs, {:.2} times", of(row).as_secs_f64() * 1e6, of(row).as_secs_f64() / least)
+        });
+    }
     line("search over all models without a match", &|row| ms(row.search));
     let memory = |of: f64, row: &Row| format!("{:.1} MiB, {:.2} times", mib(of), of / row.bytes);
     line("resident memory after the load", &|row| memory(row.resident, row));

@@ -45,8 +45,17 @@ impl Client {
 
     /// Status and body of a GET.
     pub fn get(&mut self, path: &str) -> Result<(u16, Vec<u8>)> {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n");
-        self.stream.get_mut().write_all(request.as_bytes())?;
+        self.send(&format!("GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n"))?;
+        self.receive()
+    }
+
+    /// Sends one request, or several in a row.
+    pub fn send(&mut self, requests: &str) -> Result<()> {
+        Ok(self.stream.get_mut().write_all(requests.as_bytes())?)
+    }
+
+    /// Status and body of the next response.
+    pub fn receive(&mut self) -> Result<(u16, Vec<u8>)> {
         let mut line = String::new();
         self.stream.read_line(&mut line)?;
         let status = line.split(' ').nth(1).ok_or("no status")?.parse()?;

@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const POLL_PAUSE: Duration = Duration::from_micros(20);
 /// Interval for reading a metric while the p99 of lookups is measured.
 const SCRAPE_PAUSE: Duration = Duration::from_millis(100);
+/// Batches that are measured, and how many of them are sent at once, so that the server rarely waits.
+const BATCHES: usize = 20_000;
+const PIPELINED: usize = 8;
 const CHANNEL: &str = "model_catalog";
 
 /// An ephemeral Postgres.
@@ -250,6 +253,32 @@ impl Server {
             (200, _) => Ok(started.elapsed()),
             (status, _) => Err(format!("a search returned status {status}").into()),
         }
+    }
+
+    /// CPU time of the server per batch of `count` random ids, of which it has `models`.
+    pub fn batches(&self, models: usize, count: usize) -> Result<Duration> {
+        let mut client = Client::new(&self.address)?;
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut requests = |number: usize| {
+            let batch = |_| {
+                let ids: Vec<_> = (0..count).map(|_| format!("\"model-{}\"", random.usize(1..=models))).collect();
+                let body = format!("{{\"model_ids\":[{}]}}", ids.join(","));
+                let length = body.len();
+                format!("POST /api/models/batch HTTP/1.1\r\nHost: bench\r\nContent-Length: {length}\r\n\r\n{body}")
+            };
+            (0..number).map(batch).collect::<String>()
+        };
+        let before = self.process.cpu_ns()?;
+        for _ in 0..BATCHES / PIPELINED {
+            client.send(&requests(PIPELINED))?;
+            for _ in 0..PIPELINED {
+                let (status, _) = client.receive()?;
+                if status != 200 {
+                    return Err(format!("a batch received status {status}").into());
+                }
+            }
+        }
+        Ok(Duration::from_nanos((self.process.cpu_ns()? - before) / BATCHES as u64))
     }
 
     pub fn metric(&self, name: &str) -> Result<f64> {
