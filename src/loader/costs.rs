@@ -17,6 +17,8 @@ const FIRST_LOOK_UPS: usize = 10;
 const MAX_SLOW_LOOK_UPS: usize = 2;
 /// Seconds of the server from which a look-up is slow: with indexes it takes a tenth of that.
 const SLOW_LOOK_UP: f64 = 0.000_5;
+/// Deltas with slow look-ups in a row that show the plan is bad. One alone says that the server was busy.
+const SLOW_DELTAS_OF_A_BAD_PLAN: u32 = 3;
 /// A set of up to this many models is read as such, and a larger one only if it is a small part of the catalog:
 /// otherwise reading everything costs less, because Postgres need not search for the ids.
 const SMALL_SET: usize = 10_000;
@@ -35,8 +37,8 @@ pub(crate) struct ReadCosts {
     /// Seconds that the server needed for each look-up of the last delta that had some; `None` after many models have
     /// changed, and their cost perhaps with them.
     look_up: Option<f64>,
-    /// The look-ups of a delta that was planned once were slow since then.
-    planned_once_is_slow: bool,
+    /// How many deltas in a row that were planned once had slow look-ups since then.
+    slow_planned_once: u32,
     /// Duration of the last full read.
     full: Duration,
     /// Duration of the last delta, if it was slow.
@@ -58,7 +60,7 @@ impl ReadCosts {
     /// The most models that the next delta may look up by a plan that was made once, when tables may have been small.
     /// Such plans are cheap and not to be trusted: with a bad one, each look-up could read a table.
     pub(crate) fn max_planned_once(&self) -> usize {
-        if self.planned_once_is_slow { 0 } else { self.max_look_ups().min(FIRST_LOOK_UPS) }
+        if self.slow_planned_once < SLOW_DELTAS_OF_A_BAD_PLAN { self.max_look_ups().min(FIRST_LOOK_UPS) } else { 0 }
     }
 
     /// Records that a delta looked up models one by one.
@@ -68,7 +70,9 @@ impl ReadCosts {
             #[expect(clippy::cast_precision_loss)]
             let cost = elapsed_seconds / number as f64;
             self.look_up = Some(cost);
-            self.planned_once_is_slow |= planned_once && cost >= SLOW_LOOK_UP;
+            if planned_once {
+                self.slow_planned_once = if cost >= SLOW_LOOK_UP { self.slow_planned_once + 1 } else { 0 };
+            }
         }
     }
 
@@ -78,7 +82,7 @@ impl ReadCosts {
     }
 
     fn forget_look_ups(&mut self) {
-        (self.look_up, self.planned_once_is_slow) = (None, false);
+        (self.look_up, self.slow_planned_once) = (None, 0);
     }
 
     /// The most changes that are read as a set, of a catalog of this size. With more, everything is read.
@@ -143,12 +147,17 @@ mod tests {
     }
 
     #[test]
-    fn plan_that_turned_out_slow_is_not_used_until_much_was_read() {
+    fn plan_that_was_slow_three_times_in_a_row_is_not_used_until_much_was_read() {
         let mut costs = ReadCosts::default();
         for (seconds, planned_once, expected) in [
             (0.000_1, true, FIRST_LOOK_UPS),
             (0.010, false, MAX_SLOW_LOOK_UPS),
             (0.000_1, false, FIRST_LOOK_UPS),
+            (0.010, true, MAX_SLOW_LOOK_UPS),
+            (0.010, true, MAX_SLOW_LOOK_UPS),
+            (0.000_1, true, FIRST_LOOK_UPS),
+            (0.010, true, MAX_SLOW_LOOK_UPS),
+            (0.010, true, MAX_SLOW_LOOK_UPS),
             (0.010, true, 0),
             (0.000_1, false, 0),
         ] {
