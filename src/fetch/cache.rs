@@ -226,12 +226,17 @@ impl Download<'_> {
     }
 
     /// Downloads the file at `url` through the caches, of which each that fails is left out from then on; returns
-    /// whether one succeeded. The address of the file after redirects is left in `source`.
+    /// whether one succeeded. The address of the file after redirects is left in `source`. Without one, what the caches
+    /// have comes first: another machine may have had it fetched while this one waited for the hub. With one, no cache
+    /// had the file when it was planned.
     pub(super) async fn through_caches(
         &mut self,
         url: &Url,
         source: &mut Option<Source>,
     ) -> Result<bool, AttemptError> {
+        if source.is_none() && self.fetch_cached().await? {
+            return Ok(true);
+        }
         let mut planned = source.is_some();
         while let Some(file) = self.caches.iter().find(|file| file.cache.is_usable()).cloned() {
             let origin = match source.as_ref() {

@@ -138,11 +138,7 @@ impl Download<'_> {
     /// Tries caches and URLs in turn, and URLs again while nothing comes from any and the time budget lasts.
     async fn run(&mut self, source: Option<Source>) -> Result<(), Problem> {
         self.resume(source.as_ref())?;
-        // Where the plan found the file at its URL, no cache has it.
         let mut source = source.filter(|source| !source.cached);
-        if source.is_none() && self.fetch_cached().await? {
-            return Ok(());
-        }
         let model = Arc::clone(self.model);
         let mut urls: Vec<&Url> = std::iter::once(&model.url).chain(&model.mirrors).collect();
         loop {

@@ -14,6 +14,7 @@ use model_catalog::postgres::ephemeral::free_port;
 use serde_json::{Value, json};
 
 use super::files::{ReceivedRequest, Way};
+use super::hubs::response;
 use super::{Boot, Machine, content, models_response, sum};
 use crate::support::nginx::Nginx;
 use crate::support::{TempFolder, until};
@@ -213,6 +214,23 @@ fn twenty_machines_cost_the_origin_each_file_once() {
     pull(&mut machine, &files);
     let (hub, store) = (machine.hub.take_requests(), machine.store.take_requests());
     assert!(hub.is_empty() && of_files(&store).is_empty(), "{hub:?} {store:?}");
+}
+
+#[tokio::test]
+async fn file_that_another_machine_had_fetched_needs_no_hub_that_asks_to_wait() {
+    let mut machine = Machine::new("limited", "all");
+    let files = [content(1, PIECE + 1)];
+    put(&mut machine, &files);
+    let cache = cache_of(&mut machine);
+    let stored = format!("http://{}/stored/0", machine.store.address);
+    let limited = response(429, &["retry-after: 1"], "");
+    machine.hub.put("/hub/0", Way::Once(limited, Box::new(Way::Status(429))));
+    machine.set("MACHINE_MODELS_TRIES", "9");
+    let pulls = spawn(&mut machine, 1);
+    until("the hub was asked for the plan", || async { !machine.hub.take_requests().is_empty() }).await;
+    assert_eq!(cache.get(&sum("sha256sum", &files[0]), Some(&stored)).0, 200);
+    let boot = end(&machine, pulls, &files).remove(0);
+    assert_eq!(sources(&machine, 0, "m0"), json!({"cache": files[0].len()}), "{}", boot.log);
 }
 
 #[tokio::test]
