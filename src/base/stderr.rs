@@ -181,8 +181,24 @@ impl Stderr {
     /// A failure is tried again with the next line: there may be too many threads now.
     fn start_thread(&self, queue: &mut Queue) {
         let shared = Arc::clone(&self.0);
-        let thread = std::thread::Builder::new().name("stderr".into()).spawn(move || shared.run());
+        let thread = std::thread::Builder::new().name("stderr".into()).spawn(move || {
+            block_broken_pipes();
+            shared.run();
+        });
         queue.has_thread = thread.is_ok();
+    }
+}
+
+/// Blocks SIGPIPE in this thread. `exec` restores the default of the ignored signal before it replaces the program: a
+/// line that is written in between, to a pipe that was closed, would end the process instead.
+#[allow(unsafe_code, reason = "no crate has a safe way to block a signal")]
+fn block_broken_pipes() {
+    let mut signals = std::mem::MaybeUninit::uninit();
+    // SAFETY: `sigemptyset` initializes the set, and the former mask is not asked for.
+    unsafe {
+        libc::sigemptyset(signals.as_mut_ptr());
+        libc::sigaddset(signals.as_mut_ptr(), libc::SIGPIPE);
+        libc::pthread_sigmask(libc::SIG_BLOCK, signals.as_ptr(), std::ptr::null_mut());
     }
 }
 

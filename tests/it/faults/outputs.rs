@@ -180,3 +180,19 @@ async fn descriptors_that_are_closed_at_the_start_are_not_used_for_other_files()
     }
     stop(&server).await;
 }
+
+/// `exec` restores the default of SIGPIPE, which ends the process if a thread that does not block it writes to a pipe
+/// without a reader before the program is replaced.
+#[tokio::test]
+async fn thread_that_writes_the_log_blocks_broken_pipes() {
+    let db = Db::new().await;
+    let server = Server::start(&db).await;
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    let statuses = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).unwrap());
+    let status =
+        statuses.into_iter().find(|status| status.starts_with("Name:\tstderr\n")).expect("a thread for the log");
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();
+    let blocked = u64::from_str_radix(blocked, 16).unwrap();
+    let broken_pipe = 1 << (rustix::process::Signal::PIPE.as_raw() - 1);
+    assert_eq!(blocked & broken_pipe, broken_pipe, "{status}");
+}
