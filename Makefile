@@ -175,7 +175,7 @@ PAGE_SCRIPTS = $(addprefix src/http/handlers/page/,elements.js address.js live.j
 lint:
 	@deploy/install.sh shellcheck shellcheck
 	@python3 -c 'import ensurepip' 2>/dev/null || deploy/install.sh python3-venv ensurepip
-	shellcheck deploy/*.sh deploy/cache/*.sh deploy/release/*.sh tests/*.sh
+	shellcheck -x deploy/*.sh deploy/cache/*.sh deploy/release/*.sh tests/*.sh
 	[ "$$(target/typos/bin/typos --version 2>/dev/null)" = "typos-cli $(TYPOS)" ] || { python3 -m venv target/typos && \
 		target/typos/bin/pip install --quiet typos==$(TYPOS); }
 	target/typos/bin/typos

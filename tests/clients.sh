@@ -3,18 +3,12 @@
 # demo: clients.sh PROGRAM WORK. WORK/venv has the Python packages and Node.js.
 set -eu
 program=$(realpath "$1") work=$(realpath "$2")
+# shellcheck source=tests/demo.sh
+. "$(dirname "$0")/demo.sh"
 cp "$(dirname "$0")"/clients/* "$work"
 cd "$work"
 export PATH="$work/node_modules/.bin:$work/venv/bin:$PATH"
 npm install --silent --no-audit --no-fund
-demo_log=$(mktemp)
-CATALOG_ADDR=127.0.0.1:0 CATALOG_LOG=warn "$program" demo >"$demo_log" &
-demo=$!
-trap 'kill $demo; wait $demo || true; rm -f "$demo_log"' EXIT
-until url=$(grep -om1 'http://127\.0\.0\.1:[0-9]*' "$demo_log"); do
-    kill -0 $demo
-    sleep 0.1
-done
 say() { echo "clients: $*"; }
 python -c "import sys, urllib.request; sys.stdout.buffer.write(urllib.request.urlopen('$url/openapi.json').read())" >openapi.json
 # The clients have the address of the documents.
