@@ -2,8 +2,8 @@
 //! catalog.
 //!
 //! A cache is asked first for what it has, and then, with the address of the file in `X-Origin-Url`, to fetch what it
-//! lacks. That address is the one after the redirects, which are followed here: a cache gets no token. The hash decides
-//! about its bytes. Whatever it does costs one attempt, and the next source follows.
+//! lacks. That address is the one after the redirects, which are followed here: a cache gets no token. Its bytes are
+//! trusted only if the hash matches. Whatever it does costs one attempt, and the next source follows.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
