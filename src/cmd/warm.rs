@@ -73,15 +73,9 @@ fn row(cache: &Cache, model: &Model, found: Result<Content, Problem>) -> String 
 
 /// The models with these ids and their dependencies, or all of them.
 async fn list(http: &Http, args: &WarmArgs) -> Result<Listing, CatalogError> {
-    if !args.ids.is_empty() {
-        return request_models(http, &args.catalog_url, &args.ids, WAIT).await;
+    if args.ids.is_empty() {
+        request_every_model(http, &args.catalog_url).await
+    } else {
+        request_models(http, &args.catalog_url, &args.ids, WAIT).await
     }
-    let mut listing = Err(CatalogError::InvalidResponse("CATALOG_URL".into()));
-    for catalog in &args.catalog_url {
-        listing = request_every_model(http, catalog).await;
-        if listing.is_ok() {
-            break;
-        }
-    }
-    listing
 }

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
+use reqwest::Url;
 
 use super::cache::{Cache, CachedFile};
 use super::error::Problem;
 use super::hash::Hash;
 use super::http::{Http, Opened, Target, host};
 use super::model::Model;
+use super::round::check_part;
 
 /// Bytes per request while a file is fetched.
 const RANGE: u64 = 64 * 1024 * 1024;
@@ -63,30 +65,29 @@ pub(crate) async fn warm(http: &Http, cache: &Arc<Cache>, model: &Model) -> Resu
         Err(problem) if file.is_miss(&problem) => {}
         found => return found,
     }
-    let mut last = None;
+    let mut last = Problem::NotInCatalog;
     for url in std::iter::once(&model.url).chain(&model.mirrors) {
-        let target = Target { url, auth: model.auth, hashed: true, origin: None };
-        let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, http.resolve(target, 1, |_, _| {})).await;
-        let fetched = match resolved.unwrap_or_else(|_| Err(Problem::Silent(host(url)))) {
-            Ok(source) if http.is_public(&source.url, model.auth) => {
-                let total = source.total.ok_or_else(|| Problem::Range(source.host()));
-                match total {
-                    Ok(total) => fill(http, &file.clone().with_origin(source.url), total).await,
-                    Err(problem) => Err(problem),
-                }
-            }
-            Ok(source) => Err(Problem::NotPublic(source.host())),
-            Err(problem) => Err(problem),
-        };
-        match fetched {
+        match fill_from(http, &file, model, url).await {
             Ok(()) => {
                 let found = verify(http, &file, hash).await?;
                 return Ok(if found == Content::Cached { Content::Fetched } else { found });
             }
-            Err(problem) => last = Some(problem),
+            Err(problem) => last = problem,
         }
     }
-    Err(last.unwrap_or(Problem::NotInCatalog))
+    Err(last)
+}
+
+/// Lets the cache fetch a file from one of the URLs of its model.
+async fn fill_from(http: &Http, file: &CachedFile, model: &Model, url: &Url) -> Result<(), Problem> {
+    let target = Target { url, auth: model.auth, hashed: true, origin: None };
+    let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, http.resolve(target, 1, |_, _| {})).await;
+    let source = resolved.map_err(|_| Problem::Silent(host(url)))??;
+    if !http.is_public(&source.url, model.auth) {
+        return Err(Problem::NotPublic(source.host()));
+    }
+    let total = source.total.ok_or_else(|| Problem::Range(source.host()))?;
+    fill(http, &file.clone().with_origin(source.url), total).await
 }
 
 fn file_of<'a>(cache: &Arc<Cache>, model: &'a Model) -> Option<(CachedFile, &'a Hash)> {
@@ -98,16 +99,22 @@ fn file_of<'a>(cache: &Arc<Cache>, model: &'a Model) -> Option<(CachedFile, &'a 
 async fn fill(http: &Http, file: &CachedFile, total: u64) -> Result<(), Problem> {
     let starts = (0..total).step_by(usize::try_from(RANGE).unwrap_or(usize::MAX));
     let parts = starts.map(|start| async move {
-        let end = total.min(start + RANGE);
-        read(file.open(http, file.url(), Some((start, end))).await?, |_| {}).await
+        let range = (start, total.min(start + RANGE));
+        let opened = file.open(http, file.url(), Some(range)).await?;
+        check_part(&opened.part, range, &opened.url)?;
+        read(opened, |_| {}).await
     });
     futures_util::stream::iter(parts).buffer_unordered(CONNECTIONS).try_collect::<Vec<()>>().await.map(drop)
 }
 
-/// Reads what a cache has of a file, and compares it with the hash.
+/// Reads what a cache has of a file, and compares it with the hash. A response without a length could have no end.
 async fn verify(http: &Http, file: &CachedFile, hash: &Hash) -> Result<Content, Problem> {
+    let opened = file.open(http, file.url(), None).await?;
+    if opened.part.total.is_none() {
+        return Err(Problem::Range(host(&opened.url)));
+    }
     let mut hasher = hash.hasher();
-    read(file.open(http, file.url(), None).await?, |bytes| hasher.update(bytes)).await?;
+    read(opened, |bytes| hasher.update(bytes)).await?;
     Ok(if hash.matches(hasher) { Content::Cached } else { Content::Wrong })
 }
 

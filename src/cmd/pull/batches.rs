@@ -70,7 +70,7 @@ pub(crate) async fn request_models(
             match request_all(http, catalog, ids).await {
                 Ok(listing) => return Ok(at_endpoint(http, listing)),
                 Err(error) => {
-                    info!(error = chain(&error), "the request to the catalog failed");
+                    log_failure(&error);
                     // A transient error is worth another round, whatever the errors of the other catalogs.
                     if last.as_ref().is_none_or(|last: &CatalogError| !last.is_transient()) {
                         last = Some(error);
@@ -86,6 +86,10 @@ pub(crate) async fn request_models(
         rounds += 1;
         tokio::time::sleep(pause(rounds.min(ROUNDS_OF_BACKOFF), None).min(left)).await;
     }
+}
+
+fn log_failure(error: &CatalogError) {
+    info!(error = chain(error), "the request to the catalog failed");
 }
 
 /// The models with the URLs that are requested instead of those of Hugging Face.
@@ -106,11 +110,25 @@ struct Page<'a> {
     next: Option<String>,
 }
 
-/// All models of a catalog.
+/// All models of the first catalog that lists them.
 ///
 /// # Errors
-/// A page is missing.
-pub(crate) async fn request_every_model(http: &Http, catalog: &Url) -> Result<Listing, CatalogError> {
+/// The error of the last one.
+pub(crate) async fn request_every_model(http: &Http, catalogs: &[Url]) -> Result<Listing, CatalogError> {
+    let mut last = CatalogError::InvalidResponse("CATALOG_URL".into());
+    for catalog in catalogs {
+        match request_pages(http, catalog).await {
+            Ok(listing) => return Ok(at_endpoint(http, listing)),
+            Err(error) => {
+                log_failure(&error);
+                last = error;
+            }
+        }
+    }
+    Err(last)
+}
+
+async fn request_pages(http: &Http, catalog: &Url) -> Result<Listing, CatalogError> {
     let (name, mut all, mut after) = (host(catalog), Listing::default(), None);
     loop {
         let mut url = catalog.clone();
@@ -129,8 +147,10 @@ pub(crate) async fn request_every_model(http: &Http, catalog: &Url) -> Result<Li
         all.models.extend(listing.models);
         all.missing.extend(listing.missing);
         match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(at_endpoint(http, all)),
+            None => return Ok(all),
+            // Pages are in the order of ids, or they would have no end.
+            Some(next) if after.as_ref() >= Some(&next) => return Err(invalid()),
+            next => after = next,
         }
     }
 }

@@ -497,6 +497,10 @@ fn warm_names_what_a_cache_cannot_have() {
         assert_eq!(*line, expected, "{lines:#?}");
     }
     assert_eq!((status, lines.len()), (1, rows.len()));
+    // Pages without an end.
+    let page = json!({"models": models_response(&rows)["models"], "next": "unhashed"});
+    machine.store.put("/api/models", Way::Post(page.to_string()));
+    assert_eq!(warm(&machine, &[]), (2, Vec::new()));
     // Without a catalog, or a cache.
     machine.set("CATALOG_URL", "http://127.0.0.1:1");
     assert_eq!(warm(&machine, &[]), (2, Vec::new()));
