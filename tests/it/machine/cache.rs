@@ -398,11 +398,14 @@ fn sizes_that_a_cache_invents_stop_no_file() {
     let files = [content(1, PIECE + 1), content(2, 300_000)];
     let (mut machine, paths) = hub_as_cache("sizes", &files);
     for path in &paths {
-        let head =
-            "HTTP/1.1 206 x\r\nconnection: close\r\ncontent-length: 1\r\ncontent-range: bytes 0-0/999999999999999";
-        machine.hub.put(path, Way::Raw(format!("{head}\r\n\r\nx").into()));
+        let head = "HTTP/1.1 206 x\r\nconnection: close\r\ncontent-length: 200000\r\n\
+                    content-range: bytes 0-199999/999999999999999\r\n\r\n";
+        machine.hub.put(path, Way::Raw([head.as_bytes(), &[b'x'; 200_000]].concat()));
     }
     let boot = pull(&mut machine, &files);
+    for id in ["m0", "m1"] {
+        assert!(sources(&machine, 0, id)["cache"].is_null(), "a body of that size was read: {}", boot.log);
+    }
     assert!(boot.log.contains("fetched=2 present=0 linked=0 missing=0"), "{}", boot.log);
 }
 
