@@ -176,7 +176,7 @@ impl Loader {
             notified.notify_one();
         };
         // LISTEN comes before the first read, so that a change committed in between sends a notification.
-        let mut session = Session::open(&self.database(), on_notification).await?;
+        let mut session = Session::open(&self.database()?, on_notification).await?;
         let by_standby_delta = session.sync_mode() == SyncMode::Standby && session.is_direct();
         let interval = if by_standby_delta { self.settings.standby_poll_interval } else { self.settings.poll_interval };
         let (mode, direct) = (session.sync_mode(), session.is_direct());
@@ -243,10 +243,10 @@ impl Loader {
         }
     }
 
-    /// The database as configured; after a failure, with its hosts in random order.
-    fn database(&self) -> DatabaseConfig {
-        let database = &self.settings.database;
-        if self.backoff.is_active() { database.shuffled() } else { database.clone() }
+    /// The database as configured now; after a failure, with its hosts in random order.
+    fn database(&self) -> Result<DatabaseConfig, ConnectError> {
+        let database = self.settings.database.reread()?;
+        Ok(if self.backoff.is_active() { database.shuffled() } else { database })
     }
 
     /// One read of the kind that is due.

@@ -11,6 +11,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::warn;
 
 pub use super::connection_string::Environment;
 use super::connection_string::{ConnectionString, Setting, is_of_the_driver, refuse};
@@ -58,6 +59,10 @@ pub struct DatabaseConfig {
     pub channel: String,
     /// Maximum time without data from the database while connecting or running a statement.
     pub timeout: Duration,
+    url: String,
+    environment: Environment,
+    /// The password file, if it is ignored because others may read it.
+    ignored_passfile: Option<PathBuf>,
 }
 
 impl fmt::Debug for DatabaseConfig {
@@ -77,6 +82,23 @@ impl DatabaseConfig {
         channel: &str,
         timeout: Duration,
     ) -> Result<Self, DatabaseUrlError> {
+        let config = Self::read(url, environment, channel, timeout)?;
+        if let Some(path) = &config.ignored_passfile {
+            warn!(path = %path.display(), "password file ignored because others may read it: run chmod 0600");
+        }
+        Ok(config)
+    }
+
+    /// Reads the files that the settings name again, as libpq does for each connection: passwords and certificates are
+    /// replaced while the program runs.
+    ///
+    /// # Errors
+    /// See [`DatabaseUrlError`].
+    pub(crate) fn reread(&self) -> Result<Self, DatabaseUrlError> {
+        Self::read(&self.url, &self.environment, &self.channel, self.timeout)
+    }
+
+    fn read(url: &str, environment: &Environment, channel: &str, timeout: Duration) -> Result<Self, DatabaseUrlError> {
         let settings = ConnectionString::collect(url, environment)?;
         for setting in &settings.all {
             refuse(setting)?;
@@ -96,17 +118,23 @@ impl DatabaseConfig {
         });
         let passfile = settings.get("passfile").map(PathBuf::from);
         let passfile = passfile.or_else(|| Some(environment.home.as_ref()?.join(".pgpass")));
+        let mut ignored_passfile = None;
         if driver.get_password().is_none()
-            && let Some(password) = passfile.and_then(|path| passfile::password(&path, &driver))
+            && let Some(path) = passfile
         {
-            driver.password(password);
+            match passfile::password(&path, &driver) {
+                Ok(Some(password)) => drop(driver.password(password)),
+                Ok(None) => {}
+                Err(passfile::ReadableByOthers) => ignored_passfile = Some(path),
+            }
         }
         let role = server_role(&settings, &mut driver)?;
         set_timeouts(&settings, &mut driver, timeout)?;
         if driver.get_application_name().is_none() {
             driver.application_name(settings.get("fallback_application_name").unwrap_or(env!("CARGO_PKG_NAME")));
         }
-        Ok(Self { driver, role, tls, verifies_server, channel: channel.into(), timeout })
+        let (url, environment, channel) = (url.into(), environment.clone(), channel.into());
+        Ok(Self { driver, role, tls, verifies_server, channel, timeout, url, environment, ignored_passfile })
     }
 
     /// The same database with its hosts tried in random order: otherwise a first host that accepts connections and

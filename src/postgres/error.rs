@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
-use super::config::DatabaseConfig;
+use super::config::{DatabaseConfig, DatabaseUrlError};
 use crate::base::error_chain::{chain, postgres_message};
 
 /// The oldest major version of Postgres with which this program is tested. Older ones lack what the migrations use.
@@ -52,6 +52,9 @@ pub enum ConnectError {
         /// The addresses that were tried.
         address: String,
     },
+    /// A file that the settings name can't be used any more.
+    #[error(transparent)]
+    Settings(#[from] DatabaseUrlError),
     /// Refused, by the network or by Postgres.
     #[error("cannot connect to the database at {address} (DATABASE_URL)")]
     Postgres {
@@ -78,7 +81,7 @@ impl ConnectError {
     pub(crate) fn is_about_the_configuration(&self) -> bool {
         let source = match self {
             Self::Postgres { source, .. } => source,
-            Self::Unsupported { .. } => return true,
+            Self::Unsupported { .. } | Self::Settings(_) => return true,
             Self::Timeout { .. } | Self::WrongRole { .. } => return false,
         };
         match source.code() {

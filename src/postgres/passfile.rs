@@ -8,14 +8,19 @@ use tokio_postgres::config::Host;
 
 const FIELDS: usize = 5;
 
-/// The password of the first matching line of the file at `path`. Like libpq, ignores a file that others may read.
-pub(crate) fn password(path: &Path, config: &Config) -> Option<String> {
-    let mode = std::fs::metadata(path).ok()?.permissions().mode();
-    if mode & 0o077 != 0 {
-        tracing::warn!(path = %path.display(), "password file ignored because others may read it: run chmod 0600");
-        return None;
+/// Like libpq, this program ignores such a file.
+pub(super) struct ReadableByOthers;
+
+/// The password of the first matching line of the file at `path`.
+pub(super) fn password(path: &Path, config: &Config) -> Result<Option<String>, ReadableByOthers> {
+    let Ok(metadata) = std::fs::metadata(path) else { return Ok(None) };
+    if metadata.permissions().mode() & 0o077 != 0 {
+        return Err(ReadableByOthers);
     }
-    let text = std::fs::read_to_string(path).ok()?;
+    Ok(std::fs::read_to_string(path).ok().and_then(|text| find(&text, config)))
+}
+
+fn find(text: &str, config: &Config) -> Option<String> {
     let host = match config.get_hosts().first() {
         Some(Host::Tcp(host)) => host.clone(),
         _ => "localhost".into(),

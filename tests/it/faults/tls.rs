@@ -254,6 +254,55 @@ async fn passwords_from_every_source_work_and_are_never_shown() {
     assert_shows_no_password(&server).await;
 }
 
+/// Passwords and certificates are replaced while the server runs; each new connection uses the current ones.
+#[tokio::test]
+async fn replaced_passwords_and_certificates_are_used_for_the_next_connection() {
+    let postgres = TlsPostgres::new("DNS:localhost", "hostssl all all 127.0.0.1/32 scram-sha-256").await;
+    consistency::add_pairs(&postgres.client, 1).await;
+    let folder = postgres.folder();
+    let (root, passfile) = (folder.join("root.crt"), folder.join("passfile"));
+    std::fs::copy(folder.join("ca.pem"), &root).unwrap();
+    let write_password = |password: &str| {
+        std::fs::write(&passfile, format!("*:*:*:reader:{password}\n")).unwrap();
+        std::fs::set_permissions(&passfile, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    write_password(PASSWORD);
+    let url = format!("postgres://reader@localhost:{}/postgres?sslmode=verify-full", postgres.postgres.port());
+    let settings = [("PGPASSFILE", passfile.to_str().unwrap()), ("PGSSLROOTCERT", root.to_str().unwrap())];
+    let server = Server::start_with(&url, &settings).await;
+    let reconnect = async || {
+        let reader = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'reader'";
+        sql(&postgres.client, &format!("{}; {reader}", consistency::bump(0))).await;
+    };
+
+    let new_password = "another-s3cret-hunter2";
+    sql(&postgres.client, &format!("ALTER ROLE reader PASSWORD '{new_password}'")).await;
+    reconnect().await;
+    let refused = |s: &'_ Server| s.logged("password authentication failed") > 0;
+    server.until("the old password is refused", |s| std::future::ready(refused(s))).await;
+    write_password(new_password);
+    in_sync(&server, &postgres.client).await;
+
+    let self_signed =
+        ["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"];
+    postgres.openssl(&self_signed, "own");
+    postgres.serve("own.pem", "own.key").await;
+    sql(&postgres.client, "SELECT pg_reload_conf()").await;
+    std::fs::remove_file(&root).unwrap();
+    reconnect().await;
+    let message = format!("the database rejects the connection; serving the last snapshot, retrying");
+    let missing = format!("PGSSLROOTCERT: sslrootcert {}: ", root.display());
+    server
+        .until("the missing file is named", |s| {
+            std::future::ready(s.log().iter().any(|line| line.contains(&message) && line.contains(&missing)))
+        })
+        .await;
+    assert_eq!(server.get("/api/models/pair-0-a").await.status, 200);
+    std::fs::copy(folder.join("own.pem"), &root).unwrap();
+    in_sync(&server, &postgres.client).await;
+    assert_shows_no_password(&server).await;
+}
+
 async fn assert_shows_no_password(server: &Server) {
     for text in [server.log().concat(), server.get("/readyz").await.text(), server.get("/metrics").await.text()] {
         assert!(!text.contains("hunter2"), "{text}");
