@@ -1,5 +1,6 @@
 //! The HTTP API. hyper runs the protocol; every response is built from one snapshot in memory.
 
+mod accept;
 pub(crate) mod aria2;
 pub mod batch_request;
 pub mod batch_response;
@@ -328,7 +329,7 @@ impl Handler {
             Route::OpenApi => self.with_revision(response::json(StatusCode::OK, handlers::OPENAPI)),
             Route::Livez => handlers::ops::livez(&self.api),
             Route::Readyz => handlers::ops::readyz(&self.api),
-            Route::Metrics => handlers::ops::metrics(&self.api),
+            Route::Metrics => handlers::ops::metrics(&self.api, request.headers()),
         })
     }
 

@@ -3,6 +3,7 @@
 //! Request metrics are in `requests.rs`. All others change a few times a second and use the types of the prometheus
 //! crate.
 
+mod openmetrics;
 mod reads;
 mod replay;
 mod requests;
@@ -155,12 +156,35 @@ impl Metrics {
         self.requests.top_missing()
     }
 
-    /// The text exposition of all of it.
+    /// All of it as text.
     ///
     /// # Errors
     /// A metric that cannot be written as text (a bug here).
-    pub fn render(&self) -> prometheus::Result<String> {
-        prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())
+    pub fn render(&self, format: Format) -> prometheus::Result<String> {
+        let text = prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())?;
+        Ok(match format {
+            Format::Text => text,
+            Format::OpenMetrics => openmetrics::from_text(&text),
+        })
+    }
+}
+
+/// The format of `/metrics`.
+#[derive(Debug, Clone, Copy)]
+pub enum Format {
+    /// Prometheus' text format.
+    Text,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+impl Format {
+    /// The media type.
+    pub(crate) fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => prometheus::TEXT_FORMAT,
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
     }
 }
 

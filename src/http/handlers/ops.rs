@@ -1,16 +1,20 @@
 //! `/livez`, `/readyz` and `/metrics`, for operators. None of them waits for Postgres.
 
+use std::io::{self, Write};
 use std::sync::atomic::Ordering::Relaxed;
 
-use hyper::StatusCode;
-use hyper::header::HeaderValue;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use hyper::header::{CONTENT_ENCODING, HeaderValue, VARY};
+use hyper::{HeaderMap, StatusCode};
 use serde::Serialize;
 
 use crate::catalog::snapshot::Snapshot;
+use crate::http::accept::{accepts_gzip, prefers_openmetrics};
 use crate::http::etag::hex;
 use crate::http::response::{self, Response};
 use crate::http::{Api, Routes};
-use crate::metrics::{Route, set_count};
+use crate::metrics::{Format, Route, set_count};
 use crate::postgres::session::SyncMode;
 use crate::sync::LastSync;
 
@@ -137,15 +141,29 @@ pub(crate) fn readyz(api: &Api) -> Response {
     }
 }
 
-/// All metrics in the Prometheus text format.
-pub(crate) fn metrics(api: &Api) -> Response {
+/// All metrics, in OpenMetrics or the Prometheus text format.
+pub(crate) fn metrics(api: &Api, headers: &HeaderMap) -> Response {
     api.metrics.ready.set(i64::from(status(api, api.store.load().is_some()) == READY));
     api.metrics.follow_stalled.set(i64::from(is_stalled(api)));
     set_count(&api.metrics.upstream.waiters, api.snapshots.waiting());
-    match api.metrics.render() {
-        Ok(text) => response::with_type(StatusCode::OK, HeaderValue::from_static(prometheus::TEXT_FORMAT), text),
-        Err(error) => response::serialization_failed("/metrics", &error),
+    let format = if prefers_openmetrics(headers) { Format::OpenMetrics } else { Format::Text };
+    let rendered = api.metrics.render(format).map_err(io::Error::other).map(String::into_bytes);
+    let compress = accepts_gzip(headers);
+    let mut response = match rendered.and_then(|text| if compress { gzip(&text) } else { Ok(text) }) {
+        Ok(body) => response::with_type(StatusCode::OK, HeaderValue::from_static(format.content_type()), body),
+        Err(error) => return response::serialization_failed("/metrics", &error),
+    };
+    response.headers_mut().insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
+    if compress {
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
+    response
+}
+
+fn gzip(text: &[u8]) -> io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(text)?;
+    encoder.finish()
 }
 
 #[cfg(test)]

@@ -17,11 +17,12 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures_util::FutureExt;
-use hyper::header::{ACCEPT_ENCODING, AGE, CONTENT_ENCODING, HeaderValue, VARY};
-use hyper::{HeaderMap, Request, StatusCode, Uri};
+use hyper::header::{AGE, CONTENT_ENCODING, HeaderValue, VARY};
+use hyper::{Request, StatusCode, Uri};
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 
 use crate::catalog::snapshot::Snapshot;
+use crate::http::accept::accepts_gzip;
 use crate::http::connection::Connection;
 use crate::http::etag::{entity_tag, matches_etag, with_etag};
 use crate::http::response::{self, Response};
@@ -265,41 +266,9 @@ fn finish(api: &Api, response: Response, snapshot: &Snapshot, as_of: &Position) 
     with_revision(response, snapshot)
 }
 
-/// Whether `Accept-Encoding` gives gzip, or else `*`, a weight above 0 (RFC 9110 §12.5.3).
-fn accepts_gzip(headers: &HeaderMap) -> bool {
-    let accepts = |wanted: &str| {
-        let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-        values.flat_map(|value| value.split(',')).find_map(|encoding| {
-            let (name, weight) = encoding.split_once(';').unwrap_or((encoding, ""));
-            let weight = weight.trim().strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok());
-            name.trim().eq_ignore_ascii_case(wanted).then_some(weight != Some(0.0))
-        })
-    };
-    accepts("gzip").or_else(|| accepts("*")).unwrap_or(false)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn gzip_is_sent_to_clients_that_accept_it() {
-        for (value, accepted) in [
-            ("gzip", true),
-            ("br, GZIP;q=0.5", true),
-            ("*", true),
-            ("", false),
-            ("identity", false),
-            ("gzip;q=0, br", false),
-            ("*, gzip;q=0", false),
-            ("*;q=0, gzip", true),
-            ("x-gzip", false),
-        ] {
-            let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(value))]);
-            assert_eq!(accepts_gzip(&headers), accepted, "{value}");
-        }
-        assert!(!accepts_gzip(&HeaderMap::new()));
-    }
 
     #[test]
     fn waits_are_parsed_strictly_and_limited() {

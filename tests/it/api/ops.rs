@@ -1,9 +1,11 @@
 //! `/livez`, `/readyz`, `/metrics`: before and after the first load, and on the admin port.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use flate2::read::GzDecoder;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use model_catalog::catalog::snapshot::Snapshot;
@@ -17,7 +19,7 @@ use model_catalog::postgres::session::SyncMode;
 use model_catalog::sync::{LastSync, SyncStatus};
 
 use crate::support::raw::Raw;
-use crate::support::{Db, Response, Server};
+use crate::support::{Db, Response, Server, start_with_model_a};
 
 /// A database that does not exist.
 const NO_DATABASE: &str = "host=/nonexistent user=nobody dbname=none";
@@ -103,6 +105,33 @@ async fn ops_routes_move_to_the_admin_port() {
     let metrics = on_admin_port("/metrics").await.text();
     assert!(metrics.contains(r#"catalog_http_requests_total{route="/readyz",status="200"} 1"#), "{metrics}");
     assert!(metrics.contains(r#"catalog_http_requests_total{route="/api/models/{id}",status="200"}"#), "{metrics}");
+}
+
+#[tokio::test]
+async fn metrics_are_sent_in_the_format_and_encoding_that_the_client_prefers() {
+    let (_db, server) = start_with_model_a(&[]).await;
+    let get = async |accept: &str, encoding: &str| {
+        let mut request = server.request("GET", "/metrics", "");
+        request.headers_mut().insert("accept", accept.parse().unwrap());
+        request.headers_mut().insert("accept-encoding", encoding.parse().unwrap());
+        server.send(request).await
+    };
+    let response = get("application/openmetrics-text; version=1.0.0, text/plain;q=0.5", "identity").await;
+    assert_eq!(response.header("content-type"), "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert_eq!(response.header("vary"), "accept, accept-encoding");
+    let text = response.text();
+    assert!(text.contains("# TYPE catalog_notifications counter\ncatalog_notifications_total 0\n"), "{text}");
+    assert!(text.ends_with("\n# EOF\n"), "{text}");
+    let undeclared: Vec<_> = text.lines().filter(|line| line.contains("_total counter")).collect();
+    assert!(undeclared.is_empty(), "{undeclared:?}");
+
+    let response = get("*/*", "gzip").await;
+    let headers = (response.header("content-type"), response.header("content-encoding"));
+    assert_eq!(headers, ("text/plain; version=0.0.4", "gzip"));
+    let mut text = String::new();
+    GzDecoder::new(&*response.body).read_to_string(&mut text).unwrap();
+    assert!(text.contains("# TYPE catalog_notifications_total counter\ncatalog_notifications_total 0\n"), "{text}");
+    assert!(response.body.len() * 4 < text.len(), "{} of {} bytes", response.body.len(), text.len());
 }
 
 #[tokio::test]

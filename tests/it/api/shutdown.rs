@@ -16,7 +16,7 @@ use model_catalog::catalog::store::{Publisher, Store};
 use model_catalog::http::etag::hex;
 use model_catalog::http::memory_budget::MemoryBudget;
 use model_catalog::http::{Api, Handler, Limits, Routes};
-use model_catalog::metrics::Metrics;
+use model_catalog::metrics::{Format, Metrics};
 
 use crate::support::raw::Raw;
 use crate::support::{Server, model_json, start_with_model_a};
@@ -158,5 +158,5 @@ async fn handler_panic_returns_500_and_keeps_serving() {
         .response;
     assert_eq!(next.status(), 200);
     let counted = r#"catalog_http_requests_total{route="/api/models/batch",status="500"} 1"#;
-    assert!(metrics.render().unwrap().contains(counted));
+    assert!(metrics.render(Format::Text).unwrap().contains(counted));
 }

@@ -249,6 +249,10 @@ async fn prometheus_has_data_for_every_rule_and_panel() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 
+    // It asks for OpenMetrics, in which the metadata of a counter has no suffix.
+    let metadata = prometheus.query(&server, "metadata?metric=catalog_notifications").await;
+    assert_eq!(metadata["catalog_notifications"][0]["type"], "counter", "{metadata}");
+
     let rules = prometheus.rules(&server).await;
     assert_eq!(rules.len(), RULES.matches("- alert: ").count());
     server
