@@ -22,6 +22,9 @@ const REASON_BYTES: usize = 400;
 struct Catalog<'a> {
     #[serde(flatten)]
     status: CatalogStatus,
+    /// Why the source could not be read since the last sync. Missing if the last attempt succeeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sync_error: Option<String>,
     /// The first in the order of ids.
     rejected_rows: Vec<RejectedRow>,
     /// Lookups of unknown ids since the start.
@@ -58,10 +61,7 @@ struct NotFound {
 pub(crate) fn respond(api: &Api) -> Response {
     let current = api.store.load();
     let Some(snapshot) = current.as_deref() else {
-        let failure = api.sync.failure();
-        return failure.map_or_else(response::not_loaded, |failure| {
-            response::not_loaded_because(&shortened(&failure, REASON_BYTES))
-        });
+        return sync_error(api).map_or_else(response::not_loaded, |error| response::not_loaded_because(&error));
     };
     let (fleet, unwatched) = (api.sync.fleet(), api.sync.unwatched());
     let unwatched = unwatched.as_deref().map(|tables| &tables[..tables.len().min(LISTED)]);
@@ -91,6 +91,7 @@ fn catalog<'a>(
     ids.sort_by(|(a, count_a), (b, count_b)| count_b.cmp(count_a).then_with(|| a.cmp(b)));
     Catalog {
         status: CatalogStatus::new(Some(snapshot), api),
+        sync_error: sync_error(api),
         rejected_rows: rejected
             .map(|(id, reason)| RejectedRow {
                 id: shortened(id, ID_BYTES),
@@ -106,6 +107,10 @@ fn catalog<'a>(
         replicas: fleet.map(|fleet| fleet.total),
         fleet: fleet.map(|fleet| &*fleet.members),
     }
+}
+
+fn sync_error(api: &Api) -> Option<String> {
+    api.sync.failure().map(|failure| shortened(&failure, REASON_BYTES))
 }
 
 fn shortened(text: &str, bytes: usize) -> String {

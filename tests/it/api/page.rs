@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::browser::Browser;
-use crate::support::{Db, Server};
+use crate::support::{Db, Server, TempFolder, start_with_model_a};
 
 const HOSTILE: &str = "<img src=x onerror=\"window.hurt=1\">";
 
@@ -325,6 +325,21 @@ async fn page_reports_a_missing_catalog_and_an_exceeded_rate_limit() {
     says("notice", "Catalog not loaded yet: cannot connect to the database at /nowhere/.s.PGSQL.5432 (DATABASE_URL): ")
         .await;
     assert!(browser.screenshot("loading").await > 10_000);
+    drop(server);
+
+    // With a snapshot file there are models, and the same reason.
+    let folder = TempFolder::new("page");
+    let file = folder.join("snapshot");
+    let file = [("CATALOG_SNAPSHOT_FILE", file.to_str().unwrap())];
+    let (_db, server) = start_with_model_a(&file).await;
+    server.until("the file is written", |_| std::future::ready(folder.join("snapshot").exists())).await;
+    drop(server);
+    let server = Server::spawn("host=/nowhere user=nobody", &file).await;
+    browser.open(&format!("http://{}/", server.address)).await;
+    says("found", "1 model").await;
+    says("health", "Serving the snapshot file").await;
+    let notice = "Changes are not received: cannot connect to the database at /nowhere/.s.PGSQL.5432 (DATABASE_URL): ";
+    says("notice", notice).await;
     drop(server);
 
     let db = Db::lenient().await;

@@ -290,16 +290,19 @@ async fn replaced_passwords_and_certificates_are_used_for_the_next_connection() 
     sql(&postgres.client, "SELECT pg_reload_conf()").await;
     std::fs::remove_file(&root).unwrap();
     reconnect().await;
-    let message = format!("the database rejects the connection; serving the last snapshot, retrying");
+    let message = "the database rejects the connection; serving the last snapshot, retrying";
     let missing = format!("PGSSLROOTCERT: sslrootcert {}: ", root.display());
     server
         .until("the missing file is named", |s| {
-            std::future::ready(s.log().iter().any(|line| line.contains(&message) && line.contains(&missing)))
+            std::future::ready(s.log().iter().any(|line| line.contains(message) && line.contains(&missing)))
         })
         .await;
     assert_eq!(server.get("/api/models/pair-0-a").await.status, 200);
+    let catalog = server.get("/api/catalog").await.json();
+    assert!(catalog["sync_error"].as_str().is_some_and(|error| error.starts_with(&missing)), "{catalog}");
     std::fs::copy(folder.join("own.pem"), &root).unwrap();
     in_sync(&server, &postgres.client).await;
+    assert_eq!(server.get("/api/catalog").await.json()["sync_error"], serde_json::Value::Null);
     assert_shows_no_password(&server).await;
 }
 

@@ -12,7 +12,6 @@ function emptySample() {
     buckets: new Map(),
     propagation: new Map(),
     connections: 0,
-    listener: null,
     version: "",
   };
 }
@@ -41,9 +40,6 @@ function readLine(sample, line) {
       break;
     case "catalog_http_connections":
       sample.connections = value;
-      break;
-    case "catalog_listener_connected":
-      sample.listener = value;
       break;
     case "catalog_build_info":
       sample.version = label("version") || "";

@@ -23,19 +23,20 @@ function showNotice(text, style = "warn") {
   put("notice", text);
 }
 
-function showSync(catalog, ready, disconnected) {
+function showSync(catalog, ready) {
+  const source = catalog.source === "upstream" ? "the upstream" : "Postgres";
+  const error = catalog.sync_error;
   if (catalog.source === "file") {
     put("sync", "not yet", "serving the snapshot file");
   } else {
-    const how = disconnected ? "no connection to Postgres" : FOLLOWING[catalog.follow];
-    put("sync", age(catalog.synced_seconds_ago), how);
+    put("sync", age(catalog.synced_seconds_ago), error ? `cannot read ${source}` : FOLLOWING[catalog.follow]);
   }
   if (ready === "draining") {
     showHealth("Shutting down", "warn");
-  } else if (disconnected) {
-    showHealth("Serving, no connection to Postgres", "warn");
   } else if (catalog.source === "file") {
     showHealth("Serving the snapshot file", "warn");
+  } else if (error) {
+    showHealth(`Serving, cannot read ${source}`, "warn");
   } else {
     showHealth("Serving", "good");
   }
@@ -100,20 +101,20 @@ function showUnknownIds(catalog) {
   });
 }
 
-function showCatalog(catalog, ready, listener) {
+function showCatalog(catalog, ready) {
   put("models", integer.format(catalog.models));
   put("revision", catalog.revision);
-  showSync(catalog, ready, listener === 0 && catalog.follow === "live");
+  showSync(catalog, ready);
   showRejected(catalog);
   showAdvice(catalog);
   showFleet(catalog);
   showUnknownIds(catalog);
 }
 
-// Returns the status of /readyz and whether Postgres sends notifications; null where that is not known.
+// Returns the status of /readyz; null if it is not served here.
 async function refreshLive() {
   if (separateOps) {
-    return { ready: null, listener: null };
+    return null;
   }
   const response = await get("readyz");
   separateOps = response.status === 404;
@@ -122,16 +123,15 @@ async function refreshLive() {
     card.hidden = separateOps;
   }
   if (separateOps) {
-    return { ready: null, listener: null };
+    return null;
   }
   const ready = (await response.json()).status;
-  const sample = parseMetrics(await (await get("metrics")).text());
-  showLive(sample);
-  return { ready, listener: sample.listener };
+  showLive(parseMetrics(await (await get("metrics")).text()));
+  return ready;
 }
 
 async function refresh() {
-  const { ready, listener } = await refreshLive();
+  const ready = await refreshLive();
   const response = await get("api/catalog");
   lastResponse = new Date();
   document.body.classList.remove("stale");
@@ -150,8 +150,8 @@ async function refresh() {
     throw new Error(`the server responded with status ${response.status}`);
   }
   const catalog = await response.json();
-  showNotice("");
-  showCatalog(catalog, ready, listener);
+  showNotice(catalog.sync_error ? `Changes are not received: ${catalog.sync_error} (retrying)` : "");
+  showCatalog(catalog, ready);
   if (catalog.revision !== revision) {
     revision = catalog.revision;
     loadList(true);
