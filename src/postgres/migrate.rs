@@ -3,16 +3,26 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use postgres_protocol::escape::escape_identifier;
+use refinery_core::error::Kind;
 use refinery_core::traits::r#async::{AsyncMigrate, AsyncQuery, AsyncTransaction};
+use refinery_core::{Migration, Runner};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, IsolationLevel, SimpleQueryMessage, Transaction};
 
 use super::error::{ConnectError, describe_with_detail};
 use crate::catalog::model::Rules;
 
-mod embedded {
-    refinery::embed_migrations!("migrations");
-}
+/// Names and texts of the migrations, in the order of their numbers. Databases store a checksum of each.
+const MIGRATIONS: [(&str, &str); SCHEMA_VERSION as usize] = [
+    ("V1__model_catalog", include_str!("../../migrations/V1__model_catalog.sql")),
+    ("V2__fleet", include_str!("../../migrations/V2__fleet.sql")),
+    ("V3__problems", include_str!("../../migrations/V3__problems.sql")),
+    ("V4__append_only_log", include_str!("../../migrations/V4__append_only_log.sql")),
+    ("V5__encodings_and_paths", include_str!("../../migrations/V5__encodings_and_paths.sql")),
+    ("V6__restores", include_str!("../../migrations/V6__restores.sql")),
+    ("V7__unreadable_ids", include_str!("../../migrations/V7__unreadable_ids.sql")),
+    ("V8__small_log", include_str!("../../migrations/V8__small_log.sql")),
+];
 
 const DEFAULT_MODELS: &str = include_str!("../../sql/default_models.sql");
 const OTHER_TABLES: &str = include_str!("../../sql/other_tables.sql");
@@ -99,11 +109,11 @@ impl From<tokio_postgres::Error> for Detailed {
 }
 
 /// With what Postgres said, which the text of refinery lacks.
-impl From<refinery::Error> for Detailed {
-    fn from(error: refinery::Error) -> Self {
+impl From<refinery_core::Error> for Detailed {
+    fn from(error: refinery_core::Error) -> Self {
         let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref());
         Self(match (error.kind(), cause) {
-            (refinery::error::Kind::Connection(doing, _), Some(cause)) => {
+            (Kind::Connection(doing, _), Some(cause)) => {
                 format!("{doing}: {}", describe_with_detail(cause))
             }
             _ => error.to_string(),
@@ -173,10 +183,12 @@ async fn apply_numbered(client: &mut Client, models: ModelsTable) -> Result<(), 
     // The runner keeps its own table in this schema.
     let schema = format!("CREATE SCHEMA IF NOT EXISTS {}", escape_identifier(SCHEMA));
     transaction.0.batch_execute(&schema).await.map_err(failed("create the schema model_catalog"))?;
-    let mut runner = embedded::migrations::runner();
+    let migrations = MIGRATIONS.map(|(name, sql)| Migration::unapplied(name, sql));
+    let migrations = migrations.into_iter().collect::<Result<Vec<_>, _>>().map_err(Detailed::from)?;
+    let mut runner = Runner::new(&migrations);
     runner.set_migration_table_name("model_catalog.migrations");
     let report = runner.run_async(&mut transaction).await.map_err(|error| match error.kind() {
-        refinery::error::Kind::MissingVersion(migration) => MigrateError::Newer { newer: migration.version() },
+        Kind::MissingVersion(migration) => MigrateError::Newer { newer: migration.version() },
         _ => Detailed::from(error).into(),
     })?;
     transaction.0.commit().await.map_err(failed("commit the migrations"))?;
@@ -249,13 +261,13 @@ impl AsyncTransaction for OneTransaction<'_> {
     }
 }
 
-impl AsyncQuery<Vec<refinery::Migration>> for OneTransaction<'_> {
-    async fn query<'a>(&'a mut self, query: &'a str) -> Result<Vec<refinery::Migration>, tokio_postgres::Error> {
+impl AsyncQuery<Vec<Migration>> for OneTransaction<'_> {
+    async fn query<'a>(&'a mut self, query: &'a str) -> Result<Vec<Migration>, tokio_postgres::Error> {
         let rows = self.0.query_typed(query, &[]).await?;
         let migration = |row: &tokio_postgres::Row| {
             let checksum = row.try_get::<_, &str>(3)?.parse().unwrap_or_default();
             // The runner does not look at the time.
-            Ok(refinery::Migration::applied(row.try_get(0)?, row.try_get(1)?, SystemTime::UNIX_EPOCH.into(), checksum))
+            Ok(Migration::applied(row.try_get(0)?, row.try_get(1)?, SystemTime::UNIX_EPOCH.into(), checksum))
         };
         rows.iter().map(migration).collect()
     }
