@@ -7,10 +7,11 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IsTerminal};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use prometheus::IntCounter;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -96,7 +97,7 @@ impl Stderr {
     pub(crate) fn new(format: LogFormat) -> Self {
         let (queue, added, finished) = Default::default();
         let stderr = Self(Arc::new(Shared { format, queue, added, finished }));
-        stderr.start_thread(&mut stderr.0.lock());
+        stderr.start_thread(&mut stderr.0.queue.lock());
         stderr
     }
 
@@ -118,7 +119,7 @@ impl Stderr {
     /// Waits until everything added so far is written or dropped, for at most half a second. Lines that are queued when
     /// the process ends are lost.
     pub(crate) fn flush(&self) {
-        let mut queue = self.0.lock();
+        let mut queue = self.0.queue.lock();
         if !queue.has_thread {
             self.start_thread(&mut queue);
         }
@@ -131,12 +132,12 @@ impl Stderr {
         // A write that has been blocked for as long as this will not end now.
         let blocked = queue.writing_since.map_or(Duration::ZERO, |since| since.elapsed());
         let limit = FLUSH_LIMIT.saturating_sub(blocked);
-        drop(self.0.finished.wait_timeout_while(queue, limit, |queue| queue.finished < last));
+        self.0.finished.wait_while_for(&mut queue, |queue| queue.finished < last, limit);
     }
 
     /// Counts the lines that are dropped, including those dropped before this call.
     pub(crate) fn count_dropped(&self, counter: &IntCounter) {
-        let mut queue = self.0.lock();
+        let mut queue = self.0.queue.lock();
         counter.inc_by(std::mem::take(&mut queue.uncounted));
         queue.counter = Some(counter.clone());
     }
@@ -161,7 +162,7 @@ impl Stderr {
     }
 
     fn add(&self, bytes: Vec<u8>, lines: u64, max_bytes: usize) {
-        let mut queue = self.0.lock();
+        let mut queue = self.0.queue.lock();
         if !queue.has_thread {
             self.start_thread(&mut queue);
         }
@@ -233,16 +234,13 @@ impl MakeWriter<'_> for Stderr {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Writes what is added, forever.
     fn run(&self) {
         let mut writer = ChunkWriter::default();
         loop {
-            let queue = self.added.wait_while(self.lock(), |queue| queue.chunks.is_empty());
-            self.write_chunks(queue.unwrap_or_else(PoisonError::into_inner), &mut writer);
+            let mut queue = self.queue.lock();
+            self.added.wait_while(&mut queue, |queue| queue.chunks.is_empty());
+            self.write_chunks(queue, &mut writer);
         }
     }
 
@@ -254,7 +252,7 @@ impl Shared {
 
             let is_written = self.write(writer, &chunk);
 
-            queue = self.lock();
+            queue = self.queue.lock();
             if !is_written {
                 queue.count_dropped(chunk.lines);
             }

@@ -2,9 +2,10 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use prometheus::IntCounterVec;
 use tokio_util::task::TaskTracker;
 use tracing::error;
@@ -79,7 +80,7 @@ impl Supervisor {
             let guard = EndGuard(watched);
             let thread = &guard.0;
             loop {
-                thread.state().started = Instant::now();
+                thread.state.lock().started = Instant::now();
                 match catch_unwind(AssertUnwindSafe(&mut run)) {
                     Ok(Ok(())) => return,
                     Ok(Err(error)) => {
@@ -89,28 +90,19 @@ impl Supervisor {
                     Err(_) => error!(thread = thread.name, "a thread panicked, restarting it"),
                 }
                 restarts.inc();
-                thread.state().failed(Instant::now());
+                thread.state.lock().failed(Instant::now());
                 std::thread::sleep(RESTART_PAUSE);
             }
         })?;
-        self.threads().push(thread);
+        self.threads.lock().push(thread);
         Ok(())
     }
 
     /// The name of a thread that cannot be restarted.
     pub(crate) fn lost_thread(&self) -> Option<String> {
         let now = Instant::now();
-        self.threads().iter().find(|thread| thread.state().is_lost(thread.duty, now)).map(|thread| thread.name.clone())
-    }
-
-    fn threads(&self) -> MutexGuard<'_, Vec<Arc<Thread>>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Thread {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let threads = self.threads.lock();
+        threads.iter().find(|thread| thread.state.lock().is_lost(thread.duty, now)).map(|thread| thread.name.clone())
     }
 }
 
@@ -133,7 +125,7 @@ struct EndGuard(Arc<Thread>);
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        self.0.state().ended = std::thread::panicking();
+        self.0.state.lock().ended = std::thread::panicking();
     }
 }
 

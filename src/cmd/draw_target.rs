@@ -3,9 +3,9 @@
 
 use std::fmt::Write;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use indicatif::{ProgressDrawTarget, TermLike};
+use parking_lot::Mutex;
 
 use crate::base::stderr::Stderr;
 
@@ -30,15 +30,11 @@ struct QueuedTerminal {
 }
 
 impl QueuedTerminal {
-    fn drawing(&self) -> MutexGuard<'_, String> {
-        self.drawing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Moves the cursor by `count` in the direction of an ANSI control sequence.
     fn move_cursor(&self, count: usize, direction: char) -> io::Result<()> {
         if count > 0 {
             // Writing to a String cannot fail.
-            let _ = write!(self.drawing(), "\x1b[{count}{direction}");
+            let _ = write!(self.drawing.lock(), "\x1b[{count}{direction}");
         }
         Ok(())
     }
@@ -70,12 +66,12 @@ impl TermLike for QueuedTerminal {
     }
 
     fn write_line(&self, text: &str) -> io::Result<()> {
-        self.drawing().extend([text, "\n"]);
+        self.drawing.lock().extend([text, "\n"]);
         Ok(())
     }
 
     fn write_str(&self, text: &str) -> io::Result<()> {
-        self.drawing().push_str(text);
+        self.drawing.lock().push_str(text);
         Ok(())
     }
 
@@ -84,7 +80,7 @@ impl TermLike for QueuedTerminal {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.stderr.draw(std::mem::take(&mut *self.drawing()));
+        self.stderr.draw(std::mem::take(&mut *self.drawing.lock()));
         Ok(())
     }
 }

@@ -6,9 +6,10 @@
 //! trusted only if the hash matches. Whatever it does costs one attempt, and the next source follows.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use reqwest::Url;
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -57,10 +58,6 @@ impl Cache {
         Self { url, contact: AsyncMutex::default(), state: Mutex::default(), events }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Host and port, for metrics.
     pub(crate) fn name(&self) -> String {
         host_and_port(&self.url)
@@ -68,21 +65,21 @@ impl Cache {
 
     /// Number of failures by the code of their problem.
     pub(crate) fn failures(&self) -> BTreeMap<&'static str, u64> {
-        self.lock().counts.clone()
+        self.state.lock().counts.clone()
     }
 
     fn is_usable(&self) -> bool {
-        self.lock().failures < MAX_FAILURES
+        self.state.lock().failures < MAX_FAILURES
     }
 
     fn succeeded(&self) {
-        self.lock().failures = 0;
+        self.state.lock().failures = 0;
     }
 
     /// Counts a failure. If another would cost a timeout again, or after several, the cache is not used any more.
     fn failed(&self, problem: &Problem) {
         let given_up = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             *state.counts.entry(problem.code()).or_default() += 1;
             let costly = !state.answered || matches!(problem, Problem::Silent(_) | Problem::Stalled(_));
             let before = state.failures;
@@ -99,9 +96,9 @@ impl Cache {
     /// # Errors
     /// As for [`Http::open`], and if the cache is not used any more.
     async fn open(&self, http: &Http, target: Target<'_>, range: Option<(u64, u64)>) -> Result<Opened, Problem> {
-        let first = if self.lock().answered { None } else { Some(self.contact.lock().await) };
+        let first = if self.state.lock().answered { None } else { Some(self.contact.lock().await) };
         // Another request may have been answered meanwhile.
-        let first = first.filter(|_| !self.lock().answered);
+        let first = first.filter(|_| !self.state.lock().answered);
         if !self.is_usable() {
             return Err(Problem::Silent(host(&self.url)));
         }
@@ -109,7 +106,7 @@ impl Cache {
         let opened = http.open(target, range, limit).await;
         match &opened {
             Err(problem @ (Problem::Silent(_) | Problem::Connection { .. })) if first.is_some() => self.failed(problem),
-            _ => self.lock().answered = true,
+            _ => self.state.lock().answered = true,
         }
         opened
     }

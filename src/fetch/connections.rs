@@ -1,9 +1,9 @@
 //! How many connections there are: one budget that the files share, and fewer to a host that refuses more.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// Time after which a host that refused a connection may get one more than it has.
@@ -61,10 +61,6 @@ impl Connections {
         if self.several { self.budget } else { 1 }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits until `host` may get another connection.
     pub(super) async fn connect(&self, host: &str) -> Connection<'_> {
         loop {
@@ -79,7 +75,7 @@ impl Connections {
     }
 
     fn try_connect(&self, host: &str) -> Option<Connection<'_>> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let new = || Host { connections: 0, max: usize::MAX, changed: Instant::now() };
         let admitted = state.hosts.entry(host.to_owned()).or_insert_with(new).admit();
         admitted.then(|| Connection { all: self, host: host.to_owned(), receives: false })
@@ -87,7 +83,7 @@ impl Connections {
 
     /// Counts a file that can use several connections, until the share is dropped.
     pub(super) fn share(&self) -> Share<'_> {
-        self.lock().divisible_files += 1;
+        self.state.lock().divisible_files += 1;
         Share(self)
     }
 }
@@ -104,14 +100,14 @@ impl Connection<'_> {
     /// Counts it against the budget: a host that does not respond must not slow down others.
     pub(super) fn receives(mut self) -> Self {
         if !std::mem::replace(&mut self.receives, true) {
-            self.all.lock().receiving += 1;
+            self.all.state.lock().receiving += 1;
         }
         self
     }
 
     /// The host refused this connection: it gets no more than it had without it.
     pub(super) fn refused(&self) {
-        if let Some(host) = self.all.lock().hosts.get_mut(&self.host) {
+        if let Some(host) = self.all.state.lock().hosts.get_mut(&self.host) {
             (host.max, host.changed) = ((host.connections - 1).max(1), Instant::now());
         }
     }
@@ -119,7 +115,7 @@ impl Connection<'_> {
 
 impl Drop for Connection<'_> {
     fn drop(&mut self) {
-        let mut state = self.all.lock();
+        let mut state = self.all.state.lock();
         state.receiving -= usize::from(self.receives);
         if let Some(host) = state.hosts.get_mut(&self.host) {
             host.connections -= 1;
@@ -136,12 +132,12 @@ pub(super) struct Share<'a>(&'a Connections);
 impl Share<'_> {
     /// Number of connections that this file should have.
     pub(super) fn size(&self) -> usize {
-        if self.0.several { (self.0.budget / self.0.lock().divisible_files.max(1)).max(1) } else { 1 }
+        if self.0.several { (self.0.budget / self.0.state.lock().divisible_files.max(1)).max(1) } else { 1 }
     }
 
     /// One more connection to `host` for this file, which has `connections`.
     pub(super) fn add(&self, connections: usize, host: &str) -> Option<Connection<'_>> {
-        let free = self.0.lock().receiving < self.0.budget;
+        let free = self.0.state.lock().receiving < self.0.budget;
         let connection = (free && connections < self.size()).then(|| self.0.try_connect(host)).flatten();
         connection.map(Connection::receives)
     }
@@ -149,7 +145,7 @@ impl Share<'_> {
 
 impl Drop for Share<'_> {
     fn drop(&mut self) {
-        self.0.lock().divisible_files -= 1;
+        self.0.state.lock().divisible_files -= 1;
     }
 }
 
@@ -186,7 +182,7 @@ mod tests {
         assert!(all.try_connect("busy").is_none() && all.try_connect("other").is_some());
         connections.pop();
         assert!(all.try_connect("busy").is_some());
-        all.lock().hosts.get_mut("busy").expect("known").changed -= RAISE_AFTER;
+        all.state.lock().hosts.get_mut("busy").expect("known").changed -= RAISE_AFTER;
         connections.push(all.try_connect("busy").expect("there were three"));
         connections.push(all.try_connect("busy").expect("a fourth after some time"));
         assert!(all.try_connect("busy").is_none());

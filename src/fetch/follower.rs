@@ -8,9 +8,10 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
@@ -69,13 +70,13 @@ impl Follower {
         };
         let shared = Arc::new(Shared { file: Arc::clone(file), feed: Mutex::new(feed), advanced: Notify::new() });
         let follower = Self { shared, hash };
-        follower.shared.start(&mut follower.shared.lock());
+        follower.shared.start(&mut follower.shared.feed.lock());
         follower
     }
 
     /// Takes buffers that were written at `start`, which was the first gap; the first gap is at `written` now.
     pub(crate) fn add(&self, start: u64, buffers: Vec<Bytes>, written: u64) {
-        let mut feed = self.shared.lock();
+        let mut feed = self.shared.feed.lock();
         feed.written = feed.written.max(written);
         let follows = if feed.queue.is_empty() { start >= feed.position } else { start == feed.queue_end };
         if follows && feed.queued < MAX_QUEUED {
@@ -97,7 +98,7 @@ impl Follower {
             // Created before the check, so that no wake-up is lost.
             let advanced = self.shared.advanced.notified();
             {
-                let mut feed = self.shared.lock();
+                let mut feed = self.shared.feed.lock();
                 let is_hashing = feed.hasher.is_none() && feed.failure.is_none();
                 if feed.queued < MAX_QUEUED || !is_hashing {
                     return;
@@ -110,7 +111,7 @@ impl Follower {
 
     /// Whether a connection had to wait for room since the last call.
     pub(crate) fn was_full(&self) -> bool {
-        std::mem::take(&mut self.shared.lock().was_full)
+        std::mem::take(&mut self.shared.feed.lock().was_full)
     }
 
     /// Whether the file, which must be complete and has `total` bytes, has the hash.
@@ -121,7 +122,7 @@ impl Follower {
         loop {
             let advanced = self.shared.advanced.notified();
             let turn = {
-                let mut feed = self.shared.lock();
+                let mut feed = self.shared.feed.lock();
                 if let Some(failure) = feed.failure.take() {
                     return Err(failure);
                 }
@@ -145,15 +146,11 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.shared.lock().stopped = true;
+        self.shared.feed.lock().stopped = true;
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Feed> {
-        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Starts a thread if there is enough to hash for one.
     fn start(self: &Arc<Self>, feed: &mut Feed) {
         if feed.written - feed.position >= BUFFER as u64
@@ -190,13 +187,13 @@ impl Turn {
             match next {
                 Next::Buffer(buffer) => {
                     hasher.update(&buffer);
-                    self.shared.lock().queued -= buffer.len();
+                    self.shared.feed.lock().queued -= buffer.len();
                     self.shared.advanced.notify_waiters();
                 }
                 Next::Range(start, length) => {
                     read.resize(BUFFER, 0);
                     if let Err(error) = self.shared.file.read_exact_at(&mut read[..length], start) {
-                        self.shared.lock().failure = Some(error);
+                        self.shared.feed.lock().failure = Some(error);
                         return;
                     }
                     hasher.update(&read[..length]);
@@ -207,7 +204,7 @@ impl Turn {
 
     /// Takes what is hashed next. At the end the hasher goes back, under the lock under which buffers are added.
     fn next(&mut self) -> Option<Next> {
-        let mut feed = self.shared.lock();
+        let mut feed = self.shared.feed.lock();
         let (start, end) = (feed.position, if feed.queue.is_empty() { feed.written } else { feed.queue_start });
         let next = if feed.stopped {
             None
@@ -231,7 +228,7 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut feed = self.shared.lock();
+        let mut feed = self.shared.feed.lock();
         // It was not returned.
         if self.hasher.is_some() {
             feed.failure.get_or_insert_with(|| io::Error::other("hashing panicked"));

@@ -2,10 +2,10 @@
 //! again for each URL.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::Uri;
+use parking_lot::Mutex;
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, LOCATION, RANGE};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
@@ -183,12 +183,12 @@ impl Http {
 
     /// Whether the host of a URL responded to the last request; `None` before the first one.
     pub(crate) fn has_responded(&self, url: &Url) -> Option<bool> {
-        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).get(&host_and_port(url)).copied()
+        self.hosts.lock().get(&host_and_port(url)).copied()
     }
 
     /// Records whether the host of a URL responded in time.
     pub(crate) fn record_response(&self, url: &Url, responded: bool) {
-        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).insert(host_and_port(url), responded);
+        self.hosts.lock().insert(host_and_port(url), responded);
     }
 
     /// The tokens that it sends.

@@ -4,9 +4,9 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cap_std::fs::Dir;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::folder::Stamp;
 use super::follower::Follower;
@@ -91,7 +91,7 @@ impl State {
     /// Locks the segments. The guard must not be held across an await.
     pub(super) fn segments(&self) -> MutexGuard<'_, Segments> {
         // No operation leaves the segments inconsistent when it panics.
-        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+        self.segments.lock()
     }
 
     /// Whether the size of the file is known.

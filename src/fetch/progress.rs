@@ -1,10 +1,12 @@
 //! The progress of every model during a pull: written by the downloads, read by the reports.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::error::Problem;
 use super::event::{Event, Events};
@@ -130,13 +132,9 @@ impl ModelProgress {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A copy of the state.
     pub(crate) fn state(&self) -> State {
-        let mut state = self.lock().clone();
+        let mut state = self.state.lock().clone();
         if let (Some(begun), None) = (state.begun, &state.outcome) {
             state.elapsed = begun.elapsed();
         }
@@ -155,12 +153,12 @@ impl ModelProgress {
 
     /// What it is downloaded from; empty if that is not known yet.
     pub(crate) fn source(&self) -> String {
-        self.lock().source.clone().unwrap_or_default()
+        self.state.lock().source.clone().unwrap_or_default()
     }
 
     /// Sets the current activity.
     pub(crate) fn set_phase(&self, phase: Phase) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if phase == Phase::Fetching {
             state.begun.get_or_insert_with(Instant::now);
         }
@@ -169,7 +167,7 @@ impl ModelProgress {
 
     /// Sets what it is downloaded from.
     pub(crate) fn set_source(&self, source: &str) {
-        self.lock().source = Some(source.to_owned());
+        self.state.lock().source = Some(source.to_owned());
     }
 
     /// Sets the bytes on disk and the size.
@@ -187,7 +185,7 @@ impl ModelProgress {
     pub(crate) fn add_received(&self, bytes: u64) {
         self.done.fetch_add(bytes, Relaxed);
         self.received.fetch_add(bytes, Relaxed);
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let source = state.source.clone().unwrap_or_default();
         *state.received_from.entry(source).or_default() += bytes;
     }
@@ -195,21 +193,21 @@ impl ModelProgress {
     /// Updates the rate. `before` is the number of bytes received at the last call, `interval` ago.
     pub(crate) fn measure(&self, before: u64, interval: Duration) {
         let now = (self.received() - before) as f64 / interval.as_secs_f64().max(0.001);
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         // An exponential average over about five calls.
         state.rate = if state.rate == 0.0 { now } else { 0.8 * state.rate + 0.2 * now };
     }
 
     /// Counts and reports a failed attempt that is followed by another.
     pub(crate) fn failed_attempt(&self, host: &str, problem: &Problem) {
-        self.lock().failed_attempts += 1;
+        self.state.lock().failed_attempts += 1;
         self.events.send(Event::AttemptFailed { model: &self.id, host, problem });
     }
 
     /// Sets the outcome and reports it.
     pub(crate) fn finish(&self, outcome: Outcome) {
         {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             state.elapsed = state.begun.map_or(Duration::ZERO, |begun| begun.elapsed());
             state.phase = Phase::Done;
             state.outcome = Some(outcome);

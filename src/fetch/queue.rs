@@ -1,9 +1,10 @@
 //! The files that wait for their download, and how many are downloaded at a time.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use super::progress::Outcome;
@@ -35,7 +36,7 @@ pub(super) async fn download(context: &Arc<Context>, pending: Vec<Pending>) {
 /// Downloads files until there are none left; `only_small`: no large ones. A file that another process is downloading
 /// is moved to the end of its queue, so processes that share a folder divide the work.
 async fn work(context: Arc<Context>, queues: Arc<Queues>, only_small: bool) {
-    let pop = |queue: &Mutex<VecDeque<Pending>>| queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let pop = |queue: &Mutex<VecDeque<Pending>>| queue.lock().pop_front();
     loop {
         if *context.stop.borrow() {
             return;
@@ -52,13 +53,13 @@ async fn work(context: Arc<Context>, queues: Arc<Queues>, only_small: bool) {
                 if pending.elsewhere.is_none_or(|(_, before)| before != done) {
                     pending.elsewhere = Some((Instant::now(), done));
                 }
-                queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(pending);
+                queue.lock().push_back(pending);
                 tokio::time::sleep(BUSY_PAUSE).await;
             }
             Err(problem) if problem.is_stale() && pending.reopened < context.settings.tries => {
                 progress.failed_attempt(&progress.source(), &problem);
                 pending.reopened += 1;
-                queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(pending);
+                queue.lock().push_back(pending);
                 tokio::time::sleep(BUSY_PAUSE).await;
             }
             Err(problem) => progress.missing(&problem),

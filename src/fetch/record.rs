@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cap_std::fs::Dir;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Event, Events};
@@ -102,7 +102,7 @@ impl Unrecorded {
     /// It cannot be written.
     pub(crate) fn add(&self, folder: &Dir, events: &Events, path: String, file: Verified) -> io::Result<()> {
         let is_due = {
-            let mut unrecorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut unrecorded = self.0.lock();
             unrecorded.0.insert(path, file);
             unrecorded.1.is_none_or(|written| written.elapsed() >= WRITE_INTERVAL)
         };
@@ -115,7 +115,7 @@ impl Unrecorded {
     /// It cannot be written.
     pub(crate) fn write(&self, folder: &Dir, events: &Events) -> io::Result<()> {
         let files = {
-            let mut unrecorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut unrecorded = self.0.lock();
             unrecorded.1 = Some(Instant::now());
             std::mem::take(&mut unrecorded.0)
         };

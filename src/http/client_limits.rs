@@ -9,13 +9,14 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use governor::clock::{Clock, MonotonicClock};
 use governor::state::{InMemoryState, NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
 use hyper::header::HeaderName;
 use ipnet::IpNet;
+use parking_lot::Mutex;
 
 /// The configured limits. The default is none.
 #[derive(Default)]
@@ -106,7 +107,7 @@ impl ClientLimits {
             return Ok(None);
         }
         let client = rate_limit_key(peer);
-        let mut open = self.open();
+        let mut open = self.open.lock();
         let count = open.entry(client).or_default();
         if *count >= max.get() {
             return Err(TooManyConnections);
@@ -154,11 +155,6 @@ impl ClientLimits {
     fn is_trusted(&self, address: IpAddr) -> bool {
         self.settings.trusted.iter().any(|network| network.contains(&address))
     }
-
-    fn open(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        // A panic cannot leave it half-changed.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// An address with or without a port.
@@ -188,7 +184,7 @@ pub(crate) struct ConnectionPermit {
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut open = self.limits.open();
+        let mut open = self.limits.open.lock();
         if let Some(count) = open.get_mut(&self.client) {
             *count -= 1;
             if *count == 0 {
@@ -257,14 +253,14 @@ mod tests {
         let _both = [admit("192.0.2.1"), admit("192.0.2.1")];
         assert!(matches!(admit("192.0.2.1"), Err(TooManyConnections)));
         assert!(matches!(admit("192.0.2.2"), Ok(Some(_))));
-        assert_eq!(limits.open().len(), 2, "an address without connections takes memory");
+        assert_eq!(limits.open.lock().len(), 2, "an address without connections takes memory");
     }
 
     #[test]
     fn nothing_is_counted_without_a_limit() {
         let limits = Arc::new(ClientLimits::default());
         assert!(matches!(limits.admit("192.0.2.1".parse().ok()), Ok(None)));
-        assert!(limits.open().is_empty());
+        assert!(limits.open.lock().is_empty());
     }
 
     #[test]

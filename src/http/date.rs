@@ -3,10 +3,10 @@
 //! hyper's own cache is renewed only when the clock has passed the second that it holds, so after the clock was set
 //! back it is ahead until then. This one is renewed whenever the second is another one.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::header::HeaderValue;
+use parking_lot::Mutex;
 
 /// HTTP dates have four digits for the year.
 const END_OF_YEAR_9999: u64 = 253_402_300_799;
@@ -27,7 +27,7 @@ impl DateCache {
             return None;
         }
         // Only one thread ever locks it.
-        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = self.0.lock();
         if let Some((_, header)) = cached.as_ref().filter(|(second, _)| *second == now) {
             return Some(header.clone());
         }

@@ -23,8 +23,8 @@ mod socket;
 
 use std::future::{Ready, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -33,6 +33,7 @@ use futures_util::future::Either;
 use hyper::body::Body;
 use hyper::header::{CONNECTION, DATE, HOST, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER, TRANSFER_ENCODING};
 use hyper::{Method, Request, StatusCode};
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use crate::base::supervisor::Supervisor;
@@ -159,6 +160,7 @@ pub struct Handler {
     api: Arc<Api>,
     metrics: Arc<RequestMetrics>,
     routes: Routes,
+    /// Only one thread ever locks it, and each use begins by clearing what a panic may have left.
     parser: Mutex<BatchParser>,
     date: DateCache,
 }
@@ -204,11 +206,6 @@ impl Handler {
 
     fn is_draining(&self) -> bool {
         self.api.draining.load(Relaxed)
-    }
-
-    /// Only one thread ever locks it, and each use begins by clearing what a panic may have left.
-    fn parser(&self) -> MutexGuard<'_, BatchParser> {
-        self.parser.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Handles one request, whose head was complete at `received`. A panic ends neither the connection nor the process:

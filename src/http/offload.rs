@@ -6,8 +6,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -62,7 +62,7 @@ impl Offload {
     pub fn run_jobs(&self, nice: i32) {
         // Where it is forbidden, the jobs run at normal priority.
         let _ = rustix::process::setpriority_process(None, nice);
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = self.queue.lock();
         while let Ok(job) = queue.recv() {
             // Jobs and requests share only atomics, locks that cannot be poisoned, and immutable snapshots.
             let _ = catch_unwind(AssertUnwindSafe(job));

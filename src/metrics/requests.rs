@@ -17,10 +17,11 @@
 //! 3. its name and help text in `FAMILIES`, and the sum over all threads at the same place in `collect`.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto;
 
@@ -208,7 +209,7 @@ impl RequestMetrics {
     /// Counts requests for unknown ids.
     pub(crate) fn count_missing(&self, ids: &[&str]) {
         if !ids.is_empty() {
-            let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut missing = self.missing.lock();
             ids.iter().for_each(|id| missing.count(id));
         }
     }
@@ -271,7 +272,7 @@ impl RequestCollector {
     /// The metrics of one more thread.
     pub(super) fn register_thread(&self) -> Arc<RequestMetrics> {
         let metrics = Arc::new(RequestMetrics::new());
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&metrics));
+        self.threads.lock().push(Arc::clone(&metrics));
         metrics
     }
 
@@ -280,14 +281,14 @@ impl RequestCollector {
         let (mut count, mut ids) = (0, HashMap::new());
         for thread in self.threads() {
             count += thread.not_found.load(Relaxed);
-            thread.missing.lock().unwrap_or_else(PoisonError::into_inner).add_to(&mut ids);
+            thread.missing.lock().add_to(&mut ids);
         }
         (count, ids)
     }
 
     fn threads(&self) -> Vec<Arc<RequestMetrics>> {
         // A panic cannot leave a list of pointers half-written, so a poisoned lock is still valid.
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.threads.lock().clone()
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::{self, LocalBoxStream};
+use parking_lot::Mutex;
 use reqwest::Url;
 use tokio::time::Instant;
 
@@ -104,7 +104,7 @@ impl Host {
     /// Waits until a pause that the host imposed is over.
     async fn ready(&self) {
         loop {
-            let resume_at = *self.resume_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let resume_at = *self.resume_at.lock();
             match resume_at.filter(|at| *at > Instant::now() && !self.exhausted.load(Relaxed)) {
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => return,
@@ -114,7 +114,7 @@ impl Host {
 
     fn postpone(&self, pause: Duration) {
         let at = Instant::now() + pause;
-        let mut resume_at = self.resume_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut resume_at = self.resume_at.lock();
         *resume_at = (*resume_at).max(Some(at));
     }
 }

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
 use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
 use serde_json::json;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -227,7 +228,7 @@ pub(crate) async fn finish(reporter: &Arc<Reporter>) {
 fn write_files(reporter: Arc<Reporter>, status: &'static str) -> JoinHandle<()> {
     spawn_blocking(move || {
         let progress = &reporter.context.progress;
-        let mut reports = reporter.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reports = reporter.files.lock();
         // One that was delayed must not replace the final ones.
         if reports.finished {
             return;

@@ -54,7 +54,7 @@ impl Handler {
             Ok(format) => format,
             Err(message) => return Either::Left(bad_request(message)),
         };
-        let mut parser = self.parser();
+        let mut parser = self.parser.lock();
         let batch = match parser.parse(body, self.api.limits.max_batch_ids) {
             Ok(batch) => batch,
             Err(error) => return Either::Left(bad_request(&error.to_string())),
