@@ -71,9 +71,12 @@ impl SiteCache {
     }
 
     fn request(&self, method: &str, digest: &str, origin: Option<&str>) -> (u16, Vec<u8>) {
-        let mut stream = TcpStream::connect(self.url.trim_start_matches("http://")).unwrap();
         let origin = origin.map_or(String::new(), |origin| format!("x-origin-url: {origin}\r\n"));
-        let request = format!("{method} /sha256/{digest} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{origin}\r\n");
+        self.send(&format!("{method} /sha256/{digest} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{origin}\r\n"))
+    }
+
+    fn send(&self, request: &str) -> (u16, Vec<u8>) {
+        let mut stream = TcpStream::connect(self.url.trim_start_matches("http://")).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut response = Vec::new();
         stream.read_to_end(&mut response).unwrap();
@@ -343,17 +346,19 @@ fn cache_gets_neither_token_nor_addresses_that_need_it() {
     let (mut machine, paths) = hub_as_cache("tokens", &files);
     // The hub sends this one itself.
     machine.hub.put_for_token("/hub/2", Way::File(files[2].clone()));
-    // This one is elsewhere, which is no business of that place.
+    // The cache learns of this one, and redirects to a place that needs no address of another one.
     let elsewhere = machine.store.put("/elsewhere", Way::File(files[0].clone()));
-    machine.hub.put(&paths[0], Way::Redirect(307, elsewhere));
+    let miss = b"HTTP/1.1 404 x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".to_vec();
+    machine.hub.put(&paths[0], Way::Once(miss, Box::new(Way::Redirect(307, elsewhere))));
     let boot = pull(&mut machine, &files);
     let (hub, store) = (machine.hub.take_requests(), machine.store.take_requests());
     let site: Vec<_> = hub.iter().filter(|request| request.path.starts_with("/site/")).collect();
     assert!(site.iter().all(|request| request.token.is_none()), "{site:?}");
     let origins =
         |path: &String| site.iter().filter(|request| request.path == *path && request.origin.is_some()).count();
+    assert!(origins(&paths[0]) > 0, "{site:?}: {}", boot.log);
     assert_eq!([origins(&paths[1]), origins(&paths[2])], [1, 0], "{site:?}: {}", boot.log);
-    let origin = site.iter().find_map(|request| request.origin.clone()).unwrap();
+    let origin = site.iter().find_map(|request| request.origin.clone().filter(|_| request.path == paths[1])).unwrap();
     assert!(origin.starts_with(&format!("http://{}/stored/1?signature=", machine.store.address)), "{origin}");
     assert!(store.iter().all(|request| request.token.is_none() && request.origin.is_none()), "{store:?}");
     assert_eq!(sources(&machine, 0, "m0"), json!({"cache": files[0].len()}), "{}", boot.log);
@@ -452,6 +457,11 @@ fn warm_fills_a_cache_before_machines_boot() {
         let rows = states.iter().enumerate();
         rows.map(|(number, state)| format!("{state}\t{name}\tm{number}")).collect::<Vec<_>>()
     };
+    // The first piece only.
+    let (digest, origin) = (sum("sha256sum", &files[0]), format!("http://{}/stored/0", machine.store.address));
+    let range = format!("range: bytes=0-0\r\nx-origin-url: {origin}\r\n");
+    let begin = format!("GET /sha256/{digest} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{range}\r\n");
+    assert_eq!(cache.send(&begin), (206, files[0][..1].to_vec()));
     assert_eq!(warm(&machine, &["--dry-run", "all"]), (1, rows(["absent"; 3])));
     assert_eq!(warm(&machine, &["all"]), (0, rows(["fetched"; 3])));
     assert_eq!(warm(&machine, &["--dry-run", "all"]), (0, rows(["cached"; 3])));
@@ -509,6 +519,45 @@ fn warm_names_what_a_cache_cannot_have() {
     assert_eq!(warm(&machine, &[]), (2, Vec::new()));
     machine.set("CATALOG_URL", "ftp://x");
     assert_eq!(warm(&machine, &[]), (2, Vec::new()));
+}
+
+#[test]
+fn warm_refuses_responses_that_are_not_what_it_requested() {
+    let files = [content(1, 20_000), content(2, 20_000)];
+    let (mut machine, paths) = hub_as_cache("responses", &files);
+    // What the cache fetches may be a part of it, but comes as the whole file.
+    let miss = b"HTTP/1.1 404 x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".to_vec();
+    let head = b"HTTP/1.1 200 x\r\nconnection: close\r\ncontent-length: 20000\r\n\r\n";
+    machine.hub.put(&paths[0], Way::Once(miss, Box::new(Way::Raw([head, &*files[0]].concat()))));
+    // A response without a length.
+    machine.hub.put(&paths[1], Way::Unsized(files[1].clone()));
+    let name = machine.hub.address.clone();
+    let (status, lines) = warm(&machine, &["all"]);
+    let expected = [
+        format!("failed\t{name}\tm0\t127.0.0.1 does not support range requests"),
+        format!("failed\t{name}\tm1\t127.0.0.1 sent a different range from the one requested"),
+    ];
+    assert_eq!((status, lines), (1, expected.to_vec()));
+}
+
+#[test]
+fn cache_listens_on_both_address_families() {
+    let mut machine = Machine::new("families", "all");
+    let cache = cache_of(&mut machine);
+    let port: u16 = cache.url.rsplit(':').next().unwrap().parse().unwrap();
+    let lines = std::fs::read_to_string(cache.folder.join("run/listen.conf")).unwrap();
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        assert_eq!(lines, "", "without IPv6");
+        return;
+    }
+    assert_eq!(lines, format!("listen [::]:{port};\n"));
+    for address in ["127.0.0.1", "::1"] {
+        let mut stream = TcpStream::connect((address, port)).unwrap();
+        stream.write_all(b"GET /livez HTTP/1.0\r\n\r\n").unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("ok\n"), "{address}: {response}");
+    }
 }
 
 #[test]
