@@ -69,6 +69,7 @@ mod tests {
                 false,
             ),
             ("Application/OpenMetrics-Text; version=1.0.0", true),
+            ("text/plain, application/openmetrics-text", true),
             ("application/openmetrics-text;q=0", false),
             ("text/plain", false),
             ("*/*", false),

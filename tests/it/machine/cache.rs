@@ -347,7 +347,7 @@ fn cache_gets_neither_token_nor_addresses_that_need_it() {
     // The hub sends this one itself.
     machine.hub.put_for_token("/hub/2", Way::File(files[2].clone()));
     // The cache learns of this one, and redirects to a place that needs no address of another one.
-    let elsewhere = machine.store.put("/elsewhere", Way::File(files[0].clone()));
+    let elsewhere = machine.store.put("/elsewhere", Way::EndsEarly(files[0].clone()));
     let miss = b"HTTP/1.1 404 x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".to_vec();
     machine.hub.put(&paths[0], Way::Once(miss, Box::new(Way::Redirect(307, elsewhere))));
     let boot = pull(&mut machine, &files);
