@@ -252,6 +252,16 @@ async fn passwords_from_every_source_work_and_are_never_shown() {
     let server = Server::spawn(&bare, &[("CATALOG_LOG", "debug")]).await;
     server.until("the error is logged", |s| async move { s.logged("password missing") > 0 }).await;
     assert_shows_no_password(&server).await;
+    drop(server);
+
+    // As by libpq, a file that others may read is ignored, until it is no longer so; that is logged once.
+    let chmod = |mode| std::fs::set_permissions(&passfile, std::fs::Permissions::from_mode(mode)).unwrap();
+    chmod(0o640);
+    let server = Server::spawn(&bare, &[("PGPASSFILE", &*passfile)]).await;
+    server.until("the error is logged", |s| async move { s.logged("password missing") > 0 }).await;
+    chmod(0o600);
+    in_sync(&server, &postgres.client).await;
+    server.until_logged("password file ignored because others may read it: run chmod 0600", 1).await;
 }
 
 /// Passwords and certificates are replaced while the server runs; each new connection uses the current ones.
