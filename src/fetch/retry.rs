@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::error::Problem;
+use crate::base::backoff::exponential;
 
 /// Longest pause between two rounds, before jitter, unless `Retry-After` is longer.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -26,7 +27,7 @@ const MIN_BYTES: u64 = 64 * 1024 * 1024;
 pub(crate) fn pause(failures: u32, retry_after: Option<Duration>) -> Duration {
     let base = match failures {
         0 => Duration::from_millis(250),
-        failures => Duration::from_secs(1 << failures.min(10)).min(MAX_PAUSE),
+        failures => exponential(Duration::from_secs(1), failures, MAX_PAUSE),
     };
     let asked = retry_after.map(|asked| asked + Duration::from_secs(1).max(asked / 10).mul_f64(fastrand::f64()));
     base.mul_f64(0.5 + fastrand::f64()).max(asked.unwrap_or_default())

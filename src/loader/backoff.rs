@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use crate::base::backoff::exponential;
+
 /// Upper bound of the first delay; it doubles from there, up to the poll interval or [`MAX_DELAY`].
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// Upper bound of every delay, whatever the poll interval: a thousand replicas then reconnect at about 200 per second.
@@ -71,7 +73,7 @@ impl ReconnectBackoff {
                 }
             }
         }
-        let limit = FIRST_DELAY.saturating_mul(1 << outage.attempts.min(16)).min(poll_interval).min(MAX_DELAY);
+        let limit = exponential(FIRST_DELAY, outage.attempts, poll_interval.min(MAX_DELAY));
         outage.attempts = outage.attempts.saturating_add(1);
         limit.mul_f64(fastrand::f64())
     }

@@ -524,7 +524,7 @@ fn warm_names_what_a_cache_cannot_have() {
 #[test]
 fn warm_refuses_responses_that_are_not_what_it_requested() {
     let files = [content(1, 20_000), content(2, 20_000)];
-    let (mut machine, paths) = hub_as_cache("responses", &files);
+    let (machine, paths) = hub_as_cache("responses", &files);
     // What the cache fetches may be a part of it, but comes as the whole file.
     let miss = b"HTTP/1.1 404 x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".to_vec();
     let head = b"HTTP/1.1 200 x\r\nconnection: close\r\ncontent-length: 20000\r\n\r\n";
@@ -546,7 +546,7 @@ fn cache_listens_on_both_address_families() {
     let cache = cache_of(&mut machine);
     let port: u16 = cache.url.rsplit(':').next().unwrap().parse().unwrap();
     let lines = std::fs::read_to_string(cache.folder.join("run/listen.conf")).unwrap();
-    if std::net::TcpListener::bind("[::1]:0").is_err() {
+    if TcpListener::bind("[::1]:0").is_err() {
         assert_eq!(lines, "", "without IPv6");
         return;
     }
