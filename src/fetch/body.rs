@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
-use super::error::Problem;
+use super::error::{Problem, host};
 use super::folder::space;
-use super::http::{Opened, host};
+use super::http::Opened;
 use super::segments::Claim;
 use super::transfer::Download;
 

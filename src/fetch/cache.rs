@@ -14,11 +14,11 @@ use reqwest::Url;
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::Context;
-use super::error::{AttemptError, Problem};
+use super::error::{AttemptError, Problem, host};
 use super::event::{Event, Events};
 use super::folder::space;
 use super::hash::Hash;
-use super::http::{Http, Opened, Source, Target, host, host_and_port};
+use super::http::{Http, Opened, Source, Target, host_and_port};
 use super::model::Model;
 use super::plan::resolve_within;
 use super::step::Mode;

@@ -4,8 +4,15 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
+use reqwest::Url;
+
 use super::content::Foreign;
 use crate::base::error_chain::chain;
+
+/// The host of a URL, which is the only part that may be shown.
+pub(crate) fn host(url: &Url) -> String {
+    url.host_str().unwrap_or("?").to_owned()
+}
 
 /// The reason why a model is missing, or why an attempt to download it failed.
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 use tokio::time::Instant;
 
 use super::Failure;
-use super::error::Problem;
+use super::error::{Problem, host};
 use super::event::{Event, Events};
 use super::response::{BodyRange, body_range, retry_after};
 use super::tokens::Tokens;
@@ -87,11 +87,6 @@ impl Source {
     pub(crate) fn host(&self) -> String {
         host(&self.url)
     }
-}
-
-/// The host of a URL, which is the only part that may be shown.
-pub(crate) fn host(url: &Url) -> String {
-    url.host_str().unwrap_or("?").to_owned()
 }
 
 pub(super) fn host_and_port(url: &Url) -> String {

@@ -9,9 +9,9 @@ use reqwest::Url;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-use super::error::Problem;
+use super::error::{Problem, host};
 use super::folder::{Space, Stamp, check_rename, space};
-use super::http::{Source, Target, host};
+use super::http::{Source, Target};
 use super::journal::Journal;
 use super::model::Model;
 use super::progress::{ModelProgress, Phase};

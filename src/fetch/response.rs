@@ -6,8 +6,7 @@ use std::time::{Duration, SystemTime};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED, RETRY_AFTER};
 use reqwest::{Response, StatusCode, Url};
 
-use super::error::Problem;
-use super::http::host;
+use super::error::{Problem, host};
 
 /// Upper limit for the pause that a server asks for: the window over which the Hugging Face hub counts requests.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);

@@ -18,9 +18,9 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::body::Destination;
 use super::connections::{Connection, Share};
-use super::error::{AttemptError, Problem};
+use super::error::{AttemptError, Problem, host};
 use super::follower::Follower;
-use super::http::{HEAD_TIMEOUT, Opened, host};
+use super::http::{HEAD_TIMEOUT, Opened};
 use super::journal::Journal;
 use super::partial::start_writeback;
 use super::response::BodyRange;

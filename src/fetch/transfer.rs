@@ -8,10 +8,10 @@ use cap_std::fs::Dir;
 use reqwest::Url;
 
 use super::cache::{self, CachedFile};
-use super::error::{AttemptError, Problem};
+use super::error::{AttemptError, Problem, host};
 use super::follower::Follower;
 use super::hash::Hash;
-use super::http::{Opened, Source, host};
+use super::http::{Opened, Source};
 use super::journal::Journal;
 use super::model::Model;
 use super::partial::{State, lock_part, remove_part};

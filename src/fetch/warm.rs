@@ -7,9 +7,9 @@ use futures_util::{StreamExt, TryStreamExt};
 use reqwest::Url;
 
 use super::cache::{Cache, CachedFile};
-use super::error::Problem;
+use super::error::{Problem, host};
 use super::hash::Hash;
-use super::http::{Http, Opened, Target, host};
+use super::http::{Http, Opened, Target};
 use super::model::Model;
 use super::round::check_part;
 

@@ -3,8 +3,6 @@
 use hyper::HeaderMap;
 use hyper::header::{CACHE_CONTROL, ETAG, HeaderValue, IF_NONE_MATCH};
 
-use super::response::Response;
-
 /// Hexadecimal digits of a digest.
 pub(crate) const DIGITS: usize = 16;
 
@@ -37,16 +35,10 @@ pub(crate) fn matches_etag(headers: &HeaderMap, etag: &[u8]) -> bool {
     tags.map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag)
 }
 
-/// Adds the entity tag; caches must revalidate the response before each use.
-pub(crate) fn with_etag(mut response: Response, etag: &[u8]) -> Response {
-    set_etag(&mut response, etag);
-    response
-}
-
-/// Sets the entity tag of a response.
-pub(crate) fn set_etag(response: &mut Response, etag: &[u8]) {
-    response.headers_mut().insert(ETAG, header(etag));
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+/// Sets the entity tag of a response; caches must revalidate it before each use.
+pub(crate) fn set_etag(headers: &mut HeaderMap, etag: &[u8]) {
+    headers.insert(ETAG, header(etag));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
 }
 
 #[cfg(test)]

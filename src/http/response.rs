@@ -6,7 +6,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{HeaderMap, StatusCode};
 use serde::Serialize;
 
-use super::etag::{header, hex_digits};
+use super::etag::{header, hex_digits, set_etag};
 use super::offload::OffloadError;
 use crate::catalog::snapshot::Snapshot;
 
@@ -47,6 +47,12 @@ pub(crate) fn reusing(mut headers: HeaderMap, content_type: HeaderValue, body: i
     headers.clear();
     headers.insert(CONTENT_TYPE, content_type);
     *response.headers_mut() = headers;
+    response
+}
+
+/// Adds the entity tag; caches must revalidate the response before each use.
+pub(crate) fn with_etag(mut response: Response, etag: &[u8]) -> Response {
+    set_etag(response.headers_mut(), etag);
     response
 }
 

@@ -13,8 +13,8 @@ use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::warn;
 
-pub use super::connection_string::Environment;
 use super::connection_string::{ConnectionString, Setting, is_of_the_driver, refuse};
+pub use super::connection_string::{DatabaseUrlError, Environment};
 use super::passfile;
 pub use super::server_role::ServerRole;
 use super::tls::{self, Mode, TlsError, TlsFiles};
@@ -24,25 +24,6 @@ use crate::base::error_chain::chain;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 const KEEPALIVE_PROBES: u32 = 3;
-
-/// Why the settings of a connection can't be used. Never quotes a connection string, because it may contain a password.
-#[derive(Debug, thiserror::Error)]
-pub enum DatabaseUrlError {
-    /// It can't be parsed.
-    #[error(
-        "DATABASE_URL {0}; write postgres://user@host:5432/database, \
-         or key=value pairs such as host=/run/postgresql dbname=models"
-    )]
-    Syntax(String),
-    /// A setting can't be used.
-    #[error("{origin}: {message}")]
-    Setting {
-        /// `DATABASE_URL`, an environment variable or a service.
-        origin: String,
-        /// The setting, what is wrong with it and what would do.
-        message: String,
-    },
-}
 
 /// A database, how to connect to it and how long to wait for it.
 #[derive(Clone)]

@@ -3,8 +3,6 @@
 
 use std::path::{Path, PathBuf};
 
-use super::config::DatabaseUrlError;
-
 /// The environment variables of libpq, each with the setting that it is the default of.
 const VARIABLES: [(&str, &str); 35] = [
     ("PGHOST", "host"),
@@ -43,6 +41,25 @@ const VARIABLES: [(&str, &str); 35] = [
     ("PGTARGETSESSIONATTRS", "target_session_attrs"),
     ("PGLOADBALANCEHOSTS", "load_balance_hosts"),
 ];
+
+/// Why the settings of a connection can't be used. Never quotes a connection string, because it may contain a password.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseUrlError {
+    /// It can't be parsed.
+    #[error(
+        "DATABASE_URL {0}; write postgres://user@host:5432/database, \
+         or key=value pairs such as host=/run/postgresql dbname=models"
+    )]
+    Syntax(String),
+    /// A setting can't be used.
+    #[error("{origin}: {message}")]
+    Setting {
+        /// `DATABASE_URL`, an environment variable or a service.
+        origin: String,
+        /// The setting, what is wrong with it and what would do.
+        message: String,
+    },
+}
 
 /// What libpq reads from the environment of a process.
 #[derive(Debug, Default, Clone)]

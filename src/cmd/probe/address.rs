@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use super::hub::{HubMetadata, civitai_sha256};
 use crate::cmd::progress::Progress;
 use crate::fetch::content::Foreign;
-use crate::fetch::error::Problem;
-use crate::fetch::http::{Http, Target, host};
+use crate::fetch::error::{Problem, host};
+use crate::fetch::http::{Http, Target};
 use crate::fetch::retry::pause;
 
 /// Hosts that are requested at a time. With the limit per host, this keeps below the default limit of open files.

@@ -11,8 +11,8 @@ use tracing::info;
 
 use super::catalog::parse;
 use crate::base::error_chain::chain;
-use crate::fetch::error::{Problem, Transport};
-use crate::fetch::http::{Http, host, read};
+use crate::fetch::error::{Problem, Transport, host};
+use crate::fetch::http::{Http, read};
 use crate::fetch::model::Listing;
 use crate::fetch::retry::pause;
 

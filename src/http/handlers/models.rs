@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::catalog::entry::write_array;
 use crate::catalog::search::{self, Query};
 use crate::catalog::snapshot::Snapshot;
-use crate::http::etag::{DIGITS, entity_tag, matches_etag, with_etag};
+use crate::http::etag::{DIGITS, entity_tag, matches_etag};
 use crate::http::percent::decode;
 use crate::http::response::{self, Response};
 use crate::http::{ALL_MODELS, Api, with_current_revision, with_revision};
@@ -37,7 +37,7 @@ pub(crate) fn parse<B>(api: &Api, request: &Request<B>) -> Result<Query, Respons
         .map_err(|message| with_revision(response::error(StatusCode::BAD_REQUEST, &message), snapshot))?;
     let etag = etag(snapshot);
     if matches_etag(request.headers(), &etag) {
-        return Err(with_revision(with_etag(response::not_modified(), &etag), snapshot));
+        return Err(with_revision(response::with_etag(response::not_modified(), &etag), snapshot));
     }
     Ok(query)
 }
@@ -63,7 +63,7 @@ pub(crate) async fn respond(api: &Api, query: Query) -> Response {
     };
     let response = match page {
         Ok(body) => match api.memory.try_bytes(body) {
-            Some(body) => with_etag(response::json(StatusCode::OK, body), &etag(&snapshot)),
+            Some(body) => response::with_etag(response::json(StatusCode::OK, body), &etag(&snapshot)),
             None => response::out_of_memory(),
         },
         Err(error) => response::serialization_failed(ALL_MODELS, &error),

@@ -12,7 +12,7 @@ use hyper::{HeaderMap, StatusCode};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::http::etag::{DIGITS, entity_tag, matches_etag, with_etag};
+use crate::http::etag::{DIGITS, entity_tag, matches_etag};
 use crate::http::response::{self, Response};
 
 const HTML: &str = concat!(
@@ -48,7 +48,7 @@ pub(crate) fn respond(headers: &HeaderMap) -> Response {
     response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
     response.headers_mut().insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    with_etag(response, &PAGE.etag)
+    response::with_etag(response, &PAGE.etag)
 }
 
 /// Hashes instead of nonces: the page is the same for everybody and can be cached. Trusted types make the browser

@@ -34,7 +34,7 @@ impl Handler {
             };
             response::reusing(headers, HeaderValue::from_static("application/json"), json)
         };
-        set_etag(&mut response, &etag);
+        set_etag(response.headers_mut(), &etag);
         set_revision(&mut response, snapshot.revision());
         response
     }

@@ -24,7 +24,7 @@ use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 use crate::catalog::snapshot::Snapshot;
 use crate::http::accept::accepts_gzip;
 use crate::http::connection::Connection;
-use crate::http::etag::{entity_tag, matches_etag, with_etag};
+use crate::http::etag::{entity_tag, matches_etag};
 use crate::http::response::{self, Response};
 use crate::http::{Api, SNAPSHOT, with_revision};
 use crate::postgres::position::Position;
@@ -255,7 +255,7 @@ fn with_body(body: Bytes) -> Response {
 /// Adds the headers of a response that clients may compare and caches may store. Its age (RFC 9111 §5.1) is the time
 /// since the catalog was in sync with the database, however many servers are between.
 fn finish(api: &Api, response: Response, snapshot: &Snapshot, as_of: &Position) -> Response {
-    let mut response = with_etag(response, &entity_tag(snapshot.revision()));
+    let mut response = response::with_etag(response, &entity_tag(snapshot.revision()));
     let age = api.sync.last_sync().map_or(NEVER_SYNCED, |sync| sync.at.elapsed().as_secs().min(NEVER_SYNCED));
     response.headers_mut().insert(AGE, age.into());
     response.headers_mut().insert(VARY, HeaderValue::from_static("accept-encoding"));
