@@ -16,7 +16,6 @@ use tracing::warn;
 use super::connection_string::{ConnectionString, Setting, is_of_the_driver, refuse};
 pub use super::connection_string::{DatabaseUrlError, Environment};
 use super::passfile;
-pub use super::server_role::ServerRole;
 use super::tls::{self, Mode, TlsError, TlsFiles};
 use crate::base::error_chain::chain;
 
@@ -24,6 +23,17 @@ use crate::base::error_chain::chain;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 const KEEPALIVE_PROBES: u32 = 3;
+
+/// The roles of servers that `target_session_attrs` can demand and the driver does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerRole {
+    /// Not in recovery.
+    Primary,
+    /// In recovery.
+    Standby,
+    /// In recovery if a host is, otherwise any.
+    PreferStandby,
+}
 
 /// A database, how to connect to it and how long to wait for it.
 #[derive(Clone)]

@@ -12,7 +12,6 @@ mod passfile;
 pub mod position;
 pub mod read;
 pub mod rows;
-mod server_role;
 pub mod session;
 pub mod temp_dir;
 pub mod tls;

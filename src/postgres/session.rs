@@ -23,8 +23,7 @@ use crate::base::error_chain::chain;
 mod changes;
 mod dial;
 
-pub(super) use dial::{DialedConnection, dial_hosts};
-use dial::{dial, dial_with_option};
+use dial::{DialedConnection, dial, dial_with_option};
 
 const SESSION: &str = include_str!("../../sql/session.sql");
 const POSITION: &str = include_str!("../../sql/position.sql");
