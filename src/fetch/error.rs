@@ -9,11 +9,6 @@ use reqwest::Url;
 use super::content::Foreign;
 use crate::base::error_chain::chain;
 
-/// The host of a URL, which is the only part that may be shown.
-pub(crate) fn host(url: &Url) -> String {
-    url.host_str().unwrap_or("?").to_owned()
-}
-
 /// The reason why a model is missing, or why an attempt to download it failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Problem {
@@ -267,3 +262,8 @@ impl std::fmt::Display for Transport {
 }
 
 impl Error for Transport {}
+
+/// The host of a URL, which is the only part that may be shown.
+pub(crate) fn host(url: &Url) -> String {
+    url.host_str().unwrap_or("?").to_owned()
+}

@@ -12,16 +12,20 @@ use tokio_postgres::{Client, IsolationLevel, SimpleQueryMessage, Transaction};
 use super::error::{ConnectError, describe_with_detail};
 use crate::catalog::model::Rules;
 
+macro_rules! migrations {
+    ($($name:literal),* $(,)?) => { [$(($name, include_str!(concat!("../../migrations/", $name, ".sql")))),*] };
+}
+
 /// Names and texts of the migrations, in the order of their numbers. Databases store a checksum of each.
-const MIGRATIONS: [(&str, &str); SCHEMA_VERSION as usize] = [
-    ("V1__model_catalog", include_str!("../../migrations/V1__model_catalog.sql")),
-    ("V2__fleet", include_str!("../../migrations/V2__fleet.sql")),
-    ("V3__problems", include_str!("../../migrations/V3__problems.sql")),
-    ("V4__append_only_log", include_str!("../../migrations/V4__append_only_log.sql")),
-    ("V5__encodings_and_paths", include_str!("../../migrations/V5__encodings_and_paths.sql")),
-    ("V6__restores", include_str!("../../migrations/V6__restores.sql")),
-    ("V7__unreadable_ids", include_str!("../../migrations/V7__unreadable_ids.sql")),
-    ("V8__small_log", include_str!("../../migrations/V8__small_log.sql")),
+const MIGRATIONS: [(&str, &str); SCHEMA_VERSION as usize] = migrations![
+    "V1__model_catalog",
+    "V2__fleet",
+    "V3__problems",
+    "V4__append_only_log",
+    "V5__encodings_and_paths",
+    "V6__restores",
+    "V7__unreadable_ids",
+    "V8__small_log",
 ];
 
 const DEFAULT_MODELS: &str = include_str!("../../sql/default_models.sql");

@@ -29,7 +29,7 @@ pub(super) async fn dial(
     let connect = async {
         match database.role {
             None => dial_hosts(database, driver).await.map(Some),
-            Some(role) => dial_role(database, driver, role).await,
+            Some(role) => dial_with_role(database, driver, role).await,
         }
     };
     let connected = tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::timeout(database, limit))?;
@@ -67,7 +67,7 @@ fn is_rejected_by_hba(error: &Error) -> bool {
 }
 
 /// Connects to the first host that has the role; `None` if all that can be reached have another one.
-async fn dial_role(
+async fn dial_with_role(
     database: &DatabaseConfig,
     driver: &Config,
     role: ServerRole,
